@@ -1,0 +1,1 @@
+"""Image classification for TorchServe: bytes, validated image, tensor, probabilities, answer."""

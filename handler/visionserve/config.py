@@ -1,0 +1,96 @@
+"""What `model-config.yaml` and a request's options may say; anything else is an error."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+TTA = Literal["none", "five_crop", "ten_crop", "dense"]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Options(Strict):
+    """What a client may choose for one request.
+
+    Attributes:
+        tta: test-time augmentation, the views whose probabilities are averaged.
+        top_k: number of predictions, from 1 to the number of classes.
+        threshold: probability in [0, 1] under which the first prediction carries a warning.
+    """
+
+    tta: TTA = "none"
+    top_k: Positive = 3
+    threshold: float = Field(default=0.5, ge=0, le=1)
+
+
+class CacheConfig(Strict):
+    """A bounded cache of answers, shared by the workers of a machine.
+
+    Attributes:
+        directory: where it lives; relative paths start at TorchServe's working directory.
+        size_mb: bound of the files on disk, in megabytes; 0 turns the cache off.
+    """
+
+    directory: Path = Path("cache")
+    size_mb: int = Field(default=0, ge=0)
+
+
+class HandlerConfig(Strict):
+    """The `handler` section of `model-config.yaml`.
+
+    Attributes:
+        runtime: the inference engine; `openvino` on a CPU, `pytorch` on either device.
+        precision: `fp32` anywhere, `int8` for openvino, `fp16` (autocast) for pytorch on CUDA.
+        threads: inference threads of a worker; derived from cores and workers when absent.
+        decode: `exact` equals torchvision's transforms; `fast` lets libjpeg shrink large photos.
+        max_image_bytes: largest encoded image, in bytes.
+        max_image_pixels: largest image by its header, in pixels; a larger one is never decoded.
+        max_images: most images in one request.
+        defaults: options of a request that gives none.
+        cache: the cache of answers.
+    """
+
+    runtime: Literal["openvino", "pytorch"] = "openvino"
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    threads: Positive | None = None
+    decode: Literal["exact", "fast"] = "exact"
+    max_image_bytes: Positive = 5 * 1024 * 1024
+    max_image_pixels: Positive = 50_000_000
+    max_images: Positive = 32
+    defaults: Options = Options()
+    cache: CacheConfig = CacheConfig()
+
+
+class ModelConfig(Strict):
+    """A whole `model-config.yaml`: TorchServe's own keys, then `handler`.
+
+    The names, units (seconds, milliseconds where the name says so) and meanings of the first
+    keys are TorchServe's: https://pytorch.org/serve/configuration.html
+    """
+
+    minWorkers: Positive = 1  # noqa: N815
+    maxWorkers: Positive = 1  # noqa: N815
+    batchSize: Positive = 1  # noqa: N815
+    maxBatchDelay: int = Field(default=0, ge=0)  # noqa: N815
+    responseTimeout: Positive = 30  # noqa: N815
+    startupTimeout: Positive = 120  # noqa: N815
+    jobQueueSize: Positive = 100  # noqa: N815
+    maxRetryTimeoutInSec: Positive = 300  # noqa: N815
+    deviceType: Literal["cpu", "gpu"] = "cpu"  # noqa: N815
+    handler: HandlerConfig = HandlerConfig()
+
+    @classmethod
+    def load(cls, path: Path) -> "ModelConfig":
+        """Read and check a file.
+
+        Raises:
+            pydantic.ValidationError: an unknown key or a bad value, named.
+        """
+        return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})

@@ -1,0 +1,51 @@
+"""What the archive knows of its model: architecture, weights, transforms and labels."""
+
+from pathlib import Path
+from typing import Literal
+
+from visionserve.config import Strict
+
+FILE = "metadata.json"
+
+
+class Transforms(Strict):
+    """Preprocessing that the weights were trained for.
+
+    Attributes:
+        resize: length of the image's shorter side after the resize, in pixels.
+        crop: side of a square crop, in pixels.
+        interpolation: PIL's name of the resampling filter.
+        mean: per-channel mean in RGB order, on a scale of 0 to 1.
+        std: per-channel standard deviation, on the same scale.
+    """
+
+    resize: int = 256
+    crop: int = 224
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+class Metadata(Strict):
+    """The archive's `metadata.json`.
+
+    Attributes:
+        architecture: a name in `visionserve.models.MODELS`.
+        weights: where the weights came from, for people.
+        weights_sha256: SHA-256 of the weights' file, in hex.
+        artifact: file name of the model in the archive.
+        transforms: the preprocessing.
+        categories: labels in class-index order.
+    """
+
+    architecture: str
+    weights: str
+    weights_sha256: str
+    artifact: str
+    transforms: Transforms
+    categories: tuple[str, ...]
+
+    @classmethod
+    def load(cls, directory: Path) -> "Metadata":
+        """Read `metadata.json` of an unpacked archive."""
+        return cls.model_validate_json((directory / FILE).read_bytes())

@@ -1,0 +1,1 @@
+"""Commands to build, serve, operate, measure and use the archive."""

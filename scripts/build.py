@@ -1,0 +1,214 @@
+"""Build a model archive (.mar) for a profile."""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts import convert, paths, photos
+from scripts.weights import Weights, WeightsError, WeightsUnavailable, load, resolve, sha256_of
+from visionserve import metadata
+from visionserve.config import ModelConfig
+from visionserve.metadata import Metadata
+from visionserve.models import IMAGENET_CATEGORIES, MODELS, Classifier
+
+DEFAULT = "resnet18"
+FALLBACK = "efficientnet_lite0"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that an archive is made of.
+
+    Attributes:
+        architecture: a key of `visionserve.models.MODELS`.
+        name: the archive's name in the server.
+        version: the archive's version.
+        config: its `model-config.yaml`.
+        weights: a state dict of the user's own; the official one where it is None.
+        labels: a file with one label a line, in class-index order; ImageNet's where it is None.
+        label_map: a JSON file of labels to the names shown instead.
+        calibration: a folder of photographs for INT8; those of PyPI packages where it is None.
+    """
+
+    architecture: str
+    name: str
+    version: str
+    config: Path
+    weights: Path | None = None
+    labels: Path | None = None
+    label_map: Path | None = None
+    calibration: Path | None = None
+
+    def photographs(self) -> list[Path]:
+        """Name the photographs to calibrate with."""
+        return photos.folder(self.calibration) if self.calibration else photos.packaged()
+
+
+def build(recipe: Recipe, store: Path) -> Path:
+    """Build an archive, unless the store has one of the same ingredients.
+
+    The SHA-256 of the archive and of its ingredients are recorded beside it, in `NAME.json`.
+
+    Returns:
+        The archive's path.
+
+    Raises:
+        WeightsError: the weights are missing, corrupt or another model's; nothing is written.
+        ValueError: the labels do not fit.
+        pydantic.ValidationError: the configuration has an unknown key or a bad value.
+    """
+    config = ModelConfig.load(recipe.config)
+    weights = resolve(recipe.architecture, recipe.weights)
+    categories = read_categories(recipe)
+    archive = store / f"{recipe.name}.mar"
+    ingredients = _fingerprint(recipe, weights, categories)
+    if _recorded(archive, ingredients):
+        return archive
+
+    model = MODELS[recipe.architecture]
+    classifier = Classifier(recipe.architecture, len(categories), model.transforms).eval()
+    network = classifier.network
+    network.load_state_dict(load(weights, network.state_dict()))
+
+    store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        content = Path(scratch) / "content"
+        shutil.copytree(paths.HANDLER, content, ignore=shutil.ignore_patterns("*.egg-info"))
+        artifact = convert.convert(
+            classifier, model.transforms, config.handler, recipe.photographs(), content
+        )
+        described = Metadata(
+            architecture=recipe.architecture,
+            weights=weights.source,
+            weights_sha256=weights.sha256,
+            artifact=artifact,
+            transforms=model.transforms,
+            categories=categories,
+        )
+        (content / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
+        built = _package(recipe, content, Path(scratch))
+        record = {"sha256": sha256_of(built), "ingredients": ingredients}
+        shutil.move(built, archive)
+        archive.with_suffix(".json").write_text(json.dumps(record), encoding="utf-8")
+    return archive
+
+
+def read_categories(recipe: Recipe) -> tuple[str, ...]:
+    """Read the labels, in class-index order, renamed by the label map.
+
+    Raises:
+        ValueError: the map names a label that the model does not have.
+    """
+    labels = (
+        tuple(recipe.labels.read_text(encoding="utf-8").split("\n")[:-1])
+        if recipe.labels
+        else IMAGENET_CATEGORIES
+    )
+    if recipe.label_map is None:
+        return labels
+    names = json.loads(recipe.label_map.read_text(encoding="utf-8"))
+    unknown = sorted(names.keys() - set(labels))
+    if unknown:
+        raise ValueError(f"{recipe.label_map}: no such label: {', '.join(unknown)}.")
+    return tuple(names.get(label, label) for label in labels)
+
+
+def _fingerprint(recipe: Recipe, weights: Weights, categories: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for text in (recipe.name, recipe.architecture, recipe.version, weights.sha256, *categories):
+        digest.update(text.encode() + b"\0")
+    sources = [*paths.HANDLER.rglob("*"), Path(convert.__file__), recipe.config]
+    for path in sorted(path for path in sources if path.is_file() and path.suffix != ".pyc"):
+        digest.update(sha256_of(path).encode())
+    if ModelConfig.load(recipe.config).handler.precision == "int8":
+        for photograph in recipe.photographs():
+            digest.update(sha256_of(photograph).encode())
+    return digest.hexdigest()
+
+
+def _recorded(archive: Path, ingredients: str) -> bool:
+    record = archive.with_suffix(".json")
+    if not archive.exists() or not record.exists():
+        return False
+    recorded = json.loads(record.read_text(encoding="utf-8"))
+    return bool(
+        recorded["ingredients"] == ingredients and recorded["sha256"] == sha256_of(archive)
+    )
+
+
+def _package(recipe: Recipe, content: Path, scratch: Path) -> Path:
+    """Run torch-model-archiver, whose own scratch folder is `$TMPDIR/NAME`."""
+    handler = content / "visionserve_handler.py"
+    config = scratch / "model-config.yaml"
+    shutil.copy(recipe.config, config)
+    command = [
+        *(str(Path(sys.executable).with_name("torch-model-archiver")),),
+        *("--model-name", recipe.name, "--version", recipe.version),
+        *("--handler", str(handler), "--extra-files", str(content)),
+        *("--config-file", str(config), "--export-path", str(scratch)),
+    ]
+    subprocess.run(command, check=True, env={**os.environ, "TMPDIR": _folder(scratch / "tmp")})
+    return scratch / f"{recipe.name}.mar"
+
+
+def _folder(path: Path) -> str:
+    path.mkdir()
+    return str(path)
+
+
+def build_or_fall_back(architecture: str, profile: str, version: str = "1.0") -> tuple[str, Path]:
+    """Build a model for a profile, or the packaged one where its weights cannot be had.
+
+    Returns:
+        The architecture that was built, and the archive's path.
+    """
+    store = paths.MODEL_STORE / profile
+    config = paths.CONFIG / profile / "model-config.yaml"
+    try:
+        return architecture, build(Recipe(architecture, architecture, version, config), store)
+    except WeightsUnavailable as error:
+        print(f"{error}\nBuilding {FALLBACK} in place of {architecture}.", file=sys.stderr)
+        return FALLBACK, build(Recipe(FALLBACK, FALLBACK, version, config), store)
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.build", description=__doc__)
+    parser.add_argument("model", nargs="?", default=DEFAULT, choices=MODELS)
+    parser.add_argument("--profile", default="local", choices=paths.profiles())
+    parser.add_argument("--name", help="name in the server (the model's)")
+    parser.add_argument("--version", default="1.0")
+    parser.add_argument("--weights", type=Path, help="a state dict of your own")
+    parser.add_argument("--labels", type=Path, help="a file with one label a line")
+    parser.add_argument("--label-map", type=Path, help='JSON, {"alp": "高山雪景"}')
+    parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
+    parser.add_argument("--store", type=Path, help="where to write (model_store/PROFILE)")
+    args = parser.parse_args()
+    recipe = Recipe(
+        architecture=args.model,
+        name=args.name or args.model,
+        version=args.version,
+        config=paths.CONFIG / args.profile / "model-config.yaml",
+        weights=args.weights,
+        labels=args.labels,
+        label_map=args.label_map,
+        calibration=args.calibration,
+    )
+    try:
+        archive = build(recipe, args.store or paths.MODEL_STORE / args.profile)
+    except (WeightsError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,14 @@
+"""Where things lie in the repository."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HANDLER = ROOT / "handler"
+CONFIG = ROOT / "config"
+MODEL_STORE = ROOT / "model_store"
+STATE = ROOT / ".torchserve"
+
+
+def profiles() -> list[str]:
+    """Name the profiles: folders of `config/` with a `model-config.yaml`."""
+    return sorted(path.parent.name for path in CONFIG.glob("*/model-config.yaml"))

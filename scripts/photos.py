@@ -1,0 +1,45 @@
+"""Photographs that PyPI packages carry: one to greet with, a few to calibrate with."""
+
+import importlib.resources
+from pathlib import Path
+
+PACKAGED = {
+    "skimage.data": (
+        "astronaut.png",
+        "chelsea.png",
+        "coffee.png",
+        "hubble_deep_field.jpg",
+        "ihc.png",
+        "motorcycle_left.png",
+        "retina.jpg",
+        "rocket.jpg",
+    ),
+    "sklearn.datasets.images": ("china.jpg", "flower.jpg"),
+}
+
+
+def greeting() -> Path:
+    """Return the path of Chelsea the cat, scikit-image's PNG photograph (CC0)."""
+    return Path(str(importlib.resources.files("skimage.data") / "chelsea.png"))
+
+
+def packaged() -> list[Path]:
+    """Return the paths of colour photographs in scikit-image and scikit-learn."""
+    return [
+        Path(str(importlib.resources.files(package) / name))
+        for package, names in PACKAGED.items()
+        for name in names
+    ]
+
+
+def folder(directory: Path) -> list[Path]:
+    """Return the image files below a folder, in order of their paths.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    suffixes = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+    paths = sorted(path for path in directory.rglob("*") if path.suffix.lower() in suffixes)
+    if not paths:
+        raise FileNotFoundError(f"{directory}: no images below it.")
+    return paths
