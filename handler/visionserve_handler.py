@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from ts.context import Context
+
 from visionserve import form, inputs, runtimes
 from visionserve.classifier import Classifier, Item, Outcome
 from visionserve.config import ModelConfig
 from visionserve.errors import RequestError
 from visionserve.metadata import Metadata
+from visionserve.page import Page
 
-logger = logging.getLogger(__name__)
+# TorchServe's worker logs a line per request at INFO; its metrics are lines at INFO as well.
+logging.getLogger().setLevel(logging.WARNING)
+logging.getLogger("ts.metrics").setLevel(logging.INFO)
 
 form.keep_repeated_parts()
 
@@ -37,9 +41,21 @@ class VisionHandler:
         runtime = runtimes.load(directory, metadata, self._config, gpu_id, threads)
         version = context.manifest["model"].get("modelVersion", "")
         self._classifier = Classifier(runtime, metadata, self._config, version)
+        self._page = Page()
+        self._archives = directory.parent
+        self._facts = {
+            "model": context.model_name,
+            "version": version,
+            "runtime": f"{self._config.runtime} {self._config.precision}",
+            "defaults": self._config.defaults.model_dump(),
+            "max_image_bytes": self._config.max_image_bytes,
+        }
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
-        """Answer a batch of requests, each with its own HTTP status and JSON body."""
+        """Answer a batch of requests, each with its own HTTP status and body.
+
+        A request without a body, such as a browser's GET, is answered with the web page.
+        """
         requests = [self._read(row, context, index) for index, row in enumerate(rows)]
         items = [
             Item(image, request.options)
@@ -48,40 +64,53 @@ class VisionHandler:
             for image in request.images
         ]
         outcomes = iter(self._classifier.classify(items))
-        return [
-            self._respond(request, [request], context, index)
-            if isinstance(request, RequestError)
-            else self._respond(request, [next(outcomes) for _ in request.images], context, index)
-            for index, request in enumerate(requests)
-        ]
+        responses = []
+        for index, request in enumerate(requests):
+            if request is None:
+                responses.append(self._show_page(context, index))
+            elif isinstance(request, RequestError):
+                responses.append(self._respond([request], False, context, index))
+            else:
+                answers = [next(outcomes) for _ in request.images]
+                responses.append(self._respond(answers, request.many, context, index))
+        return responses
 
     def _read(
         self, row: Mapping[str, Any], context: Context, index: int
-    ) -> inputs.Request | RequestError:
+    ) -> inputs.Request | RequestError | None:
+        """Read a request; None stands for one without a body, as a GET is."""
         headers = {
             name.lower(): value
             for name, value in context.get_all_request_header(index).items()
             if isinstance(value, str)
         }
+        if not row and "content-length" not in headers:
+            return None
         try:
             return inputs.read(row, headers, self._config.defaults, self._config.max_images)
         except RequestError as error:
             return error
 
     def _respond(
-        self,
-        request: inputs.Request | RequestError,
-        outcomes: list[Outcome],
-        context: Context,
-        index: int,
+        self, outcomes: Sequence[Outcome], many: bool, context: Context, index: int
     ) -> bytes:
         """One outcome has its own status; a list with errors in it is 207 Multi-Status."""
-        many = isinstance(request, inputs.Request) and request.many
         errors = [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
         if errors:
-            context.set_response_status(207 if many else errors[0].status, errors[0].code, index)
+            status, phrase = (207, "multi_status") if many else (errors[0].status, errors[0].code)
+            context.set_response_status(status, phrase, index)
         context.set_response_content_type(index, "application/json")
         bodies = [
             outcome.body() if isinstance(outcome, RequestError) else outcome for outcome in outcomes
         ]
         return json.dumps(bodies if many else bodies[0], ensure_ascii=False).encode()
+
+    def _show_page(self, context: Context, index: int) -> bytes:
+        """TorchServe unpacks each registered archive beside this one, manifest included."""
+        manifests = self._archives.glob("*/MAR-INF/MANIFEST.json")
+        models = {json.loads(path.read_bytes())["model"]["modelName"] for path in manifests}
+        context.set_response_content_type(index, "text/html; charset=utf-8")
+        context.set_response_header(
+            index, "content-security-policy", self._page.content_security_policy
+        )
+        return self._page.render({**self._facts, "models": sorted(models)})

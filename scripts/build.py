@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import convert, paths, photos
-from scripts.weights import Weights, WeightsError, WeightsUnavailable, load, resolve, sha256_of
+from scripts.weights import Weights, WeightsError, WeightsUnavailableError, load, resolve, sha256_of
 from visionserve import metadata
 from visionserve.config import ModelConfig
 from visionserve.metadata import Metadata
@@ -138,9 +138,7 @@ def _recorded(archive: Path, ingredients: str) -> bool:
     if not archive.exists() or not record.exists():
         return False
     recorded = json.loads(record.read_text(encoding="utf-8"))
-    return bool(
-        recorded["ingredients"] == ingredients and recorded["sha256"] == sha256_of(archive)
-    )
+    return bool(recorded["ingredients"] == ingredients and recorded["sha256"] == sha256_of(archive))
 
 
 def _package(recipe: Recipe, content: Path, scratch: Path) -> Path:
@@ -173,7 +171,7 @@ def build_or_fall_back(architecture: str, profile: str, version: str = "1.0") ->
     config = paths.CONFIG / profile / "model-config.yaml"
     try:
         return architecture, build(Recipe(architecture, architecture, version, config), store)
-    except WeightsUnavailable as error:
+    except WeightsUnavailableError as error:
         print(f"{error}\nBuilding {FALLBACK} in place of {architecture}.", file=sys.stderr)
         return FALLBACK, build(Recipe(FALLBACK, FALLBACK, version, config), store)
 

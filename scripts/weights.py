@@ -18,7 +18,7 @@ class WeightsError(Exception):
     """Weights are missing, corrupt, or not the model's; the message names the file."""
 
 
-class WeightsUnavailable(WeightsError):
+class WeightsUnavailableError(WeightsError):
     """No source can be reached for the weights."""
 
 
@@ -51,7 +51,7 @@ def resolve(name: str, file: Path | None = None) -> Weights:
         file: a state dict of the user's own.
 
     Raises:
-        WeightsUnavailable: the official file is neither cached nor downloadable.
+        WeightsUnavailableError: the official file is neither cached nor downloadable.
         WeightsError: a file is missing or its hash is not the official one.
     """
     if file is not None:
@@ -82,7 +82,7 @@ def _official(weights: WeightsEnum) -> Weights:
         try:
             download_url_to_file(weights.url, str(path), hash_prefix=prefix, progress=True)
         except (urllib.error.URLError, OSError) as error:
-            raise WeightsUnavailable(
+            raise WeightsUnavailableError(
                 f"{path}: not cached, and {weights.url} cannot be downloaded ({error})."
             ) from None
         except RuntimeError as error:

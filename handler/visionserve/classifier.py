@@ -22,9 +22,9 @@ Outcome = dict[str, Any] | RequestError
 
 @dataclass(frozen=True)
 class Item:
-    """One encoded image and the options that it is classified with."""
+    """One encoded image, or its fault, and the options that it is classified with."""
 
-    data: bytes
+    data: bytes | RequestError
     options: Options
 
 
@@ -70,6 +70,8 @@ class Classifier:
 
     def _prepare(self, item: Item) -> NDArray[np.uint8] | RequestError:
         transforms, config = self._metadata.transforms, self._config
+        if isinstance(item.data, RequestError):
+            return item.data
         try:
             if item.options.top_k > len(self._metadata.categories):
                 raise RequestError(

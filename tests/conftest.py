@@ -1,0 +1,100 @@
+"""One real TorchServe per session, with a real classifier and a seeded random ResNet-18."""
+
+import io
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from scripts import paths
+from scripts.build import Recipe, build
+from scripts.client import Client
+from scripts.torchserve import TorchServe
+from visionserve.models import MODELS
+
+SAMPLES = paths.ROOT.parent / "shared" / "imagenet-samples"
+REAL = "efficientnet_lite0"
+RANDOM = "random_weights_resnet18"
+SERVER_CONFIG = paths.CONFIG / "server" / "model-config.yaml"
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def free_ports() -> dict[str, str]:
+    """Properties that put every API of a TorchServe on a free port."""
+    addresses = {
+        f"{api}_address": f"http://127.0.0.1:{free_port()}"
+        for api in ("inference", "management", "metrics")
+    }
+    grpc = {f"grpc_{api}_port": str(free_port()) for api in ("inference", "management")}
+    return addresses | grpc
+
+
+def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[Path]:
+    """Real photographs; the first three digits of a name are the class index."""
+    found = sorted(SAMPLES.glob("*.JPEG"))
+    if not found:
+        pytest.skip(f"{SAMPLES} is absent")
+    return found
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state dict of a seeded, untrained ResNet-18."""
+    path = tmp_path_factory.mktemp("weights") / "random.pt"
+    torch.manual_seed(0)
+    torch.save(MODELS["resnet18"].build(1000).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pytorch_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The server profile's model-config.yaml with the pytorch runtime."""
+    config = yaml.safe_load(SERVER_CONFIG.read_text())
+    config["handler"]["runtime"] = "pytorch"
+    path = tmp_path_factory.mktemp("config") / "model-config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="session")
+def store(
+    tmp_path_factory: pytest.TempPathFactory, random_weights: Path, pytorch_config: Path
+) -> Path:
+    """A model store with both models, and a second version of the random one."""
+    store = tmp_path_factory.mktemp("store")
+    build(Recipe(REAL, REAL, "1.0", SERVER_CONFIG), store)
+    build(Recipe("resnet18", RANDOM, "1.0", pytorch_config, random_weights), store)
+    return store
+
+
+@pytest.fixture(scope="session")
+def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
+    """TorchServe of the server profile, with token authorization."""
+    server = TorchServe("server", tmp_path_factory.mktemp("server"), store, free_ports())
+    server.start([f"{name}={name}.mar" for name in (REAL, RANDOM)])
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def client(server: TorchServe) -> Client:
+    return server.client
