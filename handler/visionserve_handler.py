@@ -54,7 +54,7 @@ class VisionHandler:
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """Answer a batch of requests, each with its own HTTP status and body.
 
-        A request without a body, such as a browser's GET, is answered with the web page.
+        A browser's GET is answered with the web page.
         """
         requests = [self._read(row, context, index) for index, row in enumerate(rows)]
         items = [
@@ -78,13 +78,17 @@ class VisionHandler:
     def _read(
         self, row: Mapping[str, Any], context: Context, index: int
     ) -> inputs.Request | RequestError | None:
-        """Read a request; None stands for one without a body, as a GET is."""
+        """Read a request; None stands for a browser's GET.
+
+        TorchServe does not tell a handler the method, and a GET looks like a POST of nothing:
+        only a client that accepts HTML gets the page, any other an error.
+        """
         headers = {
             name.lower(): value
             for name, value in context.get_all_request_header(index).items()
             if isinstance(value, str)
         }
-        if not row and "content-length" not in headers:
+        if row == {"body": b""} and "text/html" in headers.get("accept", ""):
             return None
         try:
             return inputs.read(row, headers, self._config.defaults, self._config.max_images)
