@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
 TIMEOUT = 60
 
@@ -16,16 +18,29 @@ class Client:
         inference: address of the inference API, such as ``http://127.0.0.1:8080``.
         management: address of the management API.
         key_file: TorchServe's `key_file.json`; None where token authorization is off.
+        retries: how often `predict` tries again, with exponential back-off or after the
+            server's `Retry-After`, where a connection fails, the queue is full (503) or a
+            worker ends amid the request (500, which TorchServe answers on scaling down).
 
     Every method raises `requests.RequestException` where the server cannot be reached, and
     `requests.HTTPError` where it refuses, except `predict`.
     """
 
-    def __init__(self, inference: str, management: str, key_file: Path | None = None) -> None:
+    def __init__(
+        self, inference: str, management: str, key_file: Path | None = None, retries: int = 0
+    ) -> None:
         self.inference = inference
         self.management = management
         self._key_file = key_file
         self._session = requests.Session()
+        retry = Retry(
+            retries,
+            status_forcelist=(500, 503),
+            allowed_methods=None,
+            backoff_factor=0.1,
+            raise_on_status=False,
+        )
+        self._session.mount(f"{inference}/predictions/", HTTPAdapter(max_retries=retry))
 
     def token(self, kind: str) -> dict[str, str]:
         """Return the header that authorizes a kind of call, `inference` or `management`."""
@@ -34,21 +49,25 @@ class Client:
         keys = json.loads(self._key_file.read_text(encoding="utf-8"))
         return {"Authorization": f"Bearer {keys[kind]['key']}"}
 
-    def healthy(self) -> bool:
-        """Tell whether every model has the workers it wants."""
+    def ready(self) -> bool:
+        """Tell whether the server is up and every worker of every model has loaded."""
         try:
-            response = self._session.get(
-                f"{self.inference}/ping", headers=self.token("inference"), timeout=TIMEOUT
-            )
+            versions = [version for model in self.models() for version in self.describe(model)]
         except (OSError, KeyError, json.JSONDecodeError):
             return False
-        return bool(response.ok and response.json()["status"] == "Healthy")
+        return bool(versions) and all(
+            len(version["workers"]) >= version["minWorkers"]
+            and all(worker["status"] == "READY" for worker in version["workers"])
+            for version in versions
+        )
 
     def predict(
         self, model: str, data: bytes, version: str | None = None, **options: Any
     ) -> requests.Response:
         """Send one encoded image, options as headers; the response may be an error."""
-        headers = {f"X-Classify-{name}": str(value) for name, value in options.items()}
+        headers = {
+            f"X-Classify-{name.replace('_', '-')}": str(value) for name, value in options.items()
+        }
         path = f"{model}/{version}" if version else model
         return self._session.post(
             f"{self.inference}/predictions/{path}",
@@ -68,16 +87,21 @@ class Client:
         described: list[dict[str, Any]] = self._manage("GET", f"/models/{model}/all")
         return described
 
-    def scale(self, model: str, workers: int, version: str | None = None) -> None:
-        """Set a model's minimum and maximum number of workers, and wait for them."""
+    def scale(
+        self, model: str, minimum: int, maximum: int | None = None, version: str | None = None
+    ) -> None:
+        """Set a model's numbers of workers, the maximum no less than the minimum, and wait."""
         path = f"/models/{model}/{version}" if version else f"/models/{model}"
-        self._manage(
-            "PUT", path, min_worker=workers, max_worker=workers, synchronous="true", timeout=TIMEOUT
-        )
+        wanted = {"min_worker": minimum, "max_worker": maximum or minimum}
+        self._manage("PUT", path, synchronous="true", timeout=TIMEOUT, **wanted)
 
-    def register(self, archive: str, workers: int = 1) -> None:
-        """Register an archive of the model store by its file name, and wait for its workers."""
-        self._manage("POST", "/models", url=archive, initial_workers=workers, synchronous="true")
+    def register(self, archive: str, workers: int = 1, **parameters: Any) -> None:
+        """Register an archive of the model store by its file name, and wait for its workers.
+
+        Further parameters are TorchServe's, such as `model_name` or `batch_size`.
+        """
+        wanted = {"url": archive, "initial_workers": workers, "synchronous": "true"}
+        self._manage("POST", "/models", **wanted, **parameters)
 
     def set_default(self, model: str, version: str) -> None:
         """Make a version answer the requests that name none."""

@@ -17,7 +17,7 @@ def start(profile: str, models: list[str], overrides: dict[str, str]) -> None:
 
     Raises:
         WeightsError: a model's weights are corrupt or another model's.
-        StartError: the server did not become healthy.
+        StartError: the server did not become ready.
     """
     built = dict(build_or_fall_back(model, profile) for model in models)
     server = TorchServe(profile, paths.STATE / profile, paths.MODEL_STORE / profile, overrides)

@@ -18,7 +18,7 @@ START_TIMEOUT = 120
 
 
 class StartError(Exception):
-    """TorchServe did not become healthy; the message holds the end of its log."""
+    """TorchServe did not become ready; the message holds the end of its logs."""
 
 
 class TorchServe:
@@ -46,13 +46,8 @@ class TorchServe:
 
     @property
     def client(self) -> Client:
-        """A client with the server's addresses and keys."""
-        open_to_all = self._properties.get("disable_token_authorization") == "true"
-        return Client(
-            self._properties["inference_address"],
-            self._properties["management_address"],
-            None if open_to_all else self.state / "key_file.json",
-        )
+        """A client with the addresses and keys of the server, once it was started."""
+        return client_of(self.state)
 
     @property
     def pid(self) -> int | None:
@@ -65,23 +60,24 @@ class TorchServe:
         return pid if running else None
 
     def start(self, archives: Sequence[str]) -> None:
-        """Start the server with archives of its store, and wait until it is healthy.
+        """Start the server with archives of its store, and wait until it is ready.
 
         Raises:
-            StartError: it ended, or was not healthy in time.
+            StartError: it ended, a worker could not load its archive, or time ran out.
         """
         self.state.mkdir(parents=True, exist_ok=True)
         self._temp.unlink(missing_ok=True)
         self._temp.symlink_to(tempfile.mkdtemp(prefix="torchserve-"))
         properties = self.state / "config.properties"
         properties.write_text("".join(f"{k}={v}\n" for k, v in self._properties.items()))
+        earlier = len(self._model_log())
         with (self.state / "console.log").open("w") as console:
             self._run(
                 *("--start", "--ts-config", str(properties), "--model-store", str(self._store)),
                 *("--log-config", str(paths.CONFIG / "log4j2.xml"), "--models", *archives),
                 output=console.fileno(),
             )
-        self._wait()
+        self._wait(earlier)
 
     def stop(self) -> None:
         """Stop the server, if it runs, and wait for its end."""
@@ -111,15 +107,22 @@ class TorchServe:
             start_new_session=True,
         )
 
-    def _wait(self) -> None:
+    def _wait(self, earlier: int) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         client = self.client
         while time.monotonic() < deadline and self.pid is not None:
-            if client.healthy():
+            if client.ready():
                 return
+            if b"Backend worker process died" in self._model_log()[earlier:]:
+                break
             time.sleep(0.1)
+        message = f"TorchServe did not start.\n{self._log()}"
         self.stop()
-        raise StartError(f"TorchServe did not start.\n{self._log()}")
+        raise StartError(message)
+
+    def _model_log(self) -> bytes:
+        log = self.state / "logs" / "model_log.log"
+        return log.read_bytes() if log.exists() else b""
 
     def _log(self) -> str:
         logs = [self.state / "console.log", *sorted((self.state / "logs").glob("*_log.log"))]
@@ -127,6 +130,22 @@ class TorchServe:
             f"{log}:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             for log in logs
         )
+
+
+def client_of(state: Path, retries: int = 0) -> Client:
+    """Return a client for the server that was started with a state folder.
+
+    Raises:
+        FileNotFoundError: none was.
+    """
+    properties = read_properties(state / "config.properties")
+    open_to_all = properties.get("disable_token_authorization") == "true"
+    return Client(
+        properties["inference_address"],
+        properties["management_address"],
+        None if open_to_all else state / "key_file.json",
+        retries,
+    )
 
 
 def read_properties(path: Path) -> dict[str, str]:

@@ -11,8 +11,8 @@ def views(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> NDArray[np.uint8]:
 
     Args:
         pixels: uint8 of shape (height, width, 3), both sides at least `crop`.
-        mode: `none` is the centre crop; `five_crop` adds the four corners; `ten_crop` adds the
-            mirror images of all five; `dense` is the whole image, for a fully convolutional
+        mode: `none` is the centre crop; `five_crop` adds the four corners; `ten_crop` adds
+            all five of the mirrored image; `dense` is the whole image, for a fully convolutional
             network that averages over its own windows.
         crop: side of a crop, in pixels.
 
@@ -27,7 +27,8 @@ def views(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> NDArray[np.uint8]:
     corners = [(round(bottom / 2), round(right / 2))]
     if mode != "none":
         corners += [(0, 0), (0, right), (bottom, 0), (bottom, right)]
-    crops = [pixels[top : top + crop, left : left + crop] for top, left in corners]
-    if mode == "ten_crop":
-        crops += [view[:, ::-1] for view in crops]
+    sources = [pixels, pixels[:, ::-1]] if mode == "ten_crop" else [pixels]
+    crops = [
+        source[top : top + crop, left : left + crop] for source in sources for top, left in corners
+    ]
     return np.stack(crops)

@@ -1,0 +1,202 @@
+"""Weights that are checked, and archives that hold one package."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from pydantic import ValidationError
+
+from scripts import paths
+from scripts.build import Recipe, build
+from scripts.weights import WeightsError, WeightsUnavailableError, resolve, sha256_of
+from tests.conftest import REAL, SERVER_CONFIG
+from visionserve.config import ModelConfig
+from visionserve.metadata import Metadata
+from visionserve.models import MODELS, Classifier
+
+
+def recipe(config: Path, weights: Path | None, **more: object) -> Recipe:
+    return Recipe("resnet18", "random", "1.0", config, weights, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("profile", paths.profiles())
+def test_every_profile_is_valid(profile: str) -> None:
+    config = ModelConfig.load(paths.CONFIG / profile / "model-config.yaml")
+    assert config.responseTimeout == 30
+    assert config.minWorkers <= config.maxWorkers
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("handler", {"tta": "none"}),
+        ("handler", {"defaults": {"topk": 3}}),
+        ("handler", {"runtime": "onnx"}),
+        ("minWorker", 1),
+        ("minWorkers", 0),
+    ],
+)
+def test_an_unknown_key_or_bad_value_is_named_and_nothing_is_built(
+    tmp_path: Path, random_weights: Path, key: str, value: object
+) -> None:
+    config = tmp_path / "model-config.yaml"
+    config.write_text(yaml.safe_dump({key: value}))
+    with pytest.raises(ValidationError, match=key):
+        build(recipe(config, random_weights), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path, pytorch_config: Path) -> None:
+    file = tmp_path / "resnet34.pt"
+    torch.save(MODELS["resnet34"].build(1000).state_dict(), file)
+    with pytest.raises(WeightsError, match=r"resnet34\.pt: layer.* expected .* found "):
+        build(recipe(pytorch_config, file), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_weights_of_another_number_of_classes_are_refused(
+    tmp_path: Path, pytorch_config: Path
+) -> None:
+    file = tmp_path / "seven.pt"
+    torch.save(MODELS["resnet18"].build(7).state_dict(), file)
+    with pytest.raises(WeightsError, match=r"fc\.bias: expected \(1000,\), found \(7,\)"):
+        build(recipe(pytorch_config, file), tmp_path / "store")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", b"\x80\x02}."])
+def test_corrupt_weights_are_refused(tmp_path: Path, pytorch_config: Path, content: bytes) -> None:
+    file = tmp_path / "corrupt.pt"
+    file.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"corrupt\.pt"):
+        build(recipe(pytorch_config, file), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_weights_that_hold_code_are_refused(tmp_path: Path, pytorch_config: Path) -> None:
+    file = tmp_path / "code.pt"
+    torch.save({"fc.bias": SimpleNamespace()}, file)
+    with pytest.raises(WeightsError, match="not a state dict"):
+        build(recipe(pytorch_config, file), tmp_path / "store")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"absent\.pt: no such file"):
+        resolve("resnet18", tmp_path / "absent.pt")
+
+
+def test_official_weights_come_from_the_hub_cache_and_their_hash_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"another file")
+    message = rf"expected SHA-256 f37072fd\.\.\., found {sha256_of(cached)}"
+    with pytest.raises(WeightsError, match=message):
+        resolve("resnet18")
+
+
+def test_official_weights_that_cannot_be_had_are_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(WeightsUnavailableError, match=r"download\.pytorch\.org"):
+        resolve("resnet18")
+
+
+def test_fine_tuned_weights_with_labels_and_a_label_map(
+    tmp_path: Path, pytorch_config: Path
+) -> None:
+    weights, labels, names = (tmp_path / name for name in ("tuned.pt", "labels.txt", "map.json"))
+    torch.save(MODELS["resnet18"].build(2).state_dict(), weights)
+    labels.write_text("alp\nvalley\n")
+    names.write_text(json.dumps({"alp": "高山雪景"}, ensure_ascii=False), encoding="utf-8")
+    archive = build(
+        recipe(pytorch_config, weights, labels=labels, label_map=names), tmp_path / "store"
+    )
+    with zipfile.ZipFile(archive) as content:
+        metadata = Metadata.model_validate_json(content.read("metadata.json"))
+    assert metadata.categories == ("高山雪景", "valley")
+    assert metadata.weights_sha256 == sha256_of(weights)
+
+
+def test_a_label_map_with_an_unknown_label_is_refused(
+    tmp_path: Path, pytorch_config: Path, random_weights: Path
+) -> None:
+    names = tmp_path / "map.json"
+    names.write_text('{"alps": "x"}')
+    with pytest.raises(ValueError, match="no such label: alps"):
+        build(recipe(pytorch_config, random_weights, label_map=names), tmp_path / "store")
+
+
+def test_a_second_build_does_nothing_and_a_changed_one_rebuilds(
+    tmp_path: Path, pytorch_config: Path, random_weights: Path
+) -> None:
+    wanted = recipe(pytorch_config, random_weights)
+    archive = build(wanted, tmp_path)
+    first = archive.stat().st_mtime_ns
+    record = json.loads(archive.with_suffix(".json").read_text())
+    assert record["sha256"] == sha256_of(archive)
+    assert build(wanted, tmp_path).stat().st_mtime_ns == first
+
+    archive.write_bytes(archive.read_bytes() + b"x")
+    assert build(wanted, tmp_path).stat().st_mtime_ns != first
+    second = archive.stat().st_mtime_ns
+    newer = Recipe("resnet18", "random", "2.0", pytorch_config, random_weights)
+    assert build(newer, tmp_path).stat().st_mtime_ns != second
+
+
+def test_the_archive_imports_as_one_package_of_its_own(store: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(store / f"{REAL}.mar") as archive:
+        archive.extractall(tmp_path)
+    code = """
+import visionserve_handler, visionserve.classifier
+print(visionserve_handler.__file__, visionserve.classifier.__file__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert all(str(tmp_path) in path for path in done.stdout.split())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_convolutional_form_equals_the_network(name: str) -> None:
+    """On one crop; weights are random, for the form does not depend on them."""
+    torch.manual_seed(0)
+    transforms = MODELS[name].transforms
+    classifier = Classifier(name, 10, transforms).eval()
+    pixels = torch.randint(0, 256, (2, transforms.crop, transforms.crop, 3), dtype=torch.uint8)
+    scaled = pixels.permute(0, 3, 1, 2) / 255
+    normalized = (scaled - classifier.mean) / classifier.std
+    with torch.inference_mode():
+        expected = classifier.network(normalized).softmax(-1)
+        found = classifier(pixels)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_the_builder_command_reports_an_error_without_a_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.build", "--weights", "absent.pt", "--store", tmp_path],
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "absent.pt: no such file of weights.\n"
+
+
+def test_the_server_profile_is_exact() -> None:
+    config = ModelConfig.load(SERVER_CONFIG).handler
+    assert (config.precision, config.decode, config.defaults.tta) == ("fp32", "exact", "five_crop")

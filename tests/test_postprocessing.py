@@ -1,0 +1,27 @@
+"""Probabilities to answers."""
+
+import numpy as np
+
+from visionserve.config import Options
+from visionserve.postprocessing import predictions
+
+PROBABILITIES = np.array([0.1, 0.2, 0.6, 0.1], dtype=np.float32)
+CATEGORIES = ("a", "b", "高山雪景", "d")
+
+
+def test_the_most_probable_come_first_and_ties_by_class() -> None:
+    answer = predictions(PROBABILITIES, CATEGORIES, Options(top_k=4))
+    assert [p["label"] for p in answer["predictions"]] == ["高山雪景", "b", "a", "d"]
+    assert answer["predictions"][0] == {"label": "高山雪景", "class_id": 2, "probability": 0.6}
+    assert [p["class_id"] for p in answer["predictions"]] == [2, 1, 0, 3]
+
+
+def test_three_by_default() -> None:
+    assert len(predictions(PROBABILITIES, CATEGORIES, Options())["predictions"]) == 3
+
+
+def test_the_threshold_decides_on_the_warning() -> None:
+    sure = predictions(PROBABILITIES, CATEGORIES, Options(threshold=0.6 - 1e-6))
+    unsure = predictions(PROBABILITIES, CATEGORIES, Options(threshold=0.61))
+    assert sure["confident"] and "warning" not in sure
+    assert not unsure["confident"] and "61%" in unsure["warning"]
