@@ -2,18 +2,17 @@
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ts.context import Context
 
-from visionserve import form, inputs, runtimes
-from visionserve.classifier import Classifier, Item, Outcome
+from visionserve import form, inputs
+from visionserve.classifier import Classifier, Outcome
 from visionserve.config import ModelConfig
 from visionserve.errors import RequestError
-from visionserve.metadata import Metadata
+from visionserve.item import Item
 from visionserve.page import Page
 
 # TorchServe's worker logs a line per request at INFO; its metrics are lines at INFO as well.
@@ -34,13 +33,11 @@ class VisionHandler:
         """
         directory = Path(context.system_properties["model_dir"])
         config = ModelConfig.model_validate(context.model_yaml_config)
-        metadata = Metadata.load(directory)
-        self._config = config.handler
-        threads = self._config.threads or max(1, (os.cpu_count() or 1) // config.maxWorkers)
-        gpu_id = context.system_properties.get("gpu_id")
-        runtime = runtimes.load(directory, metadata, self._config, gpu_id, threads)
         version = context.manifest["model"].get("modelVersion", "")
-        self._classifier = Classifier(runtime, metadata, self._config, version)
+        self._config = config.handler
+        self._classifier = Classifier.from_archive(
+            directory, config, context.system_properties.get("gpu_id"), version
+        )
         self._page = Page()
         self._archives = directory.parent
         self._facts = {
@@ -62,6 +59,7 @@ class VisionHandler:
             for request in requests
             if isinstance(request, inputs.Request)
             for image in request.images
+            if not isinstance(image, RequestError)
         ]
         outcomes = iter(self._classifier.classify(items))
         responses = []
@@ -71,7 +69,10 @@ class VisionHandler:
             elif isinstance(request, RequestError):
                 responses.append(self._respond([request], False, context, index))
             else:
-                answers = [next(outcomes) for _ in request.images]
+                answers = [
+                    image if isinstance(image, RequestError) else next(outcomes)
+                    for image in request.images
+                ]
                 responses.append(self._respond(answers, request.many, context, index))
         return responses
 

@@ -63,23 +63,35 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def pytorch_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The server profile's model-config.yaml with the pytorch runtime."""
+def write_config(directory: Path, **handler: object) -> Path:
+    """Write the server profile's model-config.yaml with other handler settings and no cache."""
     config = yaml.safe_load(SERVER_CONFIG.read_text())
-    config["handler"]["runtime"] = "pytorch"
-    path = tmp_path_factory.mktemp("config") / "model-config.yaml"
+    config["handler"] |= {"cache": {"size_mb": 0}} | handler
+    path = directory / "model-config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
 
 
 @pytest.fixture(scope="session")
+def exact_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_config(tmp_path_factory.mktemp("exact"))
+
+
+@pytest.fixture(scope="session")
+def pytorch_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_config(tmp_path_factory.mktemp("pytorch"), runtime="pytorch")
+
+
+@pytest.fixture(scope="session")
 def store(
-    tmp_path_factory: pytest.TempPathFactory, random_weights: Path, pytorch_config: Path
+    tmp_path_factory: pytest.TempPathFactory,
+    exact_config: Path,
+    random_weights: Path,
+    pytorch_config: Path,
 ) -> Path:
-    """A model store with both models, and a second version of the random one."""
+    """A model store with both models, which classify exactly and cache nothing."""
     store = tmp_path_factory.mktemp("store")
-    build(Recipe(REAL, REAL, "1.0", SERVER_CONFIG), store)
+    build(Recipe(REAL, REAL, "1.0", exact_config), store)
     build(Recipe("resnet18", RANDOM, "1.0", pytorch_config, random_weights), store)
     return store
 

@@ -1,16 +1,20 @@
 """The stages in order, for many images at once, each with its own outcome."""
 
+import hashlib
 import logging
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visionserve import postprocessing, preprocessing, tta
-from visionserve.config import HandlerConfig, Options
+from visionserve import postprocessing, preprocessing, runtimes, tta
+from visionserve.cache import Cache
+from visionserve.config import HandlerConfig, ModelConfig
 from visionserve.errors import RequestError
+from visionserve.item import Item
 from visionserve.metadata import Metadata
 from visionserve.runtimes import Runtime
 from visionserve.validation import validate
@@ -18,14 +22,6 @@ from visionserve.validation import validate
 logger = logging.getLogger(__name__)
 
 Outcome = dict[str, Any] | RequestError
-
-
-@dataclass(frozen=True)
-class Item:
-    """One encoded image, or its fault, and the options that it is classified with."""
-
-    data: bytes | RequestError
-    options: Options
 
 
 class Classifier:
@@ -45,6 +41,27 @@ class Classifier:
         self._metadata = metadata
         self._config = config
         self._version = version
+        described = metadata.model_dump_json() + config.model_dump_json() + version
+        fingerprint = hashlib.sha256(described.encode()).hexdigest()
+        self._cache = Cache(config.cache, fingerprint) if config.cache.size_mb else None
+
+    @classmethod
+    def from_archive(
+        cls, directory: Path, config: ModelConfig, gpu_id: int | None, version: str
+    ) -> "Classifier":
+        """Load an unpacked archive.
+
+        Args:
+            directory: holds the archive's files.
+            config: its `model-config.yaml`.
+            gpu_id: CUDA device index; None for the CPU.
+            version: the archive's version.
+        """
+        metadata = Metadata.load(directory)
+        cores = len(os.sched_getaffinity(0))
+        threads = config.handler.threads or max(1, cores // config.maxWorkers)
+        runtime = runtimes.load(directory, metadata, config.handler, gpu_id, threads)
+        return cls(runtime, metadata, config.handler, version)
 
     def classify(self, items: Sequence[Item]) -> list[Outcome]:
         """Classify images, each on its own: one that fails leaves the others untouched.
@@ -54,31 +71,32 @@ class Classifier:
         Returns:
             For each item, in order, an answer or the error in its place.
         """
-        prepared = [self._prepare(item) for item in items]
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, views in enumerate(prepared):
-            if not isinstance(views, RequestError):
-                groups.setdefault(views.shape[1:], []).append(index)
-        outcomes: list[Outcome] = [
-            views if isinstance(views, RequestError) else {} for views in prepared
-        ]
-        for indices in groups.values():
-            batches = [prepared[index] for index in indices]
+        outcomes: list[Outcome | None] = [self._look_up(item) for item in items]
+        groups: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = {}
+        for index, item in enumerate(items):
+            if outcomes[index] is None:
+                views = self._prepare(item)
+                if isinstance(views, RequestError):
+                    outcomes[index] = views
+                else:
+                    groups.setdefault(views.shape[1:], []).append((index, views))
+        for group in groups.values():
+            indices, batches = zip(*group, strict=True)
             for index, probabilities in zip(indices, self._infer(batches), strict=True):
-                outcomes[index] = self._answer(probabilities, items[index].options)
-        return outcomes
+                outcomes[index] = self._answer(probabilities, items[index])
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _look_up(self, item: Item) -> Outcome | None:
+        """Settle an item that needs no decoding."""
+        classes = len(self._metadata.categories)
+        if item.options.top_k > classes:
+            return RequestError(400, "invalid_option", f"top_k: there are {classes} classes.")
+        answer = self._cache.get(item) if self._cache else None
+        return None if answer is None else answer | {"cached": True}
 
     def _prepare(self, item: Item) -> NDArray[np.uint8] | RequestError:
         transforms, config = self._metadata.transforms, self._config
-        if isinstance(item.data, RequestError):
-            return item.data
         try:
-            if item.options.top_k > len(self._metadata.categories):
-                raise RequestError(
-                    400,
-                    "invalid_option",
-                    f"top_k: there are {len(self._metadata.categories)} classes.",
-                )
             image = validate(item.data, config.max_image_bytes, config.max_image_pixels)
             if config.decode == "fast":
                 preprocessing.shrink_on_load(image, transforms)
@@ -90,14 +108,17 @@ class Classifier:
             logger.exception("An image could not be prepared.")
             return RequestError(500, "internal_error", "The image could not be prepared.")
 
-    def _infer(self, batches: list[Any]) -> list[NDArray[np.float32]]:
+    def _infer(self, batches: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
         probabilities = self._runtime(batches[0] if len(batches) == 1 else np.concatenate(batches))
         ends = np.cumsum([len(batch) for batch in batches])[:-1]
         return [views.mean(axis=0) for views in np.split(probabilities, ends)]
 
-    def _answer(self, probabilities: NDArray[np.float32], options: Options) -> dict[str, Any]:
-        return {
+    def _answer(self, probabilities: NDArray[np.float32], item: Item) -> dict[str, Any]:
+        answer = {
             "model": self._metadata.architecture,
             "version": self._version,
-            "tta": options.tta,
-        } | postprocessing.predictions(probabilities, self._metadata.categories, options)
+            "tta": item.options.tta,
+        } | postprocessing.predictions(probabilities, self._metadata.categories, item.options)
+        if self._cache:
+            self._cache.put(item, answer)
+        return answer

@@ -34,11 +34,11 @@ class CacheConfig(Strict):
     """A bounded cache of answers, shared by the workers of a machine.
 
     Attributes:
-        directory: where it lives; relative paths start at TorchServe's working directory.
-        size_mb: bound of the files on disk, in megabytes; 0 turns the cache off.
+        directory: where it lives; a relative path starts at the server's temporary folder.
+        size_mb: bound of its database, in megabytes; 0 turns the cache off.
     """
 
-    directory: Path = Path("cache")
+    directory: Path = Path("visionserve-cache")
     size_mb: int = Field(default=0, ge=0)
 
 
