@@ -3,6 +3,7 @@ PROFILE ?= local
 MODELS ?= resnet18
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
+DEBIAN := /usr/bin/chromium /usr/bin/chromedriver /usr/sbin/nginx
 
 .PHONY: serve stop test lint lock
 
@@ -12,8 +13,13 @@ serve: $(INSTALLED)
 stop: $(INSTALLED)
 	$(PYTHON) -m scripts.serve stop --profile $(PROFILE)
 
-test: lint
+test: lint $(DEBIAN)
 	$(PYTHON) -m pytest
+
+# What the tests drive that pip does not have: a browser and nginx.
+/usr/bin/chromium /usr/bin/chromedriver /usr/sbin/nginx:
+	apt-get update -qq
+	apt-get install -qq --yes chromium chromium-driver nginx
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .

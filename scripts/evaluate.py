@@ -19,10 +19,11 @@ from tqdm import tqdm
 from scripts import convert, photos
 from scripts.build import FALLBACK
 from scripts.weights import WeightsError, load, resolve
-from visionserve import preprocessing, runtimes, tta
+from visionserve import runtimes
 from visionserve.config import TTA, HandlerConfig
 from visionserve.metadata import Metadata
 from visionserve.models import IMAGENET_CATEGORIES, MODELS, Classifier
+from visionserve.preprocessing import preprocess
 from visionserve.runtimes import Runtime
 
 VARIANTS = {
@@ -111,14 +112,10 @@ def score(
     show: Callable[[], object],
 ) -> Score:
     """Classify every photograph one way."""
-    transforms = metadata.transforms
     top1, top5 = [], []
     for path in paths:
-        image = Image.open(path)
-        if config.decode == "fast":
-            preprocessing.shrink_on_load(image, transforms)
-        pixels = preprocessing.resize(preprocessing.to_rgb(image), transforms)
-        best = (-runtime(tta.views(pixels, mode, transforms.crop)).mean(axis=0)).argsort()[:5]
+        views = preprocess(Image.open(path), metadata.transforms, config.decode, mode)
+        best = (-runtime(views).mean(axis=0)).argsort()[:5]
         top1.append(best[0] == label_of(path))
         top5.append(label_of(path) in best)
         show()

@@ -140,6 +140,14 @@ def _scrambled() -> bytes:
     return bytes(data)
 
 
+@pytest.mark.parametrize("photograph", PHOTOGRAPHS, ids=lambda path: path.stem)
+def test_the_centre_alone_differs_by_rounding(photograph: Path) -> None:
+    image = preprocessing.to_rgb(Image.open(photograph))
+    (exact,) = tta.views(preprocessing.resize(image, Transforms()), "none", 224)
+    centre = preprocessing.resize_centre(image, Transforms())
+    assert np.abs(centre.astype(int) - exact).max() <= 1
+
+
 def test_a_large_jpeg_is_decoded_small_and_stays_close() -> None:
     large = Image.open(PHOTOGRAPHS[0]).convert("RGB").resize((4096, 4096), Image.Resampling.BICUBIC)
     import io

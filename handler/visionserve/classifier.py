@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visionserve import postprocessing, preprocessing, runtimes, tta
+from visionserve import postprocessing, runtimes
 from visionserve.cache import Cache
 from visionserve.config import HandlerConfig, ModelConfig
 from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.metadata import Metadata
+from visionserve.preprocessing import preprocess
 from visionserve.runtimes import Runtime
 from visionserve.validation import validate
 
@@ -98,10 +99,7 @@ class Classifier:
         transforms, config = self._metadata.transforms, self._config
         try:
             image = validate(item.data, config.max_image_bytes, config.max_image_pixels)
-            if config.decode == "fast":
-                preprocessing.shrink_on_load(image, transforms)
-            pixels = preprocessing.resize(preprocessing.to_rgb(image), transforms)
-            return tta.views(pixels, item.options.tta, transforms.crop)
+            return preprocess(image, transforms, config.decode, item.options.tta)
         except RequestError as error:
             return error
         except Exception:

@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 TTA = Literal["none", "five_crop", "ten_crop", "dense"]
+Decode = Literal["exact", "fast"]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -60,7 +61,7 @@ class HandlerConfig(Strict):
     runtime: Literal["openvino", "pytorch"] = "openvino"
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     threads: Positive | None = None
-    decode: Literal["exact", "fast"] = "exact"
+    decode: Decode = "exact"
     max_image_bytes: Positive = 5 * 1024 * 1024
     max_image_pixels: Positive = 50_000_000
     max_images: Positive = 32

@@ -1,13 +1,41 @@
-"""A validated image to resized RGB pixels, equal to torchvision's ImageNet presets."""
+"""A validated image to the views that the model sees, equal to torchvision's presets."""
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from visionserve import tta
+from visionserve.config import TTA, Decode
 from visionserve.errors import RequestError
 from visionserve.metadata import Transforms
 
 WHITE = (255, 255, 255, 255)
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def preprocess(
+    image: Image.Image, transforms: Transforms, decode: Decode, mode: TTA
+) -> NDArray[np.uint8]:
+    """Decode, resize and cut an image.
+
+    Args:
+        image: validated, not yet decoded.
+        transforms: the model's.
+        decode: `exact` equals torchvision's transforms bit for bit; `fast` shrinks large JPEGs
+            while decoding, and resizes no more of an image than its centre crop needs.
+        mode: the views.
+
+    Returns:
+        Views as `visionserve.tta.views` describes them.
+
+    Raises:
+        RequestError: as `to_rgb` does.
+    """
+    if decode == "exact":
+        return tta.views(resize(to_rgb(image), transforms), mode, transforms.crop)
+    shrink_on_load(image, transforms)
+    pixels = resize_centre if mode == "none" else resize
+    return tta.views(pixels(to_rgb(image), transforms), mode, transforms.crop)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -36,9 +64,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     """Broken EXIF data is no reason to refuse the pixels."""
     try:
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
     except Exception:
         return image
+    return image
 
 
 def _convert(image: Image.Image) -> Image.Image:
@@ -72,12 +101,27 @@ def resize(image: Image.Image, transforms: Transforms) -> NDArray[np.uint8]:
     Returns:
         uint8 array of shape (height, width, 3), RGB, the shorter side `transforms.resize`.
     """
-    width, height = image.size
-    short, long = sorted((width, height))
-    side = transforms.resize
-    other = int(side * long / short)
-    size = (side, other) if width <= height else (other, side)
-    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    size = _resized(image, transforms)
     if size != image.size:
-        image = image.resize(size, filters[transforms.interpolation])
+        image = image.resize(size, FILTERS[transforms.interpolation])
     return np.asarray(image)
+
+
+def resize_centre(image: Image.Image, transforms: Transforms) -> NDArray[np.uint8]:
+    """Resize only what the centre crop of the resized image shows.
+
+    Returns:
+        uint8 array of shape (crop, crop, 3). It differs from a crop of `resize` by rounding.
+    """
+    (width, height), crop = _resized(image, transforms), transforms.crop
+    across, down = image.width / width, image.height / height
+    left, top = round((width - crop) / 2), round((height - crop) / 2)
+    box = (left * across, top * down, (left + crop) * across, (top + crop) * down)
+    return np.asarray(image.resize((crop, crop), FILTERS[transforms.interpolation], box))
+
+
+def _resized(image: Image.Image, transforms: Transforms) -> tuple[int, int]:
+    short, long = sorted(image.size)
+    other = int(transforms.resize * long / short)
+    upright = image.width <= image.height
+    return (transforms.resize, other) if upright else (other, transforms.resize)

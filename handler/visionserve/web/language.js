@@ -1,0 +1,59 @@
+import { en } from "./en.js";
+import { zh } from "./zh.js";
+import { recall, remember } from "./memory.js";
+
+const LANGUAGE = "visionserve-language";
+const languages = {
+  en: { tag: "en", name: "English", messages: en, other: "zh" },
+  zh: { tag: "zh-CN", name: "中文", messages: zh, other: "en" },
+};
+
+let language =
+  languages[recall("localStorage", LANGUAGE)] ??
+  (navigator.language.startsWith("zh") ? languages.zh : languages.en);
+
+/** A message in the person's language, `{name}` in it replaced; undefined where there is none. */
+export function t(key, values = {}) {
+  return language.messages[key]?.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+}
+
+/** A probability, or a threshold with no more digits than it needs. */
+export function percent(probability, minimumFractionDigits = 1) {
+  const digits = { minimumFractionDigits, maximumFractionDigits: 1 };
+  return new Intl.NumberFormat(language.tag, { style: "percent", ...digits }).format(probability);
+}
+
+/** A quantity with its unit. */
+export function number(value, unit) {
+  const options = { style: "unit", unit, maximumFractionDigits: unit === "megabyte" ? 1 : 0 };
+  return new Intl.NumberFormat(language.tag, options).format(value);
+}
+
+/** Fill in the texts and labels below an element that have one in the person's language. */
+export function translate(root) {
+  for (const element of root.querySelectorAll("[data-text]")) {
+    element.textContent = t(element.dataset.text);
+  }
+  for (const element of root.querySelectorAll("[data-label]")) {
+    element.ariaLabel = t(element.dataset.label);
+  }
+}
+
+/** Translate the page now, and again at each press of the button, calling back afterwards. */
+export function watchLanguage(onChange) {
+  const button = document.getElementById("language");
+  const show = () => {
+    const other = languages[language.other];
+    document.documentElement.lang = language.tag;
+    button.textContent = other.name;
+    button.lang = other.tag;
+    translate(document);
+    onChange();
+  };
+  button.addEventListener("click", () => {
+    remember("localStorage", LANGUAGE, language.other);
+    language = languages[language.other];
+    show();
+  });
+  show();
+}

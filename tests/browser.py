@@ -1,0 +1,172 @@
+"""A headless Chromium that looks at the page as a person does."""
+
+import base64
+import importlib.resources
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
+
+AXE = (importlib.resources.files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
+WAIT = 40
+DESK, PHONE = (1200, 800), (360, 740)
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--lang=en-US"),
+)
+
+
+class Browser:
+    """Chromium with one tab.
+
+    Args:
+        folder: an empty folder for its profile and downloads.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+        if not chromium or not driver:
+            pytest.fail("The page's tests need Chromium: apt-get install chromium chromium-driver")
+        self.downloads = folder / "downloads"
+        options = webdriver.ChromeOptions()
+        options.binary_location = chromium
+        for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
+            options.add_argument(flag)
+        options.add_experimental_option(
+            "prefs", {"download.default_directory": str(self.downloads)}
+        )
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        service = webdriver.ChromeService(executable_path=driver)
+        self.driver = webdriver.Chrome(options=options, service=service)
+        self.cdp("Network.enable")
+
+    def close(self) -> None:
+        self.driver.quit()
+
+    def cdp(self, command: str, **parameters: Any) -> None:
+        self.driver.execute_cdp_cmd(command, parameters)
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def forget(self) -> None:
+        """Become a browser that has seen nothing: no storage, no log, a desk's light screen."""
+        self.driver.get("about:blank")
+        self.cdp("Storage.clearDataForOrigin", origin="*", storageTypes="all")
+        self.cdp("Emulation.setUserAgentOverride", userAgent="", acceptLanguage="en-US")
+        self.resize(*DESK)
+        self.prefer("light")
+        self.console()
+
+    def send(self, headers: dict[str, str]) -> None:
+        """Add headers to every request from now on."""
+        self.cdp("Network.setExtraHTTPHeaders", headers=headers)
+
+    def resize(self, width: int, height: int) -> None:
+        self.cdp(
+            "Emulation.setDeviceMetricsOverride",
+            **{"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
+        )
+
+    def prefer(self, scheme: str) -> None:
+        """Set the person's colour scheme; motion stays reduced, so that colours are final."""
+        features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+        self.cdp(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": name, "value": value} for name, value in features.items()],
+        )
+
+    def offline(self, is_offline: bool) -> None:
+        unlimited = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        self.cdp("Network.emulateNetworkConditions", offline=is_offline, **unlimited)
+
+    def console(self) -> list[str]:
+        """Take what the console has said since the last call; a refusal as its HTTP status."""
+        entries = [entry["message"] for entry in self.driver.get_log("browser")]  # type: ignore[no-untyped-call]
+        statuses = [re.search(r"responded with a status of (\d+)", entry) for entry in entries]
+        return [
+            found[1] if found else entry for found, entry in zip(statuses, entries, strict=True)
+        ]
+
+    def one(self, selector: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def texts(self, selector: str) -> list[str]:
+        """The visible texts of the elements, in order."""
+        found: list[str] = self.run(
+            """return [...document.querySelectorAll(arguments[0])]
+                        .filter((element) => element.checkVisibility())
+                        .map((element) => element.innerText)""",
+            selector,
+        )
+        return found
+
+    def text(self, selector: str) -> str:
+        return "".join(self.texts(selector))
+
+    def until(self, condition: Callable[[], object]) -> None:
+        WebDriverWait(self.driver, WAIT, 0.05).until(lambda _: condition())
+
+    def settle(self, count: int = 1) -> None:
+        """Wait until the page shows so many images, each with an answer or an error."""
+        self.until(lambda: len(self.texts(".card[aria-busy=false]")) == count)
+
+    def pick(self, *paths: Path) -> None:
+        """Choose files in the file dialog."""
+        self.one("#picker").send_keys("\n".join(map(str, paths)))
+
+    def transfer(self, path: Path, event: str) -> None:
+        """Drop or paste a file."""
+        self.run(
+            """
+            const [data, name, event] = arguments;
+            const bytes = Uint8Array.from(atob(data), (char) => char.charCodeAt());
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], name));
+            const place = document.getElementById("sources");
+            const init = { bubbles: true, cancelable: true };
+            if (event === "paste") {
+              place.dispatchEvent(new ClipboardEvent(event, { ...init, clipboardData: transfer }));
+            } else for (const type of ["dragover", event]) {
+              place.dispatchEvent(new DragEvent(type, { ...init, dataTransfer: transfer }));
+            }
+            """,
+            base64.b64encode(path.read_bytes()).decode(),
+            path.name,
+            event,
+        )
+
+    def tab(self) -> WebElement:
+        """Press the tab key and return what has the focus."""
+        self.driver.switch_to.active_element.send_keys(Keys.TAB)
+        return self.driver.switch_to.active_element
+
+    def faults(self) -> list[str]:
+        """What axe-core finds, light and dark, and whether a phone would scroll sideways."""
+        faults = []
+        for scheme in ("dark", "light"):
+            self.prefer(scheme)
+            found = self.driver.execute_async_script(
+                AXE + "; axe.run().then(({ violations }) => arguments[0](violations));"
+            )
+            faults += [
+                f"{fault['id']}, {scheme}: {node['html']}"
+                for fault in found
+                for node in fault["nodes"]
+            ]
+        self.resize(*PHONE)
+        overflow = self.run(
+            """const { scrollWidth, clientWidth } = document.documentElement;
+               return scrollWidth - clientWidth"""
+        )
+        self.resize(*DESK)
+        return [*faults, f"A phone scrolls {overflow} pixels sideways."] if overflow else faults

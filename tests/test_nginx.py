@@ -1,0 +1,278 @@
+"""nginx in front of two real TorchServes, one of which dies."""
+
+import base64
+import http.client
+import itertools
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import requests
+from PIL import Image
+
+from scripts import photos
+from scripts.client import Client
+from scripts.proxy import Proxy, ProxyError, Site, Upstream
+from scripts.torchserve import TorchServe
+from tests.conftest import REAL, encode, free_port, free_ports
+
+TIMEOUT = 60
+PREDICTIONS = f"/predictions/{REAL}"
+PNG = {"Content-Type": "image/png"}
+Start = Callable[..., str]
+
+
+def upstream_of(server: TorchServe) -> Upstream:
+    return Upstream(server.client.inference, server.state / "key_file.json")
+
+
+@pytest.fixture(scope="module")
+def other(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
+    """A second TorchServe, with keys of its own; it may run or not."""
+    other = TorchServe("server", tmp_path_factory.mktemp("other"), store, free_ports())
+    yield other
+    other.stop()
+
+
+@pytest.fixture
+def second(other: TorchServe) -> TorchServe:
+    """The second TorchServe, running."""
+    if other.pid is None:
+        other.start([f"{REAL}={REAL}.mar"])
+    return other
+
+
+@pytest.fixture
+def proxy(tmp_path: Path) -> Iterator[Proxy]:
+    proxy = Proxy(tmp_path / "nginx")
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture
+def site(server: TorchServe, second: TorchServe) -> Site:
+    """Both servers, and a rate that no test meets."""
+    upstreams = (upstream_of(server), upstream_of(second))
+    return Site(upstreams, f"127.0.0.1:{free_port()}", REAL, "10000r/s")
+
+
+@pytest.fixture
+def address(proxy: Proxy, site: Site) -> str:
+    """nginx in front of both servers."""
+    proxy.start(site)
+    return f"http://{site.listen}"
+
+
+def access_log(tmp_path: Path) -> list[dict[str, object]]:
+    """What a stopped nginx has logged."""
+    lines = (tmp_path / "nginx" / "logs" / "access.log").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def cat() -> bytes:
+    return photos.greeting().read_bytes()
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer of nothing"])
+def test_each_server_gets_its_own_token_and_no_client_one(
+    authorization: str | None, address: str, proxy: Proxy, cat: bytes, tmp_path: Path
+) -> None:
+    headers = PNG | ({"Authorization": authorization} if authorization else {})
+    for _ in range(4):
+        response = requests.post(address + PREDICTIONS, data=cat, headers=headers, timeout=TIMEOUT)
+        assert response.status_code == 200
+        assert response.json()["predictions"][0]["label"] == "Egyptian cat"
+    proxy.stop()
+    asked = access_log(tmp_path)
+    assert len({entry["upstream"] for entry in asked}) == 2
+    assert [entry["upstream_status"] for entry in asked] == ["200"] * 4
+
+
+def test_tokens_are_for_the_user_alone(address: str, second: TorchServe, tmp_path: Path) -> None:
+    key = second.client.token("inference")["Authorization"].removeprefix("Bearer ")
+    holders = [
+        path
+        for path in (tmp_path / "nginx").rglob("*")
+        if path.is_file() and key in path.read_text(errors="replace")
+    ]
+    assert [path.name for path in holders] == ["torchserve-2.conf"]
+    assert holders[0].stat().st_mode & 0o077 == 0
+    assert (tmp_path / "nginx").stat().st_mode & 0o077 == 0
+
+
+def test_the_page_of_the_default_model_is_at_the_root(address: str, server: TorchServe) -> None:
+    direct = requests.get(
+        server.client.inference + PREDICTIONS,
+        headers={"Accept": "text/html"} | server.client.token("inference"),
+        timeout=TIMEOUT,
+    )
+    page = requests.get(f"{address}/?data=1", timeout=TIMEOUT)
+    assert page.status_code == 200
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert page.headers["Content-Security-Policy"] == direct.headers["Content-Security-Policy"]
+    assert page.headers["X-Content-Type-Options"] == "nosniff"
+    assert page.headers["Server"] == "nginx"
+    assert requests.post(address, data=b"x", timeout=TIMEOUT).status_code == 405
+
+
+def test_ping(address: str) -> None:
+    response = requests.get(f"{address}/ping", timeout=TIMEOUT)
+    assert (response.status_code, response.json()) == (200, {"status": "Healthy"})
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/models",
+        f"/models/{REAL}",
+        "/token",
+        "/metrics",
+        "/api-description",
+        f"/explanations/{REAL}",
+        f"/v1/models/{REAL}:predict",
+        "/predictions/",
+        "/predictions/../models",
+        "/predictions/%2e%2e/models",
+        f"/predictions/{REAL}/1.0/more",
+        "/error",
+    ],
+)
+def test_nothing_else_is_there(path: str, proxy: Proxy, server: TorchServe) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    proxy.start(Site((upstream_of(server),), listen))
+    connection = http.client.HTTPConnection(listen, timeout=TIMEOUT)
+    connection.request("GET", path)
+    response = connection.getresponse()
+    assert response.status == 404
+    assert json.loads(response.read())["error"]["code"] == "not_found"
+    connection.close()
+
+
+def test_a_large_image_fits_in_every_shape(address: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1310, 1310, 3), dtype=np.uint8)
+    image = encode(Image.fromarray(noise), "PNG", compress_level=0)
+    assert 5_000_000 < len(image) <= 5 * 1024 * 1024
+    text = base64.b64encode(image).decode()
+    for response in (
+        requests.post(address + PREDICTIONS, data=image, headers=PNG, timeout=TIMEOUT),
+        requests.post(address + PREDICTIONS, files={"data": image}, timeout=TIMEOUT),
+        requests.post(address + PREDICTIONS, json={"data": text}, timeout=TIMEOUT),
+    ):
+        assert response.status_code == 200, response.text
+
+
+def test_a_larger_body_does_not(address: str) -> None:
+    files = {"data": bytes(7 * 1024 * 1024)}
+    response = requests.post(address + PREDICTIONS, files=files, timeout=TIMEOUT)
+    assert response.status_code == 413
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.json()["error"]["code"] == "body_too_large"
+
+
+def test_the_content_type_that_curl_data_sends_is_refused(address: str, cat: bytes) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
+    response = requests.post(address + PREDICTIONS, data=cat, headers=headers, timeout=TIMEOUT)
+    assert response.status_code == 415
+    assert response.json()["error"]["code"] == "unsupported_content_type"
+
+
+def test_torchserves_own_errors_pass(address: str) -> None:
+    unknown = requests.get(f"{address}/predictions/unknown", timeout=TIMEOUT)
+    assert (unknown.status_code, unknown.json()["type"]) == (404, "ModelNotFoundException")
+    empty = requests.post(address + PREDICTIONS, data=b"", headers=PNG, timeout=TIMEOUT)
+    assert (empty.status_code, empty.json()["error"]["code"]) == (400, "empty_request")
+
+
+def test_a_client_may_send_so_many_requests(proxy: Proxy, server: TorchServe) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    proxy.start(Site((upstream_of(server),), listen, rate="1r/m"))
+    with requests.Session() as session:
+        responses = [session.get(f"http://{listen}/ping", timeout=TIMEOUT) for _ in range(44)]
+    assert [response.status_code for response in responses] == [200] * 41 + [429] * 3
+    assert responses[-1].json()["error"]["code"] == "too_many_requests"
+    assert responses[-1].headers["Retry-After"]
+
+
+def test_no_server_is_an_error_of_its_own(proxy: Proxy, server: TorchServe) -> None:
+    absent = Upstream(f"http://127.0.0.1:{free_port()}", server.state / "key_file.json")
+    listen = f"127.0.0.1:{free_port()}"
+    proxy.start(Site((absent, absent), listen))
+    for _ in range(5):
+        response = requests.post(
+            f"http://{listen}{PREDICTIONS}", data=b"x", headers=PNG, timeout=TIMEOUT
+        )
+        assert response.status_code == 502
+        assert response.json()["error"]["code"] == "unavailable"
+
+
+def test_a_bad_configuration_is_refused(proxy: Proxy, server: TorchServe) -> None:
+    with pytest.raises(ProxyError, match="rate"):
+        proxy.start(Site((upstream_of(server),), rate="many"))
+    assert proxy.pid is None
+
+
+def test_a_restarted_servers_new_token_is_taken_on(
+    proxy: Proxy, second: TorchServe, cat: bytes
+) -> None:
+    site = Site((upstream_of(second),), f"127.0.0.1:{free_port()}", rate="10000r/s")
+
+    def ask() -> int:
+        url = f"http://{site.listen}{PREDICTIONS}"
+        return requests.post(url, data=cat, headers=PNG, timeout=TIMEOUT).status_code
+
+    proxy.start(site)
+    pid = proxy.pid
+    assert ask() == 200
+    second.stop()
+    second.start([f"{REAL}={REAL}.mar"])
+    assert ask() == 400
+    proxy.start(site)
+    deadline = time.monotonic() + TIMEOUT
+    while ask() != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert proxy.pid == pid
+
+
+def test_no_request_is_lost_when_a_server_dies(
+    address: str, proxy: Proxy, client: Client, second: TorchServe, tmp_path: Path
+) -> None:
+    images = [path.read_bytes() for path in photos.packaged()[:3]]
+    answers = [client.predict(REAL, image, tta="none").json() for image in images]
+    headers = PNG | {"X-Classify-TTA": "none"}
+    total = 240
+
+    def ask(number: int) -> bool:
+        response = requests.post(
+            address + PREDICTIONS, data=images[number % 3], headers=headers, timeout=TIMEOUT
+        )
+        assert response.status_code == 200, response.text
+        return bool(response.json() == answers[number % 3])
+
+    assert second.pid is not None
+    family = psutil.Process(second.pid).children(recursive=True)
+    assert family
+    with ThreadPoolExecutor(12) as pool:
+        futures = [pool.submit(ask, number) for number in range(total)]
+        for _ in itertools.islice(as_completed(futures), total // 4):
+            pass
+        os.killpg(os.getpgid(second.pid), signal.SIGKILL)
+        assert [future.result() for future in futures] == [True] * total
+    _, alive = psutil.wait_procs(family, timeout=TIMEOUT)
+    assert not alive
+    assert second.pid is None
+
+    proxy.stop()
+    asked = access_log(tmp_path)
+    assert len(asked) == total
+    dead = f"unix:{tmp_path / 'nginx' / 'torchserve-2.sock'}"
+    assert any(entry["upstream"] == dead for entry in asked), "it never answered"
+    assert any(f"{dead}, " in str(entry["upstream"]) for entry in asked), "nothing was asked again"

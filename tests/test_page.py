@@ -1,0 +1,334 @@
+import csv
+import json
+import re
+from collections.abc import Iterator
+from graphlib import CycleError
+from pathlib import Path
+
+import pytest
+import requests
+from selenium.webdriver.support.select import Select
+
+from scripts.client import Client
+from scripts.photos import greeting, packaged
+from tests.browser import Browser
+from tests.conftest import RANDOM, REAL
+from visionserve.page import WEB, Page, bundle
+
+CAT = greeting()
+LIMIT = 5 * 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("browser"))
+    try:
+        yield browser
+    finally:
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium: Browser, client: Client) -> Iterator[Browser]:
+    """The page of the real model; whatever a test leaves on the console fails it."""
+    chromium.forget()
+    chromium.send(client.token("inference"))
+    show(chromium, client, REAL)
+    yield chromium
+    assert chromium.console() == []
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    path = tmp_path / "notes.txt"
+    path.write_text("not an image")
+    return path
+
+
+def show(page: Browser, client: Client, model: str) -> None:
+    page.driver.get(f"{client.inference}/predictions/{model}")
+
+
+def labels(client: Client, model: str, path: Path, tta: str) -> list[str]:
+    answer = client.predict(model, path.read_bytes(), tta=tta).json()
+    return [prediction["label"] for prediction in answer["predictions"]]
+
+
+def test_first_look(page: Browser) -> None:
+    assert page.text("h1") == "What is in the picture?"
+    assert page.text("#limits").endswith("up to 5 MB each")
+    assert page.texts("dd") == [REAL, "1.0", "openvino fp32"]
+    assert Select(page.one("#tta")).first_selected_option.text == "Five crops"
+    assert not page.one("#results").is_displayed()
+    assert page.faults() == []
+
+
+def test_pick_shows_labelled_bars(page: Browser, client: Client) -> None:
+    page.pick(CAT)
+    page.settle()
+    answer = client.predict(REAL, CAT.read_bytes()).json()
+    assert page.texts(".label") == [entry["label"] for entry in answer["predictions"]]
+    shown = [f"{entry['probability']:.1%}" for entry in answer["predictions"]]
+    assert page.texts(".percent") == shown
+    widths = page.run(
+        "return [...document.querySelectorAll('.bar > span')].map((bar) => bar.style.width)"
+    )
+    assert [f"{float(width.rstrip('%')):.1f}%" for width in widths] == shown
+    assert page.run("return document.querySelector('.picture img').naturalWidth") == 451
+    assert re.fullmatch(rf"{REAL} 1\.0 · Five crops · [\d,]+ ms", page.text(".details"))
+    assert page.run("return document.getElementById('status').textContent").startswith(
+        f"chelsea.png: {answer['predictions'][0]['label']}, {shown[0]}"
+    )
+    assert not page.texts(".warning")
+    assert page.faults() == []
+
+
+@pytest.mark.parametrize("event", ["drop", "paste"])
+def test_drop_and_paste(page: Browser, event: str) -> None:
+    page.transfer(CAT, event)
+    page.settle()
+    assert page.texts(".name") == ["chelsea.png"]
+    assert page.texts(".label")[0] == "Egyptian cat"
+
+
+def test_camera(page: Browser) -> None:
+    page.one("#camera").click()
+    page.until(lambda: page.one("#shoot").is_enabled())
+    assert page.faults() == []
+    page.one("#shoot").click()
+    page.settle()
+    assert page.texts(".name") == ["camera.jpg"]
+    assert len(page.texts(".label")) == 3
+
+
+def test_low_confidence_warns(page: Browser, client: Client) -> None:
+    show(page, client, RANDOM)
+    page.pick(CAT)
+    page.settle()
+    warning = "Low confidence: the best match is under 50%. Take it as a guess."
+    assert page.text(".warning") == warning
+    assert page.faults() == []
+
+
+def test_error_in_plain_words(page: Browser, notes: Path) -> None:
+    page.pick(notes)
+    page.settle()
+    assert page.text(".failure") == "This file is not a JPEG, PNG, WebP, GIF, BMP or TIFF image."
+    assert page.console() == ["415"]
+    assert page.faults() == []
+
+
+def test_too_large_is_never_sent(page: Browser, tmp_path: Path) -> None:
+    large = tmp_path / "large.bmp"
+    large.write_bytes(bytes(LIMIT + 1))
+    page.pick(large)
+    page.settle()
+    assert page.text(".failure") == "This file is too large. An image may have up to 5 MB."
+    assert page.run("return performance.getEntriesByType('resource').length") == 0
+
+
+def test_unreachable_then_retry(page: Browser) -> None:
+    page.offline(True)
+    page.pick(CAT)
+    page.settle()
+    assert page.text(".failure").startswith("The server cannot be reached.")
+    assert len(page.console()) == 1
+    page.offline(False)
+    page.one(".retry").click()
+    page.until(lambda: page.text(".label"))
+    assert page.texts(".label")[0] == "Egyptian cat"
+    assert not page.texts(".failure")
+
+
+def test_busy_server_is_asked_again(page: Browser, client: Client) -> None:
+    show(page, client, RANDOM)
+    client.scale(RANDOM, 0)
+    try:
+        page.pick(CAT)
+        page.until(lambda: page.texts(".state") == ["The server is busy. Trying again…"])
+        page.settle()
+        assert page.text(".failure") == "The server is too busy. Retry later."
+        assert page.console() == ["503"] * 5
+    finally:
+        client.scale(RANDOM, 2)
+    page.one(".retry").click()
+    page.until(lambda: page.text(".warning"))
+
+
+def test_clear(page: Browser) -> None:
+    page.pick(CAT)
+    page.settle()
+    page.one("#clear").click()
+    assert not page.one("#results").is_displayed()
+    assert page.driver.switch_to.active_element == page.one("#choose")
+
+
+def test_several_images_and_their_csv(page: Browser, client: Client, tmp_path: Path) -> None:
+    formula = tmp_path / '=cmd, "x".txt'
+    formula.write_text("not an image")
+    pictures = [CAT, *packaged()[2:7]]
+    page.pick(*pictures, formula)
+    page.settle(7)
+    assert page.text("#progress") == "7 of 7 done, 1 without an answer"
+    assert page.console() == ["415"]
+    assert page.faults() == []
+
+    page.one("#download").click()
+    file = page.downloads / "classifications.csv"
+    page.until(file.exists)
+    content = file.read_bytes().decode("utf-8-sig")
+    head, *rows = csv.reader(content.splitlines())
+    ranks = ("label1", "probability1", "label2", "probability2", "label3", "probability3")
+    assert head == ["file", *ranks, "error"]
+    for path, row in zip(pictures, rows[:-1], strict=True):
+        answer = client.predict(REAL, path.read_bytes()).json()
+        assert (row[0], row[-1]) == (path.name, "")
+        assert row[1:-1:2] == [entry["label"] for entry in answer["predictions"]]
+        expected = [entry["probability"] for entry in answer["predictions"]]
+        assert [float(cell) for cell in row[2:-1:2]] == pytest.approx(expected, abs=1e-4)
+    failure = "This file is not a JPEG, PNG, WebP, GIF, BMP or TIFF image."
+    assert rows[-1] == ['\'=cmd, "x".txt', *[""] * 6, failure]
+
+
+def test_two_requests_at_a_time(page: Browser) -> None:
+    page.pick(*[CAT] * 6)
+    page.settle(6)
+    spans = page.run(
+        """return performance.getEntriesByType("resource")
+                             .map(({ startTime, responseEnd }) => [startTime, responseEnd])"""
+    )
+    events = sorted([(end, -1) for _, end in spans] + [(start, 1) for start, _ in spans])
+    in_flight = [sum(step for _, step in events[: index + 1]) for index in range(len(events))]
+    assert (len(spans), max(in_flight)) == (6, 2)
+
+
+def test_retry_of_all_that_failed(page: Browser, notes: Path) -> None:
+    page.offline(True)
+    page.pick(CAT, notes)
+    page.settle(2)
+    page.offline(False)
+    page.one("#retry-failed").click()
+    page.until(lambda: page.text("#progress") == "2 of 2 done, 1 without an answer")
+    assert page.texts(".label")[0] == "Egyptian cat"
+    assert page.console()[-1] == "415"
+
+
+def test_tta_choice(page: Browser, client: Client) -> None:
+    page.pick(CAT)
+    page.settle()
+    Select(page.one("#tta")).select_by_visible_text("Ten crops")
+    page.until(lambda: "Ten crops" in page.text(".details"))
+    assert page.texts(".label") == labels(client, REAL, CAT, "ten_crop")
+
+
+def test_model_choice(page: Browser, client: Client) -> None:
+    assert page.texts("#models a") == [REAL, RANDOM]
+    assert page.text("#models [aria-current=page]") == REAL
+    page.driver.find_element("link text", RANDOM).click()
+    page.until(lambda: page.driver.current_url.endswith(f"/predictions/{RANDOM}"))
+    assert page.text("#models [aria-current=page]") == RANDOM
+    page.pick(CAT)
+    page.settle()
+    assert page.texts(".label") == labels(client, RANDOM, CAT, "five_crop")
+
+
+def test_token_field(page: Browser, client: Client) -> None:
+    page.send({})
+    page.pick(CAT)
+    page.settle()
+    refusal = "The server asks for an API token. Enter a valid one and retry."
+    assert page.text(".failure") == refusal
+    field = page.one("#token")
+    assert page.driver.switch_to.active_element == field
+    assert field.get_attribute("type") == "password"
+    assert page.faults() == []
+
+    assert page.console() == ["400"]
+    field.send_keys(client.token("inference")["Authorization"].removeprefix("Bearer "))
+    field.submit()
+    page.until(lambda: page.text(".percent"))
+    assert page.texts(".label")[0] == "Egyptian cat"
+
+
+def test_languages(page: Browser, client: Client, notes: Path) -> None:
+    assert page.run("return document.documentElement.lang") == "en"
+    page.pick(CAT, notes)
+    page.settle(2)
+    page.one("#language").click()
+    assert page.run("return document.documentElement.lang") == "zh-CN"
+    assert page.text("h1") == "图片里是什么？"
+    assert page.text(".failure") == "此文件不是 JPEG、PNG、WebP、GIF、BMP 或 TIFF 图片。"
+    assert "五次裁剪" in page.text(".details")
+    assert page.console() == ["415"]
+    assert page.faults() == []
+
+    page.driver.refresh()
+    assert page.text("h1") == "图片里是什么？"
+    page.one("#language").click()
+    assert page.text("h1") == "What is in the picture?"
+
+
+def test_the_browser_s_language_comes_first(page: Browser) -> None:
+    page.cdp("Emulation.setUserAgentOverride", userAgent="", acceptLanguage="zh-TW")
+    page.driver.refresh()
+    assert page.text("#choose") == "选择图片"
+
+
+def test_languages_say_the_same_things() -> None:
+    en, zh = (
+        re.findall(r'^  "?([\w.]+)"?: "(.*)",$', (WEB / name).read_text("utf-8"), re.MULTILINE)
+        for name in ("en.js", "zh.js")
+    )
+    assert [key for key, _ in en] == [key for key, _ in zh]
+    blanks = [[sorted(re.findall(r"\{\w+\}", text)) for _, text in side] for side in (en, zh)]
+    assert blanks[0] == blanks[1]
+
+
+def test_keyboard(page: Browser) -> None:
+    focused = [page.tab() for _ in range(7)]
+    names = ["中文", "Choose images", "Use the camera", REAL, RANDOM]
+    assert [element.text for element in focused[:5]] == names
+    assert focused[5] == page.one("#tta")
+    assert focused[6].text == "API token"
+    style = page.run("return getComputedStyle(document.activeElement).outlineStyle")
+    assert style == "solid"
+
+
+def test_policy_is_sent_and_obeyed(page: Browser, client: Client) -> None:
+    response = requests.get(
+        f"{client.inference}/predictions/{REAL}",
+        headers={"Accept": "text/html"} | client.token("inference"),
+        timeout=30,
+    )
+    policy = response.headers["content-security-policy"]
+    assert policy == Page().content_security_policy
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in policy
+    page.run(
+        """
+        const script = document.createElement("script");
+        script.textContent = "window.injected = true";
+        document.body.append(script);
+        """
+    )
+    assert page.run("return window.injected") is None
+    (refusal,) = page.console()
+    assert "Content Security Policy" in refusal
+
+
+def test_facts_cannot_end_their_block() -> None:
+    facts = {"model": "</script><script>alert(1)</script><!--", "label": "猫"}
+    html = Page().render(facts).decode()
+    block = re.search(r'<script type="application/json" id="facts">(.*?)</script>', html)
+    assert block is not None
+    assert json.loads(block[1]) == facts
+
+
+def test_modules_are_joined_behind_their_imports() -> None:
+    modules = {
+        "main.js": 'import { one } from "./one.js";\n\none();\n',
+        "one.js": "/** One. */\nexport function one() {}\n",
+    }
+    assert bundle(modules) == "/** One. */\nfunction one() {}\n\none();\n"
+    with pytest.raises(CycleError):
+        bundle(modules | {"one.js": 'import { main } from "./main.js";\n'})
