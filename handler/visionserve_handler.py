@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from visionserve.config import ModelConfig
 from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.page import Page
+from visionserve.telemetry import Telemetry
 
 # TorchServe's worker logs a line per request at INFO; its metrics are lines at INFO as well.
 logging.getLogger().setLevel(logging.WARNING)
@@ -38,6 +40,9 @@ class VisionHandler:
         self._classifier = Classifier.from_archive(
             directory, config, context.system_properties.get("gpu_id"), version
         )
+        self._telemetry = Telemetry(
+            context.metrics, context.model_name, version, self._config.slow_request_ms / 1000
+        )
         self._page = Page()
         self._archives = directory.parent
         self._facts = {
@@ -53,28 +58,32 @@ class VisionHandler:
 
         A browser's GET is answered with the web page.
         """
+        started = time.perf_counter()
         requests = [self._read(row, context, index) for index, row in enumerate(rows)]
-        items = [
-            Item(image, request.options)
-            for request in requests
-            if isinstance(request, inputs.Request)
-            for image in request.images
-            if not isinstance(image, RequestError)
-        ]
-        outcomes = iter(self._classifier.classify(items))
+        items = [self._items(request) for request in requests]
+        sound = [item for of_request in items for item in of_request if isinstance(item, Item)]
+        outcomes = iter(self._classifier.classify(sound))
         responses = []
-        for index, request in enumerate(requests):
+        for index, (request, of_request) in enumerate(zip(requests, items, strict=True)):
             if request is None:
                 responses.append(self._show_page(context, index))
-            elif isinstance(request, RequestError):
-                responses.append(self._respond([request], False, context, index))
-            else:
-                answers = [
-                    image if isinstance(image, RequestError) else next(outcomes)
-                    for image in request.images
-                ]
-                responses.append(self._respond(answers, request.many, context, index))
+                continue
+            answers = [next(outcomes) if isinstance(i, Item) else i for i in of_request]
+            many = isinstance(request, inputs.Request) and request.many
+            responses.append(self._respond(answers, many, context, index))
+            self._telemetry.observe(
+                context.get_request_id(index), of_request, answers, time.perf_counter() - started
+            )
         return responses
+
+    @staticmethod
+    def _items(request: inputs.Request | RequestError | None) -> list[Item | RequestError]:
+        if isinstance(request, inputs.Request):
+            return [
+                image if isinstance(image, RequestError) else Item(image, request.options)
+                for image in request.images
+            ]
+        return [] if request is None else [request]
 
     def _read(
         self, row: Mapping[str, Any], context: Context, index: int

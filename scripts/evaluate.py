@@ -23,7 +23,7 @@ from visionserve import runtimes
 from visionserve.config import TTA, HandlerConfig
 from visionserve.metadata import Metadata
 from visionserve.models import IMAGENET_CATEGORIES, MODELS, Classifier
-from visionserve.preprocessing import preprocess
+from visionserve.preprocessing import decode, to_views
 from visionserve.runtimes import Runtime
 
 VARIANTS = {
@@ -114,7 +114,8 @@ def score(
     """Classify every photograph one way."""
     top1, top5 = [], []
     for path in paths:
-        views = preprocess(Image.open(path), metadata.transforms, config.decode, mode)
+        image = decode(Image.open(path), metadata.transforms, config.decode)
+        views = to_views(image, metadata.transforms, config.decode, mode)
         best = (-runtime(views).mean(axis=0)).argsort()[:5]
         top1.append(best[0] == label_of(path))
         top5.append(label_of(path) in best)

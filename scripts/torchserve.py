@@ -41,6 +41,7 @@ class TorchServe:
         self.state = state
         self._store = store
         self._properties = read_properties(paths.CONFIG / profile / "config.properties")
+        self._properties |= {"metrics_config": str(paths.CONFIG / "metrics.yaml")}
         self._properties |= overrides or {}
         self._temp = state / "tmp"
 

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from visionserve.config import HandlerConfig, ModelConfig
 from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.metadata import Metadata
-from visionserve.preprocessing import preprocess
+from visionserve.preprocessing import decode, to_views
 from visionserve.runtimes import Runtime
 from visionserve.validation import validate
 
@@ -83,8 +84,9 @@ class Classifier:
                     groups.setdefault(views.shape[1:], []).append((index, views))
         for group in groups.values():
             indices, batches = zip(*group, strict=True)
-            for index, probabilities in zip(indices, self._infer(batches), strict=True):
-                outcomes[index] = self._answer(probabilities, items[index])
+            chosen = [items[index] for index in indices]
+            for index, answer in zip(indices, self._answer(chosen, batches), strict=True):
+                outcomes[index] = answer
         return [outcome for outcome in outcomes if outcome is not None]
 
     def _look_up(self, item: Item) -> Outcome | None:
@@ -96,22 +98,38 @@ class Classifier:
         return None if answer is None else answer | {"cached": True}
 
     def _prepare(self, item: Item) -> NDArray[np.uint8] | RequestError:
-        transforms, config = self._metadata.transforms, self._config
+        transforms, config, trace = self._metadata.transforms, self._config, item.trace
         try:
-            image = validate(item.data, config.max_image_bytes, config.max_image_pixels)
-            return preprocess(image, transforms, config.decode, item.options.tta)
+            with trace.stage("validate"):
+                image = validate(item.data, config.max_image_bytes, config.max_image_pixels)
+            trace.pixels = image.width * image.height
+            with trace.stage("decode"):
+                rgb = decode(image, transforms, config.decode)
+            with trace.stage("preprocess"):
+                return to_views(rgb, transforms, config.decode, item.options.tta)
         except RequestError as error:
             return error
         except Exception:
             logger.exception("An image could not be prepared.")
             return RequestError(500, "internal_error", "The image could not be prepared.")
 
-    def _infer(self, batches: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        probabilities = self._runtime(batches[0] if len(batches) == 1 else np.concatenate(batches))
+    def _answer(
+        self, items: Sequence[Item], batches: Sequence[NDArray[np.uint8]]
+    ) -> list[dict[str, Any]]:
+        """Answer items whose views have one shape, in one forward pass."""
+        with ExitStack() as stages:
+            for item in items:
+                stages.enter_context(item.trace.stage("infer"))
+            views = batches[0] if len(batches) == 1 else np.concatenate(batches)
+            probabilities = self._runtime(views)
         ends = np.cumsum([len(batch) for batch in batches])[:-1]
-        return [views.mean(axis=0) for views in np.split(probabilities, ends)]
+        answers = []
+        for item, of_views in zip(items, np.split(probabilities, ends), strict=True):
+            with item.trace.stage("postprocess"):
+                answers.append(self._describe(of_views.mean(axis=0), item))
+        return answers
 
-    def _answer(self, probabilities: NDArray[np.float32], item: Item) -> dict[str, Any]:
+    def _describe(self, probabilities: NDArray[np.float32], item: Item) -> dict[str, Any]:
         answer = {
             "model": self._metadata.architecture,
             "version": self._version,

@@ -54,6 +54,7 @@ class HandlerConfig(Strict):
         max_image_bytes: largest encoded image, in bytes.
         max_image_pixels: largest image by its header, in pixels; a larger one is never decoded.
         max_images: most images in one request.
+        slow_request_ms: time in the worker from which a request is logged, in milliseconds.
         defaults: options of a request that gives none.
         cache: the cache of answers.
     """
@@ -65,6 +66,7 @@ class HandlerConfig(Strict):
     max_image_bytes: Positive = 5 * 1024 * 1024
     max_image_pixels: Positive = 50_000_000
     max_images: Positive = 32
+    slow_request_ms: float = Field(default=1000, ge=0)
     defaults: Options = Options()
     cache: CacheConfig = CacheConfig()
 

@@ -1,18 +1,20 @@
 """What goes through the stages."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from visionserve.config import Options
+from visionserve.trace import Trace
 
 
 @dataclass(frozen=True)
 class Item:
-    """One encoded image and the options that it is classified with."""
+    """One encoded image, the options that it is classified with, and the trace it leaves."""
 
     data: bytes
     options: Options
+    trace: Trace = field(default_factory=Trace, compare=False)
 
     @cached_property
     def digest(self) -> str:

@@ -13,29 +13,40 @@ WHITE = (255, 255, 255, 255)
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def preprocess(
-    image: Image.Image, transforms: Transforms, decode: Decode, mode: TTA
-) -> NDArray[np.uint8]:
-    """Decode, resize and cut an image.
+def decode(image: Image.Image, transforms: Transforms, how: Decode) -> Image.Image:
+    """Decode a validated image to RGB.
 
     Args:
-        image: validated, not yet decoded.
+        image: not yet decoded.
         transforms: the model's.
-        decode: `exact` equals torchvision's transforms bit for bit; `fast` shrinks large JPEGs
-            while decoding, and resizes no more of an image than its centre crop needs.
-        mode: the views.
-
-    Returns:
-        Views as `visionserve.tta.views` describes them.
+        how: `exact` decodes as it is; `fast` shrinks large JPEGs while decoding.
 
     Raises:
         RequestError: as `to_rgb` does.
     """
-    if decode == "exact":
-        return tta.views(resize(to_rgb(image), transforms), mode, transforms.crop)
-    shrink_on_load(image, transforms)
-    pixels = resize_centre if mode == "none" else resize
-    return tta.views(pixels(to_rgb(image), transforms), mode, transforms.crop)
+    if how == "fast":
+        shrink_on_load(image, transforms)
+    return to_rgb(image)
+
+
+def to_views(
+    image: Image.Image, transforms: Transforms, how: Decode, mode: TTA
+) -> NDArray[np.uint8]:
+    """Resize an image and cut it into the views of a mode.
+
+    Args:
+        image: mode RGB.
+        transforms: the model's.
+        how: `exact` equals torchvision's transforms bit for bit; `fast` resizes no more of an
+            image than its centre crop needs.
+        mode: the views.
+
+    Returns:
+        Views as `visionserve.tta.views` describes them.
+    """
+    centre_alone = how == "fast" and mode == "none"
+    pixels = (resize_centre if centre_alone else resize)(image, transforms)
+    return tta.views(pixels, mode, transforms.crop)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

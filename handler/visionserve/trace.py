@@ -1,0 +1,31 @@
+"""Where the time of one image goes."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+Stage = Literal["validate", "decode", "preprocess", "infer", "postprocess"]
+
+
+@dataclass
+class Trace:
+    """What was seen of an image.
+
+    Attributes:
+        seconds: stage to time; a forward pass counts whole for each image that shared it.
+        pixels: width times height, by the header; 0 where it was not read.
+    """
+
+    seconds: dict[Stage, float] = field(default_factory=dict)
+    pixels: int = 0
+
+    @contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        """Time a stage, whether it succeeds or fails."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.perf_counter() - started

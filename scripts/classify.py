@@ -1,0 +1,143 @@
+"""Classify many images: one row each, in order, as CSV, JSON Lines or Parquet."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import requests
+from tqdm import tqdm
+
+from scripts import listing, paths, server_engine
+from scripts.client import Client
+from scripts.rows import Body, RunError, row
+from scripts.sinks import open_sink
+from scripts.torchserve import client_of
+
+
+def named(args: argparse.Namespace) -> Iterator[Path]:
+    """Yield the images that the command names, those of `--list` last."""
+    listed = listing.read_list(args.list) if args.list else iter(())
+    return chain(listing.expand(args.paths), listed)
+
+
+def count(args: argparse.Namespace) -> int | None:
+    """Count the images beforehand; standard input can be read only once."""
+    return None if args.list == "-" else sum(1 for _ in named(args))
+
+
+def connect(args: argparse.Namespace) -> tuple[Client, str]:
+    """Return a client and the model to ask.
+
+    Raises:
+        RunError: the server, its key or a single model of it cannot be found.
+    """
+    try:
+        if args.server:
+            client = Client(args.server, args.server, args.key_file)
+        else:
+            client = client_of(paths.STATE / "local")
+        client.token("inference")
+        models = [args.model] if args.model else client.models()
+    except requests.RequestException:
+        raise RunError(f"{client.management}: no server answers; start it by make serve.") from None
+    except FileNotFoundError as error:
+        raise RunError(f"{error.filename}: no such file; start the server by make serve.") from None
+    except (KeyError, ValueError):
+        raise RunError(f"{args.key_file}: not a key file of TorchServe.") from None
+    if len(models) != 1:
+        raise RunError(f"Choose one with --model: {', '.join(models) or 'none is registered'}.")
+    return client, models[0]
+
+
+def answers(args: argparse.Namespace, images: Iterator[Path]) -> Iterator[tuple[Path, Body]]:
+    """Choose the engine, and yield each image with its answer or fault."""
+    wanted = {"tta": args.tta, "top_k": args.top_k, "threshold": args.threshold}
+    options = {option: str(value) for option, value in wanted.items() if value is not None}
+    if args.engine == "server":
+        client, model = connect(args)
+        return server_engine.classify(
+            client, model, options, images, args.concurrency, args.retries
+        )
+    try:
+        from scripts import ray_engine
+    except ImportError:
+        raise RunError("The engine needs Ray: pip install '.[ray]'.") from None
+    return ray_engine.classify(args.archive, options, images, args.concurrency, args.address)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Classify, and return the number of errors.
+
+    Raises:
+        RunError: the run cannot begin or go on.
+        OSError: a list cannot be read, or the output not be written.
+    """
+    sink = open_sink(args.output, args.top_k)
+    remaining = named(args)
+    rows, errors = sink.resume(remaining)
+    hidden = sink.for_people or None
+    with tqdm(total=count(args), initial=rows, unit=" images", disable=hidden) as bar:
+        for path, body in answers(args, remaining):
+            sink.write(row(path, body, args.top_k))
+            rows, errors = rows + 1, errors + ("error" in body)
+            bar.update()
+    if rows == 0:
+        raise RunError("There are no images.")
+    sink.finish()
+    print(f"{rows} images, errors: {errors}.", file=sys.stderr)
+    return errors
+
+
+def main() -> int:
+    """Run the command: 0 without errors, 1 with some rows of errors, 2 where it had to stop."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.classify", description=__doc__)
+    parser.add_argument("paths", nargs="*", help="files, folders or glob patterns")
+    parser.add_argument("--list", metavar="FILE", help="a path per line; - for standard input")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="FILE.csv, .jsonl or .parquet; one that an interrupted run left is gone on with",
+    )
+    parser.add_argument("--tta", help="views of each image (the archive's default)")
+    parser.add_argument("--top-k", type=int, default=3, help="predictions per image (3)")
+    parser.add_argument("--threshold", help="probability of a confident answer (the archive's)")
+    parser.add_argument("--concurrency", type=positive, default=4, help="requests or actors (4)")
+    parser.add_argument("--engine", choices=("server", "ray"), default="server")
+    server = parser.add_argument_group("the server engine")
+    server.add_argument("--server", metavar="URL", help="(the one that make serve started)")
+    server.add_argument("--model", help="(the only one of the server that make serve started)")
+    server.add_argument("--key-file", type=Path, help="key_file.json of --server")
+    server.add_argument("--retries", type=int, default=8, help="while busy or unreachable (8)")
+    ray = parser.add_argument_group("the ray engine")
+    ray.add_argument("--archive", type=Path, help="the .mar to classify with")
+    ray.add_argument("--address", help="of a running cluster (one on this machine)")
+    args = parser.parse_args()
+    if not args.paths and not args.list:
+        parser.error("name images, or a --list of them")
+    if args.engine == "ray" and not args.archive:
+        parser.error("--engine ray needs --archive")
+    if args.server and not args.model:
+        parser.error("--server needs --model")
+    if args.key_file and not args.server:
+        parser.error("--key-file goes with --server")
+    try:
+        return 1 if run(args) else 0
+    except (RunError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def positive(text: str) -> int:
+    """Read a whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

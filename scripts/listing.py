@@ -1,0 +1,60 @@
+"""What the user named, to image files, lazily and always in the same order."""
+
+import glob
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from scripts.rows import RunError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+
+def expand(names: Sequence[str]) -> Iterator[Path]:
+    """Yield the files that names stand for.
+
+    A folder stands for the image files below it, in order of their paths; a glob pattern
+    (`**` for any folders) for the files that it matches, in the same order; anything else for
+    itself, whether it exists or not.
+
+    Raises:
+        RunError: a pattern matches no file.
+    """
+    for name in names:
+        path = Path(name)
+        if not glob.has_magic(name) or path.exists():
+            yield from _below(path)
+            continue
+        found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        matches = sorted(match for match in found if match.is_file())
+        if not matches:
+            raise RunError(f"{name}: matches no file.")
+        yield from matches
+
+
+def read_list(name: str) -> Iterator[Path]:
+    """Yield the paths of a file, or for `-` of standard input, one a line."""
+    with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as lines:
+        for line in lines:
+            if path := line.rstrip(b"\r\n"):
+                yield Path(os.fsdecode(path))
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """Holds the names of one folder per level. One that cannot be read stands for itself."""
+    if not path.is_dir():
+        yield path
+        return
+    try:
+        with os.scandir(path) as entries:
+            found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    except OSError:
+        yield path
+        return
+    for name, is_folder in found:
+        if is_folder:
+            yield from _below(path / name)
+        elif Path(name).suffix.lower() in SUFFIXES:
+            yield path / name

@@ -1,0 +1,193 @@
+"""Classify files on Ray Data, with the stages and the model of an archive."""
+
+import io
+import json
+import logging
+import os
+import socket
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.cloudpickle
+import ray.data
+import yaml
+
+import scripts
+from scripts.rows import Body, RunError, unreadable
+from visionserve.config import ModelConfig
+
+if TYPE_CHECKING:
+    from visionserve.errors import RequestError
+    from visionserve.item import Item
+
+MANIFEST = "MAR-INF/MANIFEST.json"
+
+
+class Worker:
+    """An actor's archive, unpacked and loaded once, its code before any that is installed.
+
+    Args:
+        archive: the archive's bytes, in Ray's object store.
+        options: those of each request, by their names.
+        gpu_id: CUDA device index; None for the CPU.
+    """
+
+    def __init__(
+        self, archive: "ray.ObjectRef[bytes]", options: Mapping[str, str], gpu_id: int | None
+    ) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            zipfile.ZipFile(io.BytesIO(ray.get(archive))).extractall(folder)
+            sys.path.insert(0, folder)
+            self._load(Path(folder), gpu_id)
+            sys.path.remove(folder)
+        self._headers = {f"x-classify-{name}": value for name, value in options.items()}
+
+    def _load(self, directory: Path, gpu_id: int | None) -> None:
+        from visionserve import inputs
+        from visionserve.classifier import Classifier
+        from visionserve.config import CacheConfig, ModelConfig
+
+        manifest = json.loads((directory / MANIFEST).read_bytes())["model"]
+        config = ModelConfig.load(directory / manifest["configFile"])
+        own = {"threads": config.handler.threads or 1, "cache": CacheConfig(size_mb=0)}
+        self._config = config.handler.model_copy(update=own)
+        self._read_request = inputs.read
+        self._classifier = Classifier.from_archive(
+            directory,
+            config.model_copy(update={"handler": self._config}),
+            gpu_id,
+            manifest["modelVersion"],
+        )
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """Answer a batch of files.
+
+        Args:
+            batch: `path`, absolute paths as bytes, of shape (N,).
+
+        Returns:
+            `body`, the N JSON objects as text, in order.
+        """
+        from visionserve.item import Item
+
+        read = [self._read(path) for path in batch["path"]]
+        items = [item for item in read if isinstance(item, Item)]
+        outcomes = iter(self._classifier.classify(items))
+        answers = [next(outcomes) if isinstance(item, Item) else item for item in read]
+        bodies = [answer if isinstance(answer, dict) else answer.body() for answer in answers]
+        return {"body": [json.dumps(body) for body in bodies]}
+
+    def _read(self, path: bytes) -> "Item | RequestError":
+        """Read a file as the handler does a request that has it for its body."""
+        from visionserve.errors import RequestError
+        from visionserve.item import Item
+
+        config = self._config
+        try:
+            body = {"body": Path(os.fsdecode(path)).read_bytes()}
+            request = self._read_request(body, self._headers, config.defaults, config.max_images)
+        except RequestError as error:
+            return error
+        except (OSError, ValueError) as error:
+            return RequestError(400, **unreadable(error)["error"])
+        image = request.images[0]
+        return image if isinstance(image, RequestError) else Item(image, request.options)
+
+
+def classify(
+    archive: Path,
+    options: Mapping[str, str],
+    paths: Iterable[Path],
+    concurrency: int,
+    address: str | None,
+) -> Iterator[tuple[Path, Body]]:
+    """Classify each file in a pool of actors, each with the threads or the GPU of the archive.
+
+    Args:
+        archive: the .mar; Ray sends it to its nodes.
+        options: those of each request, by their names.
+        paths: the files, on every node the same; all paths are held, no image is.
+        concurrency: most actors.
+        address: the cluster's; None starts one on this machine.
+
+    Yields:
+        Each file, in order, with the JSON object that answers it, or a fault in its place.
+
+    Raises:
+        RunError: the archive cannot be loaded, or Ray fails.
+        OSError: the archive cannot be read, or the cluster not be reached.
+    """
+    try:
+        config = read_config(archive)
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise RunError(f"{archive}: not an archive of this project: {error}") from None
+    held = list(paths)
+    if not held:
+        return
+    if address:
+        _reach(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(address or "local", logging_level=logging.ERROR)
+    try:
+        yield from _classify(archive, config, options, held, concurrency)
+    except ray.exceptions.RayError as error:
+        raise RunError(f"Ray: {error}") from None
+    finally:
+        ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Ray itself tries an address for many minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise RunError(f"{address}: no cluster answers: {error}.") from None
+
+
+def _classify(
+    archive: Path,
+    config: ModelConfig,
+    options: Mapping[str, str],
+    paths: list[Path],
+    concurrency: int,
+) -> Iterator[tuple[Path, Body]]:
+    """Workers get this package by value: a cluster needs no copy of it."""
+    ray.cloudpickle.register_pickle_by_value(scripts)
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    on_gpu = config.deviceType == "gpu" and "GPU" in ray.cluster_resources()
+    content = ray.put(archive.read_bytes())
+    files = ray.data.from_items([{"path": os.fsencode(path.absolute())} for path in paths])
+    answered = files.map_batches(
+        Worker,
+        fn_constructor_args=(content, options, 0 if on_gpu else None),
+        batch_size=config.batchSize,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=concurrency),
+        num_cpus=config.handler.threads or 1,
+        num_gpus=1 if on_gpu else 0,
+    )
+    for path, answer in zip(paths, answered.iter_rows(), strict=True):
+        yield path, json.loads(answer["body"])
+
+
+def read_config(archive: Path) -> ModelConfig:
+    """Read the configuration of an archive that is still packed.
+
+    Raises:
+        zipfile.BadZipFile: the file is no archive.
+        KeyError: it holds no manifest or no configuration.
+        pydantic.ValidationError: the configuration has an unknown key or a bad value.
+    """
+    with zipfile.ZipFile(archive) as packed:
+        manifest = json.loads(packed.read(MANIFEST))["model"]
+        return ModelConfig.model_validate(yaml.safe_load(packed.read(manifest["configFile"])))

@@ -1,0 +1,157 @@
+"""Classify files on a running server, several requests at a time."""
+
+import random
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests
+from tqdm import tqdm
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+
+from scripts.client import Client
+from scripts.rows import Body, RunError, fault, unreadable
+
+AHEAD = 8
+FIRST_DELAY, LONGEST_DELAY = 0.25, 30.0
+BUSY = (429, 503)
+TOO_LARGE = 413
+
+Input = TypeVar("Input")
+Output = TypeVar("Output")
+
+
+def windowed(
+    function: Callable[[Input], Output], inputs: Iterable[Input], threads: int, window: int
+) -> Iterator[Output]:
+    """Map inputs in order, in threads, taking at most `window` of them ahead of the outputs.
+
+    Raises:
+        Exception: the first one of `function`, at its place; what has not begun never does.
+    """
+    pool = ThreadPoolExecutor(threads)
+    pending: deque[Future[Output]] = deque()
+    try:
+        for item in inputs:
+            pending.append(pool.submit(function, item))
+            if len(pending) == window:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def classify(
+    client: Client,
+    model: str,
+    options: Mapping[str, str],
+    paths: Iterable[Path],
+    concurrency: int,
+    retries: int,
+) -> Iterator[tuple[Path, Body]]:
+    """Send each file to the server.
+
+    Args:
+        client: the server.
+        model: its model.
+        options: those of each request, by their names.
+        paths: the files; read lazily.
+        concurrency: most requests at a time.
+        retries: most repetitions of one request, while the server cannot be reached or
+            is busy (503, 429).
+
+    Yields:
+        Each file, in order, with the JSON object that answers it, or a fault in its place.
+
+    Raises:
+        RunError: the server cannot be reached, is too busy for too long, or refuses whatever
+            it is sent, by a wrong token or model.
+    """
+    headers = {name.replace("_", "-"): value for name, value in options.items()}
+
+    def ask(path: Path) -> tuple[Path, Body]:
+        try:
+            data = path.read_bytes()
+        except (OSError, ValueError) as error:
+            return path, unreadable(error)
+        return path, _answer(client, lambda: client.predict(model, data, **headers), retries)
+
+    return windowed(ask, paths, concurrency, AHEAD * concurrency)
+
+
+def _answer(client: Client, send: Callable[[], requests.Response], retries: int) -> Body:
+    """A connection that breaks each time is this image's fault: a proxy may find it too large."""
+    for attempt in range(retries + 1):
+        broken, retry_after = False, None
+        try:
+            response = send()
+        except requests.ConnectionError as error:
+            broken = not isinstance(_cause(error), NewConnectionError | ConnectTimeoutError)
+            reason = "The connection broke." if broken else "No server answers."
+        except requests.Timeout:
+            return fault("timeout", "The server did not answer in time.")
+        except requests.RequestException as error:
+            raise RunError(f"{client.inference}: {error}") from None
+        else:
+            if response.status_code not in BUSY:
+                return _body(client, response)
+            reason = f"{response.status_code}: {_message(response)}"
+            retry_after = response.headers.get("Retry-After")
+        if attempt < retries:
+            seconds = delay(attempt, retry_after)
+            line = f"{client.inference}: {reason} Trying again in {seconds:.1f} s."
+            tqdm.write(line, file=sys.stderr)
+            time.sleep(seconds)
+    if broken:
+        return fault("broken_connection", reason)
+    raise RunError(f"{client.inference}: {reason}")
+
+
+def delay(attempt: int, retry_after: str | None) -> float:
+    """Return the seconds to wait before a repetition.
+
+    Args:
+        attempt: repetitions so far.
+        retry_after: the server's `Retry-After`, seconds or an HTTP date, which decides; without
+            one, the delay doubles each time, less a random part so that threads spread out.
+    """
+    if retry_after is not None:
+        if retry_after.isdigit():
+            return float(retry_after)
+        with suppress(ValueError):
+            return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    return min(LONGEST_DELAY, FIRST_DELAY * 2.0**attempt) * random.uniform(0.5, 1)
+
+
+def _cause(error: requests.ConnectionError) -> object:
+    """Requests wraps urllib3's error, which wraps its reason."""
+    return getattr(error.args[0], "reason", None) if error.args else None
+
+
+def _body(client: Client, response: requests.Response) -> Body:
+    """The archive's own bodies as they are; errors of TorchServe or a proxy in the same form."""
+    content = _content(response)
+    if "predictions" in content or isinstance(content.get("error"), dict):
+        return content
+    if response.status_code == TOO_LARGE or response.status_code >= 500:
+        return fault(content.get("type", str(response.status_code)), _message(response))
+    raise RunError(f"{client.inference}: {response.status_code}: {_message(response)}")
+
+
+def _message(response: requests.Response) -> str:
+    return str(_content(response).get("message", response.reason))
+
+
+def _content(response: requests.Response) -> dict[str, Any]:
+    try:
+        content = response.json()
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
