@@ -1,6 +1,7 @@
 """A trained network to the file that the archive's runtime loads."""
 
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +44,13 @@ def convert(
     import openvino
 
     crop = transforms.crop
-    model = openvino.convert_model(
-        classifier.requires_grad_(False),
-        input=openvino.PartialShape([-1, -1, -1, 3]),
-        example_input=torch.zeros(2, crop, crop, 3, dtype=torch.uint8),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
+        model = openvino.convert_model(
+            classifier.requires_grad_(False),
+            input=openvino.PartialShape([-1, -1, -1, 3]),
+            example_input=torch.zeros(2, crop, crop, 3, dtype=torch.uint8),
+        )
     if config.precision == "int8":
         model = quantize(model, photographs, crop)
     openvino.save_model(model, directory / "model.xml", compress_to_fp16=False)

@@ -1,0 +1,132 @@
+"""Runtimes that agree, and INT8 that is small and as accurate."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from scripts import convert, photos
+from scripts.build import Recipe, build
+from scripts.evaluate import paired_difference, prepare, score
+from scripts.weights import load, resolve
+from tests.conftest import REAL, write_config
+from visionserve import runtimes
+from visionserve.config import HandlerConfig
+from visionserve.metadata import Metadata
+from visionserve.models import IMAGENET_CATEGORIES, MODELS, Classifier
+from visionserve.runtimes import Runtime
+
+FP32 = HandlerConfig(runtime="openvino")
+INT8 = HandlerConfig(runtime="openvino", precision="int8", decode="fast")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runtimes")
+
+
+@pytest.fixture(scope="module")
+def fp32(folder: Path) -> tuple[Runtime, Metadata]:
+    return prepare(REAL, FP32, [], folder / "fp32")
+
+
+@pytest.fixture(scope="module")
+def int8(folder: Path) -> tuple[Runtime, Metadata]:
+    return prepare(REAL, INT8, photos.packaged(), folder / "int8")
+
+
+def pixels(*shape: int) -> NDArray[np.uint8]:
+    crops = convert.random_crops(photos.packaged()[:1], 320)
+    return np.concatenate(crops[: shape[0]])[:, : shape[1], : shape[2]]
+
+
+@pytest.mark.parametrize("shape", [(1, 224, 224), (5, 224, 224), (1, 256, 320), (2, 320, 257)])
+def test_openvino_equals_pytorch(fp32: tuple[Runtime, Metadata], shape: tuple[int, ...]) -> None:
+    classifier = Classifier(REAL, 1000, MODELS[REAL].transforms).eval()
+    classifier.network.load_state_dict(load(resolve(REAL), classifier.network.state_dict()))
+    batch = pixels(*shape)
+    with torch.inference_mode():
+        expected = classifier(torch.from_numpy(batch)).numpy()
+    found = fp32[0](batch)
+    assert found.dtype == np.float32 and found.shape == (shape[0], 1000)
+    assert np.abs(found - expected).max() < 1e-4
+    assert np.allclose(found.sum(axis=1), 1, atol=1e-5)
+
+
+def test_a_result_outlives_the_next_inference(fp32: tuple[Runtime, Metadata]) -> None:
+    first = fp32[0](pixels(1, 224, 224))
+    kept = first.copy()
+    fp32[0](255 - pixels(1, 224, 224))
+    assert np.array_equal(first, kept)
+
+
+def test_fp16_without_cuda_runs_on_the_cpu(tmp_path: Path, random_weights: Path) -> None:
+    metadata = Metadata(
+        architecture="resnet18",
+        weights="random",
+        weights_sha256="",
+        artifact=random_weights.name,
+        transforms=MODELS["resnet18"].transforms,
+        categories=IMAGENET_CATEGORIES,
+    )
+    config = HandlerConfig(runtime="pytorch", precision="fp16")
+    half = runtimes.load(random_weights.parent, metadata, config, None, 1)
+    full = runtimes.load(random_weights.parent, metadata, HandlerConfig(runtime="pytorch"), None, 1)
+    assert np.array_equal(half(pixels(1, 224, 224)), full(pixels(1, 224, 224)))
+
+
+def test_an_int8_resnet18_archive_has_at_most_12_mb(tmp_path: Path, random_weights: Path) -> None:
+    config = write_config(tmp_path, precision="int8")
+    archive = build(Recipe("resnet18", "small", "1.0", config, random_weights), tmp_path / "store")
+    assert archive.stat().st_size <= 12_000_000
+
+
+def test_int8_with_fast_decode_keeps_top_1(
+    fp32: tuple[Runtime, Metadata], int8: tuple[Runtime, Metadata], samples: list[Path]
+) -> None:
+    """Of 500 photographs, 0.2 points each; processors round INT8 a little differently."""
+    exact = score(*fp32, FP32, samples, "none", lambda: None)
+    quantized = score(*int8, INT8, samples, "none", lambda: None)
+    assert exact.top1.mean() > 0.85
+    difference, _, p = paired_difference(quantized.top1, exact.top1)
+    assert difference >= -0.006, p
+
+
+def test_dense_tta_is_no_worse_than_one_crop(
+    fp32: tuple[Runtime, Metadata], samples: list[Path]
+) -> None:
+    chosen = samples[::2]
+    one = score(*fp32, FP32, chosen, "none", lambda: None)
+    dense = score(*fp32, FP32, chosen, "dense", lambda: None)
+    difference, width, _ = paired_difference(dense.top1, one.top1)
+    assert difference + width >= 0
+
+
+def test_the_same_calibration_gives_the_same_crops() -> None:
+    first = convert.random_crops(photos.packaged(), 224)
+    again = convert.random_crops(photos.packaged(), 224)
+    assert len(first) == convert.CALIBRATION_SAMPLES and first[0].shape == (1, 224, 224, 3)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_an_openvino_worker_imports_no_torch_of_its_own() -> None:
+    code = """
+import sys
+import visionserve.classifier, visionserve.page, visionserve.inputs
+import visionserve.runtimes.openvino
+print(sorted({"torch", "torchvision", "nncf"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_evaluation_compares_pairs() -> None:
+    ours = np.array([True, True, False, True])
+    reference = np.array([True, False, True, True])
+    assert paired_difference(ours, reference) == (0.0, pytest.approx(1.96 * 2**0.5 / 4), 1.0)
+    difference, width, p = paired_difference(np.ones(100, bool), np.zeros(100, bool))
+    assert (difference, width) == (1.0, 0.0) and p < 1e-20
