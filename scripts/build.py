@@ -35,6 +35,7 @@ class Recipe:
         labels: a file with one label a line, in class-index order; ImageNet's where it is None.
         label_map: a JSON file of labels to the names shown instead.
         calibration: a folder of photographs for INT8; those of PyPI packages where it is None.
+        file: the archive's file name without `.mar`; its name in the server where it is None.
     """
 
     architecture: str
@@ -45,6 +46,7 @@ class Recipe:
     labels: Path | None = None
     label_map: Path | None = None
     calibration: Path | None = None
+    file: str | None = None
 
     def photographs(self) -> list[Path]:
         """Name the photographs to calibrate with."""
@@ -67,7 +69,7 @@ def build(recipe: Recipe, store: Path) -> Path:
     config = ModelConfig.load(recipe.config)
     weights = resolve(recipe.architecture, recipe.weights)
     categories = read_categories(recipe)
-    archive = store / f"{recipe.name}.mar"
+    archive = store / f"{recipe.file or recipe.name}.mar"
     ingredients = _fingerprint(recipe, weights, categories)
     if _recorded(archive, ingredients):
         return archive
@@ -183,6 +185,7 @@ def main() -> int:
     parser.add_argument("--profile", default="local", choices=paths.profiles())
     parser.add_argument("--name", help="name in the server (the model's)")
     parser.add_argument("--version", default="1.0")
+    parser.add_argument("--file", help="the archive's file name without .mar (its name)")
     parser.add_argument("--weights", type=Path, help="a state dict of your own")
     parser.add_argument("--labels", type=Path, help="a file with one label a line")
     parser.add_argument("--label-map", type=Path, help='JSON, {"alp": "高山雪景"}')
@@ -198,6 +201,7 @@ def main() -> int:
         labels=args.labels,
         label_map=args.label_map,
         calibration=args.calibration,
+        file=args.file,
     )
     try:
         archive = build(recipe, args.store or paths.MODEL_STORE / args.profile)
