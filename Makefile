@@ -1,11 +1,13 @@
 # make serve starts the service; make test runs what CI runs.
 PROFILE ?= local
 MODELS ?= resnet18
+IMAGES ?= ../shared/imagenet-samples
 PYTHON := .venv/bin/python
+PIP := $(PYTHON) -m pip install --quiet --constraint config/constraints.txt --editable
 INSTALLED := .venv/.installed
 DEBIAN := /usr/bin/chromium /usr/bin/chromedriver /usr/sbin/nginx
 
-.PHONY: serve stop test lint lock
+.PHONY: serve stop test test-ray evaluate bench lint lock
 
 serve: $(INSTALLED)
 	$(PYTHON) -m scripts.serve start --profile $(PROFILE) --models $(MODELS)
@@ -17,9 +19,21 @@ test: lint $(DEBIAN)
 	$(PYTHON) -m pytest
 
 # What the tests drive that pip does not have: a browser and nginx.
-/usr/bin/chromium /usr/bin/chromedriver /usr/sbin/nginx:
+$(DEBIAN) /usr/bin/wrk:
 	apt-get update -qq
-	apt-get install -qq --yes chromium chromium-driver nginx
+	apt-get install -qq --yes --no-install-recommends chromium chromium-driver nginx wrk
+
+# Ray listens on all interfaces, so that its test is not a part of `test`.
+test-ray: $(INSTALLED)
+	$(PIP) '.[ray]'
+	$(PYTHON) -m pytest tests/test_ray.py
+
+evaluate: $(INSTALLED)
+	$(PYTHON) -m scripts.evaluate $(IMAGES)
+
+bench: $(INSTALLED) /usr/bin/wrk
+	$(PIP) '.[bench]'
+	$(PYTHON) -m scripts.bench
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .
@@ -31,5 +45,5 @@ lock: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml config/constraints.txt
 	test -x $(PYTHON) || python3.11 -m venv .venv
-	$(PYTHON) -m pip install --quiet --constraint config/constraints.txt --editable '.[dev]'
+	$(PIP) '.[dev]'
 	touch $@

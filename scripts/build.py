@@ -16,7 +16,7 @@ from scripts.weights import Weights, WeightsError, WeightsUnavailableError, load
 from visionserve import metadata
 from visionserve.config import ModelConfig
 from visionserve.metadata import Metadata
-from visionserve.models import IMAGENET_CATEGORIES, MODELS, Classifier
+from visionserve.models import IMAGENET_CATEGORIES, MODELS, FullyConvolutional
 
 DEFAULT = "resnet18"
 FALLBACK = "efficientnet_lite0"
@@ -75,16 +75,19 @@ def build(recipe: Recipe, store: Path) -> Path:
         return archive
 
     model = MODELS[recipe.architecture]
-    classifier = Classifier(recipe.architecture, len(categories), model.transforms).eval()
-    network = classifier.network
+    module = FullyConvolutional(recipe.architecture, len(categories), model.transforms).eval()
+    network = module.network
     network.load_state_dict(load(weights, network.state_dict()))
 
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         content = Path(scratch) / "content"
-        shutil.copytree(paths.HANDLER, content, ignore=shutil.ignore_patterns("*.egg-info"))
+        left_out = shutil.ignore_patterns("*.egg-info", "__pycache__", paths.OPENVINO_ONLY.name)
+        shutil.copytree(paths.HANDLER, content, ignore=left_out)
+        if config.handler.runtime == "openvino":
+            shutil.copytree(paths.OPENVINO_ONLY, content, dirs_exist_ok=True)
         artifact = convert.convert(
-            classifier, model.transforms, config.handler, recipe.photographs(), content
+            module, model.transforms, config.handler, recipe.photographs(), content
         )
         described = Metadata(
             architecture=recipe.architecture,

@@ -12,7 +12,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from visionserve.config import HandlerConfig
 from visionserve.metadata import Transforms
-from visionserve.models import Classifier
+from visionserve.models import FullyConvolutional
 from visionserve.preprocessing import to_rgb
 
 CALIBRATION_SAMPLES = 300
@@ -20,7 +20,7 @@ SEED = 0
 
 
 def convert(
-    classifier: Classifier,
+    module: FullyConvolutional,
     transforms: Transforms,
     config: HandlerConfig,
     photographs: list[Path],
@@ -29,7 +29,7 @@ def convert(
     """Write the model for a runtime and precision.
 
     Args:
-        classifier: the network with its weights, in evaluation mode.
+        module: the network with its weights, in evaluation mode.
         transforms: give the crop.
         config: `runtime` and `precision`.
         photographs: images to calibrate INT8 with.
@@ -39,7 +39,7 @@ def convert(
         The name of the file that the runtime loads.
     """
     if config.runtime == "pytorch":
-        torch.save(classifier.network.state_dict(), directory / "model.pt")
+        torch.save(module.network.state_dict(), directory / "model.pt")
         return "model.pt"
     import openvino
 
@@ -47,7 +47,7 @@ def convert(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
         model = openvino.convert_model(
-            classifier.requires_grad_(False),
+            module.requires_grad_(False),
             input=openvino.PartialShape([-1, -1, -1, 3]),
             example_input=torch.zeros(2, crop, crop, 3, dtype=torch.uint8),
         )

@@ -22,7 +22,7 @@ from scripts.weights import WeightsError, load, resolve
 from visionserve import runtimes
 from visionserve.config import TTA, HandlerConfig
 from visionserve.metadata import Metadata
-from visionserve.models import IMAGENET_CATEGORIES, MODELS, Classifier
+from visionserve.models import IMAGENET_CATEGORIES, MODELS, FullyConvolutional
 from visionserve.preprocessing import decode, to_views
 from visionserve.runtimes import Runtime
 
@@ -87,11 +87,11 @@ def prepare(
     """Convert and load one variant of a model with its pretrained weights."""
     model = MODELS[name]
     weights = resolve(name)
-    classifier = Classifier(name, len(IMAGENET_CATEGORIES), model.transforms).eval()
-    network = classifier.network
+    module = FullyConvolutional(name, len(IMAGENET_CATEGORIES), model.transforms).eval()
+    network = module.network
     network.load_state_dict(load(weights, network.state_dict()))
     directory.mkdir()
-    artifact = convert.convert(classifier, model.transforms, config, list(calibration), directory)
+    artifact = convert.convert(module, model.transforms, config, list(calibration), directory)
     metadata = Metadata(
         architecture=name,
         weights=weights.source,

@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from scripts import paths
 from scripts.build import Recipe, build
 from scripts.weights import WeightsError, WeightsUnavailableError, resolve, sha256_of
-from tests.conftest import REAL, SERVER_CONFIG
+from tests.conftest import RANDOM, REAL, SERVER_CONFIG
 from visionserve.config import ModelConfig
 from visionserve.metadata import Metadata
-from visionserve.models import MODELS, Classifier
+from visionserve.models import MODELS, FullyConvolutional
 
 
 def recipe(config: Path, weights: Path | None, **more: object) -> Recipe:
@@ -171,12 +171,18 @@ print(visionserve_handler.__file__, visionserve.classifier.__file__)
     assert all(str(tmp_path) in path for path in done.stdout.split())
 
 
+def test_only_an_openvino_archive_stands_in_for_torch(store: Path) -> None:
+    names = {name: zipfile.ZipFile(store / f"{name}.mar").namelist() for name in (REAL, RANDOM)}
+    assert "torch.py" in names[REAL] and "torch.py" not in names[RANDOM]
+    assert not any("openvino_only" in name for of_archive in names.values() for name in of_archive)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_convolutional_form_equals_the_network(name: str) -> None:
     """On one crop; weights are random, for the form does not depend on them."""
     torch.manual_seed(0)
     transforms = MODELS[name].transforms
-    classifier = Classifier(name, 10, transforms).eval()
+    classifier = FullyConvolutional(name, 10, transforms).eval()
     pixels = torch.randint(0, 256, (2, transforms.crop, transforms.crop, 3), dtype=torch.uint8)
     scaled = pixels.permute(0, 3, 1, 2) / 255
     normalized = (scaled - classifier.mean) / classifier.std

@@ -32,8 +32,9 @@ def test_ten_crop() -> None:
     assert crops("ten_crop") == as_bytes(functional.ten_crop(TENSOR, [224]))
 
 
-def test_dense_is_the_whole_image() -> None:
-    assert np.array_equal(tta.views(PIXELS, "dense", 224), PIXELS[np.newaxis])
+def test_dense_is_the_centre_in_whole_strides() -> None:
+    assert np.array_equal(tta.views(PIXELS, "dense", 224), PIXELS[np.newaxis, :, 10:330])
+    assert tta.views(PIXELS[:232], "dense", 224).shape == (1, 224, 320, 3)
 
 
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (225, 224), (231, 227)])

@@ -11,9 +11,9 @@ from torchvision import models as tv
 from torchvision.models import WeightsEnum
 
 from visionserve.metadata import Transforms
+from visionserve.tta import STRIDE
 
 IMAGENET_CATEGORIES: tuple[str, ...] = tuple(tv.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
-STRIDE = 32
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Model:
     transforms: Transforms
 
 
-class Classifier(nn.Module):
+class FullyConvolutional(nn.Module):
     """A network in fully convolutional form, from pixels to probabilities.
 
     The global average pool becomes a pool over every `crop`-sized window of the feature map,

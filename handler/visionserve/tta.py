@@ -5,6 +5,8 @@ from numpy.typing import NDArray
 
 from visionserve.config import TTA
 
+STRIDE = 32
+
 
 def views(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> NDArray[np.uint8]:
     """Cut an image into the views of a mode.
@@ -12,17 +14,19 @@ def views(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> NDArray[np.uint8]:
     Args:
         pixels: uint8 of shape (height, width, 3), both sides at least `crop`.
         mode: `none` is the centre crop; `five_crop` adds the four corners; `ten_crop` adds
-            all five of the mirrored image; `dense` is the whole image, for a fully convolutional
-            network that averages over its own windows.
+            all five of the mirrored image; `dense` is the image's centre, its sides
+            cut to multiples of the network's stride, for a fully convolutional network that
+            averages over its own windows.
         crop: side of a crop, in pixels.
 
     Returns:
-        uint8 of shape (views, crop, crop, 3), or (1, height, width, 3) for `dense`. The crops
+        uint8 of shape (views, crop, crop, 3), or (1, height, width, 3), cut, for `dense`. The crops
         are those of `torchvision.transforms.functional.center_crop`, `five_crop` and
         `ten_crop`.
     """
     if mode == "dense":
-        return pixels[np.newaxis]
+        (top, height), (left, width) = (_whole_strides(side) for side in pixels.shape[:2])
+        return pixels[np.newaxis, top : top + height, left : left + width]
     bottom, right = pixels.shape[0] - crop, pixels.shape[1] - crop
     corners = [(round(bottom / 2), round(right / 2))]
     if mode != "none":
@@ -32,3 +36,9 @@ def views(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> NDArray[np.uint8]:
         source[top : top + crop, left : left + crop] for source in sources for top, left in corners
     ]
     return np.stack(crops)
+
+
+def _whole_strides(side: int) -> tuple[int, int]:
+    """Return the offset and length of the centred part that is a multiple of the stride."""
+    length = side // STRIDE * STRIDE
+    return (side - length) // 2, length

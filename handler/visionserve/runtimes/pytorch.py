@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from visionserve.metadata import Metadata
-from visionserve.models import Classifier
+from visionserve.models import FullyConvolutional
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class PyTorchRuntime:
         if half and not on_gpu:
             logger.warning("No CUDA device: the model runs in FP32 on the CPU.")
         torch.set_num_threads(threads)
-        module = Classifier(
+        module = FullyConvolutional(
             metadata.architecture, len(metadata.categories), metadata.transforms
         ).eval()
         module.network.load_state_dict(torch.load(artifact, weights_only=True, map_location="cpu"))

@@ -1,0 +1,1 @@
+"""Measure this service and its peers side by side."""

@@ -1,0 +1,185 @@
+"""The model without a server: the ceilings, and the time of one image on one thread."""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from io import BytesIO
+from itertools import cycle
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+from torch.ao.quantization import quantize_dynamic
+from torchvision.models import resnet18
+
+from scripts.bench.contenders import DECODED, INT8, MODEL
+from visionserve.metadata import Metadata
+from visionserve.preprocessing import decode, to_views
+from visionserve.runtimes.openvino import OpenVINORuntime
+
+WARM_UP = 20
+SLICES = 5
+
+
+def prepare(image: bytes, metadata: Metadata) -> NDArray[np.uint8]:
+    """Decode and cut an image as the archive does.
+
+    Returns:
+        uint8 of shape (1, crop, crop, 3).
+    """
+    rgb = decode(Image.open(BytesIO(image)), metadata.transforms, "fast")
+    return to_views(rgb, metadata.transforms, "fast", "none")
+
+
+def ceilings(
+    archive: Path, images: Sequence[Path], processes: int, seconds: float
+) -> dict[str, float]:
+    """Run the model in processes of one thread: on prepared tensors, and from encoded images.
+
+    Args:
+        archive: an unpacked archive.
+        images: the images' files.
+        processes: their number.
+        seconds: how long each of the two runs.
+
+    Returns:
+        Images per second of all processes.
+    """
+    context = multiprocessing.get_context("spawn")
+    counts: Queue[list[float]] = context.Queue()
+    start = context.Barrier(processes)
+    workers = [
+        context.Process(target=_work, args=(archive, images, seconds, start, counts))
+        for _ in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    rates = [counts.get(timeout=120 + 2 * seconds) for _ in workers]
+    for worker in workers:
+        worker.join()
+    model, decoded = map(sum, zip(*rates, strict=True))
+    return {MODEL: model, DECODED: decoded}
+
+
+def _work(
+    archive: Path,
+    images: Sequence[Path],
+    seconds: float,
+    start: Barrier,
+    rates: "Queue[list[float]]",
+) -> None:
+    metadata = Metadata.load(archive)
+    runtime = OpenVINORuntime(archive / metadata.artifact, threads=1)
+    encoded = [image.read_bytes() for image in images]
+    tensors = [prepare(image, metadata) for image in encoded]
+    runs: tuple[Callable[[int], object], ...] = (
+        lambda turn: runtime(tensors[turn]),
+        lambda turn: runtime(prepare(encoded[turn], metadata)),
+    )
+    found = []
+    for run in runs:
+        turns = cycle(range(len(images)))
+        for _ in range(WARM_UP):
+            run(next(turns))
+        start.wait()
+        times = timed(run, turns, seconds)
+        found.append(len(times) / sum(times))
+    rates.put(found)
+
+
+def timed(run: Callable[[int], object], turns: Iterable[int], seconds: float) -> list[float]:
+    """Run again and again for a time; return the seconds that each run took."""
+    times: list[float] = []
+    begin = time.perf_counter()
+    for turn in turns:
+        now = time.perf_counter()
+        if now - begin >= seconds:
+            break
+        run(turn)
+        times.append(time.perf_counter() - now)
+    return times
+
+
+def latencies(store: Path, seconds: float) -> dict[str, float]:
+    """Time one image on one thread, each runtime in turn, several times round.
+
+    Args:
+        store: holds the weights and the unpacked archives.
+        seconds: how long each one runs in all.
+
+    Returns:
+        The median in milliseconds.
+    """
+    torch.set_num_threads(1)
+    network, dynamic = networks(store)
+    channels_last = resnet18().eval().to(memory_format=torch.channels_last)
+    planar = torch.rand(1, 3, 224, 224)
+    strided = planar.contiguous(memory_format=torch.channels_last)
+    pixels = (planar.permute(0, 2, 3, 1).contiguous() * 255).byte().numpy()
+    runtimes = {
+        name: OpenVINORuntime(store / name / "model.xml", threads=1)
+        for name in ("openvino_fp32", "openvino_int8")
+    }
+    runs: dict[str, Callable[[int], object]] = {
+        "eager fp32": lambda _: network(planar),
+        "eager fp32, channels last": lambda _: channels_last(strided),
+        "eager, dynamic int8": lambda _: dynamic(planar),
+        "openvino fp32": lambda _: runtimes["openvino_fp32"](pixels),
+        "openvino int8": lambda _: runtimes["openvino_int8"](pixels),
+    }
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    with torch.inference_mode():
+        for run in runs.values():
+            timed(run, range(WARM_UP), seconds)
+        for _ in range(SLICES):
+            for name, run in runs.items():
+                times[name] += timed(run, cycle([0]), seconds / SLICES)
+    return {name: 1000 * statistics.median(values) for name, values in times.items()}
+
+
+def networks(store: Path) -> tuple[nn.Module, nn.Module]:
+    """Load the network, and quantize its linear layer dynamically, as articles on ResNet do."""
+    network = resnet18()
+    network.load_state_dict(torch.load(store / "weights.pt", weights_only=True))
+    network.eval()
+    dynamic = quantize_dynamic(network, {nn.Linear})  # type: ignore[no-untyped-call]
+    return network, dynamic
+
+
+def size_mb(network: nn.Module) -> float:
+    """Return the size of a network's saved state dict, in megabytes."""
+    buffer = BytesIO()
+    torch.save(network.state_dict(), buffer)
+    return len(buffer.getvalue()) / 1e6
+
+
+def main() -> int:
+    """Run the command, which prints JSON."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench.bare", description=__doc__)
+    parser.add_argument("store", type=Path, help="holds the weights and the unpacked archives")
+    parser.add_argument("images", type=Path, nargs="+")
+    parser.add_argument("--processes", type=int, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    args = parser.parse_args()
+    rates = ceilings(args.store / INT8, args.images, args.processes, args.seconds)
+    network, dynamic = networks(args.store)
+    found = {
+        "rate": rates,
+        "latency_ms": latencies(args.store, args.seconds),
+        "size_mb": {"eager fp32": size_mb(network), "eager, dynamic int8": size_mb(dynamic)},
+    }
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""The servers under test, as data, and how one is started and stopped."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import requests
+
+from scripts import paths
+from scripts.torchserve import TorchServe
+
+START_TIMEOUT = 120
+BIN = Path(sys.executable).parent
+CLIENTS = (1, 2, 4, 8)
+TTA = ("none", "five_crop", "dense")
+INT8 = "openvino_int8"
+MODEL = "ceiling: int8 model alone"
+DECODED = "ceiling: decode, preprocess, int8 model"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One server.
+
+    Attributes:
+        name: in the tables.
+        model: what it serves: an archive of the store for TorchServe; a file or folder of the
+            store for a command, which finds it in `$BENCH_MODEL`.
+        command: starts a server in the foreground, with `{bin}` for the folder of Python's
+            commands, `{port}` and `{workers}`; TorchServe where it is empty.
+        field: the name of the form's file; `-` for a raw body.
+        tta: the TTA modes to measure.
+        clients: the numbers of clients to measure with.
+    """
+
+    name: str
+    model: str
+    command: str = ""
+    field: str = "-"
+    tta: tuple[str, ...] = ("none",)
+    clients: tuple[int, ...] = CLIENTS
+
+
+FLASK = (
+    "{bin}/gunicorn --workers {workers} --bind 127.0.0.1:{port} scripts.bench.peers.flask_app:app"
+)
+LITSERVE = "{bin}/python -m scripts.bench.peers.litserve_app {port} {workers}"
+BENTOML = (
+    "{bin}/bentoml serve scripts.bench.peers.bentoml_app:Service --host 127.0.0.1 --port {port}"
+)
+
+OURS = {
+    model: Contender(f"ours, {model.replace('_', ' ')}", model, tta=TTA)
+    for model in ("pytorch_fp32", "openvino_fp32", INT8)
+}
+CACHED = Contender("ours, openvino int8, cache hits", f"{INT8}_cached", clients=(1,))
+STOCK = Contender("TorchServe image_classifier, eager fp32", "image_classifier")
+EAGER = [
+    STOCK,
+    Contender("Flask + gunicorn, eager fp32", "weights.pt", FLASK, "image"),
+    Contender("LitServe, eager fp32", "weights.pt", LITSERVE, "image"),
+    Contender("BentoML, eager fp32", "weights.pt", BENTOML, "image"),
+]
+DROPPED_IN = [
+    Contender("Flask + gunicorn, openvino int8", INT8, FLASK, "image"),
+    Contender("LitServe, openvino int8", INT8, LITSERVE, "image"),
+    Contender("BentoML, openvino int8", INT8, BENTOML, "image"),
+]
+ALL = [*OURS.values(), CACHED, *EAGER, *DROPPED_IN]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A started server.
+
+    Attributes:
+        url: takes an image by POST.
+        seconds: from its start to its first answer.
+        pid: its first process: of TorchServe, the frontend.
+        shrink: leaves one worker; TorchServe's only.
+    """
+
+    url: str
+    seconds: float
+    pid: int
+    shrink: Callable[[], None] | None = None
+
+    def pss(self) -> list[float]:
+        """Return the proportional set size of the first process and of each below, in MB."""
+        root = psutil.Process(self.pid)
+        return [
+            process.memory_full_info().pss / 1e6
+            for process in (root, *root.children(recursive=True))
+        ]
+
+
+@contextmanager
+def running(contender: Contender, store: Path, image: Path, workers: int) -> Iterator[Running]:
+    """Start a server, wait for its first answer, and stop it at the end.
+
+    Raises:
+        StartError: TorchServe did not become ready.
+        RuntimeError: another server did not answer.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-") as state:
+        if contender.command:
+            server = _command(contender, Path(state), store, image, workers)
+        else:
+            server = _torchserve(contender, Path(state), store, image)
+        with server as started:
+            yield started
+
+
+@contextmanager
+def _torchserve(contender: Contender, state: Path, store: Path, image: Path) -> Iterator[Running]:
+    apis = ("inference_address", "management_address", "metrics_address")
+    overrides = {api: f"http://127.0.0.1:{free_port()}" for api in apis}
+    overrides |= {f"grpc_{api}_port": str(free_port()) for api in ("inference", "management")}
+    server = TorchServe("local", state, store, overrides)
+    begin = time.monotonic()
+    try:
+        server.start([f"{contender.model}={contender.model}.mar"])
+        client = server.client
+        client.predict(contender.model, image.read_bytes()).raise_for_status()
+        seconds = time.monotonic() - begin
+        pid = server.pid
+        assert pid is not None
+
+        def shrink() -> None:
+            client.scale(contender.model, 1)
+            while len(psutil.Process(pid).children()) > 1:
+                time.sleep(0.1)
+
+        url = f"{client.inference}/predictions/{contender.model}"
+        yield Running(url, seconds, pid, shrink)
+    finally:
+        server.stop()
+
+
+@contextmanager
+def _command(
+    contender: Contender, state: Path, store: Path, image: Path, workers: int
+) -> Iterator[Running]:
+    port = free_port()
+    command = contender.command.format(bin=BIN, port=port, workers=workers).split()
+    environment = {
+        "BENCH_MODEL": str(store / contender.model),
+        "BENCH_WORKERS": str(workers),
+        "BENTOML_HOME": str(state),
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
+    log = state / "log"
+    url = f"http://127.0.0.1:{port}/predict"
+    begin = time.monotonic()
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=paths.ROOT,
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        while not _answers(url, contender.field, image):
+            if process.poll() is not None or time.monotonic() > begin + START_TIMEOUT:
+                raise RuntimeError(f"{contender.name} did not start.\n{log.read_text()[-3000:]}")
+            time.sleep(0.05)
+        yield Running(url, time.monotonic() - begin, process.pid)
+    finally:
+        _end(process)
+
+
+def _answers(url: str, field: str, image: Path) -> bool:
+    try:
+        return requests.post(url, files={field: image.read_bytes()}, timeout=60).ok
+    except requests.ConnectionError:
+        return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and those below it; the ones that do not heed are killed."""
+    if process.poll() is not None:
+        return
+    root = psutil.Process(process.pid)
+    family = [root, *root.children(recursive=True)]
+    root.terminate()
+    _, left = psutil.wait_procs(family, timeout=5)
+    for stubborn in left:
+        stubborn.kill()
+    psutil.wait_procs(left)
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens to."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,71 @@
+"""Load on a server, from wrk."""
+
+import json
+import resource
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SCRIPT = Path(__file__).with_name("load.lua")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What clients saw that each send one request after another.
+
+    Attributes:
+        rate: answers per second.
+        p50_ms: median time of an answer, in milliseconds.
+        p99_ms: time that one answer in a hundred exceeds, in milliseconds.
+        client_ms: the client's own CPU time for a request, in milliseconds.
+    """
+
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    client_ms: float
+
+
+def load(
+    url: str, field: str, tta: str, clients: int, seconds: float, images: Sequence[Path]
+) -> Load:
+    """Send images in turn.
+
+    Args:
+        url: takes an image by POST.
+        field: the name of the form's file; `-` for a raw body.
+        tta: the mode, as this project's header; others ignore it.
+        clients: connections with one request each at a time.
+        seconds: how long.
+        images: their files.
+
+    Raises:
+        RuntimeError: wrk is missing, or an answer was an error.
+    """
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        raise RuntimeError("wrk is missing: apt-get install wrk.")
+    command = [
+        *(wrk, "--threads", "1", "--connections", str(clients), "--duration", f"{seconds:.0f}s"),
+        *("--timeout", "30s", "--script", str(SCRIPT), "--header", f"X-Classify-TTA: {tta}"),
+        *(url, "--", field, *map(str, images)),
+    ]
+    before = _cpu_seconds()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    spent = _cpu_seconds() - before
+    found = json.loads(done.stdout.splitlines()[-1])
+    if found["failed"] or not found["requests"]:
+        raise RuntimeError(f"{url}: {found['failed']} of {found['requests']} answers failed.")
+    return Load(
+        rate=found["requests"] / found["seconds"],
+        p50_ms=found["p50_ms"],
+        p99_ms=found["p99_ms"],
+        client_ms=1000 * spent / found["requests"],
+    )
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

@@ -1,0 +1,1 @@
+"""The same classifier as other servers would serve it."""

@@ -1,0 +1,22 @@
+"""BentoML: a service class, one process a worker."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import bentoml
+
+from scripts.bench.peers import model
+
+
+@bentoml.service(workers=int(os.environ["BENCH_WORKERS"]))
+class Service:
+    """A form with the file `image` to an answer."""
+
+    def __init__(self) -> None:
+        self.classify = model.load()
+
+    @bentoml.api  # type: ignore[untyped-decorator]
+    def predict(self, image: Path) -> dict[str, Any]:
+        """Classify one image."""
+        return self.classify(image.read_bytes())
