@@ -5,7 +5,7 @@ IMAGES ?= ../shared/imagenet-samples
 PYTHON := .venv/bin/python
 PIP := $(PYTHON) -m pip install --quiet --constraint config/constraints.txt --editable
 INSTALLED := .venv/.installed
-DEBIAN := /usr/bin/chromium /usr/bin/chromedriver /usr/sbin/nginx
+DEBIAN := /usr/bin/chromium /usr/bin/chromedriver /usr/sbin/nginx /usr/bin/prometheus
 
 .PHONY: serve stop test test-ray evaluate bench lint lock
 
@@ -18,10 +18,10 @@ stop: $(INSTALLED)
 test: lint $(DEBIAN)
 	$(PYTHON) -m pytest
 
-# What the tests drive that pip does not have: a browser and nginx.
+# What the tests drive that pip does not have: a browser, nginx and Prometheus.
 $(DEBIAN) /usr/bin/wrk:
 	apt-get update -qq
-	apt-get install -qq --yes --no-install-recommends chromium chromium-driver nginx wrk
+	apt-get install -qq --yes --no-install-recommends chromium chromium-driver nginx prometheus wrk
 
 # Ray listens on all interfaces, so that its test is not a part of `test`.
 test-ray: $(INSTALLED)

@@ -27,6 +27,14 @@ COUNTERS: dict[str, list[str]] = {
     "vision_image_pixels_total": [],
 }
 
+# A counter that is first seen at 1 has not risen for Prometheus: these are seen at 0 before.
+BORN_AT_ZERO: tuple[tuple[str, ...], ...] = (
+    ("vision_answers_total", "ok"),
+    ("vision_answers_total", "internal_error"),
+    ("vision_cache_hits_total",),
+    ("vision_low_confidence_total",),
+)
+
 requests_log = logging.getLogger("visionserve.requests")
 
 
@@ -53,7 +61,7 @@ class Telemetry:
             name: _counter(metrics, name, ["ModelName", *dimensions])
             for name, dimensions in COUNTERS.items()
         }
-        self._sums: Counter[tuple[str, ...]] = Counter()
+        self._sums: Counter[tuple[str, ...]] = Counter(dict.fromkeys(BORN_AT_ZERO, 0))
         self._lock = threading.Lock()
         _silence_prediction_time()
         threading.Thread(target=self._flush_for_ever, daemon=True, name="telemetry").start()
@@ -117,8 +125,7 @@ class Telemetry:
         with self._lock:
             sums, self._sums = self._sums, Counter()
         for (name, *dimensions), value in sums.items():
-            if value:
-                self._metrics[name].add_or_update(value, [self._model, *dimensions])
+            self._metrics[name].add_or_update(value, [self._model, *dimensions])
 
     def _flush_for_ever(self) -> None:
         while True:
