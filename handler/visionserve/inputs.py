@@ -13,6 +13,8 @@ from visionserve.config import Options
 from visionserve.errors import RequestError
 
 HEADER_PREFIX = "x-classify-"
+MAX_JSON_MEMBERS = 1000
+MAX_SHOWN_NAME = 50
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ def _read_body(body: Any, content_type: str) -> dict[str, Any]:
     """TorchServe decodes a JSON body itself unless `decode_input_request=false`."""
     if content_type.partition(";")[0].strip().lower() == "application/json":
         if isinstance(body, bytes | bytearray):
+            # Parsed, a member of three bytes takes a hundred.
+            if body.count(b",") >= MAX_JSON_MEMBERS:
+                raise RequestError(
+                    400, "invalid_json", f"The body may have {MAX_JSON_MEMBERS} members."
+                )
             try:
                 body = json.loads(body)
             except (ValueError, RecursionError):
@@ -96,7 +103,7 @@ def _read_options(
 def _explain(error: ValidationError) -> str:
     faults = []
     for fault in error.errors(include_url=False, include_context=False):
-        name = ".".join(str(part) for part in fault["loc"])
+        name = ".".join(str(part) for part in fault["loc"])[:MAX_SHOWN_NAME]
         if fault["type"] == "extra_forbidden":
             faults.append(f"{name}: unknown option; there are {', '.join(Options.model_fields)}")
         else:

@@ -10,6 +10,8 @@ from visionserve.errors import RequestError
 from visionserve.metadata import Transforms
 
 WHITE = (255, 255, 255, 255)
+STRIP = 256
+MAX_EXIF_BYTES = 1_000_000
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -73,7 +75,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Broken EXIF data is no reason to refuse the pixels."""
+    """EXIF data that is broken, or too large to be parsed, is no reason to refuse the pixels."""
+    if len(image.info.get("exif", b"")) > MAX_EXIF_BYTES:
+        return image
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except Exception:
@@ -82,6 +86,17 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _convert(image: Image.Image) -> Image.Image:
+    """Convert strip by strip: what lies between the modes of a large image takes no memory."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, STRIP):
+        box = (0, top, image.width, min(top + STRIP, image.height))
+        rgb.paste(_convert_strip(image.crop(box)), box)
+    return rgb
+
+
+def _convert_strip(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         wide = np.asarray(image).astype(np.int64)
         return Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
@@ -89,7 +104,7 @@ def _convert(image: Image.Image) -> Image.Image:
         opaque = Image.new("RGBA", image.size, WHITE)
         opaque.alpha_composite(image.convert("RGBA"))
         image = opaque
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image.convert("RGB")
 
 
 def shrink_on_load(image: Image.Image, transforms: Transforms) -> None:

@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,7 +61,7 @@ class Telemetry:
             name: _counter(metrics, name, ["ModelName", *dimensions])
             for name, dimensions in COUNTERS.items()
         }
-        self._sums: Counter[tuple[str, ...]] = Counter(dict.fromkeys(BORN_AT_ZERO, 0))
+        self._sums = defaultdict[tuple[str, ...], float](float, dict.fromkeys(BORN_AT_ZERO, 0))
         self._lock = threading.Lock()
         _silence_prediction_time()
         threading.Thread(target=self._flush_for_ever, daemon=True, name="telemetry").start()
@@ -89,7 +89,7 @@ class Telemetry:
                 self._sums["vision_answers_total", code] += 1
             for image in images:
                 for stage, spent in image.trace.seconds.items():
-                    self._sums["vision_stage_seconds_total", stage] += spent  # type: ignore[assignment]
+                    self._sums["vision_stage_seconds_total", stage] += spent
                     self._sums["vision_stage_runs_total", stage] += 1
                 self._sums["vision_image_bytes_total",] += len(image.data)
                 self._sums["vision_image_pixels_total",] += image.trace.pixels
@@ -123,7 +123,7 @@ class Telemetry:
     def flush(self) -> None:
         """Hand the sums since the last time to TorchServe."""
         with self._lock:
-            sums, self._sums = self._sums, Counter()
+            sums, self._sums = self._sums, defaultdict(float)
         for (name, *dimensions), value in sums.items():
             self._metrics[name].add_or_update(value, [self._model, *dimensions])
 
