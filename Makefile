@@ -7,7 +7,7 @@ PIP := $(PYTHON) -m pip install --quiet --constraint config/constraints.txt --ed
 INSTALLED := .venv/.installed
 DEBIAN := /usr/bin/chromium /usr/bin/chromedriver /usr/sbin/nginx /usr/bin/prometheus
 
-.PHONY: serve stop test test-ray evaluate bench lint lock
+.PHONY: serve stop test test-ray fuzz evaluate bench lint lock
 
 serve: $(INSTALLED)
 	$(PYTHON) -m scripts.serve start --profile $(PROFILE) --models $(MODELS)
@@ -27,6 +27,9 @@ $(DEBIAN) /usr/bin/wrk:
 test-ray: $(INSTALLED)
 	$(PIP) '.[ray]'
 	$(PYTHON) -m pytest tests/test_ray.py
+
+fuzz: $(INSTALLED)
+	$(PYTHON) -m scripts.fuzz --runs 20000
 
 evaluate: $(INSTALLED)
 	$(PYTHON) -m scripts.evaluate $(IMAGES)

@@ -52,7 +52,8 @@ class HandlerConfig(Strict):
         threads: inference threads of a worker; derived from cores and workers when absent.
         decode: `exact` equals torchvision's transforms; `fast` lets libjpeg shrink large photos.
         max_image_bytes: largest encoded image, in bytes.
-        max_image_pixels: largest image by its header, in pixels; a larger one is never decoded.
+        max_image_pixels: largest image by its header, in pixels, and half of it for WebP; a larger
+            one is never decoded. 24 million take at most 300 MB.
         max_images: most images in one request.
         slow_request_ms: time in the worker from which a request is logged, in milliseconds.
         defaults: options of a request that gives none.
@@ -64,7 +65,7 @@ class HandlerConfig(Strict):
     threads: Positive | None = None
     decode: Decode = "exact"
     max_image_bytes: Positive = 5 * 1024 * 1024
-    max_image_pixels: Positive = 50_000_000
+    max_image_pixels: Positive = 24_000_000
     max_images: Positive = 32
     slow_request_ms: float = Field(default=1000, ge=0)
     defaults: Options = Options()

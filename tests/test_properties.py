@@ -1,0 +1,208 @@
+"""What holds for any bytes: an answer or a 4xx, within bounded memory."""
+
+import io
+import math
+import multiprocessing
+import string
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from scripts import paths
+from tests.corpus import CASES, OK, Case, encode, picture, tiff
+from visionserve import inputs, preprocessing, validation
+from visionserve.config import TTA, HandlerConfig, Options
+from visionserve.errors import RequestError
+from visionserve.metadata import Transforms
+
+CONFIG = HandlerConfig()
+MEGABYTES = 300
+VIEWS = {"none": 1, "five_crop": 5, "ten_crop": 10}
+IMAGES = [case for case in CASES if case.is_image]
+SOUND = [case.data for case in IMAGES if case.expected == OK and len(case.data) < 20_000]
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I;16", "I", "F")
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
+settings.load_profile("fixed")
+
+
+def outcome(data: bytes, mode: TTA = "none") -> tuple[int, str]:
+    """Bring an image to the model's door: the status, and the code of the error."""
+    transforms = Transforms()
+    try:
+        image = validation.validate(data, CONFIG.max_image_bytes, CONFIG.max_image_pixels)
+        rgb = preprocessing.decode(image, transforms, "exact")
+        views = preprocessing.to_views(rgb, transforms, "exact", mode)
+    except RequestError as error:
+        assert 400 <= error.status < 500
+        return error.status, error.code
+    assert views.dtype == np.uint8
+    if mode == "dense":
+        assert views.shape[0] == 1 and min(views.shape[1:3]) == transforms.resize
+    else:
+        assert views.shape == (VIEWS[mode], transforms.crop, transforms.crop, 3)
+    return OK
+
+
+modes = st.sampled_from(["none", "five_crop", "ten_crop", "dense"])
+
+
+@pytest.mark.parametrize("case", IMAGES, ids=lambda case: case.name)
+def test_the_corpus_has_its_status(case: Case) -> None:
+    assert outcome(case.data) == case.expected
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=400), st.sampled_from([b"", *(data[:12] for data in SOUND)]), modes)
+def test_any_bytes(tail: bytes, signature: bytes, mode: TTA) -> None:
+    outcome(signature + tail, mode)
+
+
+@settings(max_examples=300)
+@given(
+    st.sampled_from(SOUND),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
+    st.floats(0, 1),
+    st.binary(max_size=20),
+)
+def test_changed_images(
+    data: bytes, changes: list[tuple[float, int]], kept: float, tail: bytes
+) -> None:
+    changed = bytearray(data)
+    for place, value in changes:
+        changed[int(place * len(data))] = value
+    outcome(bytes(changed[: math.ceil(kept * len(data))]) + tail)
+
+
+def drawn(mode: str, size: tuple[int, int]) -> Image.Image:
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(picture("L", size)).astype(np.uint16) * 257)
+    return picture(mode if mode != "PA" else "P", size).convert(mode)
+
+
+@settings(max_examples=200)
+@given(
+    st.sampled_from(sorted(validation.FORMATS)),
+    st.sampled_from(MODES),
+    st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    modes,
+)
+def test_any_size_and_mode(format: str, pixels: str, size: tuple[int, int], mode: TTA) -> None:
+    try:
+        data = encode(drawn(pixels, size), format)
+    except (OSError, ValueError, KeyError):
+        return
+    sound = max(size) <= validation.MAX_ASPECT_RATIO * min(size)
+    assert outcome(data, mode) == (OK if sound else (422, "extreme_aspect_ratio"))
+
+
+@settings(max_examples=30)
+@given(st.sampled_from(["RGBA", "LA", "P"]), st.integers(1, 3 * preprocessing.STRIP))
+def test_strips_equal_the_whole(mode: str, height: int) -> None:
+    image = picture("RGBA", (20, height))
+    image.putalpha(picture("L", (20, height)))
+    image = image.quantize(9) if mode == "P" else image.convert(mode)
+    opaque = Image.new("RGBA", image.size, preprocessing.WHITE)
+    opaque.alpha_composite(image.convert("RGBA"))
+    decoded = preprocessing.to_rgb(Image.open(io.BytesIO(encode(image, "PNG"))))
+    assert np.array_equal(np.asarray(decoded), np.asarray(opaque.convert("RGB")))
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=40) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+names = st.sampled_from(["data", "body", "tta", "top_k", "threshold"]) | st.text(max_size=9)
+types = st.sampled_from(["", "application/json", "APPLICATION/JSON; x", "multipart/form-data"])
+header_names = st.sampled_from(["x-classify-tta", "x-classify-top-k"]) | st.text(
+    string.ascii_lowercase + "-", max_size=9
+).map("x-classify-".__add__)
+
+
+def read(row: dict[str, Any], headers: dict[str, str]) -> None:
+    """The request, and each of its images, is read or has an error that can be sent."""
+    try:
+        request = inputs.read(row, headers, CONFIG.defaults, CONFIG.max_images)
+    except RequestError as error:
+        assert 400 <= error.status < 500 and error.message.encode()
+        return
+    assert isinstance(request.options, Options)
+    for image in request.images:
+        assert isinstance(image, bytes) or 400 <= image.status < 500
+
+
+@settings(max_examples=150)
+@given(
+    st.dictionaries(names, values | st.binary().map(bytearray), max_size=5),
+    st.dictionaries(header_names, st.text(), max_size=3),
+    types,
+)
+def test_any_row(row: dict[str, Any], headers: dict[str, str], content_type: str) -> None:
+    read(row, headers | {"content-type": content_type})
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=100), st.sampled_from([b'{"data":', b"[", b'"', b""]))
+def test_any_body_of_json(tail: bytes, head: bytes) -> None:
+    read({"body": bytearray(head + tail)}, {"content-type": "application/json"})
+
+
+def largest() -> Iterator[bytes]:
+    """The images that take the most memory of their formats, at the limit of pixels."""
+    side = math.isqrt(CONFIG.max_image_pixels)
+    square = (side, side)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    yield encode(Image.new("CMYK", square), "JPEG", progressive=True, subsampling=0)
+    yield encode(Image.new("RGB", square), "JPEG", exif=turned)
+    yield encode(Image.new("RGBA", square), "PNG", exif=turned, compress_level=1)
+    yield encode(Image.new("I;16", square), "PNG", compress_level=1)
+    half = math.isqrt(CONFIG.max_image_pixels // 2)
+    yield encode(Image.new("RGBA", (half, half)), "WEBP", lossless=True, method=0, exif=turned)
+    strip = zlib.compress(bytes(side * side * 8), 1)
+    tags = {256: side, 257: side, 258: 16, 259: 8, 262: 2, 273: 8, 277: 4, 278: side, 338: 2}
+    yield tiff(tags | {258: [16] * 4, 279: len(strip)}, strip)
+
+
+def peak() -> float:
+    """The most memory that this process has held so far, in megabytes."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
+
+
+def growth(folder: Path) -> dict[str, float]:
+    """How far memory has risen after each image of a folder, in megabytes."""
+    for format in validation.FORMATS:
+        outcome(encode(picture(), format), "ten_crop")
+    before, risen = peak(), {}
+    for path in sorted(folder.iterdir()):
+        outcome(path.read_bytes(), "ten_crop")
+        risen[path.name] = peak() - before
+    return risen
+
+
+def test_no_image_takes_over_300_mb(tmp_path: Path) -> None:
+    images = [*(case.data for case in IMAGES), *largest()]
+    for index, data in enumerate(images):
+        (tmp_path / f"{index:03}").write_bytes(data)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        risen = pool.apply(growth, (tmp_path,))
+    assert len(risen) == len(images) and max(risen.values()) > 100
+    assert [name for name in risen if risen[name] > MEGABYTES] == []
+
+
+def test_the_fuzzer_finds_nothing_in_the_corpus_and_its_next_of_kin() -> None:
+    command = [sys.executable, "-m", "scripts.fuzz", "--runs", "500"]
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
