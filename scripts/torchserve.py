@@ -66,16 +66,35 @@ class TorchServe:
         Raises:
             StartError: it ended, a worker could not load its archive, or time ran out.
         """
+        self._launch(self._properties, "--models", *archives)
+
+    def restore(self) -> None:
+        """Start the server with the models, versions and workers that it had when it ended.
+
+        TorchServe writes them into `logs/config` at each change, also before `kill -9`.
+
+        Raises:
+            FileNotFoundError: it never wrote any.
+            StartError: as `start` does.
+        """
+        for file in sorted((self.state / "logs" / "config").glob("*.cfg"), reverse=True):
+            # A full disk leaves empty files.
+            if snapshot := read_properties(file).get("model_snapshot"):
+                self._launch(self._properties | {"model_snapshot": snapshot})
+                return
+        raise FileNotFoundError(f"{self.state}/logs/config holds no snapshot.")
+
+    def _launch(self, wanted: Mapping[str, str], *arguments: str) -> None:
         self.state.mkdir(parents=True, exist_ok=True)
         self._temp.unlink(missing_ok=True)
         self._temp.symlink_to(tempfile.mkdtemp(prefix="torchserve-"))
         properties = self.state / "config.properties"
-        properties.write_text("".join(f"{k}={v}\n" for k, v in self._properties.items()))
+        properties.write_text("".join(f"{k}={v}\n" for k, v in wanted.items()))
         earlier = len(self._model_log())
         with (self.state / "console.log").open("w") as console:
             self._run(
                 *("--start", "--ts-config", str(properties), "--model-store", str(self._store)),
-                *("--log-config", str(paths.CONFIG / "log4j2.xml"), "--models", *archives),
+                *("--log-config", str(paths.CONFIG / "log4j2.xml"), *arguments),
                 output=console.fileno(),
             )
         self._wait(earlier)

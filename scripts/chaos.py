@@ -1,0 +1,340 @@
+"""Break a server in each known way while clients ask, and count what is lost, wrong or late."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import requests
+import yaml
+
+from scripts.load import MODEL, Load, Sent, serving
+from scripts.torchserve import TorchServe
+
+CLIENTS = 3
+RETRIES = 6
+PATIENCE = 90
+PAUSE = 0.02
+WORKERS = 2
+RESPONSE_TIMEOUT = 3
+LATE = 10
+DISK = "32m"
+
+
+class FaultError(Exception):
+    """The server did not come back, or did what it must not."""
+
+
+class SkippedError(Exception):
+    """This machine does not permit the fault."""
+
+
+class Stage:
+    """A server to break, with two workers, a response timeout of 3 s, and a small disk.
+
+    Its logs and its cache of answers lie on a disk of their own, where mounting is permitted.
+    """
+
+    def __init__(self, folder: Path, server: TorchServe) -> None:
+        self.folder = folder
+        self.server = server
+        self.client = server.client
+        self.load = Load(server.state)
+        self.archive = folder / "store" / f"{MODEL}.mar"
+
+    def pids(self) -> list[int]:
+        """Return the process ids of the first version's workers."""
+        return [worker["pid"] for worker in self.client.describe(MODEL)[0]["workers"]]
+
+    def file(self, name: str) -> bytes:
+        """Return a file of the archive."""
+        with zipfile.ZipFile(self.archive) as archive:
+            return archive.read(name)
+
+    def register(self, version: str, files: Mapping[str, bytes]) -> None:
+        """Register the archive as another version, with some of its files replaced.
+
+        Raises:
+            requests.HTTPError: its worker cannot load it.
+        """
+        target = self.archive.with_name(f"{version}.mar")
+        with zipfile.ZipFile(self.archive) as source, zipfile.ZipFile(target, "w") as copy:
+            for name in source.namelist():
+                content = source.read(name)
+                if name == "MAR-INF/MANIFEST.json":
+                    manifest = json.loads(content)
+                    manifest["model"]["modelVersion"] = version
+                    content = json.dumps(manifest).encode()
+                copy.writestr(name, files.get(name, content))
+        self.client.register(target.name)
+
+    def retire(self, version: str, successor: str) -> None:
+        """Remove a version without loss: first its successor takes the requests."""
+        self.client.set_default(MODEL, successor)
+        until(lambda: self._pending(version) == 0)
+        time.sleep(1)
+        self.client.unregister(MODEL, version)
+
+    def _pending(self, version: str) -> int:
+        versions = {entry["modelVersion"]: entry for entry in self.client.describe(MODEL)}
+        return int(versions[version]["jobQueueStatus"]["pendingRequests"])
+
+
+@contextmanager
+def stage() -> Iterator[Stage]:
+    """Start the server to break, in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as name:
+        folder = Path(name)
+        disk, logs = folder / "disk", folder / "state" / "logs"
+        (folder / "state").mkdir()
+        disk.mkdir()
+        mounted = _run("mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(disk))
+        (disk / "logs").mkdir()
+        logs.symlink_to(disk / "logs")
+        cache = {"cache": {"directory": str(disk / "cache"), "size_mb": 2}}
+        settings = {"minWorkers": WORKERS, "responseTimeout": RESPONSE_TIMEOUT}
+        try:
+            with serving(folder, cache, **settings) as server:
+                yield Stage(folder, server)
+        finally:
+            if mounted:
+                _run("umount", str(disk))
+
+
+def _run(*command: str) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def until(condition: Callable[[], bool], seconds: float = 90) -> None:
+    """Wait for a condition; a server that cannot be reached does not meet it.
+
+    Raises:
+        FaultError: it was not met in time.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with suppress(requests.RequestException):
+            if condition():
+                return
+        time.sleep(0.1)
+    raise FaultError(f"The server is not back after {seconds} s.")
+
+
+def kill_worker(stage: Stage) -> None:
+    """a worker is killed (`kill -9`)"""
+    _replace_worker(stage, signal.SIGKILL)
+
+
+def stop_worker(stage: Stage) -> None:
+    """a worker is stopped (SIGSTOP) past the response timeout of 3 s"""
+    _replace_worker(stage, signal.SIGSTOP)
+
+
+def _replace_worker(stage: Stage, number: signal.Signals) -> None:
+    victim = stage.pids()[0]
+    os.kill(victim, number)
+    until(lambda: victim not in stage.pids() and stage.client.ready())
+
+
+def kill_frontend(stage: Stage) -> None:
+    """the frontend is killed (`kill -9`), then started from its snapshot"""
+    frontend = stage.server.pid
+    assert frontend is not None
+    os.kill(frontend, signal.SIGKILL)
+    until(lambda: stage.server.pid is None)
+    restart_frontend(stage)
+
+
+def restart_frontend(stage: Stage) -> None:
+    """the frontend is stopped, then started from its snapshot"""
+    stage.server.stop()
+    stage.server.restore()
+    if len(stage.pids()) != WORKERS:
+        raise FaultError("The snapshot has other workers.")
+
+
+def fill_disk(stage: Stage) -> None:
+    """the disk of cache, logs and snapshots is full"""
+    disk = stage.folder / "disk"
+    if not disk.is_mount():
+        raise SkippedError("mounting a small disk is not permitted")
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    kill_worker(stage)
+    stage.client.scale(MODEL, WORKERS)
+    filler.unlink()
+
+
+def corrupt_version(stage: Stage) -> None:
+    """a corrupt new version is registered, its model or its archive cut short"""
+    (stage.archive.with_name("cut.mar")).write_bytes(stage.archive.read_bytes()[:100_000])
+    model = stage.file("model.bin")
+    attempts: tuple[Callable[[], None], ...] = (
+        lambda: stage.client.register("cut.mar"),
+        lambda: stage.register("2.0", {"model.bin": model[: len(model) // 2]}),
+    )
+    for register in attempts:
+        try:
+            register()
+        except requests.HTTPError:
+            continue
+        raise FaultError("A corrupt version was taken.")
+    with suppress(requests.HTTPError):  # TorchServe may keep it listed, without a worker.
+        stage.client.unregister(MODEL, "2.0")
+
+
+def replace_model(stage: Stage) -> None:
+    """the model is unregistered and registered again; meanwhile a version serves whose cache \
+cannot be written"""
+    config = yaml.safe_load(stage.file("model-config.yaml"))
+    config["handler"]["cache"]["directory"] = str(stage.archive / "cache")
+    stage.register("2.0", {"model-config.yaml": yaml.safe_dump(config).encode()})
+    stage.retire("1.0", successor="2.0")
+    stage.client.register(stage.archive.name, WORKERS)
+    stage.retire("2.0", successor="1.0")
+
+
+def remove_model(stage: Stage) -> None:
+    """the model is unregistered and registered again, no other version serving"""
+    stage.client.unregister(MODEL)
+    stage.client.register(stage.archive.name, WORKERS)
+
+
+Fault = Callable[[Stage], None]
+FAULTS: tuple[Fault, ...] = (
+    kill_worker,
+    stop_worker,
+    fill_disk,
+    kill_frontend,
+    restart_frontend,
+    corrupt_version,
+    replace_model,
+    remove_model,
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the clients met.
+
+    Attributes:
+        asked: the requests of the clients, which retry.
+        probed: those of a client that does not, during the fault, and of one after it.
+    """
+
+    asked: Sequence[Sent]
+    probed: Sequence[Sent]
+
+    @property
+    def wrong(self) -> int:
+        """Wrong answers."""
+        return sum(sent.outcome == "wrong" for sent in [*self.asked, *self.probed])
+
+    @property
+    def lost(self) -> int:
+        """Requests without an answer, in spite of all retries."""
+        return sum(sent.outcome in ("refused", "lost") for sent in self.asked)
+
+    @property
+    def late(self) -> int:
+        """Requests answered after more than 10 s."""
+        return sum(sent.seconds > LATE for sent in self.asked)
+
+    @property
+    def away(self) -> float:
+        """The longest time without a right answer, in seconds."""
+        ends = sorted(s.ended for s in [*self.asked, *self.probed] if s.outcome == "right")
+        return max(later - earlier for earlier, later in pairwise(ends))
+
+    @property
+    def met(self) -> bool:
+        """Nothing is wrong or lost, and the service was back within 10 s."""
+        return self.wrong == self.lost == 0 and self.away <= LATE
+
+    def row(self, fault: Fault) -> str:
+        """Return a line of the table."""
+        everyone = [*self.asked, *self.probed]
+        setbacks = Counter(name for sent in everyone for name in set(sent.setbacks))
+        cells = (
+            str(fault.__doc__),
+            f"{len(self.asked):,} + {len(self.probed):,}",
+            f"{sum(bool(sent.setbacks) for sent in self.asked)}",
+            ", ".join(f"{name} ({count})" for name, count in setbacks.most_common()),
+            str(self.wrong),
+            str(self.lost),
+            str(self.late),
+            f"{max(sent.seconds for sent in self.asked):.1f} s",
+            f"{self.away:.1f} s",
+        )
+        return f"| {' | '.join(cells)} |"
+
+
+HEADING = """\
+| fault | requests | retried | because of | wrong | lost | late | slowest | no answer for |
+|---|---:|---:|---|---:|---:|---:|---:|---:|"""
+
+
+def run(fault: Fault, stage: Stage) -> Report:
+    """Cause a fault while clients ask, and let them ask on after it.
+
+    Raises:
+        FaultError: the server did not come back, or did what it must not.
+        SkippedError: this machine does not permit the fault.
+    """
+    load = stage.load
+    with (
+        load.steady(CLIENTS, RETRIES, PATIENCE, PAUSE) as asked,
+        load.steady(1, pause=PAUSE) as probed,
+    ):
+        until(lambda: len(asked) > 5 * CLIENTS)
+        fault(stage)
+        with load.steady(1, pause=PAUSE) as after:
+            until(lambda: sum(sent.outcome == "right" for sent in after) > 10)
+    return Report(asked, [*probed, *after])
+
+
+def main() -> int:
+    """Run the command."""
+    names = {fault.__name__: fault for fault in FAULTS}
+    parser = argparse.ArgumentParser(prog="python -m scripts.chaos", description=__doc__)
+    parser.add_argument("faults", nargs="*", choices=[*names, []], metavar="FAULT", help="(all)")
+    args = parser.parse_args()
+    missed = []
+    with stage() as staged:
+        print(HEADING)
+        for name in args.faults or names:
+            try:
+                report = run(names[name], staged)
+            except SkippedError as reason:
+                print(f"| {names[name].__doc__} | skipped: {reason} | | | | | | | |", flush=True)
+                continue
+            except FaultError as error:
+                print(f"| {names[name].__doc__} | failed: {error} | | | | | | | |", flush=True)
+                missed.append(name)
+                continue
+            print(report.row(names[name]), flush=True)
+            if not report.met:
+                missed.append(name)
+    if missed:
+        print(f"Missed the targets: {', '.join(missed)}.", file=sys.stderr)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
