@@ -7,7 +7,7 @@ PIP := $(PYTHON) -m pip install --quiet --constraint config/constraints.txt --ed
 INSTALLED := .venv/.installed
 DEBIAN := /usr/bin/chromium /usr/bin/chromedriver /usr/sbin/nginx /usr/bin/prometheus
 
-.PHONY: serve stop test test-ray fuzz evaluate bench lint lock
+.PHONY: serve stop test test-ray fuzz chaos overload soak evaluate bench lint lock
 
 serve: $(INSTALLED)
 	$(PYTHON) -m scripts.serve start --profile $(PROFILE) --models $(MODELS)
@@ -30,6 +30,15 @@ test-ray: $(INSTALLED)
 
 fuzz: $(INSTALLED)
 	$(PYTHON) -m scripts.fuzz --runs 20000
+
+chaos: $(INSTALLED)
+	$(PYTHON) -m scripts.chaos
+
+overload: $(INSTALLED)
+	$(PYTHON) -m scripts.soak overload --seconds 120
+
+soak: $(INSTALLED)
+	$(PYTHON) -m scripts.soak steady --minutes 30
 
 evaluate: $(INSTALLED)
 	$(PYTHON) -m scripts.evaluate $(IMAGES)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import convert, paths, photos
-from scripts.weights import Weights, WeightsError, WeightsUnavailableError, load, resolve, sha256_of
+from scripts.hashes import is_recorded, record, sha256_of
+from scripts.weights import Weights, WeightsError, WeightsUnavailableError, load, resolve
 from visionserve import metadata
 from visionserve.config import ModelConfig
 from visionserve.metadata import Metadata
@@ -71,7 +72,7 @@ def build(recipe: Recipe, store: Path) -> Path:
     categories = read_categories(recipe)
     archive = store / f"{recipe.file or recipe.name}.mar"
     ingredients = _fingerprint(recipe, weights, categories)
-    if _recorded(archive, ingredients):
+    if is_recorded(archive, ingredients):
         return archive
 
     model = MODELS[recipe.architecture]
@@ -99,9 +100,8 @@ def build(recipe: Recipe, store: Path) -> Path:
         )
         (content / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
         built = _package(recipe, content, Path(scratch))
-        record = {"sha256": sha256_of(built), "ingredients": ingredients}
         shutil.move(built, archive)
-        archive.with_suffix(".json").write_text(json.dumps(record), encoding="utf-8")
+        record(archive, ingredients)
     return archive
 
 
@@ -136,14 +136,6 @@ def _fingerprint(recipe: Recipe, weights: Weights, categories: tuple[str, ...]) 
         for photograph in recipe.photographs():
             digest.update(sha256_of(photograph).encode())
     return digest.hexdigest()
-
-
-def _recorded(archive: Path, ingredients: str) -> bool:
-    record = archive.with_suffix(".json")
-    if not archive.exists() or not record.exists():
-        return False
-    recorded = json.loads(record.read_text(encoding="utf-8"))
-    return bool(recorded["ingredients"] == ingredients and recorded["sha256"] == sha256_of(archive))
 
 
 def _package(recipe: Recipe, content: Path, scratch: Path) -> Path:

@@ -19,8 +19,9 @@ class Client:
         management: address of the management API.
         key_file: TorchServe's `key_file.json`; None where token authorization is off.
         retries: how often `predict` tries again, with exponential back-off or after the
-            server's `Retry-After`, where a connection fails, the queue is full (503) or a
-            worker ends amid the request (500, which TorchServe answers on scaling down).
+            server's `Retry-After`, where a connection fails, the queue is full (503), a
+            worker ends amid the request (500, or 507 where it was killed) or nginx finds no
+            server (502, 504).
 
     Every method raises `requests.RequestException` where the server cannot be reached, and
     `requests.HTTPError` where it refuses, except `predict`.
@@ -35,7 +36,7 @@ class Client:
         self._session = requests.Session()
         retry = Retry(
             retries,
-            status_forcelist=(500, 503),
+            status_forcelist=(500, 502, 503, 504, 507),
             allowed_methods=None,
             backoff_factor=0.1,
             raise_on_status=False,

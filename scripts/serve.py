@@ -7,6 +7,7 @@ import requests
 
 from scripts import paths, photos
 from scripts.build import DEFAULT, build_or_fall_back
+from scripts.hashes import HashError
 from scripts.torchserve import StartError, TorchServe
 from scripts.weights import WeightsError
 from visionserve.models import MODELS
@@ -64,7 +65,7 @@ def main() -> int:
         return 0
     try:
         start(args.profile, args.models, overrides)
-    except (WeightsError, StartError) as error:
+    except (WeightsError, StartError, HashError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

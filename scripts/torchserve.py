@@ -13,6 +13,7 @@ import psutil
 
 from scripts import java, paths
 from scripts.client import Client
+from scripts.hashes import verify
 
 START_TIMEOUT = 120
 
@@ -65,7 +66,10 @@ class TorchServe:
 
         Raises:
             StartError: it ended, a worker could not load its archive, or time ran out.
+            HashError: an archive is not the one that was built.
         """
+        for archive in archives:
+            verify(self._store / archive.rpartition("=")[2])
         self._launch(self._properties, "--models", *archives)
 
     def restore(self) -> None:

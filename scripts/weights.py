@@ -1,6 +1,5 @@
 """Find a model's weights, check them, and say where they came from."""
 
-import hashlib
 import importlib.resources
 import urllib.error
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.hub import download_url_to_file, get_dir
 from torchvision.models import WeightsEnum
 
+from scripts.hashes import sha256_of
 from visionserve.models import MODELS, PackagedWeights
 
 
@@ -35,12 +35,6 @@ class Weights:
     path: Path
     source: str
     sha256: str
-
-
-def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256 in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def resolve(name: str, file: Path | None = None) -> Weights:

@@ -1,9 +1,7 @@
 """One real TorchServe per session, with a real classifier and a seeded random ResNet-18."""
 
 import io
-import socket
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from PIL import Image
 from scripts import paths
 from scripts.build import Recipe, build
 from scripts.client import Client
+from scripts.load import free_ports
 from scripts.torchserve import TorchServe
 from visionserve.models import MODELS
 
@@ -21,22 +20,6 @@ SAMPLES = paths.ROOT.parent / "shared" / "imagenet-samples"
 REAL = "efficientnet_lite0"
 RANDOM = "random_weights_resnet18"
 SERVER_CONFIG = paths.CONFIG / "server" / "model-config.yaml"
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def free_ports() -> dict[str, str]:
-    """Properties that put every API of a TorchServe on a free port."""
-    addresses = {
-        f"{api}_address": f"http://127.0.0.1:{free_port()}"
-        for api in ("inference", "management", "metrics")
-    }
-    grpc = {f"grpc_{api}_port": str(free_port()) for api in ("inference", "management")}
-    return addresses | grpc
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:

@@ -14,7 +14,9 @@ from pydantic import ValidationError
 
 from scripts import paths
 from scripts.build import Recipe, build
-from scripts.weights import WeightsError, WeightsUnavailableError, resolve, sha256_of
+from scripts.hashes import HashError, sha256_of
+from scripts.torchserve import TorchServe
+from scripts.weights import WeightsError, WeightsUnavailableError, resolve
 from tests.conftest import RANDOM, REAL, SERVER_CONFIG
 from visionserve.config import ModelConfig
 from visionserve.metadata import Metadata
@@ -147,6 +149,8 @@ def test_a_second_build_does_nothing_and_a_changed_one_rebuilds(
     assert build(wanted, tmp_path).stat().st_mtime_ns == first
 
     archive.write_bytes(archive.read_bytes() + b"x")
+    with pytest.raises(HashError, match=r"random\.mar: changed"):
+        TorchServe("server", tmp_path / "state", tmp_path).start(["random=random.mar"])
     assert build(wanted, tmp_path).stat().st_mtime_ns != first
     second = archive.stat().st_mtime_ns
     newer = Recipe("resnet18", "random", "2.0", pytorch_config, random_weights)

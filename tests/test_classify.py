@@ -15,11 +15,12 @@ import pytest
 from scripts import listing, paths, photos
 from scripts.classify import connect
 from scripts.client import Client
+from scripts.load import free_port
 from scripts.rows import RunError, columns, fault, row
 from scripts.server_engine import delay, windowed
 from scripts.sinks import CSV, File, JSONLines
 from scripts.torchserve import TorchServe
-from tests.conftest import RANDOM, REAL, free_port
+from tests.conftest import RANDOM, REAL
 
 COMMAND = [sys.executable, "-m", "scripts.classify"]
 

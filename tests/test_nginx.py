@@ -19,9 +19,10 @@ from PIL import Image
 
 from scripts import photos
 from scripts.client import Client
+from scripts.load import free_port, free_ports
 from scripts.proxy import Proxy, ProxyError, Site, Upstream
 from scripts.torchserve import TorchServe
-from tests.conftest import REAL, encode, free_port, free_ports
+from tests.conftest import REAL, encode
 
 TIMEOUT = 60
 PREDICTIONS = f"/predictions/{REAL}"

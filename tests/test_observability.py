@@ -19,8 +19,9 @@ from PIL import Image
 from scripts import paths, photos
 from scripts.build import Recipe, build
 from scripts.client import Client
+from scripts.load import free_port
 from scripts.torchserve import TorchServe, read_properties
-from tests.conftest import RANDOM, encode, free_port, write_config
+from tests.conftest import RANDOM, encode, write_config
 
 PROMETHEUS = paths.CONFIG / "prometheus"
 DASHBOARD = paths.CONFIG / "grafana" / "dashboard.json"
