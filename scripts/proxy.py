@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import psutil
-
 from scripts import paths
 from scripts.client import Client
+from scripts.processes import running
 
 STOP_TIMEOUT = 35
 
@@ -68,12 +67,7 @@ class Proxy:
     @property
     def pid(self) -> int | None:
         """The master's process id, where it runs."""
-        try:
-            pid = int((self._state / "nginx.pid").read_text())
-            running = psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-        except (OSError, ValueError, psutil.NoSuchProcess):
-            return None
-        return pid if running else None
+        return running(self._state / "nginx.pid")
 
     def start(self, site: Site) -> None:
         """Start nginx, or let a running one take on the site and its TorchServes' new tokens.

@@ -9,11 +9,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import psutil
-
 from scripts import java, paths
 from scripts.client import Client
 from scripts.hashes import verify
+from scripts.processes import running
 
 START_TIMEOUT = 120
 
@@ -54,12 +53,7 @@ class TorchServe:
     @property
     def pid(self) -> int | None:
         """The frontend's process id, where it runs."""
-        try:
-            pid = int((self._temp / ".model_server.pid").read_text())
-            running = psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-        except (OSError, ValueError, psutil.NoSuchProcess):
-            return None
-        return pid if running else None
+        return running(self._temp / ".model_server.pid")
 
     def start(self, archives: Sequence[str]) -> None:
         """Start the server with archives of its store, and wait until it is ready.
