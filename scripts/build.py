@@ -13,11 +13,10 @@ from pathlib import Path
 
 from scripts import convert, paths, photos
 from scripts.hashes import is_recorded, record, sha256_of
-from scripts.weights import Weights, WeightsError, WeightsUnavailableError, load, resolve
+from scripts.weights import Weights, WeightsError, WeightsUnavailableError, resolve
 from visionserve import metadata
 from visionserve.config import ModelConfig
-from visionserve.metadata import Metadata
-from visionserve.models import IMAGENET_CATEGORIES, MODELS, FullyConvolutional
+from visionserve.models import IMAGENET_CATEGORIES, MODELS
 
 DEFAULT = "resnet18"
 FALLBACK = "efficientnet_lite0"
@@ -71,35 +70,27 @@ def build(recipe: Recipe, store: Path) -> Path:
     weights = resolve(recipe.architecture, recipe.weights)
     categories = read_categories(recipe)
     archive = store / f"{recipe.file or recipe.name}.mar"
-    ingredients = _fingerprint(recipe, weights, categories)
+    ingredients = _fingerprint(recipe, config, weights, categories)
     if is_recorded(archive, ingredients):
         return archive
 
-    model = MODELS[recipe.architecture]
-    module = FullyConvolutional(recipe.architecture, len(categories), model.transforms).eval()
-    network = module.network
-    network.load_state_dict(load(weights, network.state_dict()))
-
-    store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         content = Path(scratch) / "content"
         left_out = shutil.ignore_patterns("*.egg-info", "__pycache__", paths.OPENVINO_ONLY.name)
         shutil.copytree(paths.HANDLER, content, ignore=left_out)
         if config.handler.runtime == "openvino":
             shutil.copytree(paths.OPENVINO_ONLY, content, dirs_exist_ok=True)
-        artifact = convert.convert(
-            module, model.transforms, config.handler, recipe.photographs(), content
-        )
-        described = Metadata(
-            architecture=recipe.architecture,
-            weights=weights.source,
-            weights_sha256=weights.sha256,
-            artifact=artifact,
-            transforms=model.transforms,
-            categories=categories,
+        described = convert.convert(
+            recipe.architecture,
+            weights,
+            categories,
+            config.handler,
+            recipe.photographs(),
+            content,
         )
         (content / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
         built = _package(recipe, content, Path(scratch))
+        store.mkdir(parents=True, exist_ok=True)
         shutil.move(built, archive)
         record(archive, ingredients)
     return archive
@@ -125,14 +116,16 @@ def read_categories(recipe: Recipe) -> tuple[str, ...]:
     return tuple(names.get(label, label) for label in labels)
 
 
-def _fingerprint(recipe: Recipe, weights: Weights, categories: tuple[str, ...]) -> str:
+def _fingerprint(
+    recipe: Recipe, config: ModelConfig, weights: Weights, categories: tuple[str, ...]
+) -> str:
     digest = hashlib.sha256()
     for text in (recipe.name, recipe.architecture, recipe.version, weights.sha256, *categories):
         digest.update(text.encode() + b"\0")
     sources = [*paths.HANDLER.rglob("*"), Path(convert.__file__), recipe.config]
     for path in sorted(path for path in sources if path.is_file() and path.suffix != ".pyc"):
         digest.update(sha256_of(path).encode())
-    if ModelConfig.load(recipe.config).handler.precision == "int8":
+    if config.handler.precision == "int8":
         for photograph in recipe.photographs():
             digest.update(sha256_of(photograph).encode())
     return digest.hexdigest()

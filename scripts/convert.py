@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from scripts.weights import Weights, load
 from visionserve.config import HandlerConfig
-from visionserve.metadata import Transforms
-from visionserve.models import FullyConvolutional
+from visionserve.metadata import Metadata
+from visionserve.models import MODELS, FullyConvolutional
 from visionserve.preprocessing import to_rgb
 
 CALIBRATION_SAMPLES = 300
@@ -20,30 +22,54 @@ SEED = 0
 
 
 def convert(
-    module: FullyConvolutional,
-    transforms: Transforms,
+    architecture: str,
+    weights: Weights,
+    categories: tuple[str, ...],
     config: HandlerConfig,
-    photographs: list[Path],
+    photographs: Sequence[Path],
     directory: Path,
-) -> str:
+) -> Metadata:
     """Write the model for a runtime and precision.
 
     Args:
-        module: the network with its weights, in evaluation mode.
-        transforms: give the crop.
+        architecture: a key of `MODELS`.
+        weights: a state dict of it.
+        categories: labels in class-index order.
         config: `runtime` and `precision`.
         photographs: images to calibrate INT8 with.
         directory: where to write.
 
     Returns:
-        The name of the file that the runtime loads.
+        What the archive knows of the model, the name of its file included.
+
+    Raises:
+        WeightsError: the weights are another model's.
     """
+    transforms = MODELS[architecture].transforms
+    module = FullyConvolutional(architecture, len(categories), transforms).eval()
+    module.network.load_state_dict(load(weights, module.network.state_dict()))
+    return Metadata(
+        architecture=architecture,
+        weights=weights.source,
+        weights_sha256=weights.sha256,
+        artifact=_write(module, transforms.crop, config, photographs, directory),
+        transforms=transforms,
+        categories=categories,
+    )
+
+
+def _write(
+    module: FullyConvolutional,
+    crop: int,
+    config: HandlerConfig,
+    photographs: Sequence[Path],
+    directory: Path,
+) -> str:
     if config.runtime == "pytorch":
         torch.save(module.network.state_dict(), directory / "model.pt")
         return "model.pt"
     import openvino
 
-    crop = transforms.crop
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
         model = openvino.convert_model(
@@ -57,7 +83,7 @@ def convert(
     return "model.xml"
 
 
-def quantize(model: object, photographs: list[Path], crop: int) -> object:
+def quantize(model: object, photographs: Sequence[Path], crop: int) -> object:
     """Quantize an OpenVINO model to INT8, statically, with NNCF's default preset.
 
     Weights get one scale per output channel; activations get the ranges that they show on
@@ -70,7 +96,7 @@ def quantize(model: object, photographs: list[Path], crop: int) -> object:
     return nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples))
 
 
-def random_crops(photographs: list[Path], crop: int) -> list[NDArray[np.uint8]]:
+def random_crops(photographs: Sequence[Path], crop: int) -> list[NDArray[np.uint8]]:
     """Cut `CALIBRATION_SAMPLES` random resized crops, the same ones each time.
 
     Returns:

@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from scripts import convert, photos
 from scripts.build import FALLBACK
-from scripts.weights import WeightsError, load, resolve
+from scripts.weights import WeightsError, resolve
 from visionserve import runtimes
 from visionserve.config import TTA, HandlerConfig
 from visionserve.metadata import Metadata
-from visionserve.models import IMAGENET_CATEGORIES, MODELS, FullyConvolutional
+from visionserve.models import IMAGENET_CATEGORIES, MODELS
 from visionserve.preprocessing import decode, to_views
 from visionserve.runtimes import Runtime
 
@@ -85,20 +85,9 @@ def prepare(
     name: str, config: HandlerConfig, calibration: Sequence[Path], directory: Path
 ) -> tuple[Runtime, Metadata]:
     """Convert and load one variant of a model with its pretrained weights."""
-    model = MODELS[name]
-    weights = resolve(name)
-    module = FullyConvolutional(name, len(IMAGENET_CATEGORIES), model.transforms).eval()
-    network = module.network
-    network.load_state_dict(load(weights, network.state_dict()))
     directory.mkdir()
-    artifact = convert.convert(module, model.transforms, config, list(calibration), directory)
-    metadata = Metadata(
-        architecture=name,
-        weights=weights.source,
-        weights_sha256=weights.sha256,
-        artifact=artifact,
-        transforms=model.transforms,
-        categories=IMAGENET_CATEGORIES,
+    metadata = convert.convert(
+        name, resolve(name), IMAGENET_CATEGORIES, config, calibration, directory
     )
     return runtimes.load(directory, metadata, config, None, threads=2), metadata
 

@@ -74,14 +74,13 @@ def classify(
         RunError: the server cannot be reached, is too busy for too long, or refuses whatever
             it is sent, by a wrong token or model.
     """
-    headers = {name.replace("_", "-"): value for name, value in options.items()}
 
     def ask(path: Path) -> tuple[Path, Body]:
         try:
             data = path.read_bytes()
         except (OSError, ValueError) as error:
             return path, unreadable(error)
-        return path, _answer(client, lambda: client.predict(model, data, **headers), retries)
+        return path, _answer(client, lambda: client.predict(model, data, None, **options), retries)
 
     return windowed(ask, paths, concurrency, AHEAD * concurrency)
 
