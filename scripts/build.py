@@ -103,7 +103,7 @@ def read_categories(recipe: Recipe) -> tuple[str, ...]:
         ValueError: the map names a label that the model does not have.
     """
     labels = (
-        tuple(recipe.labels.read_text(encoding="utf-8").split("\n")[:-1])
+        tuple(recipe.labels.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
         if recipe.labels
         else IMAGENET_CATEGORIES
     )

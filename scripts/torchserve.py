@@ -88,7 +88,7 @@ class TorchServe:
         self._temp.symlink_to(tempfile.mkdtemp(prefix="torchserve-"))
         properties = self.state / "config.properties"
         properties.write_text("".join(f"{k}={v}\n" for k, v in wanted.items()))
-        earlier = len(self._model_log())
+        earlier = self._model_log.stat().st_size if self._model_log.exists() else 0
         with (self.state / "console.log").open("w") as console:
             self._run(
                 *("--start", "--ts-config", str(properties), "--model-store", str(self._store)),
@@ -131,16 +131,24 @@ class TorchServe:
         while time.monotonic() < deadline and self.pid is not None:
             if client.ready():
                 return
-            if b"Backend worker process died" in self._model_log()[earlier:]:
+            if self._worker_died(earlier):
                 break
             time.sleep(0.1)
         message = f"TorchServe did not start.\n{self._log()}"
         self.stop()
         raise StartError(message)
 
-    def _model_log(self) -> bytes:
-        log = self.state / "logs" / "model_log.log"
-        return log.read_bytes() if log.exists() else b""
+    @property
+    def _model_log(self) -> Path:
+        return self.state / "logs" / "model_log.log"
+
+    def _worker_died(self, earlier: int) -> bool:
+        """Look for it in what the log has gained since it was `earlier` bytes long."""
+        if not self._model_log.exists():
+            return False
+        with self._model_log.open("rb") as log:
+            log.seek(earlier)
+            return b"Backend worker process died" in log.read()
 
     def _log(self) -> str:
         logs = [self.state / "console.log", *sorted((self.state / "logs").glob("*_log.log"))]
