@@ -106,7 +106,11 @@ class TorchServe:
             self._temp.unlink()
 
     def _run(self, *arguments: str, output: int) -> None:
-        """Run the `torchserve` command, whose scratch and key files are private to the user."""
+        """Run the `torchserve` command, whose scratch and key files are private to the user.
+
+        Two malloc arenas suffice, as Java allocates little outside its heap; with glibc's eight
+        for each core the frontend's memory grows for as long as threads find new ones.
+        """
         temp = str(self._temp.resolve())
         subprocess.run(
             [str(Path(sys.executable).with_name("torchserve")), *arguments],
@@ -117,6 +121,7 @@ class TorchServe:
                 "TEMP": temp,
                 "TMPDIR": temp,
                 "LOG_LOCATION": str(self.state / "logs"),
+                "MALLOC_ARENA_MAX": "2",
             },
             stdout=output,
             stderr=output,
