@@ -20,6 +20,7 @@ import requests
 import yaml
 
 from scripts.load import MODEL, Load, Sent, serving
+from scripts.retire import retire
 from scripts.torchserve import TorchServe
 
 CLIENTS = 3
@@ -79,16 +80,10 @@ class Stage:
                 copy.writestr(name, files.get(name, content))
         self.client.register(target.name)
 
-    def retire(self, version: str, successor: str) -> None:
-        """Remove a version without loss: first its successor takes the requests."""
+    def replace(self, version: str, successor: str) -> None:
+        """Have another version take the requests of one, and remove it."""
         self.client.set_default(MODEL, successor)
-        until(lambda: self._pending(version) == 0)
-        time.sleep(1)
-        self.client.unregister(MODEL, version)
-
-    def _pending(self, version: str) -> int:
-        versions = {entry["modelVersion"]: entry for entry in self.client.describe(MODEL)}
-        return int(versions[version]["jobQueueStatus"]["pendingRequests"])
+        retire(self.client, self.server.store, MODEL, version)
 
 
 @contextmanager
@@ -205,14 +200,14 @@ cannot be written"""
     config = yaml.safe_load(stage.file("model-config.yaml"))
     config["handler"]["cache"]["directory"] = str(stage.archive / "cache")
     stage.register("2.0", {"model-config.yaml": yaml.safe_dump(config).encode()})
-    stage.retire("1.0", successor="2.0")
+    stage.replace("1.0", successor="2.0")
     stage.client.register(stage.archive.name, WORKERS)
-    stage.retire("2.0", successor="1.0")
+    stage.replace("2.0", successor="1.0")
 
 
 def remove_model(stage: Stage) -> None:
     """the model is unregistered and registered again, no other version serving"""
-    stage.client.unregister(MODEL)
+    retire(stage.client, stage.server.store, MODEL)
     stage.client.register(stage.archive.name, WORKERS)
 
 

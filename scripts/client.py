@@ -83,10 +83,14 @@ class Client:
         """Name the registered models."""
         return [entry["modelName"] for entry in self._manage("GET", "/models")["models"]]
 
-    def describe(self, model: str) -> list[dict[str, Any]]:
-        """Describe every version of a model."""
-        described: list[dict[str, Any]] = self._manage("GET", f"/models/{model}/all")
+    def describe(self, model: str, version: str = "all") -> list[dict[str, Any]]:
+        """Describe a version of a model; without one, every version."""
+        described: list[dict[str, Any]] = self._manage("GET", f"/models/{model}/{version}")
         return described
+
+    def default_version(self, model: str) -> str:
+        """Return the version that answers the requests that name none."""
+        return str(self._manage("GET", f"/models/{model}")[0]["modelVersion"])
 
     def scale(
         self, model: str, minimum: int, maximum: int | None = None, version: str | None = None
@@ -109,7 +113,10 @@ class Client:
         self._manage("PUT", f"/models/{model}/{version}/set-default")
 
     def unregister(self, model: str, version: str | None = None) -> None:
-        """Remove a version of a model; without one, the default version."""
+        """Remove a version of a model at once; without one, the default version.
+
+        Requests under way are never answered: `scripts.retire` waits for them.
+        """
         self._manage("DELETE", f"/models/{model}/{version}" if version else f"/models/{model}")
 
     def _manage(self, method: str, path: str, **parameters: Any) -> Any:

@@ -8,7 +8,9 @@ from pathlib import Path
 import requests
 
 from scripts import paths
-from scripts.torchserve import client_of
+from scripts.hashes import HashError, verify
+from scripts.retire import retire
+from scripts.torchserve import client_of, store_of
 
 
 def main() -> int:
@@ -23,7 +25,7 @@ def main() -> int:
         ("scale", "set a model's number of workers"),
         ("register", "add an archive of the model store: a model or a new version of one"),
         ("set-default", "choose the version that answers"),
-        ("unregister", "remove a version of a model"),
+        ("unregister", "remove a version of a model once its requests are answered"),
     ):
         command = commands.add_parser(name, help=help_)
         command.add_argument("archive" if name == "register" else "model")
@@ -48,12 +50,13 @@ def main() -> int:
             case "scale":
                 client.scale(args.model, args.minimum, args.maximum, args.version)
             case "register":
+                verify(store_of(state) / args.archive)
                 client.register(args.archive, args.workers)
             case "set-default":
                 client.set_default(args.model, args.version)
             case "unregister":
-                client.unregister(args.model, args.version)
-    except (FileNotFoundError, requests.RequestException) as error:
+                retire(client, store_of(state), args.model, args.version)
+    except (FileNotFoundError, HashError, requests.RequestException) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

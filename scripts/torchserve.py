@@ -39,9 +39,12 @@ class TorchServe:
         self, profile: str, state: Path, store: Path, overrides: Mapping[str, str] | None = None
     ) -> None:
         self.state = state
-        self._store = store
+        self.store = store
         self._properties = read_properties(paths.CONFIG / profile / "config.properties")
-        self._properties |= {"metrics_config": str(paths.CONFIG / "metrics.yaml")}
+        self._properties |= {
+            "model_store": str(store),
+            "metrics_config": str(paths.CONFIG / "metrics.yaml"),
+        }
         self._properties |= overrides or {}
         self._temp = state / "tmp"
 
@@ -63,7 +66,7 @@ class TorchServe:
             HashError: an archive is not the one that was built.
         """
         for archive in archives:
-            verify(self._store / archive.rpartition("=")[2])
+            verify(self.store / archive.rpartition("=")[2])
         self._launch(self._properties, "--models", *archives)
 
     def restore(self) -> None:
@@ -91,7 +94,7 @@ class TorchServe:
         earlier = self._model_log.stat().st_size if self._model_log.exists() else 0
         with (self.state / "console.log").open("w") as console:
             self._run(
-                *("--start", "--ts-config", str(properties), "--model-store", str(self._store)),
+                *("--start", "--ts-config", str(properties)),
                 *("--log-config", str(paths.CONFIG / "log4j2.xml"), *arguments),
                 output=console.fileno(),
             )
@@ -177,6 +180,11 @@ def client_of(state: Path, retries: int = 0) -> Client:
         None if open_to_all else state / "key_file.json",
         retries,
     )
+
+
+def store_of(state: Path) -> Path:
+    """Return the model store of the server that was started with a state folder."""
+    return Path(read_properties(state / "config.properties")["model_store"])
 
 
 def read_properties(path: Path) -> dict[str, str]:

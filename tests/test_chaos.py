@@ -23,6 +23,7 @@ def stage() -> Iterator[chaos.Stage]:
         chaos.fill_disk,
         chaos.corrupt_version,
         chaos.replace_model,
+        chaos.remove_model,
     ],
     ids=lambda fault: fault.__name__,
 )
@@ -53,6 +54,6 @@ def test_a_wrong_answer_is_noticed(stage: chaos.Stage) -> None:
         chaos.until(lambda: len(account) > 5)
         stage.client.set_default(MODEL, "3.0")
         chaos.until(lambda: account[-1].outcome == "wrong")
-        stage.retire("3.0", successor="1.0")
+        stage.replace("3.0", successor="1.0")
         chaos.until(lambda: account[-1].outcome == "right")
     assert {sent.outcome for sent in account} == {"right", "wrong"}

@@ -3,6 +3,7 @@
 import base64
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
-from scripts import paths, photos
+from scripts import hashes, paths, photos
 from scripts.build import Recipe, build
 from scripts.client import Client
 from scripts.torchserve import TorchServe, client_of
@@ -318,9 +319,10 @@ def test_models_come_from_the_store_alone(client: Client, url: str) -> None:
         client.register(url)
 
 
-def test_the_manage_command(client: Client, server: TorchServe) -> None:
+def test_the_manage_command(client: Client, server: TorchServe, store: Path) -> None:
+    command = [sys.executable, "-m", "scripts.manage", "--state", str(server.state)]
+
     def manage(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "scripts.manage", "--state", str(server.state)]
         return subprocess.run(
             [*command, *arguments], cwd=paths.ROOT, capture_output=True, text=True
         )
@@ -333,6 +335,35 @@ def test_the_manage_command(client: Client, server: TorchServe) -> None:
     absent = manage("describe", "absent")
     assert (absent.returncode, absent.stdout) == (1, "")
     assert absent.stderr.startswith("404: ") and "Traceback" not in absent.stderr
+
+    shutil.copy(store / f"{REAL}.mar", store / "altered.mar")
+    hashes.record(store / "altered.mar", "")
+    with (store / "altered.mar").open("ab") as file:
+        file.write(b"x")
+    altered = manage("register", "altered.mar")
+    assert altered.returncode == 1 and "changed since it was built" in altered.stderr
+
+
+def test_the_only_version_of_a_model_is_retired(
+    client: Client, server: TorchServe, store: Path
+) -> None:
+    command = [sys.executable, "-m", "scripts.manage", "--state", str(server.state)]
+    command += ["unregister", "brief"]
+    client.register(f"{REAL}.mar", model_name="brief")
+    interrupted = subprocess.Popen(command, cwd=paths.ROOT, stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        if client.default_version("brief") != "1.0":
+            break
+        threading.Event().wait(0.01)
+    refused = client.predict("brief", CAT)
+    interrupted.send_signal(signal.SIGINT)
+    assert interrupted.wait(60) != 0
+    assert (refused.status_code, client.predict("brief", CAT).status_code) == (503, 200)
+    assert [entry["modelVersion"] for entry in client.describe("brief")] == ["1.0"]
+
+    assert subprocess.run(command, cwd=paths.ROOT).returncode == 0
+    assert "brief" not in client.models()
+    assert list(store.glob("*retired*")) == []
 
 
 def test_the_archive_says_what_it_holds(store: Path) -> None:
