@@ -6,6 +6,7 @@ import multiprocessing
 import string
 import subprocess
 import sys
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +19,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scripts import paths
+from tests.conftest import REAL
 from tests.corpus import CASES, OK, Case, encode, picture, tiff
 from visionserve import inputs, preprocessing, validation
-from visionserve.config import TTA, HandlerConfig, Options
+from visionserve.classifier import Classifier
+from visionserve.config import TTA, HandlerConfig, ModelConfig, Options
 from visionserve.errors import RequestError
+from visionserve.item import Item
 from visionserve.metadata import Transforms
 
 CONFIG = HandlerConfig()
@@ -200,6 +204,31 @@ def test_no_image_takes_over_300_mb(tmp_path: Path) -> None:
         risen = pool.apply(growth, (tmp_path,))
     assert len(risen) == len(images) and max(risen.values()) > 100
     assert [name for name in risen if risen[name] > MEGABYTES] == []
+
+
+def growth_in_the_model(archive: Path, folder: Path) -> list[float]:
+    """How far memory has risen after each of two long requests, in megabytes."""
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(folder)
+    config = ModelConfig.load(folder / "model-config.yaml")
+    classify = Classifier.from_archive(folder, config, None, "1.0").classify
+    long = encode(Image.new("RGB", (3000, 60)), "PNG")
+    classify([Item(encode(picture(), "PNG"), Options())])
+    before, risen = peak(), []
+    for data, options in (
+        (long, Options(tta="dense")),
+        (encode(picture(), "PNG"), Options(tta="ten_crop")),
+    ):
+        items = [Item(data, options)] * CONFIG.max_images
+        assert all(isinstance(answer, dict) for answer in classify(items))
+        risen.append(peak() - before)
+    return risen
+
+
+def test_no_list_of_images_takes_over_300_mb(store: Path, tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        risen = pool.apply(growth_in_the_model, (store / f"{REAL}.mar", tmp_path))
+    assert risen[0] > 20 and max(risen) < MEGABYTES
 
 
 def test_the_fuzzer_finds_nothing_in_the_corpus_and_its_next_of_kin() -> None:

@@ -35,6 +35,8 @@ def test_ten_crop() -> None:
 def test_dense_is_the_centre_in_whole_strides() -> None:
     assert np.array_equal(tta.views(PIXELS, "dense", 224), PIXELS[np.newaxis, :, 10:330])
     assert tta.views(PIXELS[:232], "dense", 224).shape == (1, 224, 320, 3)
+    panorama = np.arange(256 * 3000 * 3, dtype=np.uint32).astype(np.uint8).reshape(256, 3000, 3)
+    assert np.array_equal(tta.views(panorama, "dense", 224), panorama[np.newaxis, :, 988:2012])
 
 
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (225, 224), (231, 227)])

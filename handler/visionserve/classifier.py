@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from visionserve.metadata import Metadata
 from visionserve.preprocessing import decode, to_views
 from visionserve.runtimes import Runtime
 from visionserve.validation import validate
+
+VIEW = 224 * 224 * 3
 
 logger = logging.getLogger(__name__)
 
@@ -68,26 +71,25 @@ class Classifier:
     def classify(self, items: Sequence[Item]) -> list[Outcome]:
         """Classify images, each on its own: one that fails leaves the others untouched.
 
-        All views of equal shape go through the model in one forward pass.
+        Views of equal shape share forward passes, once as many wait as fill one.
 
         Returns:
             For each item, in order, an answer or the error in its place.
         """
-        outcomes: list[Outcome | None] = [self._look_up(item) for item in items]
-        groups: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = {}
+        outcomes: dict[int, Outcome] = {}
+        waiting: dict[int, NDArray[np.uint8]] = {}
         for index, item in enumerate(items):
-            if outcomes[index] is None:
-                views = self._prepare(item)
-                if isinstance(views, RequestError):
-                    outcomes[index] = views
-                else:
-                    groups.setdefault(views.shape[1:], []).append((index, views))
-        for group in groups.values():
-            indices, batches = zip(*group, strict=True)
-            chosen = [items[index] for index in indices]
-            for index, answer in zip(indices, self._answer(chosen, batches), strict=True):
-                outcomes[index] = answer
-        return [outcome for outcome in outcomes if outcome is not None]
+            known = self._look_up(item)
+            ready = self._prepare(item) if known is None else known
+            if isinstance(ready, np.ndarray):
+                waiting[index] = ready
+            else:
+                outcomes[index] = ready
+            if sum(views.size for views in waiting.values()) >= VIEW * self._runtime.capacity:
+                outcomes |= self._answer(items, waiting)
+                waiting = {}
+        outcomes |= self._answer(items, waiting)
+        return [outcomes[index] for index in range(len(items))]
 
     def _look_up(self, item: Item) -> Outcome | None:
         """Settle an item that needs no decoding."""
@@ -114,9 +116,28 @@ class Classifier:
             return RequestError(500, "internal_error", "The image could not be prepared.")
 
     def _answer(
+        self, items: Sequence[Item], views: Mapping[int, NDArray[np.uint8]]
+    ) -> dict[int, Outcome]:
+        """Answer the items whose views are there, those of one shape in one forward pass."""
+        shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, of_item in views.items():
+            shapes[of_item.shape[1:]].append(index)
+        outcomes: dict[int, Outcome] = {}
+        for indices in shapes.values():
+            chosen = [items[index] for index in indices]
+            try:
+                answers = self._infer(chosen, [views[index] for index in indices])
+            except Exception:
+                logger.exception("Images could not be classified.")
+                error = RequestError(500, "internal_error", "The image could not be classified.")
+                outcomes |= dict.fromkeys(indices, error)
+            else:
+                outcomes |= zip(indices, answers, strict=True)
+        return outcomes
+
+    def _infer(
         self, items: Sequence[Item], batches: Sequence[NDArray[np.uint8]]
     ) -> list[dict[str, Any]]:
-        """Answer items whose views have one shape, in one forward pass."""
         with ExitStack() as stages:
             for item in items:
                 stages.enter_context(item.trace.stage("infer"))

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from visionserve.config import TTA
 
 STRIDE = 32
+LONGEST = 1024
 
 
 def views(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> NDArray[np.uint8]:
@@ -15,8 +16,8 @@ def views(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> NDArray[np.uint8]:
         pixels: uint8 of shape (height, width, 3), both sides at least `crop`.
         mode: `none` is the centre crop; `five_crop` adds the four corners; `ten_crop` adds
             all five of the mirrored image; `dense` is the image's centre, its sides
-            cut to multiples of the network's stride, for a fully convolutional network that
-            averages over its own windows.
+            cut to multiples of the network's stride, 1024 pixels at most, for a fully
+            convolutional network that averages over its own windows.
         crop: side of a crop, in pixels.
 
     Returns:
@@ -40,5 +41,5 @@ def views(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> NDArray[np.uint8]:
 
 def _whole_strides(side: int) -> tuple[int, int]:
     """Return the offset and length of the centred part that is a multiple of the stride."""
-    length = side // STRIDE * STRIDE
+    length = min(side // STRIDE * STRIDE, LONGEST)
     return (side - length) // 2, length

@@ -11,7 +11,14 @@ from visionserve.metadata import Metadata
 
 
 class Runtime(Protocol):
-    """A loaded model."""
+    """A loaded model.
+
+    Attributes:
+        capacity: views of 224 × 224 pixels that fill a forward pass: more of them take more
+            memory and no less time each.
+    """
+
+    capacity: int
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Classify a batch.

@@ -15,6 +15,8 @@ class OpenVINORuntime:
         threads: inference threads. Workers share the machine's cores, so none is pinned.
     """
 
+    capacity = 16
+
     def __init__(self, artifact: Path, threads: int) -> None:
         compiled = openvino.Core().compile_model(
             artifact,

@@ -30,6 +30,7 @@ class PyTorchRuntime:
         on_gpu = gpu_id is not None and torch.cuda.is_available()
         self._device = torch.device(f"cuda:{gpu_id}" if on_gpu else "cpu")
         self._half = half and on_gpu
+        self.capacity = 160 if on_gpu else 16
         if half and not on_gpu:
             logger.warning("No CUDA device: the model runs in FP32 on the CPU.")
         torch.set_num_threads(threads)

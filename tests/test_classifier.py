@@ -1,0 +1,112 @@
+"""Images to answers, many at once, on a runtime that is quick."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts import photos
+from visionserve.classifier import Classifier
+from visionserve.config import CacheConfig, HandlerConfig, Options
+from visionserve.errors import RequestError
+from visionserve.item import Item
+from visionserve.metadata import Metadata, Transforms
+
+CAT = photos.greeting().read_bytes()
+
+
+class Brightness:
+    """A two-class runtime: how dark, how bright. It notes the views of each pass."""
+
+    capacity = 16
+
+    def __init__(self) -> None:
+        self.passes: list[int] = []
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.passes.append(len(pixels))
+        bright = pixels.mean(axis=(1, 2, 3)) / 255
+        return np.stack([1 - bright, bright], axis=1).astype(np.float32)
+
+
+def classifier(runtime: Brightness, directory: Path, size_mb: int = 1) -> Classifier:
+    metadata = Metadata(
+        architecture="brightness",
+        weights="none",
+        weights_sha256="",
+        artifact="",
+        transforms=Transforms(),
+        categories=("dark", "bright"),
+    )
+    kept = CacheConfig(directory=directory, size_mb=size_mb)
+    config = HandlerConfig(cache=kept, defaults=Options(top_k=2))
+    return Classifier(runtime, metadata, config, "1.0")
+
+
+def test_a_hit_says_so_and_runs_nothing(tmp_path: Path) -> None:
+    runtime = Brightness()
+    classify = classifier(runtime, tmp_path).classify
+    options = Options(top_k=2)
+    (first,) = classify([Item(CAT, options)])
+    assert isinstance(first, dict) and "cached" not in first and len(runtime.passes) == 1
+    assert classify([Item(CAT, options)]) == [first | {"cached": True}]
+    assert len(runtime.passes) == 1
+    classify([Item(CAT, Options(top_k=2, tta="five_crop"))])
+    assert len(runtime.passes) == 2
+
+
+def test_without_a_size_nothing_is_kept(tmp_path: Path) -> None:
+    runtime = Brightness()
+    classify = classifier(runtime, tmp_path, size_mb=0).classify
+    for _ in range(2):
+        (answer,) = classify([Item(CAT, Options(top_k=2))])
+        assert isinstance(answer, dict) and "cached" not in answer
+    assert len(runtime.passes) == 2 and not list(tmp_path.iterdir())
+
+
+def test_errors_are_not_kept(tmp_path: Path) -> None:
+    classify = classifier(Brightness(), tmp_path).classify
+    bad = Item(b"bad", Options(top_k=2))
+    for _ in range(2):
+        (error,) = classify([bad])
+        assert isinstance(error, RequestError) and error.code == "unsupported_format"
+    with closing(sqlite3.connect(tmp_path / "cache.db")) as database:
+        assert database.execute("SELECT count(*) FROM Cache").fetchone() == (0,)
+
+
+def test_views_of_one_shape_share_a_forward_pass(tmp_path: Path) -> None:
+    runtime = Brightness()
+    modes = [Options(top_k=2, tta=mode) for mode in ("none", "five_crop", "ten_crop")]
+    answers = classifier(runtime, tmp_path).classify([Item(CAT, options) for options in modes])
+    assert len(runtime.passes) == 1
+    alone = Brightness()
+    for options, answer in zip(modes, answers, strict=True):
+        assert classifier(alone, tmp_path, size_mb=0).classify([Item(CAT, options)]) == [answer]
+
+
+def test_many_views_take_several_passes(tmp_path: Path) -> None:
+    runtime = Brightness()
+    items = [Item(CAT, Options(top_k=2, tta="ten_crop"))] * 5
+    assert len(classifier(runtime, tmp_path, size_mb=0).classify(items)) == 5
+    assert runtime.passes == [20, 20, 10]
+
+
+class Partial(Brightness):
+    """A runtime that fails on all but the size of a crop."""
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if pixels.shape[1:] != (224, 224, 3):
+            raise RuntimeError("not that size")
+        return super().__call__(pixels)
+
+
+def test_a_fault_in_the_model_is_an_error_of_its_images_alone(tmp_path: Path) -> None:
+    modes = [Options(top_k=2, tta=mode) for mode in ("none", "dense", "five_crop")]
+    crop, dense, crops = classifier(Partial(), tmp_path).classify(
+        [Item(CAT, options) for options in modes]
+    )
+    assert isinstance(dense, RequestError)
+    assert (dense.status, dense.code) == (500, "internal_error")
+    assert isinstance(crop, dict) and isinstance(crops, dict)
