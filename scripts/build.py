@@ -13,7 +13,7 @@ from pathlib import Path
 
 from scripts import convert, paths, photos
 from scripts.hashes import is_recorded, record, sha256_of
-from scripts.weights import Weights, WeightsError, WeightsUnavailableError, resolve
+from scripts.weights import WeightsError, WeightsUnavailableError, identity, resolve
 from visionserve import metadata
 from visionserve.config import ModelConfig
 from visionserve.models import IMAGENET_CATEGORIES, MODELS
@@ -62,17 +62,19 @@ def build(recipe: Recipe, store: Path) -> Path:
         The archive's path.
 
     Raises:
-        WeightsError: the weights are missing, corrupt or another model's; nothing is written.
-        ValueError: the labels do not fit.
+        WeightsError: the weights are missing, corrupt or another model's, or the labels are
+            not as many as its classes; nothing is written.
+        ValueError: the label map does not fit.
+        OSError: a file of the recipe cannot be read.
         pydantic.ValidationError: the configuration has an unknown key or a bad value.
     """
     config = ModelConfig.load(recipe.config)
-    weights = resolve(recipe.architecture, recipe.weights)
     categories = read_categories(recipe)
     archive = store / f"{recipe.file or recipe.name}.mar"
-    ingredients = _fingerprint(recipe, config, weights, categories)
+    ingredients = fingerprint(recipe, config, categories)
     if is_recorded(archive, ingredients):
         return archive
+    weights = resolve(recipe.architecture, recipe.weights)
 
     with tempfile.TemporaryDirectory() as scratch:
         content = Path(scratch) / "content"
@@ -116,15 +118,16 @@ def read_categories(recipe: Recipe) -> tuple[str, ...]:
     return tuple(names.get(label, label) for label in labels)
 
 
-def _fingerprint(
-    recipe: Recipe, config: ModelConfig, weights: Weights, categories: tuple[str, ...]
-) -> str:
+def fingerprint(recipe: Recipe, config: ModelConfig, categories: tuple[str, ...]) -> str:
+    """Return a SHA-256 in hex of all that goes into an archive; nothing is fetched for it."""
     digest = hashlib.sha256()
-    for text in (recipe.name, recipe.architecture, recipe.version, weights.sha256, *categories):
+    weights = identity(recipe.architecture, recipe.weights)
+    for text in (recipe.name, recipe.architecture, recipe.version, weights, *categories):
         digest.update(text.encode() + b"\0")
     sources = [*paths.HANDLER.rglob("*"), Path(convert.__file__), recipe.config]
-    for path in sorted(path for path in sources if path.is_file() and path.suffix != ".pyc"):
-        digest.update(sha256_of(path).encode())
+    for path in sorted(path for path in sources if path.is_file()):
+        if path.suffix != ".pyc" and path.parent.suffix != ".egg-info":
+            digest.update(sha256_of(path).encode())
     if config.handler.precision == "int8":
         for photograph in recipe.photographs():
             digest.update(sha256_of(photograph).encode())
@@ -193,7 +196,7 @@ def main() -> int:
     )
     try:
         archive = build(recipe, args.store or paths.MODEL_STORE / args.profile)
-    except (WeightsError, ValueError) as error:
+    except (WeightsError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")

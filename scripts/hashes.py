@@ -18,7 +18,9 @@ def sha256_of(path: Path) -> str:
 def record(archive: Path, ingredients: str) -> None:
     """Keep the hashes of an archive and of what it was made of beside it, in `NAME.json`."""
     kept = {"sha256": sha256_of(archive), "ingredients": ingredients}
-    archive.with_suffix(".json").write_text(json.dumps(kept), encoding="utf-8")
+    written = archive.with_suffix(".json.part")
+    written.write_text(json.dumps(kept), encoding="utf-8")
+    written.replace(archive.with_suffix(".json"))
 
 
 def is_recorded(archive: Path, ingredients: str) -> bool:

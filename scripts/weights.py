@@ -1,7 +1,6 @@
 """Find a model's weights, check them, and say where they came from."""
 
 import importlib.resources
-import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,13 +48,31 @@ def resolve(name: str, file: Path | None = None) -> Weights:
         WeightsError: a file is missing or its hash is not the official one.
     """
     if file is not None:
-        if not file.is_file():
-            raise WeightsError(f"{file}: no such file of weights.")
-        return Weights(file, file.name, sha256_of(file))
+        return _own(file)
     weights = MODELS[name].weights
     if isinstance(weights, PackagedWeights):
         return _packaged(weights)
     return _official(weights)
+
+
+def identity(name: str, file: Path | None = None) -> str:
+    """Name the very weights that `resolve` finds, without looking for a download.
+
+    Torchvision's addresses end with the first digits of their file's SHA-256.
+
+    Raises:
+        WeightsError: the user's file is missing.
+    """
+    if file is not None:
+        return _own(file).sha256
+    weights = MODELS[name].weights
+    return weights.sha256 if isinstance(weights, PackagedWeights) else str(weights.url)
+
+
+def _own(file: Path) -> Weights:
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file of weights.")
+    return Weights(file, file.name, sha256_of(file))
 
 
 def _packaged(weights: PackagedWeights) -> Weights:
@@ -67,7 +84,6 @@ def _packaged(weights: PackagedWeights) -> Weights:
 
 
 def _official(weights: WeightsEnum) -> Weights:
-    """Torchvision's file names end with the first eight digits of their SHA-256."""
     name = weights.url.rpartition("/")[2]
     prefix = name.rpartition("-")[2].removesuffix(".pth")
     path = Path(get_dir()) / "checkpoints" / name
@@ -75,7 +91,7 @@ def _official(weights: WeightsEnum) -> Weights:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             download_url_to_file(weights.url, str(path), hash_prefix=prefix, progress=True)
-        except (urllib.error.URLError, OSError) as error:
+        except OSError as error:
             raise WeightsUnavailableError(
                 f"{path}: not cached, and {weights.url} cannot be downloaded ({error})."
             ) from None

@@ -13,14 +13,14 @@ import yaml
 from pydantic import ValidationError
 
 from scripts import paths
-from scripts.build import Recipe, build
-from scripts.hashes import HashError, sha256_of
+from scripts.build import Recipe, build, fingerprint
+from scripts.hashes import HashError, record, sha256_of
 from scripts.torchserve import TorchServe
 from scripts.weights import WeightsError, WeightsUnavailableError, resolve
 from tests.conftest import RANDOM, REAL, SERVER_CONFIG
 from visionserve.config import ModelConfig
 from visionserve.metadata import Metadata
-from visionserve.models import MODELS, FullyConvolutional
+from visionserve.models import IMAGENET_CATEGORIES, MODELS, FullyConvolutional
 
 
 def recipe(config: Path, weights: Path | None, **more: object) -> Recipe:
@@ -40,6 +40,8 @@ def test_every_profile_is_valid(profile: str) -> None:
         ("handler", {"tta": "none"}),
         ("handler", {"defaults": {"topk": 3}}),
         ("handler", {"runtime": "onnx"}),
+        ("handler", {"runtime": "openvino", "precision": "fp16"}),
+        ("handler", {"runtime": "pytorch", "precision": "int8"}),
         ("minWorker", 1),
         ("minWorkers", 0),
     ],
@@ -52,6 +54,19 @@ def test_an_unknown_key_or_bad_value_is_named_and_nothing_is_built(
     with pytest.raises(ValidationError, match=key):
         build(recipe(config, random_weights), tmp_path / "store")
     assert not (tmp_path / "store").exists()
+
+
+def test_a_built_archive_needs_no_weights_any_more(
+    tmp_path: Path, pytorch_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    official = Recipe("resnet18", "resnet18", "1.0", pytorch_config)
+    archive = tmp_path / "resnet18.mar"
+    archive.write_bytes(b"built before")
+    ingredients = fingerprint(official, ModelConfig.load(pytorch_config), IMAGENET_CATEGORIES)
+    record(archive, ingredients)
+    assert build(official, tmp_path) == archive
+    assert archive.read_bytes() == b"built before" and not (tmp_path / "empty").exists()
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path, pytorch_config: Path) -> None:

@@ -1,14 +1,21 @@
 """What `model-config.yaml` and a request's options may say; anything else is an error."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 TTA = Literal["none", "five_crop", "ten_crop", "dense"]
 Decode = Literal["exact", "fast"]
+Engine = Literal["openvino", "pytorch"]
+Precision = Literal["fp32", "fp16", "int8"]
 Positive = Annotated[int, Field(ge=1)]
+
+PRECISIONS: dict[Engine, tuple[Precision, ...]] = {
+    "openvino": ("fp32", "int8"),
+    "pytorch": ("fp32", "fp16"),
+}
 
 
 class Strict(BaseModel):
@@ -48,7 +55,7 @@ class HandlerConfig(Strict):
 
     Attributes:
         runtime: the inference engine; `openvino` on a CPU, `pytorch` on either device.
-        precision: `fp32` anywhere, `int8` for openvino, `fp16` (autocast) for pytorch on CUDA.
+        precision: `fp32` for both; `int8` for openvino; `fp16` for pytorch, autocast on CUDA.
         threads: inference threads of a worker; derived from cores and workers when absent.
         decode: `exact` equals torchvision's transforms; `fast` lets libjpeg shrink large photos.
         max_image_bytes: largest encoded image, in bytes.
@@ -60,8 +67,8 @@ class HandlerConfig(Strict):
         cache: the cache of answers.
     """
 
-    runtime: Literal["openvino", "pytorch"] = "openvino"
-    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    runtime: Engine = "openvino"
+    precision: Precision = "fp32"
     threads: Positive | None = None
     decode: Decode = "exact"
     max_image_bytes: Positive = 5 * 1024 * 1024
@@ -70,6 +77,12 @@ class HandlerConfig(Strict):
     slow_request_ms: float = Field(default=1000, ge=0)
     defaults: Options = Options()
     cache: CacheConfig = CacheConfig()
+
+    @model_validator(mode="after")
+    def _precision_of_the_runtime(self) -> Self:
+        if self.precision not in PRECISIONS[self.runtime]:
+            raise ValueError(f"{self.runtime} has no precision {self.precision}.")
+        return self
 
 
 class ModelConfig(Strict):
