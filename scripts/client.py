@@ -21,7 +21,7 @@ class Client:
         retries: how often `predict` tries again, with exponential back-off or after the
             server's `Retry-After`, where a connection fails, the queue is full (503), a
             worker ends amid the request (500, or 507 where it was killed) or nginx finds no
-            server (502, 504).
+            server (502, 504). Each try takes a minute at most.
 
     Every method raises `requests.RequestException` where the server cannot be reached, and
     `requests.HTTPError` where it refuses, except `predict`.
@@ -36,6 +36,7 @@ class Client:
         self._session = requests.Session()
         retry = Retry(
             retries,
+            read=retries or False,  # Not 0, which makes a timeout look like a broken connection.
             status_forcelist=(500, 502, 503, 504, 507),
             allowed_methods=None,
             backoff_factor=0.1,

@@ -20,7 +20,7 @@ from scripts.rows import Body, RunError, fault, unreadable
 
 AHEAD = 8
 FIRST_DELAY, LONGEST_DELAY = 0.25, 30.0
-BUSY = (429, 503)
+BUSY = (429, 502, 503, 504)
 TOO_LARGE = 413
 
 Input = TypeVar("Input")
@@ -65,7 +65,7 @@ def classify(
         paths: the files; read lazily.
         concurrency: most requests at a time.
         retries: most repetitions of one request, while the server cannot be reached or
-            is busy (503, 429).
+            is busy (429, 503), or nginx finds none (502, 504).
 
     Yields:
         Each file, in order, with the JSON object that answers it, or a fault in its place.

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 import torch
 import yaml
 from PIL import Image
@@ -13,6 +14,7 @@ from scripts import paths
 from scripts.build import Recipe, build
 from scripts.client import Client
 from scripts.load import free_ports
+from scripts.proxy import Proxy
 from scripts.torchserve import TorchServe
 from visionserve.models import MODELS
 
@@ -93,3 +95,18 @@ def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[To
 @pytest.fixture(scope="session")
 def client(server: TorchServe) -> Client:
     return server.client
+
+
+@pytest.fixture
+def proxy(tmp_path: Path) -> Iterator[Proxy]:
+    """An nginx that a test starts."""
+    proxy = Proxy(tmp_path / "nginx")
+    yield proxy
+    proxy.stop()
+
+
+def spend(listen: str) -> None:
+    """Send as many requests as an nginx lets one client send at once."""
+    with requests.Session() as session:
+        while session.get(f"http://{listen}/ping", timeout=60).status_code != 429:
+            pass

@@ -22,7 +22,7 @@ from scripts.client import Client
 from scripts.load import free_port, free_ports
 from scripts.proxy import Proxy, ProxyError, Site, Upstream
 from scripts.torchserve import TorchServe
-from tests.conftest import REAL, encode
+from tests.conftest import REAL, encode, spend
 
 TIMEOUT = 60
 PREDICTIONS = f"/predictions/{REAL}"
@@ -48,13 +48,6 @@ def second(other: TorchServe) -> TorchServe:
     if other.pid is None:
         other.start([f"{REAL}={REAL}.mar"])
     return other
-
-
-@pytest.fixture
-def proxy(tmp_path: Path) -> Iterator[Proxy]:
-    proxy = Proxy(tmp_path / "nginx")
-    yield proxy
-    proxy.stop()
 
 
 @pytest.fixture
@@ -200,6 +193,18 @@ def test_a_client_may_send_so_many_requests(proxy: Proxy, server: TorchServe) ->
     assert [response.status_code for response in responses] == [200] * 41 + [429] * 3
     assert responses[-1].json()["error"]["code"] == "too_many_requests"
     assert responses[-1].headers["Retry-After"]
+
+
+def test_a_client_that_retries_waits_as_long_as_it_is_told(
+    proxy: Proxy, server: TorchServe, cat: bytes
+) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    proxy.start(Site((upstream_of(server),), listen, rate="1r/s"))
+    spend(listen)
+    response = Client(f"http://{listen}", "", retries=6).predict(REAL, cat)
+    assert response.status_code == 200
+    retries = response.raw.retries
+    assert retries and {tried.status for tried in retries.history} == {429}
 
 
 def test_no_server_is_an_error_of_its_own(proxy: Proxy, server: TorchServe) -> None:

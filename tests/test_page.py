@@ -10,9 +10,12 @@ import requests
 from selenium.webdriver.support.select import Select
 
 from scripts.client import Client
+from scripts.load import free_port
 from scripts.photos import greeting, packaged
+from scripts.proxy import Proxy, Site, Upstream
+from scripts.torchserve import TorchServe
 from tests.browser import Browser
-from tests.conftest import RANDOM, REAL
+from tests.conftest import RANDOM, REAL, spend
 from visionserve.page import WEB, Page, bundle
 
 CAT = greeting()
@@ -153,6 +156,20 @@ def test_busy_server_is_asked_again(page: Browser, client: Client) -> None:
         client.scale(RANDOM, 2)
     page.one(".retry").click()
     page.until(lambda: page.text(".warning"))
+
+
+def test_busy_nginx_is_asked_again(chromium: Browser, server: TorchServe, proxy: Proxy) -> None:
+    upstream = Upstream(server.client.inference, server.state / "key_file.json")
+    listen = f"127.0.0.1:{free_port()}"
+    proxy.start(Site((upstream,), listen, REAL, "1r/s"))
+    chromium.forget()
+    chromium.driver.get(f"http://{listen}/")
+    spend(listen)
+    chromium.pick(CAT)
+    chromium.until(lambda: chromium.texts(".state") == ["The server is busy. Trying again…"])
+    chromium.settle()
+    assert chromium.texts(".label")[0] == "Egyptian cat"
+    assert set(chromium.console()) == {"429"}
 
 
 def test_clear(page: Browser) -> None:

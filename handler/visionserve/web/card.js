@@ -41,9 +41,10 @@ export class Card {
   /** What went wrong, in plain words; "" where nothing did. */
   get error() {
     if (!this.failure) return "";
-    const { code, message } = this.failure;
+    const { code, message, status } = this.failure;
     const limit = megabytes(facts.max_image_bytes);
-    return t(`error.${code}`, { limit }) ?? (message || t("error.unknown", { code }));
+    const known = t(`error.${code}`, { limit }) ?? t(`error.http_${status}`);
+    return known ?? (message || t("error.unknown", { code }));
   }
 
   /** The state in one sentence. */

@@ -3,18 +3,21 @@ import { token } from "./token.js";
 
 const TIMEOUT = 30_000;
 const PAUSES = [500, 1000, 2000, 4000];
-const BUSY = new Set(["http_429", "http_503"]);
+const BUSY = new Set([429, 502, 503]);
 
-/** Why an image has no answer: a code of ours or the server's, and the server's own words. */
+/** Why an image has no answer: a code of ours or the server's, its words, and its response. */
 export class Failure extends Error {
-  constructor(code, message = "") {
+  constructor(code, message = "", response = null) {
     super(message);
     this.code = code;
+    this.status = response?.status;
+    this.retryAfter = Number(response?.headers.get("Retry-After")) || 0;
   }
 }
 
 /**
- * Classify one image; a busy server is asked again after longer and longer pauses.
+ * Classify one image; a busy server is asked again after longer and longer pauses, none shorter
+ * than its Retry-After.
  *
  * @param file an image.
  * @param tta the test-time augmentation.
@@ -29,13 +32,15 @@ export async function predict(file, tta, signal, onBusy) {
     throw new Failure("unreadable_file");
   });
   for (const pause of PAUSES) {
+    let wait = pause * (0.5 + Math.random());
     try {
       return await send(body, tta, signal);
     } catch (failure) {
-      if (!BUSY.has(failure.code)) throw failure;
+      if (!BUSY.has(failure.status)) throw failure;
+      wait = Math.max(wait, 1000 * failure.retryAfter);
     }
     onBusy();
-    await sleep(pause * (0.5 + Math.random()), signal);
+    await sleep(wait, signal);
     signal.throwIfAborted();
   }
   return send(body, tta, signal);
@@ -60,7 +65,7 @@ async function send(body, tta, signal) {
   }
   const milliseconds = performance.now() - start;
   const content = parse(text);
-  if (!response.ok || !content?.predictions) throw refusal(response.status, content);
+  if (!response.ok || !content?.predictions) throw refusal(response, content);
   return { ...content, milliseconds };
 }
 
@@ -72,13 +77,14 @@ function parse(text) {
   }
 }
 
-/** The archive's errors have a code; TorchServe's own, a status and the name of an exception. */
-function refusal(status, content) {
-  if (content?.error) return new Failure(content.error.code, content.error.message);
+/** The archive's and nginx's errors have a code; TorchServe's, the name of an exception. */
+function refusal(response, content) {
+  const { status } = response;
+  if (content?.error) return new Failure(content.error.code, content.error.message, response);
   if (status === 401 || status === 403 || content?.type === "InvalidKeyException") {
     return new Failure("unauthorized");
   }
-  return new Failure(`http_${status}`, content?.message);
+  return new Failure(`http_${status}`, content?.message, response);
 }
 
 /** Wait, at most until the signal aborts. */
