@@ -168,12 +168,14 @@ def fill_disk(stage: Stage) -> None:
     if not disk.is_mount():
         raise SkippedError("mounting a small disk is not permitted")
     filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    kill_worker(stage)
-    stage.client.scale(MODEL, WORKERS)
-    filler.unlink()
+    try:
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        kill_worker(stage)
+        stage.client.scale(MODEL, WORKERS)
+    finally:
+        filler.unlink()
 
 
 def corrupt_version(stage: Stage) -> None:

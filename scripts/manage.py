@@ -5,8 +5,6 @@ import json
 import sys
 from pathlib import Path
 
-import requests
-
 from scripts import paths
 from scripts.hashes import HashError, verify
 from scripts.retire import retire
@@ -56,7 +54,7 @@ def main() -> int:
                 client.set_default(args.model, args.version)
             case "unregister":
                 retire(client, store_of(state), args.model, args.version)
-    except (FileNotFoundError, HashError, requests.RequestException) as error:
+    except (OSError, HashError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -11,66 +11,78 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from scripts.client import Client
+from scripts.client import TIMEOUT, Client
 
 GRACE = 2.0
-PATIENCE = 60.0
 PLACEHOLDER = "retired"
 
 
-def retire(
-    client: Client, store: Path, model: str, version: str | None = None, grace: float = GRACE
-) -> None:
-    """Remove a version after its last answer, for which it waits a minute at most.
+def retire(client: Client, store: Path, model: str, version: str | None = None) -> None:
+    """Remove a version after its last answer.
 
     Where it is the only one, a version without workers takes its place until it is gone: a new
-    request gets TorchServe's 503, and a 404 from then on. Requests that name the version itself
-    have to end before.
+    request gets TorchServe's 503, and a 404 from then on. After an interruption, the same call
+    goes on. Requests that name the version itself have to end before; one that takes longer than
+    two seconds may end with a 500, where the version has several workers.
 
     Args:
         client: of the server.
         store: its model store.
         model: the model's name.
         version: None stands for the default version.
-        grace: seconds for the requests in the hands of workers, once the queue is empty.
 
     Raises:
         requests.HTTPError: there is no such version, or it is the default one of several.
+        TimeoutError: requests to it still wait after a minute.
+        requests.Timeout: its worker does not answer in a minute.
     """
-    version = version or client.default_version(model)
-    others = {entry["modelVersion"] for entry in client.describe(model)} - {version}
-    with nullcontext() if others else _placeholder(client, store, model, version):
+    versions = {entry["modelVersion"] for entry in client.describe(model)} - {PLACEHOLDER}
+    version = version or (versions.pop() if len(versions) == 1 else client.default_version(model))
+    with nullcontext() if versions - {version} else _placeholder(client, store, model, version):
         if version != client.default_version(model):
-            _drain(client, model, version, grace)
+            _drain(client, model, version)
         client.unregister(model, version)
 
 
 @contextmanager
 def _placeholder(client: Client, store: Path, model: str, version: str) -> Iterator[None]:
-    """Have a version without workers in place of the default one, which is back on a failure."""
+    """Have a version without workers in place of the default one, which is back on a failure.
+
+    Its archive stays in the store, as TorchServe's snapshots of this time name it.
+    """
     archive = store / f"{model}-{PLACEHOLDER}.mar"
     entry = {"modelName": model, "modelVersion": PLACEHOLDER, "handler": PLACEHOLDER}
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr("MAR-INF/MANIFEST.json", json.dumps({"runtime": "python", "model": entry}))
-    try:
+    if not archive.exists():
+        with zipfile.ZipFile(archive, "w") as file:
+            manifest = json.dumps({"runtime": "python", "model": entry})
+            file.writestr("MAR-INF/MANIFEST.json", manifest)
+    if PLACEHOLDER not in {entry["modelVersion"] for entry in client.describe(model)}:
         client.register(archive.name, workers=0)
-        try:
-            client.set_default(model, PLACEHOLDER)
-            yield
-        except BaseException:
-            client.set_default(model, version)
-            raise
-        finally:
-            client.unregister(model, PLACEHOLDER)
+    try:
+        client.set_default(model, PLACEHOLDER)
+        yield
+    except BaseException:
+        client.set_default(model, version)
+        raise
     finally:
-        archive.unlink()
+        client.unregister(model, PLACEHOLDER)
 
 
-def _drain(client: Client, model: str, version: str, grace: float) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        (entry,) = client.describe(model, version)
-        if entry["jobQueueStatus"]["pendingRequests"] == 0:
-            break
+def _drain(client: Client, model: str, version: str) -> None:
+    """Wait until a version, which nobody asks any more, has answered what it was asked.
+
+    TorchServe tells how many requests are in the queue, not how many are in the workers' hands.
+    Those have a moment to end; then a single worker is left, which answers one request after the
+    other, and an empty request is its last.
+    """
+    deadline = time.monotonic() + TIMEOUT
+    while (entry := client.describe(model, version)[0])["jobQueueStatus"]["pendingRequests"]:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{model} {version} has requests waiting after {TIMEOUT} s.")
         time.sleep(0.1)
-    time.sleep(grace)
+    time.sleep(GRACE)
+    ready = sum(worker["status"] == "READY" for worker in entry["workers"])
+    if ready > 1:
+        client.scale(model, 1, version=version)
+    if ready:
+        client.predict(model, b"", version)

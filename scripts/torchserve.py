@@ -1,5 +1,6 @@
 """One TorchServe: its configuration, start, health and stop."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,7 +8,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from scripts import java, paths
 from scripts.client import Client
@@ -76,11 +80,14 @@ class TorchServe:
 
         Raises:
             FileNotFoundError: it never wrote any.
-            StartError: as `start` does.
+            StartError, HashError: as `start` does.
         """
         for file in sorted((self.state / "logs" / "config").glob("*.cfg"), reverse=True):
             # A full disk leaves empty files.
             if snapshot := read_properties(file).get("model_snapshot"):
+                for versions in json.loads(snapshot)["models"].values():
+                    for entry in versions.values():
+                        verify(self.store / entry["marName"])
                 self._launch(self._properties | {"model_snapshot": snapshot})
                 return
         raise FileNotFoundError(f"{self.state}/logs/config holds no snapshot.")
@@ -101,9 +108,11 @@ class TorchServe:
         self._wait(earlier)
 
     def stop(self) -> None:
-        """Stop the server, if it runs, and wait for its end."""
-        if self.pid is not None:
+        """Stop the server, if it runs, and wait for its end; after a minute, kill it."""
+        if (pid := self.pid) is not None:
             self._run("--stop", "--foreground", output=subprocess.DEVNULL)
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).kill()
         if self._temp.is_symlink():
             shutil.rmtree(self._temp.resolve(), ignore_errors=True)
             self._temp.unlink()
