@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from scripts.photos import SUFFIXES
 from scripts.rows import RunError
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
 def expand(names: Sequence[str]) -> Iterator[Path]:

@@ -3,6 +3,7 @@
 import importlib.resources
 from pathlib import Path
 
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 PACKAGED = {
     "skimage.data": (
         "astronaut.png",
@@ -38,8 +39,7 @@ def folder(directory: Path) -> list[Path]:
     Raises:
         FileNotFoundError: there are none.
     """
-    suffixes = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-    paths = sorted(path for path in directory.rglob("*") if path.suffix.lower() in suffixes)
+    paths = sorted(path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise FileNotFoundError(f"{directory}: no images below it.")
     return paths

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import linear_regression, quantiles
+from statistics import linear_regression, median_low, quantiles
 from typing import Any
 
 import psutil
@@ -74,10 +74,10 @@ def slope(readings: Sequence[Reading]) -> float:
 
 
 def more_files(readings: Sequence[Reading]) -> int:
-    """Return by how many open files the later half never falls below the earlier one."""
-    half = len(readings) // 2
-    earlier = max(reading.files for reading in readings[:half])
-    return max(0, min(reading.files for reading in readings[half:]) - earlier)
+    """Return by how many the median of open files has risen, from the first to the last quarter."""
+    files = [reading.files for reading in readings]
+    quarter = math.ceil(len(files) / 4)
+    return max(0, median_low(files[-quarter:]) - median_low(files[:quarter]))
 
 
 def soak(minutes: float, interval: float) -> bool:

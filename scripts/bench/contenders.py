@@ -1,13 +1,12 @@
 """The servers under test, as data, and how one is started and stopped."""
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import psutil
 import requests
 
 from scripts import paths
+from scripts.load import free_port, free_ports
 from scripts.torchserve import TorchServe
 
 START_TIMEOUT = 120
@@ -121,10 +121,7 @@ def running(contender: Contender, store: Path, image: Path, workers: int) -> Ite
 
 @contextmanager
 def _torchserve(contender: Contender, state: Path, store: Path, image: Path) -> Iterator[Running]:
-    apis = ("inference_address", "management_address", "metrics_address")
-    overrides = {api: f"http://127.0.0.1:{free_port()}" for api in apis}
-    overrides |= {f"grpc_{api}_port": str(free_port()) for api in ("inference", "management")}
-    server = TorchServe("local", state, store, overrides)
+    server = TorchServe("local", state, store, free_ports())
     begin = time.monotonic()
     try:
         server.start([f"{contender.model}={contender.model}.mar"])
@@ -197,10 +194,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for stubborn in left:
         stubborn.kill()
     psutil.wait_procs(left)
-
-
-def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens to."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
