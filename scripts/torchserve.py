@@ -1,7 +1,7 @@
 """One TorchServe: its configuration, start, health and stop."""
 
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +19,7 @@ from scripts.hashes import verify
 from scripts.processes import running
 
 START_TIMEOUT = 120
+MAR_NAME = re.compile(r'"marName"\\?:\s*"([^"]+)"')
 
 
 class StartError(Exception):
@@ -85,9 +86,8 @@ class TorchServe:
         for file in sorted((self.state / "logs" / "config").glob("*.cfg"), reverse=True):
             # A full disk leaves empty files.
             if snapshot := read_properties(file).get("model_snapshot"):
-                for versions in json.loads(snapshot)["models"].values():
-                    for entry in versions.values():
-                        verify(self.store / entry["marName"])
+                for archive in MAR_NAME.findall(snapshot):
+                    verify(self.store / archive)
                 self._launch(self._properties | {"model_snapshot": snapshot})
                 return
         raise FileNotFoundError(f"{self.state}/logs/config holds no snapshot.")

@@ -165,8 +165,15 @@ def test_a_second_build_does_nothing_and_a_changed_one_rebuilds(
     assert build(wanted, tmp_path).stat().st_mtime_ns == first
 
     archive.write_bytes(archive.read_bytes() + b"x")
+    server = TorchServe("server", tmp_path / "state", tmp_path)
     with pytest.raises(HashError, match=r"random\.mar: changed"):
-        TorchServe("server", tmp_path / "state", tmp_path).start(["random=random.mar"])
+        server.start(["random=random.mar"])
+    snapshots = tmp_path / "state" / "logs" / "config"
+    snapshots.mkdir(parents=True)
+    models = r'{"models"\:{"random"\:{"1.0"\:{"marName"\:"random.mar"}}}}'
+    (snapshots / "1-snapshot.cfg").write_text(f"model_snapshot={models}")
+    with pytest.raises(HashError, match=r"random\.mar: changed"):
+        server.restore()
     assert build(wanted, tmp_path).stat().st_mtime_ns != first
     second = archive.stat().st_mtime_ns
     newer = Recipe("resnet18", "random", "2.0", pytorch_config, random_weights)
