@@ -21,6 +21,8 @@ from scripts import photos
 from scripts.client import Client
 from scripts.load import free_port, free_ports
 from scripts.proxy import Proxy, ProxyError, Site, Upstream
+from scripts.rows import RunError
+from scripts.server_engine import classify
 from scripts.torchserve import TorchServe
 from tests.conftest import REAL, encode, spend
 
@@ -210,13 +212,15 @@ def test_a_client_that_retries_waits_as_long_as_it_is_told(
 def test_no_server_is_an_error_of_its_own(proxy: Proxy, server: TorchServe) -> None:
     absent = Upstream(f"http://127.0.0.1:{free_port()}", server.state / "key_file.json")
     listen = f"127.0.0.1:{free_port()}"
-    proxy.start(Site((absent, absent), listen))
+    proxy.start(Site((absent, absent), listen, rate="10000r/s"))
     for _ in range(5):
         response = requests.post(
             f"http://{listen}{PREDICTIONS}", data=b"x", headers=PNG, timeout=TIMEOUT
         )
         assert response.status_code == 502
         assert response.json()["error"]["code"] == "unavailable"
+    with pytest.raises(RunError, match="502"):
+        list(classify(Client(f"http://{listen}", ""), REAL, {}, [photos.greeting()], 1, retries=1))
 
 
 def test_a_bad_configuration_is_refused(proxy: Proxy, server: TorchServe) -> None:
