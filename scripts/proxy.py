@@ -129,7 +129,8 @@ class Proxy:
                     "Authorization"
                 ],
             )
-        servers = [f"server unix:{socket} max_fails=3 fail_timeout=2s;" for socket in sockets]
+        limits = "max_conns=48 max_fails=3 fail_timeout=2s"
+        servers = [f"server unix:{socket} {limits};" for socket in sockets]
         self._render(
             "nginx.conf",
             "nginx.conf",

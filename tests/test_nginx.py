@@ -209,6 +209,27 @@ def test_a_client_that_retries_waits_as_long_as_it_is_told(
     assert retries and {tried.status for tried in retries.history} == {429}
 
 
+def test_a_server_gets_no_more_large_images_than_it_holds(
+    proxy: Proxy, server: TorchServe
+) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    proxy.start(Site((upstream_of(server),), listen, trusted=("127.0.0.1",)))
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 2400), np.uint8)
+    large = encode(Image.fromarray(noise), "PNG", compress_level=1)
+    assert 4_500_000 < len(large) < 5 * 1024 * 1024
+
+    def ask(number: int) -> requests.Response:
+        headers = PNG | {"X-Forwarded-For": f"10.0.0.{number}"}
+        url = f"http://{listen}{PREDICTIONS}"
+        return requests.post(url, data=large, headers=headers, timeout=TIMEOUT)
+
+    with ThreadPoolExecutor(120) as pool:
+        responses = list(pool.map(ask, range(120)))
+    shed = [response for response in responses if response.status_code == 502]
+    assert {response.status_code for response in responses} == {200, 502}
+    assert shed[0].headers["Retry-After"] and len(shed) <= 72
+
+
 def test_no_server_is_an_error_of_its_own(proxy: Proxy, server: TorchServe) -> None:
     absent = Upstream(f"http://127.0.0.1:{free_port()}", server.state / "key_file.json")
     listen = f"127.0.0.1:{free_port()}"
