@@ -209,9 +209,7 @@ def test_a_client_that_retries_waits_as_long_as_it_is_told(
     assert retries and {tried.status for tried in retries.history} == {429}
 
 
-def test_a_server_gets_no_more_large_images_than_it_holds(
-    proxy: Proxy, server: TorchServe
-) -> None:
+def test_a_server_gets_no_more_large_images_than_it_holds(proxy: Proxy, server: TorchServe) -> None:
     listen = f"127.0.0.1:{free_port()}"
     proxy.start(Site((upstream_of(server),), listen, trusted=("127.0.0.1",)))
     noise = np.random.default_rng(0).integers(0, 256, (2000, 2400), np.uint8)
