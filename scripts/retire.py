@@ -36,7 +36,7 @@ def retire(client: Client, store: Path, model: str, version: str | None = None) 
         TimeoutError: requests to it still wait after a minute.
         requests.Timeout: its worker does not answer in a minute.
     """
-    versions = {entry["modelVersion"] for entry in client.describe(model)} - {PLACEHOLDER}
+    versions = _versions(client, model) - {PLACEHOLDER}
     version = version or (versions.pop() if len(versions) == 1 else client.default_version(model))
     with nullcontext() if versions - {version} else _placeholder(client, store, model, version):
         if version != client.default_version(model):
@@ -56,7 +56,7 @@ def _placeholder(client: Client, store: Path, model: str, version: str) -> Itera
         with zipfile.ZipFile(archive, "w") as file:
             manifest = json.dumps({"runtime": "python", "model": entry})
             file.writestr("MAR-INF/MANIFEST.json", manifest)
-    if PLACEHOLDER not in {entry["modelVersion"] for entry in client.describe(model)}:
+    if PLACEHOLDER not in _versions(client, model):
         client.register(archive.name, workers=0)
     try:
         client.set_default(model, PLACEHOLDER)
@@ -66,6 +66,10 @@ def _placeholder(client: Client, store: Path, model: str, version: str) -> Itera
         raise
     finally:
         client.unregister(model, PLACEHOLDER)
+
+
+def _versions(client: Client, model: str) -> set[str]:
+    return {version["modelVersion"] for version in client.describe(model)}
 
 
 def _drain(client: Client, model: str, version: str) -> None:

@@ -14,7 +14,7 @@ from scripts import paths
 from scripts.build import Recipe, build
 from scripts.client import Client
 from scripts.load import free_ports
-from scripts.proxy import Proxy
+from scripts.proxy import Proxy, Upstream
 from scripts.torchserve import TorchServe
 from visionserve.models import MODELS
 
@@ -95,6 +95,10 @@ def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[To
 @pytest.fixture(scope="session")
 def client(server: TorchServe) -> Client:
     return server.client
+
+
+def upstream_of(server: TorchServe) -> Upstream:
+    return Upstream(server.client.inference, server.state / "key_file.json")
 
 
 @pytest.fixture

@@ -24,16 +24,12 @@ from scripts.proxy import Proxy, ProxyError, Site, Upstream
 from scripts.rows import RunError
 from scripts.server_engine import classify
 from scripts.torchserve import TorchServe
-from tests.conftest import REAL, encode, spend
+from tests.conftest import REAL, encode, spend, upstream_of
 
 TIMEOUT = 60
 PREDICTIONS = f"/predictions/{REAL}"
 PNG = {"Content-Type": "image/png"}
 Start = Callable[..., str]
-
-
-def upstream_of(server: TorchServe) -> Upstream:
-    return Upstream(server.client.inference, server.state / "key_file.json")
 
 
 @pytest.fixture(scope="module")

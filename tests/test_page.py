@@ -12,10 +12,10 @@ from selenium.webdriver.support.select import Select
 from scripts.client import Client
 from scripts.load import free_port
 from scripts.photos import greeting, packaged
-from scripts.proxy import Proxy, Site, Upstream
+from scripts.proxy import Proxy, Site
 from scripts.torchserve import TorchServe
 from tests.browser import Browser
-from tests.conftest import RANDOM, REAL, spend
+from tests.conftest import RANDOM, REAL, spend, upstream_of
 from visionserve.page import WEB, Page, bundle
 
 CAT = greeting()
@@ -159,9 +159,8 @@ def test_busy_server_is_asked_again(page: Browser, client: Client) -> None:
 
 
 def test_busy_nginx_is_asked_again(chromium: Browser, server: TorchServe, proxy: Proxy) -> None:
-    upstream = Upstream(server.client.inference, server.state / "key_file.json")
     listen = f"127.0.0.1:{free_port()}"
-    proxy.start(Site((upstream,), listen, REAL, "1r/s"))
+    proxy.start(Site((upstream_of(server),), listen, REAL, "1r/s"))
     chromium.forget()
     chromium.driver.get(f"http://{listen}/")
     spend(listen)

@@ -337,13 +337,14 @@ def test_every_port_is_on_the_loopback_interface(server: TorchServe) -> None:
     assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
 
 
-def test_the_manage_command(client: Client, server: TorchServe, store: Path) -> None:
-    command = [sys.executable, "-m", "scripts.manage", "--state", str(server.state)]
+def manage_command(server: TorchServe, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "scripts.manage", "--state", str(server.state), *arguments]
 
+
+def test_the_manage_command(client: Client, server: TorchServe, store: Path) -> None:
     def manage(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, *arguments], cwd=paths.ROOT, capture_output=True, text=True
-        )
+        command = manage_command(server, *arguments)
+        return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
 
     assert manage("list").stdout.split() == sorted([REAL, RANDOM])
     described = json.loads(manage("describe", REAL).stdout)
@@ -362,11 +363,8 @@ def test_the_manage_command(client: Client, server: TorchServe, store: Path) -> 
     assert altered.returncode == 1 and "changed since it was built" in altered.stderr
 
 
-def test_the_only_version_of_a_model_is_retired(
-    client: Client, server: TorchServe, store: Path
-) -> None:
-    command = [sys.executable, "-m", "scripts.manage", "--state", str(server.state)]
-    command += ["unregister", "brief"]
+def test_the_only_version_of_a_model_is_retired(client: Client, server: TorchServe) -> None:
+    command = manage_command(server, "unregister", "brief")
     client.register(f"{REAL}.mar", model_name="brief")
 
     def interrupt(number: signal.Signals) -> int:

@@ -32,16 +32,14 @@ export async function predict(file, tta, signal, onBusy) {
     throw new Failure("unreadable_file");
   });
   for (const pause of PAUSES) {
-    let wait = pause * (0.5 + Math.random());
     try {
       return await send(body, tta, signal);
     } catch (failure) {
       if (!BUSY.has(failure.status)) throw failure;
-      wait = Math.max(wait, 1000 * failure.retryAfter);
+      onBusy();
+      await sleep(Math.max(pause * (0.5 + Math.random()), 1000 * failure.retryAfter), signal);
+      signal.throwIfAborted();
     }
-    onBusy();
-    await sleep(wait, signal);
-    signal.throwIfAborted();
   }
   return send(body, tta, signal);
 }
