@@ -85,6 +85,33 @@ def test_an_int8_resnet18_archive_has_at_most_12_mb(tmp_path: Path, random_weigh
     assert archive.stat().st_size <= 12_000_000
 
 
+def test_int8_probabilities_are_those_of_fp32(
+    fp32: tuple[Runtime, Metadata], int8: tuple[Runtime, Metadata]
+) -> None:
+    """On crops that are larger than those of the calibration, one window and several."""
+    for batch in (pixels(50, 224, 224), pixels(20, 320, 320)):
+        exact, quantized = fp32[0](batch), int8[0](batch)
+        assert np.abs(quantized.sum(axis=1) - 1).max() < 1e-3
+        best = exact.argmax(axis=1)[:, np.newaxis]
+        difference = np.take_along_axis(quantized - exact, best, axis=1)
+        assert np.abs(difference).mean() < 0.06
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
+def test_nothing_behind_the_linear_layer_is_quantized(name: str) -> None:
+    """EfficientNet-B0 has means of its own, in squeeze-and-excitation, which are quantized."""
+    module = FullyConvolutional(name, 10, MODELS[name].transforms).eval()
+    quantized = convert.quantize(convert.to_openvino(module, 224), photos.packaged()[:1], 224, 2)
+    operations = quantized.get_ordered_ops()
+    kinds = [operation.get_type_name() for operation in operations]
+    last = max(index for index, kind in enumerate(kinds) if kind == "MatMul")
+    assert "FakeQuantize" in kinds[:last] and "FakeQuantize" not in kinds[last:]
+    if name == "efficientnet_b0":
+        squeezed = [o for o in operations[:last] if o.get_type_name() == "ReduceMean"]
+        sources = {o.input_value(0).get_node().get_type_name() for o in squeezed}
+        assert len(squeezed) == 16 and sources == {"FakeQuantize"}
+
+
 def test_int8_with_fast_decode_keeps_top_1(
     fp32: tuple[Runtime, Metadata], int8: tuple[Runtime, Metadata], samples: list[Path]
 ) -> None:
