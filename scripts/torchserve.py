@@ -13,12 +13,12 @@ from pathlib import Path
 
 import psutil
 
-from scripts import java, paths
+from scripts import java, paths, processes
 from scripts.client import Client
 from scripts.hashes import verify
-from scripts.processes import running
 
 START_TIMEOUT = 120
+STOP_TIMEOUT = 60
 MAR_NAME = re.compile(r'"marName"\\?:\s*"([^"]+)"')
 
 
@@ -43,7 +43,7 @@ class TorchServe:
     def __init__(
         self, profile: str, state: Path, store: Path, overrides: Mapping[str, str] | None = None
     ) -> None:
-        self.state = state
+        self.state = state.resolve()
         self.store = store
         self._properties = read_properties(paths.CONFIG / profile / "config.properties")
         self._properties |= {
@@ -51,7 +51,7 @@ class TorchServe:
             "metrics_config": str(paths.CONFIG / "metrics.yaml"),
         }
         self._properties |= overrides or {}
-        self._temp = state / "tmp"
+        self._temp = self.state / "tmp"
 
     @property
     def client(self) -> Client:
@@ -59,9 +59,15 @@ class TorchServe:
         return client_of(self.state)
 
     @property
+    def process(self) -> psutil.Process | None:
+        """The frontend, where it runs."""
+        configured = f"-f {self.state / 'config.properties'}"
+        return processes.find("java", "org.pytorch.serve.ModelServer", configured)
+
+    @property
     def pid(self) -> int | None:
         """The frontend's process id, where it runs."""
-        return running(self._temp / ".model_server.pid")
+        return None if (process := self.process) is None else process.pid
 
     def start(self, archives: Sequence[str]) -> None:
         """Start the server with archives of its store, and wait until it is ready.
@@ -109,10 +115,14 @@ class TorchServe:
 
     def stop(self) -> None:
         """Stop the server, if it runs, and wait for its end; after a minute, kill it."""
-        if (pid := self.pid) is not None:
-            self._run("--stop", "--foreground", output=subprocess.DEVNULL)
+        if (process := self.process) is not None:
             with suppress(psutil.NoSuchProcess):
-                psutil.Process(pid).kill()
+                process.terminate()
+                try:
+                    process.wait(STOP_TIMEOUT)
+                except psutil.TimeoutExpired:
+                    process.kill()
+            (self.state / "key_file.json").unlink(missing_ok=True)
         if self._temp.is_symlink():
             shutil.rmtree(self._temp.resolve(), ignore_errors=True)
             self._temp.unlink()
