@@ -15,6 +15,7 @@ from visionserve.config import ModelConfig
 from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.page import Page
+from visionserve.protocols.reply import OK
 from visionserve.telemetry import Telemetry
 
 # TorchServe's worker logs a line per request at INFO; its metrics are lines at INFO as well.
@@ -69,25 +70,22 @@ class VisionHandler:
                 responses.append(self._show_page(context, index))
                 continue
             answers = [next(outcomes) if isinstance(i, Item) else i for i in of_request]
-            many = isinstance(request, inputs.Request) and request.many
-            responses.append(self._respond(answers, many, context, index))
+            responses.append(self._respond(request, answers, context, index))
             self._telemetry.observe(
                 context.get_request_id(index), of_request, answers, time.perf_counter() - started
             )
         return responses
 
     @staticmethod
-    def _items(request: inputs.Request | RequestError | None) -> list[Item | RequestError]:
-        if isinstance(request, inputs.Request):
-            return [
-                image if isinstance(image, RequestError) else Item(image, request.options)
-                for image in request.images
-            ]
-        return [] if request is None else [request]
+    def _items(request: inputs.Request | None) -> list[Item | RequestError]:
+        if request is None:
+            return []
+        return [
+            image if isinstance(image, RequestError) else Item(image, request.options)
+            for image in request.images
+        ]
 
-    def _read(
-        self, row: Mapping[str, Any], context: Context, index: int
-    ) -> inputs.Request | RequestError | None:
+    def _read(self, row: Mapping[str, Any], context: Context, index: int) -> inputs.Request | None:
         """Read a request; None stands for a browser's GET.
 
         TorchServe does not tell a handler the method, and a GET looks like a POST of nothing:
@@ -100,24 +98,18 @@ class VisionHandler:
         }
         if row == {"body": b""} and "text/html" in headers.get("accept", ""):
             return None
-        try:
-            return inputs.read(row, headers, self._config.defaults, self._config.max_images)
-        except RequestError as error:
-            return error
+        return inputs.read(row, headers, self._config.defaults, self._config.max_images)
 
     def _respond(
-        self, outcomes: Sequence[Outcome], many: bool, context: Context, index: int
+        self, request: inputs.Request, outcomes: Sequence[Outcome], context: Context, index: int
     ) -> bytes:
-        """One outcome has its own status; a list with errors in it is 207 Multi-Status."""
-        errors = [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
-        if errors:
-            status, phrase = (207, "multi_status") if many else (errors[0].status, errors[0].code)
-            context.set_response_status(status, phrase, index)
+        reply = request.form.reply(
+            outcomes, request.many, self._facts["model"], self._facts["version"]
+        )
+        if reply.status != OK:
+            context.set_response_status(*reply.status, index)
         context.set_response_content_type(index, "application/json")
-        bodies = [
-            outcome.body() if isinstance(outcome, RequestError) else outcome for outcome in outcomes
-        ]
-        return json.dumps(bodies if many else bodies[0], ensure_ascii=False).encode()
+        return json.dumps(reply.body, ensure_ascii=False).encode()
 
     def _show_page(self, context: Context, index: int) -> bytes:
         """TorchServe unpacks each registered archive beside this one, manifest included."""

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts import convert, paths, photos
+from scripts import convert, labels, paths, photos
 from scripts.hashes import is_recorded, record, sha256_of
 from scripts.weights import WeightsError, WeightsUnavailableError, identity, resolve
 from visionserve import metadata
@@ -90,6 +90,8 @@ def build(recipe: Recipe, store: Path) -> Path:
             recipe.photographs(),
             content,
         )
+        if recipe.labels is None:
+            described = described.model_copy(update={"names": labels.translate(categories)})
         (content / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
         built = _package(recipe, content, Path(scratch))
         store.mkdir(parents=True, exist_ok=True)
@@ -124,7 +126,7 @@ def fingerprint(recipe: Recipe, config: ModelConfig, categories: tuple[str, ...]
     weights = identity(recipe.architecture, recipe.weights)
     for text in (recipe.name, recipe.architecture, recipe.version, weights, *categories):
         digest.update(text.encode() + b"\0")
-    sources = [*paths.HANDLER.rglob("*"), Path(convert.__file__), recipe.config]
+    sources = [*paths.HANDLER.rglob("*"), Path(convert.__file__), labels.FILE, recipe.config]
     for path in sorted(path for path in sources if path.is_file()):
         if path.suffix != ".pyc" and path.parent.suffix != ".egg-info":
             digest.update(sha256_of(path).encode())

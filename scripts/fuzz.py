@@ -77,12 +77,8 @@ def take(data: bytes) -> None:
     Raises:
         RequestError: of a status that blames the server.
     """
-    images: list[bytes | RequestError] = [data]
-    try:
-        images += inputs.read({"body": data}, JSON, CONFIG.defaults, CONFIG.max_images).images
-    except RequestError as error:
-        images.append(error)
-    for image in images:
+    request = inputs.read({"body": data}, JSON, CONFIG.defaults, CONFIG.max_images)
+    for image in (data, *request.images):
         try:
             if isinstance(image, RequestError):
                 raise image

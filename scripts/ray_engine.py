@@ -91,8 +91,6 @@ class Worker:
         try:
             body = {"body": Path(os.fsdecode(path)).read_bytes()}
             request = self._read_request(body, self._headers, config.defaults, config.max_images)
-        except RequestError as error:
-            return error
         except (OSError, ValueError) as error:
             return RequestError(400, **unreadable(error)["error"])
         image = request.images[0]

@@ -18,13 +18,15 @@ def read(row: dict[str, Any], headers: dict[str, str] | None = None) -> inputs.R
 
 
 def refused(row: dict[str, Any], headers: dict[str, str] | None = None) -> RequestError:
-    with pytest.raises(RequestError) as caught:
-        read(row, headers)
-    return caught.value
+    request = read(row, headers)
+    (fault,) = request.images
+    assert isinstance(fault, RequestError) and not request.many
+    return fault
 
 
 def test_a_raw_body_is_one_image_with_the_defaults() -> None:
-    assert read({"body": bytearray(b"x")}) == inputs.Request([b"x"], DEFAULTS, many=False)
+    request = read({"body": bytearray(b"x")})
+    assert (request.images, request.options, request.many) == ([b"x"], DEFAULTS, False)
 
 
 def test_form_fields_are_options() -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from visionserve import postprocessing, runtimes
 from visionserve.cache import Cache
-from visionserve.config import HandlerConfig, ModelConfig
+from visionserve.config import HandlerConfig, Language, ModelConfig
 from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.metadata import Metadata
@@ -150,12 +150,22 @@ class Classifier:
                 answers.append(self._describe(of_views.mean(axis=0), item))
         return answers
 
+    def _names(self, language: Language) -> tuple[str, ...] | None:
+        """A model without names in a language is named by its labels."""
+        labels = self._metadata.categories
+        return None if language == "en" else self._metadata.names.get(language, labels)
+
     def _describe(self, probabilities: NDArray[np.float32], item: Item) -> dict[str, Any]:
         answer = {
             "model": self._metadata.architecture,
             "version": self._version,
             "tta": item.options.tta,
-        } | postprocessing.predictions(probabilities, self._metadata.categories, item.options)
+        } | postprocessing.predictions(
+            probabilities,
+            self._metadata.categories,
+            item.options,
+            self._names(item.options.language),
+        )
         if self._cache:
             self._cache.put(item, answer)
         return answer

@@ -10,6 +10,7 @@ TTA = Literal["none", "five_crop", "ten_crop", "dense"]
 Decode = Literal["exact", "fast"]
 Engine = Literal["openvino", "pytorch"]
 Precision = Literal["fp32", "fp16", "int8"]
+Language = Literal["en", "zh"]
 Positive = Annotated[int, Field(ge=1)]
 
 PRECISIONS: dict[Engine, tuple[Precision, ...]] = {
@@ -31,11 +32,13 @@ class Options(Strict):
         tta: test-time augmentation, the views whose probabilities are averaged.
         top_k: number of predictions, from 1 to the number of classes.
         threshold: probability in [0, 1] under which the first prediction carries a warning.
+        language: in which predictions are named beside their label, and the warning is written.
     """
 
     tta: TTA = "none"
     top_k: Positive = 3
     threshold: float = Field(default=0.5, ge=0, le=1)
+    language: Language = "en"
 
 
 class CacheConfig(Strict):

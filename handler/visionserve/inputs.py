@@ -4,16 +4,20 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from visionserve.config import Options
+from visionserve.config import Language, Options
 from visionserve.errors import RequestError
+from visionserve.protocols import Form, Plain, form_of
+from visionserve.protocols.v2 import LENGTH_HEADER, split
 
 HEADER_PREFIX = "x-classify-"
 MAX_JSON_MEMBERS = 1000
+MAX_JSON_NUMBERS = 3_000_000
 MAX_SHOWN_NAME = 50
 
 
@@ -22,14 +26,17 @@ class Request:
     """One HTTP request.
 
     Attributes:
-        images: encoded images in the client's order, or the fault of one in its place.
+        images: encoded images in the client's order, or the fault of one in its place; a request
+            that failed as a whole has its fault alone.
         options: what holds for all of them.
         many: whether the answer is a list, in the same order.
+        form: how the answer is written.
     """
 
     images: list[bytes | RequestError]
     options: Options
     many: bool
+    form: Form
 
 
 def read(
@@ -40,50 +47,80 @@ def read(
     Args:
         row: parameter name to value. A raw body is `body`; form fields and JSON members are
             `data` (one or several images) and options by their names.
-        headers: HTTP headers, names in lower case; `x-classify-<option>` gives an option.
+        headers: HTTP headers, names in lower case; `x-classify-<option>` gives an option, and
+            `accept-language` a language where no option does.
         defaults: options that neither the row nor the headers name.
         max_images: most images in the row.
 
-    Raises:
-        RequestError: 400 for anything that is not such a row; 413 for too many images.
+    Returns:
+        The request. Its fault is 400 for anything that is not such a row, and 413 for too many
+        images.
     """
-    fields = _read_body(row["body"], headers.get("content-type", "")) if "body" in row else {**row}
-    data = fields.pop("data", None)
-    options = _read_options(fields, headers, defaults)
-    many = isinstance(data, list)
-    parts = data if isinstance(data, list) else [data]
-    if not parts or data is None or data == b"":
-        raise RequestError(400, "empty_request", "The request holds no image.")
-    if len(parts) > max_images:
-        raise RequestError(
-            413, "too_many_images", f"A request may hold {max_images} images, not {len(parts)}."
-        )
-    return Request([_read_image(part) for part in parts], options, many)
+    form: Form = Plain({})
+    try:
+        form = _form(row, headers)
+        fields = form.fields()
+        data = fields.pop("data", None)
+        options = _read_options(fields, headers, defaults)
+        many = isinstance(data, list)
+        parts = data if isinstance(data, list) else [data]
+        if not parts or data is None or data == b"":
+            raise RequestError(400, "empty_request", "The request holds no image.")
+        if len(parts) > max_images:
+            raise RequestError(
+                413, "too_many_images", f"A request may hold {max_images} images, not {len(parts)}."
+            )
+    except RequestError as error:
+        return Request([error], defaults, many=False, form=form)
+    return Request([_read_image(part) for part in parts], options, many, form)
 
 
-def _read_body(body: Any, content_type: str) -> dict[str, Any]:
+def _form(row: Mapping[str, Any], headers: Mapping[str, str]) -> Form:
     """TorchServe decodes a JSON body itself unless `decode_input_request=false`."""
-    if content_type.partition(";")[0].strip().lower() == "application/json":
-        if isinstance(body, bytes | bytearray):
-            # Parsed, a member of three bytes takes a hundred.
-            if body.count(b",") >= MAX_JSON_MEMBERS:
-                raise RequestError(
-                    400, "invalid_json", f"The body may have {MAX_JSON_MEMBERS} members."
-                )
-            try:
-                body = json.loads(body)
-            except (ValueError, RecursionError):
-                raise RequestError(400, "invalid_json", "The body is not valid JSON.") from None
-        if not isinstance(body, dict):
-            raise RequestError(400, "invalid_json", 'The JSON body must be {"data": ...}.')
-        return dict(body)
-    return {"data": body}
+    if "body" not in row:
+        return Plain(row)
+    body, binary = row["body"], b""
+    if LENGTH_HEADER in headers:
+        body, binary = split(bytes(body), headers[LENGTH_HEADER])
+    elif not _is_json(headers.get("content-type", "")):
+        return Plain({"data": body})
+    if isinstance(body, bytes | bytearray):
+        body = _parse(body)
+    if not isinstance(body, dict):
+        raise RequestError(400, "invalid_json", 'The JSON body must be {"data": ...}.')
+    return form_of(body, binary)
+
+
+def _is_json(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() == "application/json"
+
+
+def _parse(body: bytes | bytearray) -> Any:
+    """Parse JSON whose size in memory is bounded.
+
+    Parsing expands an object or a string of three bytes to over a hundred, so the commas between
+    them are counted first. A number takes 32 bytes at most: pixels of a tensor, which come with
+    hardly any brackets and quotes, may be many.
+    """
+    nested = sum(body.count(mark) for mark in (b"[", b"{", b'"'))
+    most = MAX_JSON_NUMBERS if nested < MAX_JSON_MEMBERS else MAX_JSON_MEMBERS
+    if body.count(b",") >= most:
+        raise RequestError(
+            400,
+            "invalid_json",
+            f"The body may have {MAX_JSON_MEMBERS} members, or {MAX_JSON_NUMBERS} numbers.",
+        )
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise RequestError(400, "invalid_json", "The body is not valid JSON.") from None
 
 
 def _read_options(
     fields: Mapping[str, Any], headers: Mapping[str, str], defaults: Options
 ) -> Options:
-    given = {
+    given: dict[str, Any] = _read_language(headers.get("accept-language", ""))
+    given |= {
         name.removeprefix(HEADER_PREFIX).replace("-", "_"): value
         for name, value in headers.items()
         if name.startswith(HEADER_PREFIX)
@@ -98,6 +135,18 @@ def _read_options(
         return Options.model_validate(defaults.model_dump() | given)
     except ValidationError as error:
         raise RequestError(400, "invalid_option", _explain(error)) from None
+
+
+def _read_language(accepted: str) -> dict[str, Language]:
+    """Choose the language that a client likes best (RFC 9110, section 12.5.4)."""
+    best: dict[str, float] = {}
+    for entry in accepted.lower().split(","):
+        tag, _, quality = entry.partition(";q=")
+        language = tag.strip().partition("-")[0]
+        with suppress(ValueError):
+            best.setdefault(language, float(quality or 1))
+    known = [language for language in get_args(Language) if best.get(language, 0) > 0]
+    return {"language": max(known, key=lambda language: best[language])} if known else {}
 
 
 def _explain(error: ValidationError) -> str:

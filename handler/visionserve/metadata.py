@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from visionserve.config import Strict
+from pydantic import Field
+
+from visionserve.config import Language, Strict
 
 FILE = "metadata.json"
 
@@ -36,6 +38,7 @@ class Metadata(Strict):
         artifact: file name of the model in the archive.
         transforms: the preprocessing.
         categories: labels in class-index order.
+        names: what people call the classes in other languages, in the same order.
     """
 
     architecture: str
@@ -44,6 +47,7 @@ class Metadata(Strict):
     artifact: str
     transforms: Transforms
     categories: tuple[str, ...]
+    names: dict[Language, tuple[str, ...]] = Field(default_factory=dict)
 
     @classmethod
     def load(cls, directory: Path) -> "Metadata":

@@ -1,0 +1,168 @@
+"""Version 2 of the Open Inference Protocol, with its binary tensor data extension for inputs.
+
+Source: https://github.com/kserve/open-inference-protocol
+"""
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from visionserve.errors import RequestError
+from visionserve.protocols.reply import OK, Outcome, Reply, errors_of, failure, message_of
+
+LENGTH_HEADER = "inference-header-content-length"
+BINARY_OUTPUT = "binary_data_output"
+MISSING = {"label": "", "class_id": -1, "probability": 0.0, "name": ""}
+
+PREDICTION_TENSORS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
+    "label": ("BYTES", lambda prediction: prediction["label"]),
+    "class_id": ("INT64", lambda prediction: prediction["class_id"]),
+    "probability": ("FP32", lambda prediction: prediction["probability"]),
+    "name": ("BYTES", lambda prediction: prediction.get("name", prediction["label"])),
+}
+IMAGE_TENSORS: dict[str, tuple[str, Callable[[Outcome], Any]]] = {
+    "confident": ("BOOL", lambda o: not isinstance(o, RequestError) and o["confident"]),
+    "error": ("BYTES", lambda o: message_of(o) if isinstance(o, RequestError) else ""),
+}
+DEFAULT_OUTPUTS = ("label", "class_id", "probability")
+
+
+class V2:
+    """`{"inputs": [...]}`, answered by tensors of labels, class indices and probabilities.
+
+    The one input is a BYTES tensor of encoded images (as base64 in JSON), or a UINT8 tensor of
+    shape [height, width, 3], an image in RGB. Options are the request's `parameters`. A client
+    may name its `outputs`: any of `PREDICTION_TENSORS` and `IMAGE_TENSORS`.
+
+    Args:
+        body: the JSON.
+        binary: the data of a tensor that has none in the JSON.
+    """
+
+    def __init__(self, body: Mapping[str, Any], binary: bytes) -> None:
+        self._body = body
+        self._binary = binary
+
+    def fields(self) -> dict[str, Any]:
+        """Return the images of the input tensor, and the parameters as options.
+
+        Raises:
+            RequestError: 400, there is not one input tensor of these kinds, or no such output.
+        """
+        inputs, parameters = self._body["inputs"], self._body.get("parameters", {})
+        if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(parameters, dict):
+            raise _invalid("Give one tensor in inputs, and options in parameters.")
+        unknown = set(self._outputs()) - PREDICTION_TENSORS.keys() - IMAGE_TENSORS.keys()
+        if unknown:
+            raise _invalid(f"There is no output {', '.join(sorted(unknown))}.")
+        # A client may prefer binary outputs; JSON, which every client reads, is what it gets.
+        options = {key: value for key, value in parameters.items() if key != BINARY_OUTPUT}
+        return options | {"data": self._images(inputs[0])}
+
+    def reply(self, outcomes: Sequence[Outcome], many: bool, name: str, version: str) -> Reply:
+        """Answer with tensors of shape [images, top_k].
+
+        An image without an answer has "", -1 and 0 there, and its message in `error`. The status
+        is then 200, as clients of this protocol take any other for a failure of the request.
+        """
+        errors = errors_of(outcomes)
+        if len(errors) == len(outcomes):
+            return failure(errors[0])
+        asked = [*self._outputs(), "error"] if errors else self._outputs()
+        body = {
+            "model_name": name,
+            "model_version": version,
+            "outputs": [_tensor(output, outcomes) for output in dict.fromkeys(asked)],
+        }
+        return Reply(OK, body | ({"id": self._body["id"]} if "id" in self._body else {}))
+
+    def _outputs(self) -> Sequence[str]:
+        if not self._body.get("outputs"):
+            return DEFAULT_OUTPUTS
+        outputs = self._body["outputs"]
+        if not isinstance(outputs, list):
+            raise _invalid("outputs must be a list.")
+        return [str(_member(output, "name", str)) for output in outputs]
+
+    def _images(self, tensor: Any) -> list[Any]:
+        shape, datatype = _member(tensor, "shape", list), _member(tensor, "datatype", str)
+        if not all(type(side) is int and side >= 0 for side in shape):
+            raise _invalid("A shape is a list of whole numbers.")
+        if datatype == "BYTES":
+            images = tensor["data"] if "data" in tensor else self._strings()
+            if not isinstance(images, list) or len(images) != math.prod(shape):
+                raise _invalid(f"The data do not fill the shape {shape}.")
+            return images
+        if datatype == "UINT8" and len(shape) == 3 and shape[2] == 3:
+            return [self._encoded(tensor, shape)]
+        raise _invalid("An input is BYTES, encoded images, or UINT8 of shape [height, width, 3].")
+
+    def _strings(self) -> list[bytes]:
+        """Split the binary data: each string follows its length in four bytes, little-endian."""
+        strings, position = [], 0
+        while position < len(self._binary):
+            start = position + 4
+            position = start + int.from_bytes(self._binary[position:start], "little")
+            strings.append(self._binary[start:position])
+        if position > len(self._binary):
+            raise _invalid("The binary data end amid a string.")
+        return strings
+
+    def _encoded(self, tensor: Mapping[str, Any], shape: list[int]) -> bytes:
+        """Encode pixels as BMP, which loses nothing, so that they are judged like any image."""
+        try:
+            given = tensor["data"] if "data" in tensor else np.frombuffer(self._binary, np.uint8)
+            values = np.asarray(given).reshape(shape)
+            if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
+                raise ValueError
+        except ValueError:
+            raise _invalid(f"The data are not {shape} values from 0 to 255.") from None
+        file = io.BytesIO()
+        Image.fromarray(values.astype(np.uint8)).save(file, "BMP")
+        return file.getvalue()
+
+
+def split(body: bytes, length: str) -> tuple[bytes, bytes]:
+    """Split a body of the binary tensor data extension into its JSON and its binary data.
+
+    Args:
+        body: of the request.
+        length: the header `Inference-Header-Content-Length`, in bytes.
+
+    Raises:
+        RequestError: 400, it is no length of this body.
+    """
+    if not length.isdecimal() or int(length) > len(body):
+        raise _invalid(f"The header {LENGTH_HEADER} does not fit the body.")
+    return body[: int(length)], body[int(length) :]
+
+
+def _tensor(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    if name in IMAGE_TENSORS:
+        datatype, of_outcome = IMAGE_TENSORS[name]
+        shape, data = [len(outcomes)], [of_outcome(outcome) for outcome in outcomes]
+    else:
+        datatype, of_prediction = PREDICTION_TENSORS[name]
+        rows = _rows(outcomes)
+        shape, data = [len(rows), len(rows[0])], [of_prediction(p) for row in rows for p in row]
+    return {"name": name, "datatype": datatype, "shape": shape, "data": data}
+
+
+def _rows(outcomes: Sequence[Outcome]) -> list[list[Mapping[str, Any]]]:
+    rows = [[] if isinstance(o, RequestError) else o["predictions"] for o in outcomes]
+    top_k = max(len(row) for row in rows)
+    return [row or [MISSING] * top_k for row in rows]
+
+
+def _member(tensor: Any, name: str, kind: type) -> Any:
+    if not isinstance(tensor, dict) or not isinstance(tensor.get(name), kind):
+        raise _invalid(f"A tensor has a {name}.")
+    return tensor[name]
+
+
+def _invalid(message: str) -> RequestError:
+    return RequestError(400, "invalid_data", message)

@@ -1,0 +1,44 @@
+"""ImageNet's classes in the languages that people read."""
+
+import csv
+from dataclasses import dataclass
+
+from scripts import paths
+from visionserve.config import Language
+from visionserve.models import IMAGENET_CATEGORIES
+
+FILE = paths.CONFIG / "labels" / "imagenet.tsv"
+
+
+@dataclass(frozen=True)
+class ImageNetClass:
+    """A line of `config/labels/imagenet.tsv`.
+
+    Attributes:
+        wordnet_id: offset of the synset in WordNet 3.0, behind an `n`.
+        label: torchvision's name, the first word of the synset unless two classes share it.
+        synset: all English words of the synset.
+        chinese: the name in Simplified Chinese, another one for each class.
+    """
+
+    wordnet_id: str
+    label: str
+    synset: str
+    chinese: str
+
+
+def imagenet() -> list[ImageNetClass]:
+    """Return the 1,000 classes in class-index order."""
+    with FILE.open(encoding="utf-8", newline="") as file:
+        return [ImageNetClass(*line) for line in csv.reader(file, delimiter="\t")]
+
+
+def translate(categories: tuple[str, ...]) -> dict[Language, tuple[str, ...]]:
+    """Name ImageNet's classes in the other languages.
+
+    Args:
+        categories: labels in class-index order. One that differs from ImageNet's was renamed by
+            the user, and keeps that name in every language.
+    """
+    classes = zip(imagenet(), categories, IMAGENET_CATEGORIES, strict=True)
+    return {"zh": tuple(c.chinese if label == own else label for c, label, own in classes)}

@@ -1,0 +1,178 @@
+"""The ways into the archive besides /predictions, on a real TorchServe."""
+
+import base64
+import json
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import requests
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from PIL import Image
+from tritonclient import http as triton
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from scripts import photos
+from scripts.client import Client
+from scripts.torchserve import TorchServe, read_properties
+from tests.conftest import REAL
+
+CAT = photos.greeting().read_bytes()
+TEXT = base64.b64encode(CAT).decode()
+
+
+@pytest.fixture(scope="module")
+def answer(client: Client) -> Any:
+    return client.predict(REAL, CAT).json()
+
+
+def post(client: Client, path: str, **request: Any) -> requests.Response:
+    headers = request.pop("headers", {}) | client.token("inference")
+    return requests.post(f"{client.inference}{path}", headers=headers, timeout=60, **request)
+
+
+def test_v1_predict(client: Client, answer: Any) -> None:
+    path = f"/v1/models/{REAL}:predict"
+    response = post(client, path, json={"instances": [{"b64": TEXT}, {"b64": "&"}]})
+    assert response.status_code == 207
+    first, second = response.json()["predictions"]
+    assert first == answer and second["error"]["code"] == "invalid_base64"
+
+
+def test_v1_error(client: Client) -> None:
+    response = post(client, f"/v1/models/{REAL}:predict", json={"instances": [{"b64": "eA=="}]})
+    assert response.status_code == 415
+    assert response.json()["error"].startswith("unsupported_format: ")
+
+
+def test_invocations_answer_like_predictions(client: Client, answer: Any) -> None:
+    headers = {"Content-Type": "application/octet-stream"}
+    assert (
+        post(client, f"/invocations?model_name={REAL}", data=CAT, headers=headers).json() == answer
+    )
+
+
+def triton_client(client: Client) -> triton.InferenceServerClient:
+    return triton.InferenceServerClient(client.inference.removeprefix("http://"))
+
+
+def tensor(array: "np.ndarray[Any, Any]", binary: bool) -> triton.InferInput:
+    name = np_to_triton_dtype(array.dtype)
+    given = triton.InferInput("image", list(array.shape), name)
+    given.set_data_from_numpy(array, binary_data=binary)
+    return given
+
+
+def agrees(result: triton.InferResult, answer: Any) -> None:
+    predictions = answer["predictions"]
+    labels = [
+        [value.decode() if isinstance(value, bytes) else value for value in row]
+        for row in result.as_numpy("label").tolist()
+    ]
+    assert labels == [[p["label"] for p in predictions]]
+    assert result.as_numpy("class_id").tolist() == [[p["class_id"] for p in predictions]]
+    expected = [[p["probability"] for p in predictions]]
+    assert np.allclose(result.as_numpy("probability"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pixels"])
+def test_v2_with_tritons_own_client(client: Client, answer: Any, kind: str) -> None:
+    pixels = np.asarray(Image.open(photos.greeting()).convert("RGB"))
+    array = np.array([CAT], dtype=object) if kind == "bytes" else pixels
+    result = triton_client(client).infer(
+        REAL, [tensor(array, True)], request_id="7", headers=client.token("inference")
+    )
+    agrees(result, answer)
+    assert result.get_response()["id"] == "7"
+    assert result.get_response()["model_name"] == REAL
+
+
+def test_v2_pixels_in_json(client: Client) -> None:
+    pixels = np.asarray(Image.open(photos.greeting()).convert("RGB").resize((300, 300)))
+    body = {
+        "inputs": [
+            {
+                "name": "image",
+                "shape": list(pixels.shape),
+                "datatype": "UINT8",
+                "data": pixels.ravel().tolist(),
+            }
+        ],
+        "parameters": {"top_k": 1, "tta": "none"},
+    }
+    (label, *_) = post(client, f"/v2/models/{REAL}/infer", json=body).json()["outputs"]
+    assert label["shape"] == [1, 1] and "cat" in label["data"][0]
+
+
+def test_v2_errors_reach_tritons_client(client: Client) -> None:
+    array = np.array([b"x"], dtype=object)
+    with pytest.raises(InferenceServerException, match="unsupported_format"):
+        triton_client(client).infer(REAL, [tensor(array, True)], headers=client.token("inference"))
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/health/ready", f"/v2/models/{REAL}", "/v1/models"])
+def test_torchserve_has_no_metadata_of_the_protocols(client: Client, path: str) -> None:
+    """As the README says: it answers some of them with `ts_open_inference_protocol=oip` alone."""
+    response = requests.get(
+        f"{client.inference}{path}", headers=client.token("inference"), timeout=60
+    )
+    assert response.status_code == 404
+
+
+def messages() -> tuple[Any, Any]:
+    """PredictionsRequest and PredictionResponse of TorchServe's inference.proto, as it is used."""
+    file = descriptor_pb2.FileDescriptorProto(
+        name="inference.proto", package="org.pytorch.serve.grpc.inference", syntax="proto3"
+    )
+    field = descriptor_pb2.FieldDescriptorProto
+    request = file.message_type.add(name="PredictionsRequest")
+    request.field.add(name="model_name", number=1, type=field.TYPE_STRING, label=1)
+    request.field.add(name="model_version", number=2, type=field.TYPE_STRING, label=1)
+    entry = request.nested_type.add(name="InputEntry")
+    entry.options.map_entry = True
+    entry.field.add(name="key", number=1, type=field.TYPE_STRING, label=1)
+    entry.field.add(name="value", number=2, type=field.TYPE_BYTES, label=1)
+    name = ".org.pytorch.serve.grpc.inference.PredictionsRequest.InputEntry"
+    request.field.add(name="input", number=3, type=field.TYPE_MESSAGE, label=3, type_name=name)
+    response = file.message_type.add(name="PredictionResponse")
+    response.field.add(name="prediction", number=1, type=field.TYPE_BYTES, label=1)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    named = (pool.FindMessageTypeByName(f"{file.package}.{m.name}") for m in (request, response))
+    first, second = (message_factory.GetMessageClass(found) for found in named)
+    return first, second
+
+
+def predict_by_grpc(server: TorchServe, token: dict[str, str], fields: dict[str, bytes]) -> Any:
+    request, response = messages()
+    port = read_properties(server.state / "config.properties")["grpc_inference_port"]
+    metadata = [("protocol", "gRPC"), *((k.lower(), v) for k, v in token.items())]
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        predictions = channel.unary_unary(
+            "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions",
+            request_serializer=request.SerializeToString,
+            response_deserializer=response.FromString,
+        )
+        answered = predictions(request(model_name=REAL, input=fields), metadata=metadata)
+    return json.loads(answered.prediction)
+
+
+def test_grpc(server: TorchServe, client: Client, answer: Any) -> None:
+    token = client.token("inference")
+    assert predict_by_grpc(server, token, {"data": CAT}) == answer
+    options = {"data": CAT, "top_k": b"1", "tta": b"none"}
+    assert len(predict_by_grpc(server, token, options)["predictions"]) == 1
+    with pytest.raises(grpc.RpcError):
+        predict_by_grpc(server, {}, {"data": CAT})
+
+
+def test_answers_in_the_readers_language(client: Client, answer: Any) -> None:
+    headers = {"Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8", "X-Classify-Threshold": "1"}
+    chinese = post(
+        client, f"/predictions/{REAL}", data=CAT, headers=headers | {"Content-Type": "image/png"}
+    ).json()
+    names = [p.pop("name") for p in chinese["predictions"]]
+    assert chinese["predictions"] == answer["predictions"]
+    assert set(names) <= {"埃及猫", "虎斑猫", "虎纹猫"}
+    assert chinese["warning"].startswith("最佳结果")
