@@ -1,8 +1,10 @@
 """Classify many images: one row each, in order, as CSV, JSON Lines or Parquet."""
 
 import argparse
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 
@@ -11,9 +13,13 @@ from tqdm import tqdm
 
 from scripts import listing, paths, server_engine
 from scripts.client import Client
+from scripts.hashes import sha256_of
+from scripts.provenance import Provenance
 from scripts.rows import Body, RunError, row
 from scripts.sinks import open_sink
 from scripts.torchserve import client_of
+
+Engine = Callable[[Iterator[Path]], Iterator[tuple[Path, Body]]]
 
 
 def named(args: argparse.Namespace) -> Iterator[Path]:
@@ -33,17 +39,18 @@ def connect(args: argparse.Namespace) -> tuple[Client, str]:
     Raises:
         RunError: the server, its key or a single model of it cannot be found.
     """
+    start = f"make serve PROFILE={args.profile}"
     try:
         if args.server:
-            client = Client(args.server, args.server, args.key_file)
+            client = Client(args.server.rstrip("/"), args.server, args.key_file)
         else:
-            client = client_of(paths.STATE / "local")
+            client = client_of(paths.STATE / args.profile)
         client.token("inference")
         models = [args.model] if args.model else client.models()
     except requests.RequestException:
-        raise RunError(f"{client.management}: no server answers; start it by make serve.") from None
+        raise RunError(f"{client.management}: no server answers; start it by {start}.") from None
     except FileNotFoundError as error:
-        raise RunError(f"{error.filename}: no such file; start the server by make serve.") from None
+        raise RunError(f"{error.filename}: no such file; start the server by {start}.") from None
     except (KeyError, ValueError):
         raise RunError(f"{args.key_file}: not a key file of TorchServe.") from None
     if len(models) != 1:
@@ -51,20 +58,35 @@ def connect(args: argparse.Namespace) -> tuple[Client, str]:
     return client, models[0]
 
 
-def answers(args: argparse.Namespace, images: Iterator[Path]) -> Iterator[tuple[Path, Body]]:
-    """Choose the engine, and yield each image with its answer or fault."""
-    wanted = {"tta": args.tta, "top_k": args.top_k, "threshold": args.threshold}
+def choose(args: argparse.Namespace) -> tuple[Engine, Provenance]:
+    """Return the engine, and what its rows are made with.
+
+    Raises:
+        RunError: there is no such server, or no Ray.
+        OSError: the archive cannot be read.
+    """
+    wanted: Provenance = {"tta": args.tta, "top_k": args.top_k, "threshold": args.threshold}
     options = {option: str(value) for option, value in wanted.items() if value is not None}
     if args.engine == "server":
         client, model = connect(args)
-        return server_engine.classify(
-            client, model, options, images, args.concurrency, args.retries
+        profile = None if args.server else args.profile
+        where = {"server": client.inference, "profile": profile, "model": model}
+        return (
+            lambda images: server_engine.classify(
+                client, model, options, images, args.concurrency, args.retries
+            ),
+            {**where, **wanted},
         )
     try:
         from scripts import ray_engine
     except ImportError:
         raise RunError("The engine needs Ray: pip install '.[ray]'.") from None
-    return ray_engine.classify(args.archive, options, images, args.concurrency, args.address)
+    return (
+        lambda images: ray_engine.classify(
+            args.archive, options, images, args.concurrency, args.address
+        ),
+        {"archive": args.archive.name, "sha256": sha256_of(args.archive), **wanted},
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,24 +96,31 @@ def run(args: argparse.Namespace) -> int:
         RunError: the run cannot begin or go on.
         OSError: a list cannot be read, or the output not be written.
     """
-    sink = open_sink(args.output, args.top_k)
-    remaining = named(args)
-    rows, errors = sink.resume(remaining)
-    hidden = sink.for_people or None
-    with tqdm(total=count(args), initial=rows, unit=" images", disable=hidden) as bar:
-        for path, body in answers(args, remaining):
-            sink.write(row(path, body, args.top_k))
-            rows, errors = rows + 1, errors + ("error" in body)
-            bar.update()
-    if rows == 0:
-        raise RunError("There are no images.")
-    sink.finish()
+    classify, made_with = choose(args)
+    with closing(open_sink(args.output, args.top_k, made_with, args.overwrite)) as sink:
+        remaining = named(args)
+        kept = sink.resume(remaining)
+        if kept.again:
+            print(f"Asking again for {len(kept.again)} that the server failed.", file=sys.stderr)
+        rows, errors = kept.rows, kept.errors
+        hidden = sink.for_people or None
+        with tqdm(total=count(args), initial=rows, unit=" images", disable=hidden) as bar:
+            for path, body in classify(chain(kept.again, remaining)):
+                sink.write(row(path, body, args.top_k))
+                rows, errors = rows + 1, errors + ("error" in body)
+                bar.update()
+        if rows == 0:
+            raise RunError("There are no images.")
+        sink.finish()
     print(f"{rows} images, errors: {errors}.", file=sys.stderr)
     return errors
 
 
 def main() -> int:
-    """Run the command: 0 without errors, 1 with some rows of errors, 2 where it had to stop."""
+    """Run the command: 0 without errors, 1 with some rows of errors, 2 where it had to stop.
+
+    Ctrl-C and SIGTERM leave a whole output that the command goes on with.
+    """
     parser = argparse.ArgumentParser(prog="python -m scripts.classify", description=__doc__)
     parser.add_argument("paths", nargs="*", help="files, folders or glob patterns")
     parser.add_argument("--list", metavar="FILE", help="a path per line; - for standard input")
@@ -100,14 +129,20 @@ def main() -> int:
         type=Path,
         help="FILE.csv, .jsonl or .parquet; one that an interrupted run left is gone on with",
     )
+    parser.add_argument("--overwrite", action="store_true", help="begin the output anew")
     parser.add_argument("--tta", help="views of each image (the archive's default)")
     parser.add_argument("--top-k", type=int, default=3, help="predictions per image (3)")
     parser.add_argument("--threshold", help="probability of a confident answer (the archive's)")
     parser.add_argument("--concurrency", type=positive, default=4, help="requests or actors (4)")
     parser.add_argument("--engine", choices=("server", "ray"), default="server")
     server = parser.add_argument_group("the server engine")
-    server.add_argument("--server", metavar="URL", help="(the one that make serve started)")
-    server.add_argument("--model", help="(the only one of the server that make serve started)")
+    server.add_argument(
+        "--profile",
+        choices=paths.profiles(),
+        help="ask the server that make serve started, with its key (local)",
+    )
+    server.add_argument("--server", metavar="URL", help="ask another one")
+    server.add_argument("--model", help="(the only one of the profile's server)")
     server.add_argument("--key-file", type=Path, help="key_file.json of --server")
     server.add_argument("--retries", type=int, default=8, help="while busy or unreachable (8)")
     ray = parser.add_argument_group("the ray engine")
@@ -118,10 +153,16 @@ def main() -> int:
         parser.error("name images, or a --list of them")
     if args.engine == "ray" and not args.archive:
         parser.error("--engine ray needs --archive")
+    if args.server and args.profile:
+        parser.error("give --profile or --server, not both")
+    if args.overwrite and not args.output:
+        parser.error("--overwrite goes with --output")
     if args.server and not args.model:
         parser.error("--server needs --model")
     if args.key_file and not args.server:
         parser.error("--key-file goes with --server")
+    args.profile = args.profile or "local"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return 1 if run(args) else 0
     except (RunError, OSError) as error:

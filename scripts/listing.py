@@ -15,7 +15,7 @@ def expand(names: Sequence[str]) -> Iterator[Path]:
     """Yield the files that names stand for.
 
     A folder stands for the image files below it, in order of their paths; a glob pattern
-    (`**` for any folders) for the files that it matches, in the same order; anything else for
+    (`**` for any folders) for what it matches but folders, in the same order; anything else for
     itself, whether it exists or not.
 
     Raises:
@@ -27,7 +27,7 @@ def expand(names: Sequence[str]) -> Iterator[Path]:
             yield from _below(path)
             continue
         found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-        matches = sorted(match for match in found if match.is_file())
+        matches = sorted(match for match in found if not match.is_dir())
         if not matches:
             raise RunError(f"{name}: matches no file.")
         yield from matches

@@ -18,7 +18,7 @@ import ray.data
 import yaml
 
 import scripts
-from scripts.rows import Body, RunError, unreadable
+from scripts.rows import Body, RunError, read_image, unreadable
 from visionserve.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Worker:
 
         config = self._config
         try:
-            body = {"body": Path(os.fsdecode(path)).read_bytes()}
+            body = {"body": read_image(Path(os.fsdecode(path)), config.max_image_bytes)}
             request = self._read_request(body, self._headers, config.defaults, config.max_images)
         except (OSError, ValueError) as error:
             return RequestError(400, **unreadable(error)["error"])

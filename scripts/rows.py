@@ -1,13 +1,19 @@
 """One row per image, the same from every engine and in every format."""
 
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+Value = str | int | float | bool | None
 Body = Mapping[str, Any]
-Row = dict[str, str | int | float | bool | None]
+Row = dict[str, Value]
 
+# Codes of errors that the server is to blame for: the image may well be answered another time.
+SERVER_FAULTS = frozenset(
+    {"server_error", "internal_error", "request_too_slow", "timeout", "broken_connection"}
+)
 PREDICTION: Mapping[str, type] = {"label": str, "class_id": int, "probability": float}
 
 
@@ -57,6 +63,33 @@ def row(path: Path, body: Body, top_k: int) -> Row:
 def fault(code: str, message: str) -> Body:
     """Return the body of an image that got no answer."""
     return {"error": {"code": code, "message": message}}
+
+
+def is_server_fault(error: Value) -> bool:
+    """Tell whether the column `error` blames the server, so that its image is asked for again."""
+    return isinstance(error, str) and error.partition(":")[0] in SERVER_FAULTS
+
+
+def read_image(path: Path, limit: int) -> bytes:
+    """Read an image's file, or as much of it as shows that it is larger than the limit.
+
+    Args:
+        path: its file. A pipe, a device or a folder is not read: it may never end.
+        limit: largest size, in bytes; of a larger file, one byte more is read.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        ValueError: its name is none that a file can have.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("Not a regular file")
+        return file.read(limit + 1)
+
+
+def _open_at_once(name: str, flags: int) -> int:
+    """Open a pipe without waiting for one who writes to it."""
+    return os.open(name, flags | os.O_NONBLOCK)
 
 
 def unreadable(error: OSError | ValueError) -> Body:

@@ -16,9 +16,12 @@ from tqdm import tqdm
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from scripts.client import Client
-from scripts.rows import Body, RunError, fault, unreadable
+from scripts.rows import Body, RunError, fault, is_server_fault, read_image, unreadable
+from visionserve.config import HandlerConfig
 
 AHEAD = 8
+FAULTS = 2
+LARGEST = HandlerConfig().max_image_bytes
 FIRST_DELAY, LONGEST_DELAY = 0.25, 30.0
 BUSY = (429, 502, 503, 504)
 TOO_LARGE = 413
@@ -65,7 +68,9 @@ def classify(
         paths: the files; read lazily.
         concurrency: most requests at a time.
         retries: most repetitions of one request, while the server cannot be reached or
-            is busy (429, 503), or nginx finds none (502, 504).
+            is busy (429, 503), or nginx finds none (502, 504), and of these at most two after a
+            fault of the server's: a worker that died (500, 507), no answer in time, a
+            connection that broke.
 
     Yields:
         Each file, in order, with the JSON object that answers it, or a fault in its place.
@@ -77,39 +82,57 @@ def classify(
 
     def ask(path: Path) -> tuple[Path, Body]:
         try:
-            data = path.read_bytes()
+            data = read_image(path, LARGEST)
         except (OSError, ValueError) as error:
             return path, unreadable(error)
+        if len(data) > LARGEST:
+            size = path.stat().st_size
+            return path, fault(
+                "image_too_large", f"The file has {size} bytes; at most {LARGEST} may be."
+            )
         return path, _answer(client, lambda: client.predict(model, data, None, **options), retries)
 
     return windowed(ask, paths, concurrency, AHEAD * concurrency)
 
 
 def _answer(client: Client, send: Callable[[], requests.Response], retries: int) -> Body:
-    """A connection that breaks each time is this image's fault: a proxy may find it too large."""
+    """Send an image again while the server is busy, and a few times after a fault of its.
+
+    A fault may be the image's own doing: it may end each worker that it meets.
+    """
+    faults = 0
     for attempt in range(retries + 1):
-        broken, retry_after = False, None
+        body, retry_after = None, None
         try:
             response = send()
         except requests.ConnectionError as error:
-            broken = not isinstance(_cause(error), NewConnectionError | ConnectTimeoutError)
-            reason = "The connection broke." if broken else "No server answers."
+            reason = "No server answers."
+            if not isinstance(_cause(error), NewConnectionError | ConnectTimeoutError):
+                body = fault("broken_connection", "The connection broke.")
         except requests.Timeout:
-            return fault("timeout", "The server did not answer in time.")
+            body = fault("timeout", "The server did not answer in time.")
         except requests.RequestException as error:
             raise RunError(f"{client.inference}: {error}") from None
         else:
-            if response.status_code not in BUSY:
-                return _body(client, response)
-            reason = f"{response.status_code}: {_message(response)}"
-            retry_after = response.headers.get("Retry-After")
+            if _is_busy(response):
+                reason = f"{response.status_code}: {_message(response)}"
+                retry_after = response.headers.get("Retry-After")
+            else:
+                body = _body(client, response)
+                if not is_server_fault(body.get("error", {}).get("code")):
+                    return body
+        if body is not None:
+            reason = body["error"]["message"]
+            faults += 1
+            if faults > FAULTS:
+                return body
         if attempt < retries:
             seconds = delay(attempt, retry_after)
             line = f"{client.inference}: {reason} Trying again in {seconds:.1f} s."
             tqdm.write(line, file=sys.stderr)
             time.sleep(seconds)
-    if broken:
-        return fault("broken_connection", reason)
+    if body is not None:
+        return body
     raise RunError(f"{client.inference}: {reason}")
 
 
@@ -134,13 +157,21 @@ def _cause(error: requests.ConnectionError) -> object:
     return getattr(error.args[0], "reason", None) if error.args else None
 
 
+def _is_busy(response: requests.Response) -> bool:
+    """Tell whether nothing took the request; a 503 of the archive's own is about its image."""
+    own = isinstance(_content(response).get("error"), dict)
+    return response.status_code in BUSY and not own
+
+
 def _body(client: Client, response: requests.Response) -> Body:
     """The archive's own bodies as they are; errors of TorchServe or a proxy in the same form."""
     content = _content(response)
     if "predictions" in content or isinstance(content.get("error"), dict):
         return content
-    if response.status_code == TOO_LARGE or response.status_code >= 500:
-        return fault(content.get("type", str(response.status_code)), _message(response))
+    if response.status_code == TOO_LARGE:
+        return fault("image_too_large", _message(response))
+    if response.status_code >= 500:
+        return fault("server_error", f"{response.status_code}: {_message(response)}")
     raise RunError(f"{client.inference}: {response.status_code}: {_message(response)}")
 
 

@@ -1,111 +1,39 @@
 """Where rows go: standard output, or a file that an interrupted run can go on with."""
 
 import csv
-import io
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from scripts.rows import Row, RunError, columns, name
+from scripts import provenance
+from scripts.formats import CSV, JSONLines, Table
+from scripts.provenance import Provenance, settle
+from scripts.rows import Row, RunError, Value, columns, is_server_fault, name
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+CHUNK = 1 << 20
 ROW_GROUP = 10_000
+MAKER = ("model", "version", "tta")
 
 
-class Table:
-    """For people: one line per image, control characters replaced."""
+@dataclass(frozen=True)
+class Kept:
+    """What an earlier run left.
 
-    head = f"{'IMAGE':<40}  PREDICTIONS\n"
-
-    def __init__(self, top_k: int) -> None:
-        self._top_k = top_k
-
-    def encode(self, row: Row) -> str:
-        """Return one line."""
-        if row["error"]:
-            text = f"error: {row['error']}"
-        else:
-            ranks = range(1, self._top_k + 1)
-            text = ", ".join(f"{row[f'label_{k}']} {row[f'probability_{k}']:.1%}" for k in ranks)
-            text += "" if row["confident"] else " (a guess)"
-        line = f"{row['path']:<40}  {text}"
-        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line) + "\n"
-
-
-class CSV:
-    """RFC 4180.
-
-    A text that a spreadsheet would take for a formula gets an apostrophe before it
-    (https://owasp.org/www-community/attacks/CSV_Injection).
+    Attributes:
+        rows: those that stay.
+        errors: those among them that are errors.
+        again: the images whose rows blame the server, in order.
     """
 
-    def __init__(self, top_k: int) -> None:
-        self._columns = list(columns(top_k))
-        self.head = self.start = self._line(self._columns)
-
-    def encode(self, row: Row) -> str:
-        """Return one record; None is empty, a boolean `true` or `false`."""
-        return self._line([self._cell(value) for value in row.values()])
-
-    def records(self, file: BinaryIO) -> Iterator[bytes]:
-        """Yield lines, joined while a quote is open."""
-        record = b""
-        for line in file:
-            record += line
-            if record.endswith(b"\n") and record.count(b'"') % 2 == 0:
-                yield record
-                record = b""
-
-    def decode(self, record: bytes) -> Row:
-        """Return a record's row, every value as text."""
-        cells = next(csv.reader([record.decode()]))
-        return dict(zip(self._columns, cells, strict=True))
-
-    def written(self, text: str) -> str:
-        """Return the text, safe from a spreadsheet."""
-        return f"'{text}" if text.startswith(FORMULA) else text
-
-    def _cell(self, value: str | int | float | bool | None) -> object:
-        if isinstance(value, bool):
-            return str(value).lower()
-        return self.written(value) if isinstance(value, str) else value
-
-    def _line(self, cells: Iterable[object]) -> str:
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\r\n").writerow(cells)
-        return buffer.getvalue()
-
-
-class JSONLines:
-    """One JSON object per line."""
-
-    head, start = "", '{"path": "'
-
-    def __init__(self, top_k: int) -> None:
-        self._columns = columns(top_k).keys()
-
-    def encode(self, row: Row) -> str:
-        """Return one object."""
-        return json.dumps(row, ensure_ascii=False) + "\n"
-
-    def records(self, file: BinaryIO) -> Iterator[bytes]:
-        """Yield complete lines."""
-        return (line for line in file if line.endswith(b"\n"))
-
-    def decode(self, record: bytes) -> Row:
-        """Return a record's row."""
-        row = json.loads(record)
-        if not isinstance(row, dict) or row.keys() != self._columns:
-            raise ValueError
-        return row
-
-    def written(self, text: str) -> str:
-        """Return the text as it is."""
-        return text
+    rows: int = 0
+    errors: int = 0
+    again: Sequence[Path] = ()
 
 
 class Stream:
@@ -125,13 +53,9 @@ class Stream:
         self._head = format.head
         self._encode = format.encode
 
-    def resume(self, paths: Iterator[Path]) -> tuple[int, int]:
-        """Take the images from `paths` whose rows are there already; a stream has none.
-
-        Returns:
-            The number of these rows, and of the errors among them.
-        """
-        return 0, 0
+    def resume(self, paths: Iterator[Path]) -> Kept:
+        """Take the images from `paths` whose rows are there already; a stream has none."""
+        return Kept()
 
     def write(self, row: Row) -> None:
         """Add a row."""
@@ -143,39 +67,105 @@ class Stream:
         """Complete the output, after the last row."""
         self._file.flush()
 
+    def close(self) -> None:
+        """Leave what was written so far whole, whatever ended the run."""
+
 
 class File(Stream):
     """Rows to a file that an interrupted run can go on with.
 
+    What they were made with is kept beside it, in `NAME.run.json`.
+
     Args:
-        path: a new file, or the one of the interrupted run.
+        path: a new file, or the one of an earlier run.
         format: how; its `start` is how every such file begins.
+        made_with: what the rows are made with.
+        overwrite: begin anew, at the first row.
+        shown: what people call the file (its path).
     """
 
-    def __init__(self, path: Path, format: CSV | JSONLines) -> None:
+    def __init__(
+        self,
+        path: Path,
+        format: CSV | JSONLines,
+        made_with: Provenance,
+        overwrite: bool = False,
+        shown: Path | None = None,
+    ) -> None:
         self._path = path
         self._format = format
+        self._made_with = made_with
+        self._overwrite = overwrite
+        self._shown = shown or path
+        self._begun = False
+        self._answered: Row | None = None
+        self._rewriting: Rewriting | None = None
         super().__init__(path.open("ab+"), format)
 
-    def resume(self, paths: Iterator[Path]) -> tuple[int, int]:
+    def close(self) -> None:
+        """Close the file; rows that were to be replaced and have not been stay as they are."""
+        if self._rewriting:
+            self._rewriting.close()
+        self._file.close()
+
+    def resume(self, paths: Iterator[Path]) -> Kept:
         """Take the images from `paths` whose rows are there, and cut a half-written row.
 
+        Rows that blame the server are to be replaced: the first rows that are then written, one
+        for each of the `again`, take their places.
+
         Raises:
-            RunError: the rows are not those of these images; the file is left as it is.
+            RunError: the rows are not those of these images, or were made with something else;
+                the file is left as it is.
         """
+        if self._overwrite:
+            return Kept()
         start, head = self._format.start.encode(), self._format.head.encode()
         self._file.seek(0)
         if not start.startswith(self._file.read(len(start))):
-            raise RunError(f"{self._path}: holds other columns, or no rows of this command.")
+            raise RunError(f"{self._shown}: holds other columns, or no rows of this command.")
         self._file.seek(len(head))
-        rows = errors = size = 0
+        rows = errors = 0
+        size = len(head)
+        again, places = [], []
         for record in self._format.records(self._file):
+            if rows == 0:
+                provenance.check(self._shown, self._made_with)
             rows += 1
-            errors += bool(self._check(record, rows, next(paths, None))["error"])
+            path = next(paths, None)
+            row = self._check(record, rows, path)
+            if path and is_server_fault(row["error"]):
+                again.append(path)
+                places.append((size, size + len(record)))
+            else:
+                errors += bool(row["error"])
+                self._answered = self._answered if row["error"] else row
             size += len(record)
-        self._file.truncate(len(head) + size if rows else 0)
-        self._head = "" if rows else self._format.head
-        return rows, errors
+        self._file.truncate(size if rows else 0)
+        if rows:
+            self._head, self._begun = "", True
+        if places:
+            self._rewriting = Rewriting(self._path, places)
+        return Kept(rows - len(again), errors, tuple(again))
+
+    def write(self, row: Row) -> None:
+        """Add a row, or replace the next of those that blame the server.
+
+        Raises:
+            RunError: another model, version or TTA gave the rows that are there.
+        """
+        if not self._begun:
+            self._file.truncate(0)
+            provenance.keep(self._shown, self._made_with)
+            self._begun = True
+        self._compare(row)
+        if self._rewriting is None:
+            super().write(row)
+        elif self._rewriting.replace(self._encode(row).encode()):
+            self._rewriting.close()
+            self._rewriting = None
+            self._file.close()
+            self._file = self._path.open("ab+")
 
     def finish(self) -> None:
         """Close the file."""
@@ -185,57 +175,161 @@ class File(Stream):
         try:
             row = self._format.decode(record)
         except (ValueError, csv.Error):
-            raise RunError(f"{self._path}: row {number} has other columns.") from None
+            raise RunError(f"{self._shown}: row {number} has other columns.") from None
         expected = self._format.written(name(path)) if path else "missing"
         if path is None or row["path"] != expected:
             raise RunError(
-                f"{self._path}: row {number} is of {row['path']}, but that image is {expected}. "
+                f"{self._shown}: row {number} is of {row['path']}, but that image is {expected}. "
                 "Name the same images, or another file."
             )
         return row
+
+    def _compare(self, row: Row) -> None:
+        """The options cannot tell whether the server's archive is still the same; answers can."""
+        if self._answered is None or row["error"]:
+            return
+        kept = [self._answered[key] for key in MAKER]
+        new = [self._format.written(str(row[key])) for key in MAKER]
+        self._answered = None
+        if kept != new:
+            raise RunError(
+                f"{self._shown}: its rows are of {_maker(kept)}; now answers {_maker(new)}. "
+                f"{provenance.WAYS_OUT}"
+            )
+
+
+class Rewriting:
+    """A copy of a file with some of its records replaced, which then takes the file's place.
+
+    Until it does, the file stays as it is, so that an end at any moment leaves one or the other.
+
+    Args:
+        path: the file.
+        places: where the records begin and end, in order, in bytes.
+    """
+
+    def __init__(self, path: Path, places: Sequence[tuple[int, int]]) -> None:
+        self._path = path
+        self._places = deque(places)
+        self._old = path.open("rb")
+        self._part = path.with_name(f"{path.name}.part")
+        self._new = self._part.open("wb")
+
+    def replace(self, record: bytes) -> bool:
+        """Put a record into the next place, and tell whether that was the last one."""
+        start, end = self._places.popleft()
+        self._copy(start)
+        self._new.write(record)
+        self._old.seek(end)
+        return not self._places
+
+    def close(self) -> None:
+        """Take the file's place, the records that were not replaced as they were."""
+        try:
+            self._copy(self._path.stat().st_size)
+            settle(self._new, self._part, self._path)
+        finally:
+            self._part.unlink(missing_ok=True)
+            self._old.close()
+
+    def _copy(self, end: int) -> None:
+        while (left := end - self._old.tell()) > 0:
+            self._new.write(self._old.read(min(left, CHUNK)))
 
 
 class Parquet(File):
     """Rows to Parquet, which cannot be added to: they wait in `FILE.jsonl` until the last one.
 
     Args:
-        path: a new file.
+        path: a new file, or the one of an earlier run.
         top_k: number of predictions.
+        made_with: as for `File`.
+        overwrite: as for `File`.
 
     Raises:
-        RunError: the file is complete already, or pyarrow is not installed.
+        RunError: pyarrow is not installed, or the file was made with something else.
     """
 
-    def __init__(self, path: Path, top_k: int) -> None:
+    def __init__(
+        self, path: Path, top_k: int, made_with: Provenance, overwrite: bool = False
+    ) -> None:
         if find_spec("pyarrow") is None:
             raise RunError("Parquet needs pyarrow: pip install '.[batch]'.")
         self._journal = path.with_name(f"{path.name}.jsonl")
-        if path.exists() and not self._journal.exists():
-            raise RunError(f"{path}: is complete; name another file.")
         self._target = path
         self._top_k = top_k
-        super().__init__(self._journal, JSONLines(top_k))
+        begun = self._journal.exists() and self._journal.stat().st_size
+        self._unpacked = path.exists() and not begun and not overwrite
+        if self._unpacked:
+            provenance.check(path, made_with)
+            self._unpack()
+        super().__init__(self._journal, JSONLines(top_k), made_with, overwrite, path)
+
+    def close(self) -> None:
+        """Leave no journal of a complete file to which nothing was added."""
+        super().close()
+        if self._unpacked:
+            self._journal.unlink(missing_ok=True)
+
+    def write(self, row: Row) -> None:
+        """Add or replace a row in the journal."""
+        super().write(row)
+        self._unpacked = False
 
     def finish(self) -> None:
         """Turn the rows into Parquet, 10,000 at a time, and remove `FILE.jsonl`."""
+        super().finish()
+        if self._unpacked:
+            return
         import pyarrow
         from pyarrow import parquet
 
-        super().finish()
         types = {str: pyarrow.string(), int: pyarrow.int32(), float: pyarrow.float64()}
         types[bool] = pyarrow.bool_()
         schema = pyarrow.schema([(key, types[kind]) for key, kind in columns(self._top_k).items()])
-        with (
-            self._journal.open(encoding="utf-8") as journal,
-            parquet.ParquetWriter(self._target, schema) as writer,
-        ):
-            while rows := [json.loads(line) for line in islice(journal, ROW_GROUP)]:
-                writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+        part = self._target.with_name(f"{self._target.name}.part")
+        with self._journal.open(encoding="utf-8") as journal, part.open("wb") as written:
+            with parquet.ParquetWriter(written, schema) as writer:
+                while rows := [json.loads(line) for line in islice(journal, ROW_GROUP)]:
+                    writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+            settle(written, part, self._target)
         self._journal.unlink()
 
+    def _unpack(self) -> None:
+        """Turn the complete file into its journal."""
+        import pyarrow
+        from pyarrow import parquet
 
-def open_sink(output: Path | None, top_k: int) -> Stream:
+        part = self._journal.with_name(f"{self._journal.name}.part")
+        encode = JSONLines(self._top_k).encode
+        try:
+            with parquet.ParquetFile(self._target) as packed, part.open("wb") as journal:
+                if packed.schema_arrow.names != list(columns(self._top_k)):
+                    raise RunError(f"{self._target}: holds other columns.")
+                for batch in packed.iter_batches(ROW_GROUP):
+                    journal.writelines(encode(row).encode() for row in batch.to_pylist())
+                settle(journal, part, self._journal)
+        except pyarrow.ArrowInvalid:
+            raise RunError(f"{self._target}: is no Parquet file.") from None
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _maker(values: Iterable[Value]) -> str:
+    model, version, tta = values
+    return f"{model} {version} with tta {tta}"
+
+
+def open_sink(
+    output: Path | None, top_k: int, made_with: Provenance, overwrite: bool = False
+) -> Stream:
     """Choose by the suffix; without a file, a table on a terminal, and CSV into a pipe.
+
+    Args:
+        output: a file; None is standard output.
+        top_k: number of predictions.
+        made_with: what the rows are made with.
+        overwrite: begin a file anew.
 
     Raises:
         RunError: the suffix is another one.
@@ -246,9 +340,9 @@ def open_sink(output: Path | None, top_k: int) -> Stream:
         return Stream(sys.stdout.buffer, Table(top_k) if on_terminal else CSV(top_k))
     match output.suffix.lower():
         case ".csv":
-            return File(output, CSV(top_k))
+            return File(output, CSV(top_k), made_with, overwrite)
         case ".jsonl":
-            return File(output, JSONLines(top_k))
+            return File(output, JSONLines(top_k), made_with, overwrite)
         case ".parquet":
-            return Parquet(output, top_k)
+            return Parquet(output, top_k, made_with, overwrite)
     raise RunError(f"{output}: its suffix must be .csv, .jsonl or .parquet.")

@@ -1,3 +1,4 @@
+import base64
 import csv
 import json
 import re
@@ -10,6 +11,7 @@ import requests
 from selenium.webdriver.support.select import Select
 
 from scripts.client import Client
+from scripts.formats import record
 from scripts.load import free_port
 from scripts.photos import greeting, packaged
 from scripts.proxy import Proxy, Site
@@ -204,6 +206,36 @@ def test_several_images_and_their_csv(page: Browser, client: Client, tmp_path: P
         assert [float(cell) for cell in row[2:-1:2]] == pytest.approx(expected, abs=1e-4)
     failure = "This file is not a JPEG, PNG, WebP, GIF, BMP or TIFF image."
     assert rows[-1] == ['\'=cmd, "x".txt', *[""] * 6, failure]
+
+
+def test_a_csv_field_of_the_page_and_of_classify(chromium: Browser) -> None:
+    fields: dict[str | float | bool | None, str] = {
+        "cat": '"cat"',
+        "": '""',
+        None: '""',
+        True: '"true"',
+        285: "285",
+        0.35: "0.35",
+        -2: "-2",
+        'say "cheese", please': '"say ""cheese"", please"',
+        "two\nlines": '"two\nlines"',
+        "a;=1+1;.jpg": '"a;=1+1;.jpg"',
+        "=1+1": '"\'=1+1"',
+        '=HYPERLINK("x")': '"\'=HYPERLINK(""x"")"',
+        **{f"{first}x": f'"\'{first}x"' for first in "+-@\t\r\n＝＋－＠"},
+        "'=1": '"\'=1"',
+        "高山;雪景": '"高山;雪景"',
+    }
+    chromium.forget()
+    found = chromium.driver.execute_async_script(
+        """const [module, values, done] = arguments;
+           import(`data:text/javascript;base64,${module}`)
+             .then(({ cell }) => done(values.map(cell)))""",
+        base64.b64encode((WEB / "csv.js").read_bytes()).decode(),
+        list(fields),
+    )
+    assert found == list(fields.values())
+    assert [record([value, 0]) for value in fields] == [f"{f},0\r\n" for f in fields.values()]
 
 
 def test_two_requests_at_a_time(page: Browser) -> None:

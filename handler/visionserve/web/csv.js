@@ -4,7 +4,7 @@ const FORMULA = /^[=+\-@\t\r\n＝＋－＠]/;
  * One row an image: file, label1, probability1, ..., error.
  *
  * A text that a spreadsheet would run as a formula gets an apostrophe in front:
- * https://owasp.org/www-community/attacks/CSV_Injection
+ * https://owasp.org/www-community/attacks/CSV_Injection. `scripts/formats.py` has the same rule.
  *
  * @param images objects of `file` (name), `predictions` (may be empty) and `error` (may be "").
  * @param count predictions a row.
@@ -20,7 +20,9 @@ export function toCsv(images, count) {
   return [["file", ...head, "error"], ...rows].map((row) => `${row.map(cell).join()}\r\n`).join("");
 }
 
-function cell(value = "") {
-  const text = typeof value === "string" && FORMULA.test(value) ? `'${value}` : String(value);
-  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+/** A field: text in quotes, so that one with a semicolon stays whole where that separates. */
+export function cell(value) {
+  if (typeof value === "number") return String(value);
+  const text = String(value ?? "");
+  return `"${FORMULA.test(text) ? "'" : ""}${text.replaceAll('"', '""')}"`;
 }

@@ -1,0 +1,133 @@
+"""Rows as text: a table for people, CSV for spreadsheets, JSON Lines for programs."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
+
+from tqdm.utils import disp_len
+
+from scripts.rows import Row, Value, columns
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+NAME_WIDTH = 40
+
+
+class Table:
+    """For people: one line per image, control characters replaced, a long path's end alone."""
+
+    head = f"{'IMAGE':<{NAME_WIDTH}}  PREDICTIONS\n"
+
+    def __init__(self, top_k: int) -> None:
+        self._top_k = top_k
+
+    def encode(self, row: Row) -> str:
+        """Return one line."""
+        if row["error"]:
+            text = f"error: {row['error']}"
+        else:
+            ranks = range(1, self._top_k + 1)
+            text = ", ".join(f"{row[f'label_{k}']} {row[f'probability_{k}']:.1%}" for k in ranks)
+            text += "" if row["confident"] else " (a guess)"
+        return f"{_fitted(_printable(str(row['path'])))}  {_printable(text)}\n"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _fitted(path: str) -> str:
+    """A path as wide as its column, in a terminal's cells, of which some characters take two."""
+    if disp_len(path) > NAME_WIDTH:
+        while disp_len(path) >= NAME_WIDTH:
+            path = path[1:]
+        path = f"…{path}"
+    return path + " " * (NAME_WIDTH - disp_len(path))
+
+
+def record(values: Iterable[Value]) -> str:
+    """Return a record of CSV by RFC 4180, each field but a number in quotes.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it
+    (https://owasp.org/www-community/attacks/CSV_Injection). The quotes keep a text with a
+    semicolon in one field where that separates fields, as it does in many countries. The page's
+    `csv.js` has the same rule.
+
+    Args:
+        values: None is an empty field, a boolean `true` or `false`.
+    """
+    cells = [
+        str(value).lower()
+        if isinstance(value, bool)
+        else defused(value)
+        if isinstance(value, str)
+        else value
+        for value in values
+    ]
+    buffer = io.StringIO()
+    csv.writer(buffer, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\r\n").writerow(cells)
+    return buffer.getvalue()
+
+
+def defused(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+class CSV:
+    """One `record` an image, under a record of the columns' names."""
+
+    def __init__(self, top_k: int) -> None:
+        self._columns = list(columns(top_k))
+        self.head = self.start = record(self._columns)
+
+    def encode(self, row: Row) -> str:
+        """Return one record."""
+        return record(row.values())
+
+    def records(self, file: BinaryIO) -> Iterator[bytes]:
+        """Yield lines, joined while a quote is open."""
+        lines = b""
+        for line in file:
+            lines += line
+            if lines.endswith(b"\n") and lines.count(b'"') % 2 == 0:
+                yield lines
+                lines = b""
+
+    def decode(self, record: bytes) -> Row:
+        """Return a record's row, every value as text."""
+        cells = next(csv.reader([record.decode()]))
+        return dict(zip(self._columns, cells, strict=True))
+
+    def written(self, text: str) -> str:
+        """Return what `decode` gives for a text."""
+        return defused(text)
+
+
+class JSONLines:
+    """One JSON object per line."""
+
+    head, start = "", '{"path": "'
+
+    def __init__(self, top_k: int) -> None:
+        self._columns = columns(top_k).keys()
+
+    def encode(self, row: Row) -> str:
+        """Return one object."""
+        return json.dumps(row, ensure_ascii=False) + "\n"
+
+    def records(self, file: BinaryIO) -> Iterator[bytes]:
+        """Yield complete lines."""
+        return (line for line in file if line.endswith(b"\n"))
+
+    def decode(self, record: bytes) -> Row:
+        """Return a record's row."""
+        row = json.loads(record)
+        if not isinstance(row, dict) or row.keys() != self._columns:
+            raise ValueError
+        return row
+
+    def written(self, text: str) -> str:
+        """Return what `decode` gives for a text."""
+        return text

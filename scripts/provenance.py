@@ -1,0 +1,61 @@
+"""What a file's rows were made with, kept beside it as `NAME.run.json`."""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from scripts.rows import RunError, Value
+
+WAYS_OUT = "Begin it anew with --overwrite, or name another file."
+
+# What rows depend on, by the options' names; None is the server's or the archive's default.
+Provenance = Mapping[str, Value]
+
+
+def keep(path: Path, provenance: Provenance) -> None:
+    """Write what a file's rows are made with beside it."""
+    beside = _beside(path)
+    part = beside.with_name(f"{beside.name}.part")
+    with part.open("wb") as written:
+        written.write(json.dumps(provenance, indent=2, ensure_ascii=False).encode() + b"\n")
+        settle(written, part, beside)
+
+
+def check(path: Path, provenance: Provenance) -> None:
+    """Compare what a file's rows were made with.
+
+    Raises:
+        RunError: something else, or it is not known.
+    """
+    beside = _beside(path)
+    kept = None
+    with suppress(OSError, ValueError):
+        kept = json.loads(beside.read_bytes())
+    if not isinstance(kept, dict):
+        raise RunError(f"{path}: {beside.name}, which says what made it, is missing. {WAYS_OUT}")
+    differing = [key for key in {**provenance, **kept} if kept.get(key) != provenance.get(key)]
+    if differing:
+        was, now = (
+            ", ".join(f"{key} {_value(made.get(key))}" for key in differing)
+            for made in (kept, provenance)
+        )
+        raise RunError(f"{path}: was made with {was}; this run has {now}. {WAYS_OUT}")
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.run.json")
+
+
+def _value(value: Value) -> str:
+    return "by default" if value is None else str(value)
+
+
+def settle(written: BinaryIO, part: Path, path: Path) -> None:
+    """Give a file its name once its content is on the disk."""
+    written.flush()
+    os.fsync(written.fileno())
+    written.close()
+    part.replace(path)
