@@ -1,18 +1,20 @@
 # make serve starts the service; make test runs what CI runs.
 PROFILE ?= local
 MODELS ?= resnet18
+ARCHIVE ?=
 IMAGES ?= ../shared/imagenet-samples
 PYTHON := .venv/bin/python
 PIP := $(PYTHON) -m pip install --quiet --constraint config/constraints.txt --editable
+SERVES := .venv/.serves
 INSTALLED := .venv/.installed
 DEBIAN := /usr/bin/chromium /usr/bin/chromedriver /usr/sbin/nginx /usr/bin/prometheus
 
 .PHONY: serve stop test test-ray fuzz chaos overload soak evaluate bench lint lock
 
-serve: $(INSTALLED)
-	$(PYTHON) -m scripts.serve start --profile $(PROFILE) --models $(MODELS)
+serve: $(SERVES)
+	$(PYTHON) -m scripts.serve start --profile $(PROFILE) $(if $(ARCHIVE),--archive $(ARCHIVE),--models $(MODELS))
 
-stop: $(INSTALLED)
+stop: $(SERVES)
 	$(PYTHON) -m scripts.serve stop --profile $(PROFILE)
 
 test: lint $(DEBIAN)
@@ -53,9 +55,14 @@ lint: $(INSTALLED)
 	$(PYTHON) -m mypy
 
 lock: $(INSTALLED)
-	$(PYTHON) -m pip freeze --exclude-editable > config/constraints.txt
+	$(PYTHON) -m pip freeze --exclude-editable | sed 's/+cpu$$//' > config/constraints.txt
 
-$(INSTALLED): pyproject.toml config/constraints.txt
+# What serving takes; `scripts.serve` itself installs what building takes, where it has to build.
+$(SERVES): pyproject.toml config/constraints.txt
 	test -x $(PYTHON) || python3.11 -m venv .venv
-	$(PIP) '.[dev]'
+	$(PIP) .
+	touch $@
+
+$(INSTALLED): $(SERVES)
+	$(PYTHON) -m scripts.environment dev
 	touch $@

@@ -11,15 +11,16 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts import convert, labels, paths, photos
+from scripts import environment, labels, paths, photos
+from scripts.environment import InstallError
 from scripts.hashes import is_recorded, record, sha256_of
-from scripts.weights import WeightsError, WeightsUnavailableError, identity, resolve
+from scripts.weights import WeightsError, WeightsUnavailableError, remembered, resolve
 from visionserve import metadata
 from visionserve.config import ModelConfig
-from visionserve.models import IMAGENET_CATEGORIES, MODELS
 
 DEFAULT = "resnet18"
 FALLBACK = "efficientnet_lite0"
+MIRROR_HELP = "base URL of torchvision's files of weights (WEIGHTS_MIRROR, or the official host)"
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,17 @@ class Recipe:
         return photos.folder(self.calibration) if self.calibration else photos.packaged()
 
 
-def build(recipe: Recipe, store: Path) -> Path:
+def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = True) -> Path:
     """Build an archive, unless the store has one of the same ingredients.
 
-    The SHA-256 of the archive and of its ingredients are recorded beside it, in `NAME.json`.
+    PyTorch is needed, and installed, only where there is something to build. The SHA-256 of the
+    archive and of its ingredients are recorded beside it, in `NAME.json`.
+
+    Args:
+        recipe: what to build.
+        store: where to write.
+        mirror: see `scripts.weights.resolve`.
+        again: try a download again that failed within the last day.
 
     Returns:
         The archive's path.
@@ -64,17 +72,26 @@ def build(recipe: Recipe, store: Path) -> Path:
     Raises:
         WeightsError: the weights are missing, corrupt or another model's, or the labels are
             not as many as its classes; nothing is written.
-        ValueError: the label map does not fit.
+        ValueError: there is no such architecture, or the label map does not fit.
+        InstallError: pip could not install what building takes.
         OSError: a file of the recipe cannot be read.
         pydantic.ValidationError: the configuration has an unknown key or a bad value.
     """
     config = ModelConfig.load(recipe.config)
-    categories = read_categories(recipe)
     archive = store / f"{recipe.file or recipe.name}.mar"
-    ingredients = fingerprint(recipe, config, categories)
+    ingredients = fingerprint(recipe, config)
     if is_recorded(archive, ingredients):
         return archive
-    weights = resolve(recipe.architecture, recipe.weights)
+    if not (again or recipe.weights) and (reason := remembered(recipe.architecture, mirror)):
+        raise WeightsUnavailableError(reason)
+    environment.require("build", f"{archive} has to be built")
+    from scripts import convert
+    from visionserve.models import MODELS
+
+    if recipe.architecture not in MODELS:
+        raise ValueError(f"{recipe.architecture}: no such model; there are {', '.join(MODELS)}.")
+    categories = read_categories(recipe)
+    weights = resolve(recipe.architecture, recipe.weights, mirror)
 
     with tempfile.TemporaryDirectory() as scratch:
         content = Path(scratch) / "content"
@@ -106,6 +123,8 @@ def read_categories(recipe: Recipe) -> tuple[str, ...]:
     Raises:
         ValueError: the map names a label that the model does not have.
     """
+    from visionserve.models import IMAGENET_CATEGORIES
+
     labels = (
         tuple(recipe.labels.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
         if recipe.labels
@@ -120,19 +139,30 @@ def read_categories(recipe: Recipe) -> tuple[str, ...]:
     return tuple(names.get(label, label) for label in labels)
 
 
-def fingerprint(recipe: Recipe, config: ModelConfig, categories: tuple[str, ...]) -> str:
-    """Return a SHA-256 in hex of all that goes into an archive; nothing is fetched for it."""
+def fingerprint(recipe: Recipe, config: ModelConfig) -> str:
+    """Return a SHA-256 in hex of all that goes into an archive.
+
+    The official weights, ImageNet's labels and the packaged photographs are named by the
+    releases of the packages that they belong to, so that none of them has to be there.
+
+    Raises:
+        WeightsError: the user's weights are missing.
+    """
     digest = hashlib.sha256()
-    weights = identity(recipe.architecture, recipe.weights)
-    for text in (recipe.name, recipe.architecture, recipe.version, weights, *categories):
+    pinned = environment.pinned("build")
+    for text in (recipe.name, recipe.architecture, recipe.version, *pinned):
         digest.update(text.encode() + b"\0")
-    sources = [*paths.HANDLER.rglob("*"), Path(convert.__file__), labels.FILE, recipe.config]
+    if recipe.weights and not recipe.weights.is_file():
+        raise WeightsError(f"{recipe.weights}: no such file of weights.")
+    for path in (recipe.weights, recipe.labels, recipe.label_map):
+        digest.update((sha256_of(path) if path else "").encode() + b"\0")
+    convert = paths.ROOT / "scripts" / "convert.py"
+    sources = [*paths.HANDLER.rglob("*"), convert, labels.FILE, recipe.config]
+    if recipe.calibration and config.handler.precision == "int8":
+        sources += recipe.photographs()
     for path in sorted(path for path in sources if path.is_file()):
         if path.suffix != ".pyc" and path.parent.suffix != ".egg-info":
             digest.update(sha256_of(path).encode())
-    if config.handler.precision == "int8":
-        for photograph in recipe.photographs():
-            digest.update(sha256_of(photograph).encode())
     return digest.hexdigest()
 
 
@@ -156,8 +186,12 @@ def _folder(path: Path) -> str:
     return str(path)
 
 
-def build_or_fall_back(architecture: str, profile: str, version: str = "1.0") -> tuple[str, Path]:
+def build_or_fall_back(
+    architecture: str, profile: str, version: str = "1.0", mirror: str | None = None
+) -> tuple[str, Path]:
     """Build a model for a profile, or the packaged one where its weights cannot be had.
+
+    A download that failed is tried again after a day, or by this module's command.
 
     Returns:
         The architecture that was built, and the archive's path.
@@ -165,21 +199,23 @@ def build_or_fall_back(architecture: str, profile: str, version: str = "1.0") ->
     store = paths.MODEL_STORE / profile
     config = paths.CONFIG / profile / "model-config.yaml"
     try:
-        return architecture, build(Recipe(architecture, architecture, version, config), store)
+        recipe = Recipe(architecture, architecture, version, config)
+        return architecture, build(recipe, store, mirror, again=False)
     except WeightsUnavailableError as error:
-        print(f"{error}\nBuilding {FALLBACK} in place of {architecture}.", file=sys.stderr)
+        print(f"{error}\n{FALLBACK} takes the place of {architecture}.", file=sys.stderr)
         return FALLBACK, build(Recipe(FALLBACK, FALLBACK, version, config), store)
 
 
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m scripts.build", description=__doc__)
-    parser.add_argument("model", nargs="?", default=DEFAULT, choices=MODELS)
+    parser.add_argument("model", nargs="?", default=DEFAULT)
     parser.add_argument("--profile", default="local", choices=paths.profiles())
     parser.add_argument("--name", help="name in the server (the model's)")
     parser.add_argument("--version", default="1.0")
     parser.add_argument("--file", help="the archive's file name without .mar (its name)")
     parser.add_argument("--weights", type=Path, help="a state dict of your own")
+    parser.add_argument("--mirror", metavar="URL", help=MIRROR_HELP)
     parser.add_argument("--labels", type=Path, help="a file with one label a line")
     parser.add_argument("--label-map", type=Path, help='JSON, {"alp": "高山雪景"}')
     parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
@@ -197,8 +233,8 @@ def main() -> int:
         file=args.file,
     )
     try:
-        archive = build(recipe, args.store or paths.MODEL_STORE / args.profile)
-    except (WeightsError, ValueError, OSError) as error:
+        archive = build(recipe, args.store or paths.MODEL_STORE / args.profile, args.mirror)
+    except (WeightsError, InstallError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")

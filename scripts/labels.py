@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from scripts import paths
 from visionserve.config import Language
-from visionserve.models import IMAGENET_CATEGORIES
 
 FILE = paths.CONFIG / "labels" / "imagenet.tsv"
 
@@ -40,5 +39,7 @@ def translate(categories: tuple[str, ...]) -> dict[Language, tuple[str, ...]]:
         categories: labels in class-index order. One that differs from ImageNet's was renamed by
             the user, and keeps that name in every language.
     """
+    from visionserve.models import IMAGENET_CATEGORIES
+
     classes = zip(imagenet(), categories, IMAGENET_CATEGORIES, strict=True)
     return {"zh": tuple(c.chinese if label == own else label for c, label, own in classes)}

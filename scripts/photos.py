@@ -1,4 +1,4 @@
-"""Photographs that PyPI packages carry: one to greet with, a few to calibrate with."""
+"""Photographs: one to greet with, those of PyPI packages to calibrate with."""
 
 import importlib.resources
 from pathlib import Path
@@ -20,8 +20,8 @@ PACKAGED = {
 
 
 def greeting() -> Path:
-    """Return the path of Chelsea the cat, scikit-image's PNG photograph (CC0)."""
-    return Path(str(importlib.resources.files("skimage.data") / "chelsea.png"))
+    """Return the path of Chelsea the cat, a PNG photograph (CC0, from scikit-image)."""
+    return Path(__file__).with_name("chelsea.png")
 
 
 def packaged() -> list[Path]:

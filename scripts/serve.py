@@ -3,25 +3,49 @@
 import argparse
 import sys
 from collections.abc import Collection
+from pathlib import Path
 
 import requests
 
-from scripts import paths, photos
-from scripts.build import DEFAULT, build_or_fall_back
+from scripts import archives, environment, paths, photos
+from scripts.build import DEFAULT, MIRROR_HELP, build_or_fall_back
+from scripts.environment import InstallError
 from scripts.hashes import HashError
 from scripts.torchserve import StartError, TorchServe
 from scripts.weights import WeightsError
-from visionserve.models import MODELS
 
 
-def start(profile: str, models: list[str], overrides: dict[str, str]) -> None:
+def start(
+    profile: str,
+    models: list[str],
+    archive: Path | None,
+    mirror: str | None,
+    overrides: dict[str, str],
+) -> None:
     """Build what is missing, start the server unless it runs with just that, and show an answer.
 
+    Args:
+        profile: a folder of `config/`.
+        models: names of `visionserve.models.MODELS`.
+        archive: one that was built elsewhere, to be served in place of the models.
+        mirror: see `scripts.weights.resolve`.
+        overrides: properties in place of the profile's.
+
     Raises:
+        ValueError: a model is unknown.
         WeightsError: a model's weights are corrupt or another model's.
+        InstallError: pip could not install what building or serving takes.
+        HashError: the archive is not the one that was recorded, or has no record.
         StartError: the server did not become ready.
     """
-    built = dict(build_or_fall_back(model, profile) for model in models)
+    built = (
+        dict([archives.adopt(archive, paths.MODEL_STORE / profile)])
+        if archive
+        else dict(build_or_fall_back(model, profile, mirror=mirror) for model in models)
+    )
+    for path in built.values():
+        if archives.runtime(path) == "pytorch":
+            environment.require("pytorch", f"{path.name} runs on PyTorch")
     server = TorchServe(profile, paths.STATE / profile, paths.MODEL_STORE / profile, overrides)
     running = paths.STATE / profile / "running.txt"
     records = [archive.with_suffix(".json") for archive in built.values()]
@@ -85,7 +109,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.serve", description=__doc__)
     parser.add_argument("command", choices=("start", "restore", "stop"))
     parser.add_argument("--profile", default="local", choices=paths.profiles())
-    parser.add_argument("--models", nargs="+", default=[DEFAULT], choices=MODELS)
+    parser.add_argument("--models", nargs="+", default=[DEFAULT])
+    parser.add_argument("--archive", type=Path, help="one that was built elsewhere, in their place")
+    parser.add_argument("--mirror", metavar="URL", help=MIRROR_HELP)
     parser.add_argument(
         *("--set", "-s"),
         action="append",
@@ -99,12 +125,12 @@ def main() -> int:
     try:
         match args.command:
             case "start":
-                start(args.profile, args.models, overrides)
+                start(args.profile, args.models, args.archive, args.mirror, overrides)
             case "restore":
                 restore(args.profile, overrides)
             case "stop":
                 TorchServe(args.profile, paths.STATE / args.profile, paths.MODEL_STORE).stop()
-    except (OSError, WeightsError, StartError, HashError) as error:
+    except (OSError, ValueError, WeightsError, InstallError, StartError, HashError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

