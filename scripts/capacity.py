@@ -1,16 +1,26 @@
-"""Plan workers, queues and machines from measured figures, by the M/M/c queue.
+"""Plan workers, queues and machines from measured figures, by the M/M/c or the M/D/c queue.
 
-Requests come at random (Poisson) to the one queue of a server's workers. Its service times are
-taken to vary as much as their mean (exponentially); a classification's vary less, so that the
-plan is on the safe side.
+Requests come at random (Poisson) to the one queue of a server's workers. Their service times are
+exponential, with a standard deviation equal to the mean, or all the same. Times that vary less
+than exponential ones lie between the two; those that vary more need more than either says.
 """
 
 import argparse
 import math
 import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.linalg import solve
+from scipy.optimize import brentq
 
 TIMEOUT_MS = 30_000.0
+P99_MS = 500.0
 WORKERS = (1, 10, 1000)
 UTILISATIONS = (0.5, 0.7, 0.8, 0.9, 0.95)
 
@@ -32,7 +42,7 @@ def erlang_c(workers: int, erlangs: float) -> float:
 
 
 @dataclass(frozen=True)
-class Server:
+class Queue(ABC):
     """The workers of one queue, under load.
 
     Attributes:
@@ -51,30 +61,162 @@ class Server:
         return self.rate * self.service_ms / 1000 / self.workers
 
     @property
-    def waiting(self) -> float:
-        """The probability that a request waits."""
-        return erlang_c(self.workers, self.utilisation * self.workers)
-
-    @property
+    @abstractmethod
     def mean_wait_ms(self) -> float:
         """The mean wait of all requests, in milliseconds; infinite in overload."""
-        return self.waiting * self._excess_ms
+
+    @abstractmethod
+    def waits_over(self, milliseconds: float) -> float:
+        """Return the probability that a request waits longer."""
+
+    @abstractmethod
+    def takes_over(self, milliseconds: float) -> float:
+        """Return the probability that its answer, wait and service together, takes longer."""
+
+    @property
+    def waiting(self) -> float:
+        """The probability that a request waits."""
+        return self.waits_over(0)
 
     @property
     def p99_wait_ms(self) -> float:
         """The wait that one request in a hundred exceeds, in milliseconds; infinite in overload."""
-        return max(0.0, math.log(100 * self.waiting)) * self._excess_ms if self.waiting else 0.0
+        return self._exceeded_by_one_in_a_hundred(self.waits_over)
 
     @property
     def p99_ms(self) -> float:
-        """The answer's time that one request in a hundred exceeds: its wait, then the service."""
-        return self.p99_wait_ms + self.service_ms
+        """The answer's time that one request in a hundred exceeds, in milliseconds."""
+        return self._exceeded_by_one_in_a_hundred(self.takes_over)
+
+    def _exceeded_by_one_in_a_hundred(self, over: Callable[[float], float]) -> float:
+        if self.utilisation >= 1:
+            return math.inf
+        if over(0) <= 0.01:
+            return 0.0
+        longest = self.service_ms
+        while over(longest) > 0.01:
+            longest *= 2
+        return float(brentq(lambda time: over(time) - 0.01, 0, longest, xtol=1e-9, rtol=1e-12))
+
+
+class ExponentialService(Queue):
+    """The M/M/c queue.
+
+    A request waits with Erlang's probability C, and then exponentially with the rate at which
+    busy workers end requests, less that at which requests come. The answer's time is the sum
+    of the wait and an exponential service that does not depend on it.
+    """
 
     @property
-    def _excess_ms(self) -> float:
-        """The mean wait of those that wait."""
-        idle = self.workers * (1 - self.utilisation)
-        return self.service_ms / idle if idle > 0 else math.inf
+    def mean_wait_ms(self) -> float:
+        """The mean wait of all requests, in milliseconds; infinite in overload."""
+        return self.waiting / self._draining if self._draining > 0 else math.inf
+
+    def waits_over(self, milliseconds: float) -> float:
+        """Return the probability that a request waits longer."""
+        if self.utilisation >= 1:
+            return 1.0
+        waiting = erlang_c(self.workers, self.utilisation * self.workers)
+        return waiting * math.exp(-self._draining * milliseconds)
+
+    def takes_over(self, milliseconds: float) -> float:
+        """Return the probability that its answer, wait and service together, takes longer."""
+        if self.utilisation >= 1:
+            return 1.0
+        served, drained = 1 / self.service_ms, self._draining
+        alone = math.exp(-served * milliseconds)
+        if math.isclose(served, drained, rel_tol=1e-6):
+            waited = alone * (1 + served * milliseconds)
+        else:
+            drain = math.exp(-drained * milliseconds)
+            waited = (drained * alone - served * drain) / (drained - served)
+        return (1 - self.waiting) * alone + self.waiting * waited
+
+    @property
+    def _draining(self) -> float:
+        """The rate at which a full queue becomes shorter, per millisecond."""
+        return self.workers * (1 - self.utilisation) / self.service_ms
+
+
+class ConstantService(Queue):
+    """The M/D/c queue.
+
+    After each service time D, the length M of the queue is max(M + A - c, 0), A being the
+    Poisson number of requests that came. Its probabilities solve linear equations, and are
+    geometric from some length on: H. Tijms, A First Course in Stochastic Models, 2003, 9.6.2.
+    They give the waits: G. J. Franx, A simple solution for the M/D/c waiting time distribution,
+    Operations Research Letters 29, 2001.
+    """
+
+    @property
+    def mean_wait_ms(self) -> float:
+        """The mean wait of all requests, in milliseconds; infinite in overload, by Little's law."""
+        if self.utilisation >= 1:
+            return math.inf
+        lengths, ratio = self._lengths
+        tail = lengths[-1] * ratio / (1 - ratio)
+        beyond = tail * (len(lengths) - 1 + 1 / (1 - ratio))
+        return float((np.arange(len(lengths)) @ lengths + beyond) / self.rate * 1000)
+
+    def waits_over(self, milliseconds: float) -> float:
+        """Return the probability that a request waits longer."""
+        if self.utilisation >= 1:
+            return 1.0
+        lengths, ratio = self._lengths
+        rounds = int(milliseconds / self.service_ms) + 1
+        ahead = rounds * self.workers - 1
+        coming = self.rate * (rounds * self.service_ms - milliseconds) / 1000
+        arrivals = np.arange(ahead + 1)
+        within = ahead - arrivals
+        known = 1 - np.cumsum(lengths)
+        last = len(lengths) - 1
+        longer = np.where(
+            within <= last,
+            known[np.minimum(within, last)],
+            known[last] * ratio ** np.maximum(within - last, 0.0),
+        )
+        more = stats.poisson.sf(ahead, coming)
+        return float(stats.poisson.pmf(arrivals, coming) @ longer + more)
+
+    def takes_over(self, milliseconds: float) -> float:
+        """Return the probability that its answer, wait and service together, takes longer."""
+        wait = milliseconds - self.service_ms
+        return 1.0 if wait < 0 else self.waits_over(wait)
+
+    @cached_property
+    def _lengths(self) -> tuple[NDArray[np.float64], float]:
+        """The probabilities of the queue's lengths, and the ratio of those beyond the last."""
+        load, workers = self.utilisation * self.workers, self.workers
+        ratio = self._ratio
+        last = min(math.ceil(-35 / math.log(ratio)), math.ceil(50 + 15 * math.sqrt(workers)))
+        lengths = np.arange(last + 1)
+        # Row j, column k: the probability of length j after length k.
+        moves = stats.poisson.pmf(workers + lengths[:, None] - lengths, load)
+        moves[0] = stats.poisson.cdf(workers - lengths, load)
+        beyond = ratio ** np.arange(1, workers + 1)
+        for length in range(max(1, last - workers + 1), last + 1):
+            above = np.arange(1, workers + length - last + 1)
+            moves[length, -1] += stats.poisson.pmf(above[::-1] - 1, load) @ beyond[: len(above)]
+        equations = moves - np.eye(last + 1)
+        equations[0] = 1.0
+        equations[0, -1] += ratio / (1 - ratio)
+        return solve(equations, np.eye(last + 1)[0]), ratio
+
+    @property
+    def _ratio(self) -> float:
+        """The ratio of the probabilities of a long queue and of one shorter by one."""
+
+        def fault(excess: float) -> float:
+            return self.utilisation * excess - math.log1p(excess)
+
+        longest = 1.0
+        while fault(longest) < 0:
+            longest *= 2
+        least = 1 / self.utilisation - 1
+        return 1 / (1 + float(brentq(fault, least, max(longest, 2 * least), xtol=1e-15)))
+
+
+SERVICES: dict[str, type[Queue]] = {"exponential": ExponentialService, "constant": ConstantService}
 
 
 def queue_size(service_ms: float, workers: int, timeout_ms: float = TIMEOUT_MS) -> int:
@@ -85,43 +227,50 @@ def queue_size(service_ms: float, workers: int, timeout_ms: float = TIMEOUT_MS) 
     return max(0, math.floor((timeout_ms - service_ms) * workers / service_ms))
 
 
-def machines(service_ms: float, workers: int, rate: float, p99_ms: float) -> int:
+def machines(
+    service: type[Queue], service_ms: float, workers: int, rate: float, p99_ms: float
+) -> int:
     """Return the number of machines, each with a queue of its own and an equal part of the rate.
 
     Args:
-        service_ms: as in `Server`.
+        service: how service times vary.
+        service_ms: as in `Queue`.
         workers: of one machine.
         rate: of all requests, per second.
         p99_ms: time in which 99 % of the requests are to be answered.
 
     Raises:
-        ValueError: a request takes longer even where it does not wait.
+        ValueError: the service alone takes one request in a hundred longer.
     """
-    if p99_ms < service_ms:
+    alone = service(service_ms, workers, 1e-9).p99_ms
+    if p99_ms < alone:
         raise ValueError(
-            f"No number of machines answers in {p99_ms:g} ms what takes {service_ms:g} ms."
+            f"No number of machines answers 99 % in {p99_ms:g} ms: without any wait, one request "
+            f"in a hundred takes over {alone:.4g} ms."
         )
     count = max(1, math.ceil(rate * service_ms / 1000 / workers))
-    while Server(service_ms, workers, rate / count).p99_ms > p99_ms:
+    while service(service_ms, workers, rate / count).p99_ms > p99_ms:
         count += 1
     return count
 
 
-def table(servers: list[Server]) -> str:
-    """Return one line a server, under a heading, as a Markdown table."""
+def table(queues: Sequence[Queue]) -> str:
+    """Return one line a queue, under a heading, as a Markdown table."""
     lines = [
-        "| workers | requests/s | busy | wait at all | mean wait | p99 wait | longest queue |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
+        "| workers | requests/s | busy | wait at all | mean wait | p99 wait | p99 answer "
+        "| longest queue |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for server in servers:
+    for queue in queues:
         cells = (
-            f"{server.workers:,}",
-            f"{server.rate:,.1f}",
-            f"{server.utilisation:.0%}",
-            f"{server.waiting:.1%}",
-            _time(server.mean_wait_ms),
-            _time(server.p99_wait_ms),
-            f"{queue_size(server.service_ms, server.workers):,}",
+            f"{queue.workers:,}",
+            f"{queue.rate:,.1f}",
+            f"{queue.utilisation:.0%}",
+            f"{queue.waiting:.1%}",
+            _time(queue.mean_wait_ms),
+            _time(queue.p99_wait_ms),
+            _time(queue.p99_ms),
+            f"{queue_size(queue.service_ms, queue.workers):,}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -138,31 +287,42 @@ def main() -> int:
         "--service-time-ms",
         type=float,
         required=True,
-        help="a request's time in one worker: 1000 / (images per second of a worker or a GPU)",
+        help="a request's mean time in one worker: 1000 / (images per second of a worker or a GPU)",
+    )
+    parser.add_argument(
+        "--service", choices=SERVICES, default="exponential", help="how it varies (exponential)"
     )
     parser.add_argument("--workers", type=int, nargs="+", default=WORKERS, help="of one queue")
     parser.add_argument("--rate", type=float, help="requests per second of all clients")
-    parser.add_argument("--p99-ms", type=float, default=500, help="time for 99 %% of the answers")
+    parser.add_argument("--p99-ms", type=float, help="time for 99 %% of the answers (500)")
     args = parser.parse_args()
-    if min(args.service_time_ms, *args.workers, args.p99_ms, args.rate or 1) <= 0:
+    given = (args.service_time_ms, *args.workers, args.p99_ms, args.rate)
+    if any(not 0 < figure < math.inf for figure in given if figure is not None):
         parser.error("every figure must be above zero")
+    if args.p99_ms and not args.rate:
+        parser.error("--p99-ms counts machines, which needs --rate")
+    service, service_ms, p99_ms = (
+        SERVICES[args.service],
+        args.service_time_ms,
+        args.p99_ms or P99_MS,
+    )
     if args.rate is None:
-        capacities = {workers: 1000 * workers / args.service_time_ms for workers in args.workers}
-        servers = [
-            Server(args.service_time_ms, workers, share * capacity)
+        capacities = {workers: 1000 * workers / service_ms for workers in args.workers}
+        queues = [
+            service(service_ms, workers, share * capacity)
             for workers, capacity in capacities.items()
             for share in UTILISATIONS
         ]
-        print(table(servers))
+        print(table(queues))
         return 0
-    print(table([Server(args.service_time_ms, workers, args.rate) for workers in args.workers]))
+    print(table([service(service_ms, workers, args.rate) for workers in args.workers]))
     for workers in args.workers:
         try:
-            count = machines(args.service_time_ms, workers, args.rate, args.p99_ms)
+            count = machines(service, service_ms, workers, args.rate, p99_ms)
         except ValueError as error:
             print(error, file=sys.stderr)
             return 1
-        print(f"Machines of {workers:,} workers that answer 99 % in {args.p99_ms:g} ms: {count:,}")
+        print(f"Machines of {workers:,} workers that answer 99 % in {p99_ms:g} ms: {count:,}")
     return 0
 
 
