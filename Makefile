@@ -7,7 +7,8 @@ PYTHON := .venv/bin/python
 PIP := $(PYTHON) -m pip install --quiet --constraint config/constraints.txt --editable
 SERVES := .venv/.serves
 INSTALLED := .venv/.installed
-DEBIAN := /usr/bin/chromium /usr/bin/chromedriver /usr/sbin/nginx /usr/bin/prometheus
+LUA := /usr/lib/nginx/modules/ngx_http_lua_module.so /usr/lib/nginx/modules/ngx_stream_module.so
+DEBIAN := /usr/bin/chromium /usr/bin/chromedriver /usr/sbin/nginx $(LUA) /usr/bin/prometheus
 
 .PHONY: serve stop test test-ray fuzz chaos overload soak evaluate bench lint lock
 
@@ -23,7 +24,8 @@ test: lint $(DEBIAN)
 # What the tests drive that pip does not have: a browser, nginx and Prometheus.
 $(DEBIAN) /usr/bin/wrk:
 	apt-get update -qq
-	apt-get install -qq --yes --no-install-recommends chromium chromium-driver nginx prometheus wrk
+	apt-get install -qq --yes --no-install-recommends chromium chromium-driver nginx libnginx-mod-http-lua \
+		libnginx-mod-stream prometheus wrk
 
 # Ray listens on all interfaces, so that its test is not a part of `test`.
 test-ray: $(INSTALLED)

@@ -45,7 +45,7 @@ class Client:
         self._session.mount(f"{inference}/predictions/", HTTPAdapter(max_retries=retry))
 
     def token(self, kind: str) -> dict[str, str]:
-        """Return the header that authorizes a kind of call, `inference` or `management`."""
+        """Return the header that authorizes `inference`, `management` or `API` (token) calls."""
         if self._key_file is None:
             return {}
         keys = json.loads(self._key_file.read_text(encoding="utf-8"))
@@ -119,6 +119,18 @@ class Client:
         Requests under way are never answered: `scripts.retire` waits for them.
         """
         self._manage("DELETE", f"/models/{model}/{version}" if version else f"/models/{model}")
+
+    def rotate(self) -> None:
+        """Have the server make new inference and management keys, and end the earlier ones."""
+        for kind in ("inference", "management"):
+            response = self._session.get(
+                f"{self.management}/token",
+                params={"type": kind},
+                headers=self.token("API"),
+                timeout=TIMEOUT,
+            )
+            if not response.ok:
+                raise requests.HTTPError(f"{response.status_code}: {response.text}")
 
     def _manage(self, method: str, path: str, **parameters: Any) -> Any:
         response = self._session.request(

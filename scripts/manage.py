@@ -18,6 +18,7 @@ def main() -> int:
     parser.add_argument("--state", type=Path, help="the server's state folder")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="name the models")
+    commands.add_parser("rotate", help="replace the inference and management keys")
     for name, help_ in (
         ("describe", "show a model's versions, workers and queue as JSON"),
         ("scale", "set a model's number of workers"),
@@ -54,6 +55,9 @@ def main() -> int:
                 client.set_default(args.model, args.version)
             case "unregister":
                 retire(client, store_of(state), args.model, args.version)
+            case "rotate":
+                client.rotate()
+                print(f"New keys are in {state / 'key_file.json'}; nginx has them already.")
     except (OSError, HashError) as error:
         print(error, file=sys.stderr)
         return 1

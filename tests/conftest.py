@@ -13,8 +13,8 @@ from PIL import Image
 from scripts import paths
 from scripts.build import Recipe, build
 from scripts.client import Client
-from scripts.load import free_ports
-from scripts.proxy import Proxy, Upstream
+from scripts.load import free_port, free_ports
+from scripts.proxy import Proxy, Site, Upstream
 from scripts.torchserve import TorchServe
 from visionserve.models import MODELS
 
@@ -101,6 +101,13 @@ def upstream_of(server: TorchServe) -> Upstream:
     return Upstream(server.client.inference, server.state / "key_file.json")
 
 
+def site_of(*servers: TorchServe, rate: str = "10000r/s", trusted: tuple[str, ...] = ()) -> Site:
+    """A site on free ports, at a rate that no test meets unless it gives another one."""
+    listen, probes = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    upstreams = tuple(upstream_of(server) for server in servers)
+    return Site(upstreams, listen, probes, REAL, rate, trusted)
+
+
 @pytest.fixture
 def proxy(tmp_path: Path) -> Iterator[Proxy]:
     """An nginx that a test starts."""
@@ -109,8 +116,8 @@ def proxy(tmp_path: Path) -> Iterator[Proxy]:
     proxy.stop()
 
 
-def spend(listen: str) -> None:
+def spend(site: Site) -> None:
     """Send as many requests as an nginx lets one client send at once."""
     with requests.Session() as session:
-        while session.get(f"http://{listen}/ping", timeout=60).status_code != 429:
+        while session.get(f"http://{site.listen}/ping", timeout=60).status_code != 429:
             pass

@@ -126,16 +126,36 @@ def test_pods_have_no_rights_to_spare(manifests: dict[str, Manifest]) -> None:
 def test_probes_ask_nginx_which_holds_the_token(manifests: dict[str, Manifest]) -> None:
     (container,) = pod_of(manifests)["spec"]["containers"]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[probe]["httpGet"] == {"path": "/ping", "port": "http"}
-    assert container["ports"][0] == {"name": "http", "containerPort": 8000}
+        assert container[probe]["httpGet"] == {"path": "/ping", "port": "probes"}
+    assert container["ports"][1] == {"name": "probes", "containerPort": 8001}
+
+
+def test_a_pod_that_cannot_answer_is_unready_within_ten_seconds(
+    manifests: dict[str, Manifest],
+) -> None:
+    """nginx's last answer may count for 2 s, and its prediction takes up to 3."""
+    (container,) = pod_of(manifests)["spec"]["containers"]
+    probe = container["readinessProbe"]
+    assert probe["timeoutSeconds"] > 3 and probe["failureThreshold"] == 1
+    assert 2 + probe["periodSeconds"] + probe["timeoutSeconds"] < 10
+
+
+def test_only_load_balancers_may_say_who_the_client_is(manifests: dict[str, Manifest]) -> None:
+    """A pod of a trusted network that could connect would choose its address itself."""
+    assert manifests["ConfigMap"]["data"]["TRUSTED"] == "10.0.0.0/8"
+    rules = manifests["NetworkPolicy"]["spec"]["ingress"]
+    (admitted,) = [rule["from"] for rule in rules if {"port": 8000} in rule["ports"]]
+    assert admitted == [
+        {"namespaceSelector": {"matchLabels": {"visionserve/load-balancer": "true"}}}
+    ]
 
 
 def test_management_cannot_be_reached(manifests: dict[str, Manifest]) -> None:
     (container,) = pod_of(manifests)["spec"]["containers"]
     policy = manifests["NetworkPolicy"]["spec"]
     admitted = {port["port"] for rule in policy["ingress"] for port in rule["ports"]}
-    assert admitted == {port["containerPort"] for port in container["ports"]} == {8000, 8082}
-    assert [rule["from"] for rule in policy["ingress"] if rule["ports"] == [{"port": 8082}]]
+    assert admitted == {port["containerPort"] for port in container["ports"]} == {8000, 8001, 8082}
+    assert all(rule["from"] for rule in policy["ingress"])
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert policy["egress"] == []
 
@@ -213,7 +233,7 @@ def test_the_container_is_what_the_pods_expect(
     assert last["STOPSIGNAL"] == "SIGQUIT"
     state = f"{last['WORKDIR']}/{paths.STATE.name}"
     assert {mount["mountPath"] for mount in container["volumeMounts"]} == {state, "/tmp"}
-    assert "/ping" in last["HEALTHCHECK"]
+    assert "8001/ping" in last["HEALTHCHECK"]
     used = set(re.findall(r"\$(\w+)", last["CMD"]))
     assert used == {"PROFILE"} | manifests["ConfigMap"]["data"].keys()
 

@@ -6,10 +6,12 @@ import itertools
 import json
 import os
 import signal
-import time
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -24,7 +26,7 @@ from scripts.proxy import Proxy, ProxyError, Site, Upstream
 from scripts.rows import RunError
 from scripts.server_engine import classify
 from scripts.torchserve import TorchServe
-from tests.conftest import REAL, encode, spend, upstream_of
+from tests.conftest import REAL, encode, site_of, spend
 
 TIMEOUT = 60
 PREDICTIONS = f"/predictions/{REAL}"
@@ -50,9 +52,8 @@ def second(other: TorchServe) -> TorchServe:
 
 @pytest.fixture
 def site(server: TorchServe, second: TorchServe) -> Site:
-    """Both servers, and a rate that no test meets."""
-    upstreams = (upstream_of(server), upstream_of(second))
-    return Site(upstreams, f"127.0.0.1:{free_port()}", REAL, "10000r/s")
+    """Both servers."""
+    return site_of(server, second)
 
 
 @pytest.fixture
@@ -95,8 +96,8 @@ def test_tokens_are_for_the_user_alone(address: str, second: TorchServe, tmp_pat
         for path in (tmp_path / "nginx").rglob("*")
         if path.is_file() and key in path.read_text(errors="replace")
     ]
-    assert [path.name for path in holders] == ["torchserve-2.conf"]
-    assert holders[0].stat().st_mode & 0o077 == 0
+    assert [path.name for path in holders] == ["torchserve-2.key"]
+    assert holders[0].is_symlink() and holders[0].stat().st_mode & 0o077 == 0
     assert (tmp_path / "nginx").stat().st_mode & 0o077 == 0
 
 
@@ -138,9 +139,9 @@ def test_ping(address: str) -> None:
     ],
 )
 def test_nothing_else_is_there(path: str, proxy: Proxy, server: TorchServe) -> None:
-    listen = f"127.0.0.1:{free_port()}"
-    proxy.start(Site((upstream_of(server),), listen))
-    connection = http.client.HTTPConnection(listen, timeout=TIMEOUT)
+    site = site_of(server)
+    proxy.start(site)
+    connection = http.client.HTTPConnection(site.listen, timeout=TIMEOUT)
     connection.request("GET", path)
     response = connection.getresponse()
     assert response.status == 404
@@ -169,11 +170,22 @@ def test_a_larger_body_does_not(address: str) -> None:
     assert response.json()["error"]["code"] == "body_too_large"
 
 
-def test_the_content_type_that_curl_data_sends_is_refused(address: str, cat: bytes) -> None:
-    headers = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
-    response = requests.post(address + PREDICTIONS, data=cat, headers=headers, timeout=TIMEOUT)
-    assert response.status_code == 415
-    assert response.json()["error"]["code"] == "unsupported_content_type"
+def test_the_forms_that_everybody_tries_first(address: str, cat: bytes, tmp_path: Path) -> None:
+    """curl --data-binary names another content type, and curl -T another method."""
+    image, text = tmp_path / "cat.png", tmp_path / "data.txt"
+    image.write_bytes(cat)
+    text.write_text("data=1&top_k=2%")
+
+    def curl(*words: str) -> tuple[str, Any]:
+        command = ["curl", "-sS", "-w", "%{http_code}", *words, address + PREDICTIONS]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return out[-3:], json.loads(out[:-3])
+
+    for words in (("--data-binary", f"@{image}"), ("-T", str(image)), ("-F", f"data=@{image}")):
+        status, answer = curl(*words)
+        assert (status, answer["predictions"][0]["label"]) == ("200", "Egyptian cat")
+    status, answer = curl("--data-binary", f"@{text}")
+    assert (status, answer["error"]["code"]) == ("415", "unsupported_format")
 
 
 def test_torchserves_own_errors_pass(address: str) -> None:
@@ -184,10 +196,10 @@ def test_torchserves_own_errors_pass(address: str) -> None:
 
 
 def test_a_client_may_send_so_many_requests(proxy: Proxy, server: TorchServe) -> None:
-    listen = f"127.0.0.1:{free_port()}"
-    proxy.start(Site((upstream_of(server),), listen, rate="1r/m"))
+    site = site_of(server, rate="1r/m")
+    proxy.start(site)
     with requests.Session() as session:
-        responses = [session.get(f"http://{listen}/ping", timeout=TIMEOUT) for _ in range(44)]
+        responses = [session.get(f"http://{site.listen}/ping", timeout=TIMEOUT) for _ in range(44)]
     assert [response.status_code for response in responses] == [200] * 41 + [429] * 3
     assert responses[-1].json()["error"]["code"] == "too_many_requests"
     assert responses[-1].headers["Retry-After"]
@@ -196,25 +208,25 @@ def test_a_client_may_send_so_many_requests(proxy: Proxy, server: TorchServe) ->
 def test_a_client_that_retries_waits_as_long_as_it_is_told(
     proxy: Proxy, server: TorchServe, cat: bytes
 ) -> None:
-    listen = f"127.0.0.1:{free_port()}"
-    proxy.start(Site((upstream_of(server),), listen, rate="1r/s"))
-    spend(listen)
-    response = Client(f"http://{listen}", "", retries=6).predict(REAL, cat)
+    site = site_of(server, rate="1r/s")
+    proxy.start(site)
+    spend(site)
+    response = Client(f"http://{site.listen}", "", retries=6).predict(REAL, cat)
     assert response.status_code == 200
     retries = response.raw.retries
     assert retries and {tried.status for tried in retries.history} == {429}
 
 
 def test_a_server_gets_no_more_large_images_than_it_holds(proxy: Proxy, server: TorchServe) -> None:
-    listen = f"127.0.0.1:{free_port()}"
-    proxy.start(Site((upstream_of(server),), listen, trusted=("127.0.0.1",)))
+    site = site_of(server, rate="20r/s", trusted=("127.0.0.1",))
+    proxy.start(site)
     noise = np.random.default_rng(0).integers(0, 256, (2000, 2400), np.uint8)
     large = encode(Image.fromarray(noise), "PNG", compress_level=1)
     assert 4_500_000 < len(large) < 5 * 1024 * 1024
 
     def ask(number: int) -> requests.Response:
-        headers = PNG | {"X-Forwarded-For": f"10.0.0.{number}"}
-        url = f"http://{listen}{PREDICTIONS}"
+        headers = PNG | {"X-Forwarded-For": f"10.0.0.{number}", "X-Classify-TTA": "none"}
+        url = f"http://{site.listen}{PREDICTIONS}"
         return requests.post(url, data=large, headers=headers, timeout=TIMEOUT)
 
     with ThreadPoolExecutor(120) as pool:
@@ -226,45 +238,67 @@ def test_a_server_gets_no_more_large_images_than_it_holds(proxy: Proxy, server: 
 
 def test_no_server_is_an_error_of_its_own(proxy: Proxy, server: TorchServe) -> None:
     absent = Upstream(f"http://127.0.0.1:{free_port()}", server.state / "key_file.json")
-    listen = f"127.0.0.1:{free_port()}"
-    proxy.start(Site((absent, absent), listen, rate="10000r/s"))
+    site = replace(site_of(server), upstreams=(absent, absent))
+    proxy.start(site)
     for _ in range(5):
         response = requests.post(
-            f"http://{listen}{PREDICTIONS}", data=b"x", headers=PNG, timeout=TIMEOUT
+            f"http://{site.listen}{PREDICTIONS}", data=b"x", headers=PNG, timeout=TIMEOUT
         )
         assert response.status_code == 502
         assert response.json()["error"]["code"] == "unavailable"
     with pytest.raises(RunError, match="502"):
-        list(classify(Client(f"http://{listen}", ""), REAL, {}, [photos.greeting()], 1, retries=1))
+        client = Client(f"http://{site.listen}", "")
+        list(classify(client, REAL, {}, [photos.greeting()], 1, retries=1))
 
 
 def test_a_bad_configuration_is_refused(proxy: Proxy, server: TorchServe) -> None:
     with pytest.raises(ProxyError, match="rate"):
-        proxy.start(Site((upstream_of(server),), rate="many"))
+        proxy.start(site_of(server, rate="many"))
     assert proxy.pid is None
 
 
-def test_a_restarted_servers_new_token_is_taken_on(
-    proxy: Proxy, second: TorchServe, cat: bytes
-) -> None:
-    site = Site((upstream_of(second),), f"127.0.0.1:{free_port()}", rate="10000r/s")
-
-    def ask() -> int:
-        url = f"http://{site.listen}{PREDICTIONS}"
-        return requests.post(url, data=cat, headers=PNG, timeout=TIMEOUT).status_code
-
+def test_new_tokens_are_taken_on_at_once(proxy: Proxy, second: TorchServe, cat: bytes) -> None:
+    """nginx sends no token of yesterday, after a restart or amid a rotation."""
+    site = site_of(second)
     proxy.start(site)
-    pid = proxy.pid
+    url = f"http://{site.listen}{PREDICTIONS}"
+    headers = PNG | {"X-Classify-TTA": "none"}
+
+    def ask(_: int = 0) -> int:
+        return requests.post(url, data=cat, headers=headers, timeout=TIMEOUT).status_code
+
     assert ask() == 200
     second.stop()
     second.start([f"{REAL}={REAL}.mar"])
-    assert ask() == 400
+    assert ask() == 200
+    with ThreadPoolExecutor(4) as pool:
+        asked = pool.map(ask, range(80))
+        for _ in range(20):
+            second.client.rotate()
+        assert set(asked) == {200}
+    metrics = requests.get(f"http://{site.probes}/metrics", timeout=TIMEOUT).text
+    assert 'refused_tokens_total{server="torchserve-1"} 0\n' in metrics
+
+
+def test_a_refused_token_is_not_the_clients_fault(
+    proxy: Proxy, server: TorchServe, cat: bytes, tmp_path: Path
+) -> None:
+    other_keys = tmp_path / "key_file.json"
+    other_keys.write_text('{"inference": {"key": "x", "expiration time": "2026-01-02T03:04:05Z"}}')
+    site = replace(site_of(server), upstreams=(Upstream(server.client.inference, other_keys),))
     proxy.start(site)
-    deadline = time.monotonic() + TIMEOUT
-    while ask() != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert proxy.pid == pid
+    url = f"http://{site.listen}{PREDICTIONS}"
+    response = requests.post(url, data=cat, headers=PNG, timeout=TIMEOUT)
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "2")
+    assert response.json()["error"]["code"] == "unavailable"
+    metrics = requests.get(f"http://{site.probes}/metrics", timeout=TIMEOUT).text
+    samples = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if line[0] != "#")
+    server_1 = '{server="torchserve-1"}'
+    assert int(samples[f"visionserve_gate_refused_tokens_total{server_1}"]) > 0
+    written = int(samples[f"visionserve_gate_key_written_seconds{server_1}"])
+    assert written == int(other_keys.stat().st_mtime)
+    assert samples[f"visionserve_gate_key_expires_seconds{server_1}"] == "1767323040"
+    assert samples["visionserve_gate_ready"] == "0"
 
 
 def test_no_request_is_lost_when_a_server_dies(
@@ -298,6 +332,6 @@ def test_no_request_is_lost_when_a_server_dies(
     proxy.stop()
     asked = access_log(tmp_path)
     assert len(asked) == total
-    dead = f"unix:{tmp_path / 'nginx' / 'torchserve-2.sock'}"
+    dead = "unix:torchserve-2.sock"
     assert any(entry["upstream"] == dead for entry in asked), "it never answered"
     assert any(f"{dead}, " in str(entry["upstream"]) for entry in asked), "nothing was asked again"

@@ -12,12 +12,11 @@ from selenium.webdriver.support.select import Select
 
 from scripts.client import Client
 from scripts.formats import record
-from scripts.load import free_port
 from scripts.photos import greeting, packaged
-from scripts.proxy import Proxy, Site
+from scripts.proxy import Proxy
 from scripts.torchserve import TorchServe
 from tests.browser import Browser
-from tests.conftest import RANDOM, REAL, spend, upstream_of
+from tests.conftest import RANDOM, REAL, site_of, spend
 from visionserve.page import WEB, Page, bundle
 
 CAT = greeting()
@@ -161,11 +160,11 @@ def test_busy_server_is_asked_again(page: Browser, client: Client) -> None:
 
 
 def test_busy_nginx_is_asked_again(chromium: Browser, server: TorchServe, proxy: Proxy) -> None:
-    listen = f"127.0.0.1:{free_port()}"
-    proxy.start(Site((upstream_of(server),), listen, REAL, "1r/s"))
+    site = site_of(server, rate="1r/s")
+    proxy.start(site)
     chromium.forget()
-    chromium.driver.get(f"http://{listen}/")
-    spend(listen)
+    chromium.driver.get(f"http://{site.listen}/")
+    spend(site)
     chromium.pick(CAT)
     chromium.until(lambda: chromium.texts(".state") == ["The server is busy. Trying again…"])
     chromium.settle()

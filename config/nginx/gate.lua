@@ -1,0 +1,287 @@
+-- What nginx's directives cannot say: each server's token as it is now, which requests another
+-- server should get, whether any server can answer, and what is counted.
+--
+-- The work-arounds are for TorchServe 0.12.
+
+local ffi = require("ffi")
+local process = require("ngx.process")
+
+ffi.cdef("int kill(int pid, int sig);")
+
+local gate = {}
+local counts, answers = ngx.shared.counts, ngx.shared.answers
+
+local PATIENCE = 12 -- Seconds without an answer after which a model counts as stuck.
+local TRIAL = 5 -- Seconds between the requests that a stuck model still gets.
+local RECENT = 2 -- Seconds for which an answer shows that a server can answer.
+local HEADERS = 4000 -- Bytes of headers; TorchServe takes 8,192, nginx's own among them.
+local SIGUSR1 = 10
+local FILES = 5
+
+local KEPT = {
+    ["accept"] = true,
+    ["content-length"] = true,
+    ["content-type"] = true,
+    ["transfer-encoding"] = true,
+}
+
+local UNAVAILABLE = '{"error":{"code":"unavailable","message":"No server can answer now."}}'
+
+-- Run a handler; its faults are worth a line where those of requests are not.
+local function guarded(handler)
+    return function(...)
+        local ok, fault = xpcall(handler, debug.traceback, ...)
+        if not ok then
+            ngx.log(ngx.CRIT, fault)
+            if not ngx.headers_sent then
+                ngx.status = 500
+            end
+        end
+    end
+end
+
+local function refuse(status, code, message)
+    ngx.status = status
+    ngx.header["Content-Type"] = "application/json"
+    ngx.print(string.format('{"error":{"code":"%s","message":"%s"}}', code, message))
+    return ngx.exit(ngx.HTTP_OK)
+end
+
+-- Refuse what TorchServe would not take, or would take amiss, and keep only the headers that the
+-- handler reads.
+function gate.admit()
+    if ngx.var.request_uri:find("?", 1, true) and ngx.var.uri ~= "/" then
+        return refuse(
+            400, "query_not_supported",
+            "Send options as X-Classify- headers or with the image, not in a query."
+        )
+    end
+    local size = 0
+    for name, value in pairs(ngx.req.get_headers(0)) do
+        if KEPT[name] or name:find("^x%-classify%-") then
+            local text = type(value) == "table" and table.concat(value) or value
+            if text:find("[^\t\32-\126]") then
+                return refuse(400, "bad_request", "A header has characters beyond ASCII.")
+            end
+            size = size + #name + #text
+        else
+            ngx.req.clear_header(name)
+        end
+    end
+    if size > HEADERS then
+        return refuse(431, "headers_too_large", "The headers are too long.")
+    end
+    local type = (ngx.var.content_type or ""):lower()
+    if type:find("^%s*multipart/form%-data") then
+        local boundary = type:match('boundary="([^"]+)"') or type:match('boundary=([^%s;"]+)')
+        if not boundary or #boundary > 70 then
+            return refuse(400, "invalid_form", "The form's content type names no boundary.")
+        end
+    end
+end
+
+local function token(server)
+    local file = io.open(ngx.config.prefix() .. server .. ".key")
+    local text = file and file:read("*a") or ""
+    if file then
+        file:close()
+    end
+    return text:match('"inference"%s*:%s*{%s*"key"%s*:%s*"([^"]+)"')
+end
+
+local function type_of(answer)
+    return answer.body:match('^%s*{%s*"code"%s*:%s*%d+%s*,%s*"type"%s*:%s*"(%w+)"')
+end
+
+local function forward(server)
+    local key = token(server)
+    return ngx.location.capture("/torchserve" .. ngx.var.uri, {
+        method = ngx["HTTP_" .. ngx.req.get_method()],
+        always_forward_body = true,
+        vars = { authorization = key and "Bearer " .. key or "" },
+    })
+end
+
+-- Answer 403: nginx asks another server then, without counting a failure. Where none is left,
+-- `finish` puts the real status in its place.
+local function elsewhere(status, body)
+    ngx.status = 403
+    ngx.header["X-Status"] = status
+    ngx.header["Content-Type"] = "application/json"
+    ngx.print(body or UNAVAILABLE)
+end
+
+-- Answer a request with what a TorchServe says.
+gate.ask = guarded(function(server)
+    ngx.req.read_body()
+    local model = server .. ngx.var.uri
+    local waiting = model .. " waiting"
+    answers:add(waiting, ngx.now())
+    local since = answers:get(waiting)
+    if since and ngx.now() - since > PATIENCE and not answers:add(model .. " trial", true, TRIAL) then
+        return elsewhere(503)
+    end
+    local answer = forward(server)
+    local fault = type_of(answer)
+    -- TorchServe takes a new key before it writes it down.
+    for _ = 1, 20 do
+        if answer.status ~= 400 or fault ~= "InvalidKeyException" then
+            break
+        end
+        ngx.sleep(0.05)
+        answer = forward(server)
+        fault = type_of(answer)
+    end
+    local status = answer.status
+    if fault == "InvalidKeyException" then
+        counts:incr("refused " .. server, 1, 0)
+        return elsewhere(503)
+    elseif (status == 502 or status == 504) and not fault then
+        -- The server that cannot be connected to counts as failed; a request that it does not
+        -- answer may be the request's fault.
+        local connected = (answer.header["X-Connected"] or ""):find("%d$")
+        if status == 504 or connected then
+            return elsewhere(status, answer.body)
+        end
+    elseif status == 503 and fault then
+        return elsewhere(503, answer.body)
+    elseif (status == 403 or status == 500) and fault and fault ~= "InternalServerException" then
+        -- The frontend could not read the body.
+        ngx.status = 400
+        ngx.header["Content-Type"] = "application/json"
+        ngx.print('{"error":{"code":"malformed_body","message":"The body is not what its content type says."}}')
+        return
+    elseif not fault then
+        answers:delete(waiting)
+        answers:set(model, ngx.now())
+    end
+    ngx.status = status
+    for name, value in pairs(answer.header) do
+        if name ~= "X-Connected" then
+            ngx.header[name] = value
+        end
+    end
+    ngx.print(answer.body)
+end)
+
+-- Give an answer its last headers.
+function gate.finish()
+    if ngx.header["X-Status"] then
+        ngx.status = tonumber(ngx.header["X-Status"])
+        ngx.header["X-Status"] = nil
+    end
+    if ngx.status == 429 or ngx.status == 502 or ngx.status == 503 then
+        ngx.header["Retry-After"] = 2
+    end
+end
+
+local function ready()
+    local answer = ngx.location.capture("/probe")
+    if answer.status == 200 then
+        return true
+    end
+    -- A full queue or a long one: others have answers.
+    for _, name in ipairs(answers:get_keys(0)) do
+        local at = name:find("/predictions/[^ ]+$") and answers:get(name)
+        if at and ngx.now() - at < RECENT then
+            return true
+        end
+    end
+    return false
+end
+
+-- Tell whether any server can answer, by a prediction.
+gate.ping = guarded(function()
+    ngx.header["Content-Type"] = "application/json"
+    if ready() then
+        ngx.print('{"status":"Healthy"}')
+    else
+        ngx.status = 503
+        ngx.print('{"status":"Unhealthy"}')
+    end
+end)
+
+function gate.log()
+    counts:incr("status " .. ngx.status, 1, 0)
+end
+
+-- The metrics, in Prometheus' text format.
+gate.metrics = guarded(function(...)
+    local lines = { "# TYPE visionserve_gate_ready gauge" }
+    local function add(format, ...)
+        lines[#lines + 1] = string.format(format, ...)
+    end
+    add("visionserve_gate_ready %d", ready() and 1 or 0)
+    add("# TYPE visionserve_gate_answers_total counter")
+    local names = counts:get_keys(0)
+    table.sort(names)
+    for _, name in ipairs(names) do
+        local status = name:match("^status (%d+)$")
+        if status then
+            add('visionserve_gate_answers_total{status="%s"} %d', status, counts:get(name))
+        end
+    end
+    add("# TYPE visionserve_gate_refused_tokens_total counter")
+    for _, server in ipairs({ ... }) do
+        add(
+            'visionserve_gate_refused_tokens_total{server="%s"} %d',
+            server, counts:get("refused " .. server) or 0
+        )
+    end
+    add("# TYPE visionserve_gate_key_written_seconds gauge")
+    add("# TYPE visionserve_gate_key_expires_seconds gauge")
+    for _, server in ipairs({ ... }) do
+        local key = ngx.location.capture("/keys/" .. server .. ".key")
+        local written = ngx.parse_http_time(key.header["Last-Modified"] or "")
+        if written then
+            add('visionserve_gate_key_written_seconds{server="%s"} %d', server, written)
+        end
+        local pattern = '"inference".-"expiration time"%s*:%s*"(%d+)-(%d+)-(%d+)T(%d+):(%d+)'
+        local year, month, day, hour, minute = key.body:match(pattern)
+        if year then
+            -- os.time reads local time, and the file has UTC.
+            local now = ngx.time()
+            local shift = now - os.time(os.date("!*t", now))
+            local wanted = { year = year, month = month, day = day, hour = hour, min = minute }
+            add(
+                'visionserve_gate_key_expires_seconds{server="%s"} %d',
+                server, os.time(wanted) + shift
+            )
+        end
+    end
+    ngx.print(table.concat(lines, "\n"), "\n")
+end)
+
+-- Let a log that is full be the first of its earlier ones, and nginx begin another.
+local function rotate(path, limit)
+    local file = io.open(path)
+    local size = file and file:seek("end") or 0
+    if file then
+        file:close()
+    end
+    if size < limit then
+        return
+    end
+    for number = FILES - 1, 1, -1 do
+        os.rename(path .. "." .. number, path .. "." .. number + 1)
+    end
+    os.rename(path, path .. ".1")
+    ffi.C.kill(process.get_master_pid(), SIGUSR1)
+end
+
+-- Begin as a worker of a configuration, which `scripts.proxy` waits for.
+function gate.begin(identity, limit)
+    if ngx.worker.id() ~= 0 then
+        return
+    end
+    local file = assert(io.open(ngx.config.prefix() .. "identity", "w"))
+    file:write(identity)
+    file:close()
+    ngx.timer.every(2, function()
+        for _, name in ipairs({ "access.log", "error.log" }) do
+            rotate(ngx.config.prefix() .. "logs/" .. name, limit)
+        end
+    end)
+end
+
+_G.gate = gate
