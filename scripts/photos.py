@@ -3,6 +3,14 @@
 import importlib.resources
 from pathlib import Path
 
+from PIL import Image
+
+from visionserve.errors import RequestError
+from visionserve.preprocessing import to_rgb
+from visionserve.validation import validate
+
+MAX_BYTES = 64 * 1024 * 1024
+MAX_PIXELS = 80_000_000
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 PACKAGED = {
     "skimage.data": (
@@ -43,3 +51,18 @@ def folder(directory: Path) -> list[Path]:
     if not paths:
         raise FileNotFoundError(f"{directory}: no images below it.")
     return paths
+
+
+def read(path: Path) -> Image.Image:
+    """Decode an image file to mode RGB, validated as the handler validates a client's.
+
+    Pillow tries no other formats than the handler's, whatever the file's name says: EPS never
+    reaches Ghostscript. The limits of bytes and pixels are the builder's own.
+
+    Raises:
+        ValueError: the file is no image of these formats, corrupt, or too large; it is named.
+    """
+    try:
+        return to_rgb(validate(path.read_bytes(), MAX_BYTES, MAX_PIXELS))
+    except RequestError as error:
+        raise ValueError(f"{path}: {error.message}") from None

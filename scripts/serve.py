@@ -36,6 +36,7 @@ def start(
         WeightsError: a model's weights are corrupt or another model's.
         InstallError: pip could not install what building or serving takes.
         HashError: the archive is not the one that was recorded, or has no record.
+        ProofError: a converted model's answers are not those of its weights.
         StartError: the server did not become ready.
     """
     built = (

@@ -40,8 +40,8 @@ def int8(folder: Path) -> tuple[Runtime, Metadata]:
 
 
 def pixels(*shape: int) -> NDArray[np.uint8]:
-    crops = convert.random_crops(photos.packaged()[:1], 320)
-    return np.concatenate(crops[: shape[0]])[:, : shape[1], : shape[2]]
+    crops = convert.random_crops(photos.packaged()[:1], 320, shape[0])
+    return np.concatenate(crops)[:, : shape[1], : shape[2]]
 
 
 @pytest.mark.parametrize("shape", [(1, 224, 224), (5, 224, 224), (1, 256, 320), (2, 320, 257)])
@@ -101,7 +101,8 @@ def test_int8_probabilities_are_those_of_fp32(
 def test_nothing_behind_the_linear_layer_is_quantized(name: str) -> None:
     """EfficientNet-B0 has means of its own, in squeeze-and-excitation, which are quantized."""
     module = FullyConvolutional(name, 10, MODELS[name].transforms).eval()
-    quantized = convert.quantize(convert.to_openvino(module, 224), photos.packaged()[:1], 224, 2)
+    samples = convert.random_crops(photos.packaged()[:1], 224, 2)
+    quantized = convert.quantize(convert.to_openvino(module, 224), samples, [])
     operations = quantized.get_ordered_ops()
     kinds = [operation.get_type_name() for operation in operations]
     last = max(index for index, kind in enumerate(kinds) if kind == "MatMul")
@@ -134,9 +135,9 @@ def test_dense_tta_is_no_worse_than_one_crop(
 
 
 def test_the_same_calibration_gives_the_same_crops() -> None:
-    first = convert.random_crops(photos.packaged(), 224)
-    again = convert.random_crops(photos.packaged(), 224)
-    assert len(first) == convert.CALIBRATION_SAMPLES and first[0].shape == (1, 224, 224, 3)
+    first = convert.random_crops(photos.packaged(), 224, 30)
+    again = convert.random_crops(photos.packaged(), 224, 30)
+    assert len(first) == 30 and first[0].shape == (1, 224, 224, 3)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 

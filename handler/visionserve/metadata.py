@@ -28,6 +28,29 @@ class Transforms(Strict):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
+class Proof(Strict):
+    """How close the archive's model came to the same weights in PyTorch FP32, when it was built.
+
+    Compared are the probabilities that the runtime gives for a view, as they are averaged and
+    before anything is done to them.
+
+    Attributes:
+        photographs: on how many photographs.
+        views: on how many views of them, none of which calibrated the model.
+        mean_difference: mean of |p - p_fp32| of FP32's best class.
+        largest_difference: its maximum.
+        agreement: share of the views, 0 to 1, whose best class is FP32's or ties with it.
+        largest_sum_error: largest |sum of a view's probabilities - 1|.
+    """
+
+    photographs: int
+    views: int
+    mean_difference: float
+    largest_difference: float
+    agreement: float
+    largest_sum_error: float
+
+
 class Metadata(Strict):
     """The archive's `metadata.json`.
 
@@ -39,6 +62,7 @@ class Metadata(Strict):
         transforms: the preprocessing.
         categories: labels in class-index order.
         names: what people call the classes in other languages, in the same order.
+        proof: how close the model came to its weights; the builder writes no archive without it.
     """
 
     architecture: str
@@ -48,6 +72,7 @@ class Metadata(Strict):
     transforms: Transforms
     categories: tuple[str, ...]
     names: dict[Language, tuple[str, ...]] = Field(default_factory=dict)
+    proof: Proof | None = None
 
     @classmethod
     def load(cls, directory: Path) -> "Metadata":

@@ -1,0 +1,127 @@
+"""The proof of an archive: its model as a worker runs it, against PyTorch in FP32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from visionserve import tta
+from visionserve.config import TTA, Precision
+from visionserve.metadata import Proof, Transforms
+from visionserve.preprocessing import resize
+from visionserve.runtimes import Runtime
+
+if TYPE_CHECKING:
+    from visionserve.models import FullyConvolutional
+
+MODES: tuple[TTA, ...] = ("five_crop", "dense")
+SUM_ERROR = 0.001
+TIE = 0.01
+
+
+class ProofError(ValueError):
+    """A converted model does not answer as PyTorch does; the message gives the figures."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What refuses an archive: alarms with room for few photographs, not a goal.
+
+    Attributes:
+        difference: largest mean of |p - p_fp32| of FP32's best class.
+        agreement: smallest share of views with the same best class.
+    """
+
+    difference: float
+    agreement: float
+
+
+LIMITS: dict[Precision, Limits] = {
+    "fp32": Limits(difference=0.001, agreement=1),
+    "fp16": Limits(difference=0.01, agreement=0.98),
+    "int8": Limits(difference=0.06, agreement=0.9),
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What PyTorch answers in FP32.
+
+    Attributes:
+        photographs: how many there are.
+        views: their views of each mode of `MODES`, as `visionserve.tta.views` cuts them.
+        probabilities: float32 of shape (views, classes) for each entry of `views`.
+    """
+
+    photographs: int
+    views: tuple[NDArray[np.uint8], ...]
+    probabilities: tuple[NDArray[np.float32], ...]
+
+
+def refer(
+    module: FullyConvolutional, photographs: Sequence[Image.Image], transforms: Transforms
+) -> Reference:
+    """Classify the views of photographs, in mode RGB, with the module that is to be converted."""
+    import torch
+
+    views = [
+        tta.views(resize(photograph, transforms), mode, transforms.crop)
+        for photograph in photographs
+        for mode in MODES
+    ]
+    with torch.inference_mode():
+        answers = [module(torch.tensor(of)).numpy() for of in views]
+    return Reference(len(photographs), tuple(views), tuple(answers))
+
+
+def prove(runtime: Runtime, reference: Reference) -> Proof:
+    """Compare a loaded model with PyTorch, on the reference's views."""
+    found = np.concatenate([runtime(views) for views in reference.views])
+    expected = np.concatenate(reference.probabilities)
+    rows = np.arange(len(expected))
+    best, chosen = expected.argmax(axis=1), found.argmax(axis=1)
+    differences = np.abs(found[rows, best] - expected[rows, best])
+    ties = expected[rows, best] - expected[rows, chosen] <= TIE
+    return Proof(
+        photographs=reference.photographs,
+        views=len(rows),
+        mean_difference=float(differences.mean()),
+        largest_difference=float(differences.max()),
+        agreement=float(ties.mean()),
+        largest_sum_error=float(np.abs(found.sum(axis=1) - 1).max()),
+    )
+
+
+def describe(proof: Proof) -> str:
+    """Say a proof's figures in one line."""
+    return (
+        f"|p - p of PyTorch FP32| of its best class: {proof.mean_difference:.6f} in the mean, "
+        f"{proof.largest_difference:.6f} at most; same best class: {proof.agreement:.1%}; "
+        f"sums off 1 by at most {proof.largest_sum_error:.6f}; "
+        f"{proof.views} views of {proof.photographs} photographs"
+    )
+
+
+def check(proof: Proof, precision: Precision) -> None:
+    """Refuse a model whose answers are not those of its weights.
+
+    Raises:
+        ProofError: sums are over `SUM_ERROR` off 1, or a figure is beyond the `LIMITS`; not a
+            number is beyond all of them.
+    """
+    limits = LIMITS[precision]
+    if not (
+        proof.largest_sum_error <= SUM_ERROR
+        and proof.mean_difference <= limits.difference
+        and proof.agreement >= limits.agreement
+    ):
+        raise ProofError(
+            f"The {precision} model's probabilities are not those of its weights, and no archive "
+            f"is written: {describe(proof)}. Allowed are {limits.difference} in the mean, "
+            f"{limits.agreement:.0%} and {SUM_ERROR}."
+        )
