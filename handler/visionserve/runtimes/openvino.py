@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 # It reads this variable once, when it makes its first kernel.
 os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "0"
 
-import openvino  # noqa: E402
+import openvino
 
 # Kernels are made for a shape. So many are those of the crop and of one or two sizes of `dense`;
 # 5000, the plugin's default, take hundreds of megabytes where images differ in size.
