@@ -9,7 +9,7 @@ from typing import Any
 
 from ts.context import Context
 
-from visionserve import form, inputs
+from visionserve import explanation, form, inputs
 from visionserve.classifier import Classifier, Outcome
 from visionserve.config import ModelConfig
 from visionserve.errors import RequestError
@@ -103,6 +103,11 @@ class VisionHandler:
     def _respond(
         self, request: inputs.Request, outcomes: Sequence[Outcome], context: Context, index: int
     ) -> bytes:
+        if request.options.format == "png" and isinstance(outcomes[0], dict):
+            context.set_response_content_type(index, "image/png")
+            (photograph,) = request.images
+            assert isinstance(photograph, bytes)
+            return explanation.overlay(photograph, outcomes[0]["predictions"][0]["explanation"])
         reply = request.form.reply(
             outcomes, request.many, self._facts["model"], self._facts["version"]
         )

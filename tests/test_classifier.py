@@ -1,16 +1,21 @@
 """Images to answers, many at once, on a runtime that is quick."""
 
+import io
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from scripts import photos
+from tests.conftest import encode
 from visionserve.classifier import Classifier
-from visionserve.config import CacheConfig, HandlerConfig, Options
+from visionserve.config import TTA, CacheConfig, HandlerConfig, Options
 from visionserve.errors import RequestError
+from visionserve.explanation import overlay
 from visionserve.item import Item
 from visionserve.metadata import Metadata, Transforms
 
@@ -29,6 +34,12 @@ class Brightness:
         self.passes.append(len(pixels))
         bright = pixels.mean(axis=(1, 2, 3)) / 255
         return np.stack([1 - bright, bright], axis=1).astype(np.float32)
+
+    def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        count, height, width, _ = pixels.shape
+        cells = pixels.reshape(count, height // 32, 32, width // 32, 32, 3)
+        bright = cells.mean(axis=(2, 4, 5)) / 255
+        return np.stack([1 - bright, bright], axis=3).astype(np.float32)
 
 
 def classifier(runtime: Brightness, directory: Path, size_mb: int = 1) -> Classifier:
@@ -110,3 +121,30 @@ def test_a_fault_in_the_model_is_an_error_of_its_images_alone(tmp_path: Path) ->
     assert isinstance(dense, RequestError)
     assert (dense.status, dense.code) == (500, "internal_error")
     assert isinstance(crop, dict) and isinstance(crops, dict)
+
+
+@pytest.mark.parametrize("tta", ["none", "ten_crop", "dense"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_map_lies_where_the_model_looked(tmp_path: Path, tta: TTA, orientation: int) -> None:
+    """A white square of 100 pixels on a dark photograph, which the camera stored turned."""
+    upright = Image.new("RGB", (800, 600), (20, 20, 20))
+    upright.paste((255, 255, 255), (350, 150, 450, 250))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose.ROTATE_90)
+    data = encode(stored, "JPEG", exif=exif)
+    item = Item(data, Options(top_k=2, tta=tta, explain=True))
+    (answer,) = classifier(Brightness(), tmp_path).classify([item])
+    assert isinstance(answer, dict)
+    for prediction in answer["predictions"]:
+        found = prediction["explanation"]
+        grid, (left, top, right, bottom) = np.array(found["grid"]), found["box"]
+        place = grid.argmax() if prediction["label"] == "bright" else grid.argmin()
+        row, column = np.unravel_index(place, grid.shape)
+        x = left + (column + 0.5) * (right - left) / grid.shape[1]
+        y = top + (row + 0.5) * (bottom - top) / grid.shape[0]
+        assert 350 <= x <= 450 and 150 <= y <= 250
+        width, height = (800, 600) if tta == "dense" else (525, 525)
+        assert abs(right - left - width) < 60 and abs(bottom - top - height) < 60
+    drawn = Image.open(io.BytesIO(overlay(data, answer["predictions"][0]["explanation"])))
+    assert (drawn.format, drawn.size) == ("PNG", (800, 600))

@@ -1,6 +1,7 @@
 """The ways into the archive besides /predictions, on a real TorchServe."""
 
 import base64
+import io
 import json
 from typing import Any
 
@@ -16,7 +17,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from scripts import photos
 from scripts.client import Client
 from scripts.torchserve import TorchServe, read_properties
-from tests.conftest import REAL
+from tests.conftest import REAL, encode
 
 CAT = photos.greeting().read_bytes()
 TEXT = base64.b64encode(CAT).decode()
@@ -176,3 +177,61 @@ def test_answers_in_the_readers_language(client: Client, answer: Any) -> None:
     assert chinese["predictions"] == answer["predictions"]
     assert set(names) <= {"埃及猫", "虎斑猫", "虎纹猫"}
     assert chinese["warning"].startswith("最佳结果")
+
+
+def test_explanations_tell_where(client: Client, answer: Any) -> None:
+    """The cat fills the photograph's middle; a grey band beside it holds nothing."""
+    cat = Image.open(photos.greeting()).convert("RGB").resize((400, 400))
+    wide = Image.new("RGB", (1000, 400), (128, 128, 128))
+    wide.paste(cat, (600, 0))
+    image = {"data": ("wide.png", encode(wide), "image/png")}
+    explained = post(client, f"/explanations/{REAL}", files=image, data={"tta": "dense"}).json()
+    plain = post(client, f"/predictions/{REAL}", files=image, data={"tta": "dense"}).json()
+    maps = [prediction.pop("explanation") for prediction in explained["predictions"]]
+    assert explained == plain
+    for found in maps:
+        grid = np.array(found["grid"])
+        left, top, right, bottom = found["box"]
+        assert right - left > 900 and bottom - top > 300 and grid.shape[1] > 2 * grid.shape[0]
+        column = np.unravel_index(grid.argmax(), grid.shape)[1]
+        assert left + (column + 0.5) * (right - left) / grid.shape[1] > 600
+
+
+def test_explanations_as_a_picture(client: Client) -> None:
+    headers = {"Content-Type": "image/png", "Accept": "image/png"}
+    path = f"/explanations/{REAL}"
+    response = post(client, path, data=CAT, headers=headers)
+    assert response.headers["Content-Type"] == "image/png"
+    drawn, photograph = Image.open(io.BytesIO(response.content)), Image.open(photos.greeting())
+    assert (drawn.format, drawn.size) == ("PNG", photograph.size)
+    corner = (0, 0, 5, photograph.height)
+    assert np.array_equal(np.asarray(drawn.crop(corner)), np.asarray(photograph.crop(corner)))
+    assert not np.array_equal(np.asarray(drawn), np.asarray(photograph))
+    bad = post(client, path, data=b"x", headers=headers)
+    assert (bad.status_code, bad.json()["error"]["code"]) == (415, "unsupported_format")
+    assert bad.headers["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize("door", [":explain", "/explain"])
+def test_explanations_of_the_protocols(client: Client, door: str) -> None:
+    if door == ":explain":
+        path, body = f"/v1/models/{REAL}:explain", {"instances": [{"b64": TEXT}]}
+    else:
+        given: Any = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
+        path, body = f"/v2/models/{REAL}/explain", {"inputs": [given]}
+    answered = post(client, path, json=body).json()
+    if "outputs" in answered:
+        (text, *_) = next(o for o in answered["outputs"] if o["name"] == "explanation")["data"]
+        found = json.loads(text)
+    else:
+        found = answered["predictions"][0]["predictions"][0]["explanation"]
+    assert np.array(found["grid"]).shape == (7, 7) and len(found["box"]) == 4
+
+
+def test_a_picture_is_of_one_explained_image(client: Client) -> None:
+    for path, files in (
+        (f"/predictions/{REAL}", [("data", CAT)]),
+        (f"/explanations/{REAL}", [("data", CAT), ("data", CAT)]),
+    ):
+        response = post(client, path, files=files, data={"format": "png"})
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_option")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from scripts import convert, photos
 from scripts.build import Recipe, build
@@ -18,6 +19,7 @@ from visionserve import runtimes
 from visionserve.config import HandlerConfig
 from visionserve.metadata import Metadata
 from visionserve.models import IMAGENET_CATEGORIES, MODELS, FullyConvolutional
+from visionserve.preprocessing import decode, to_views
 from visionserve.runtimes import Runtime
 
 FP32 = HandlerConfig(runtime="openvino")
@@ -159,3 +161,29 @@ def test_the_evaluation_compares_pairs() -> None:
     assert (difference, p) == (0, 1) and abs(width - 1.96 * 2**0.5 / 4) < 1e-12
     difference, width, p = paired_difference(np.ones(100, bool), np.zeros(100, bool))
     assert (difference, width) == (1.0, 0.0) and p < 1e-20
+
+
+def test_contributions_add_up_to_the_logits(fp32: tuple[Runtime, Metadata]) -> None:
+    network = MODELS[REAL].build(1000).eval()
+    network.load_state_dict(load(resolve(REAL), network.state_dict()))
+    batch = pixels(2, 224, 224)
+    scaled = (torch.from_numpy(batch).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+    with torch.inference_mode():
+        logits = network(scaled).numpy()
+    found = fp32[0].contributions(batch)
+    assert found.shape == (2, 7, 7, 1000)
+    bias = network.get_parameter("_fc.bias").detach().numpy()
+    assert np.abs(found.mean(axis=(1, 2)) + bias - logits).max() < 1e-3
+
+
+def test_the_map_of_int8_is_that_of_fp32(
+    fp32: tuple[Runtime, Metadata], int8: tuple[Runtime, Metadata], samples: list[Path]
+) -> None:
+    correlations = []
+    for path in samples[::20]:
+        image = decode(Image.open(path), fp32[1].transforms, "exact")
+        view = to_views(image, fp32[1].transforms, "exact", "none")
+        best = int(fp32[0](view)[0].argmax())
+        maps = [runtime.contributions(view)[0, ..., best].ravel() for runtime, _ in (fp32, int8)]
+        correlations.append(np.atleast_2d(np.corrcoef(np.stack(maps)))[0, 1])
+    assert min(correlations) > 0.9 and np.median(correlations) > 0.95

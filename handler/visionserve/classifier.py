@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visionserve import postprocessing, runtimes
+from visionserve import explanation, postprocessing, runtimes
 from visionserve.cache import Cache
-from visionserve.config import HandlerConfig, Language, ModelConfig
+from visionserve.config import HandlerConfig, Language, ModelConfig, Options
 from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.metadata import Metadata
@@ -104,9 +104,10 @@ class Classifier:
         try:
             with trace.stage("validate"):
                 image = validate(item.data, config.max_image_bytes, config.max_image_pixels)
-            trace.pixels = image.width * image.height
+            trace.size = image.size
             with trace.stage("decode"):
                 rgb = decode(image, transforms, config.decode)
+            trace.size = explanation.upright(trace.size, rgb.size)
             with trace.stage("preprocess"):
                 return to_views(rgb, transforms, config.decode, item.options.tta)
         except RequestError as error:
@@ -141,31 +142,39 @@ class Classifier:
         with ExitStack() as stages:
             for item in items:
                 stages.enter_context(item.trace.stage("infer"))
-            views = batches[0] if len(batches) == 1 else np.concatenate(batches)
-            probabilities = self._runtime(views)
+            together = batches[0] if len(batches) == 1 else np.concatenate(batches)
+            probabilities = self._runtime(together)
         ends = np.cumsum([len(batch) for batch in batches])[:-1]
         answers = []
-        for item, of_views in zip(items, np.split(probabilities, ends), strict=True):
+        for item, views, of_views in zip(
+            items, batches, np.split(probabilities, ends), strict=True
+        ):
             with item.trace.stage("postprocess"):
-                answers.append(self._describe(of_views.mean(axis=0), item))
+                answer = self._describe(of_views.mean(axis=0), item.options)
+            if item.options.explain:
+                with item.trace.stage("explain"):
+                    self._explain(answer, item, views[:1])
+            if self._cache:
+                self._cache.put(item, answer)
+            answers.append(answer)
         return answers
+
+    def _explain(self, answer: dict[str, Any], item: Item, view: NDArray[np.uint8]) -> None:
+        """Add to each prediction what the first view's positions contribute to it."""
+        box = explanation.view_box(item.trace.size, self._metadata.transforms, item.options.tta)
+        (contributions,) = self._runtime.contributions(view)
+        answer["predictions"] = explanation.explain(contributions, answer["predictions"], box)
 
     def _names(self, language: Language) -> tuple[str, ...] | None:
         """A model without names in a language is named by its labels."""
         labels = self._metadata.categories
         return None if language == "en" else self._metadata.names.get(language, labels)
 
-    def _describe(self, probabilities: NDArray[np.float32], item: Item) -> dict[str, Any]:
-        answer = {
+    def _describe(self, probabilities: NDArray[np.float32], options: Options) -> dict[str, Any]:
+        return {
             "model": self._metadata.architecture,
             "version": self._version,
-            "tta": item.options.tta,
+            "tta": options.tta,
         } | postprocessing.predictions(
-            probabilities,
-            self._metadata.categories,
-            item.options,
-            self._names(item.options.language),
+            probabilities, self._metadata.categories, options, self._names(options.language)
         )
-        if self._cache:
-            self._cache.put(item, answer)
-        return answer

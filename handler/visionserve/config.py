@@ -33,12 +33,16 @@ class Options(Strict):
         top_k: number of predictions, from 1 to the number of classes.
         threshold: probability in [0, 1] under which the first prediction carries a warning.
         language: in which predictions are named beside their label, and the warning is written.
+        explain: whether each prediction tells where in the photograph the model looked.
+        format: `png` answers an explained image with its map drawn over it.
     """
 
     tta: TTA = "none"
     top_k: Positive = 3
     threshold: float = Field(default=0.5, ge=0, le=1)
     language: Language = "en"
+    explain: bool = False
+    format: Literal["json", "png"] = "json"
 
 
 class CacheConfig(Strict):

@@ -48,7 +48,8 @@ def read(
         row: parameter name to value. A raw body is `body`; form fields and JSON members are
             `data` (one or several images) and options by their names.
         headers: HTTP headers, names in lower case; `x-classify-<option>` gives an option, and
-            `accept-language` a language where no option does.
+            `accept-language` a language where no option does. `explain` is TorchServe's mark of
+            a request to /explanations; `accept: image/png` there is the option `format`.
         defaults: options that neither the row nor the headers name.
         max_images: most images in the row.
 
@@ -63,6 +64,8 @@ def read(
         data = fields.pop("data", None)
         options = _read_options(fields, headers, defaults)
         many = isinstance(data, list)
+        if options.format == "png" and (many or not options.explain):
+            raise RequestError(400, "invalid_option", "format: png is for one explained image.")
         parts = data if isinstance(data, list) else [data]
         if not parts or data is None or data == b"":
             raise RequestError(400, "empty_request", "The request holds no image.")
@@ -120,6 +123,9 @@ def _read_options(
     fields: Mapping[str, Any], headers: Mapping[str, str], defaults: Options
 ) -> Options:
     given: dict[str, Any] = _read_language(headers.get("accept-language", ""))
+    if headers.get("explain") == "True":
+        png = headers.get("accept", "").startswith("image/png")
+        given |= {"explain": True, "format": "png" if png else "json"}
     given |= {
         name.removeprefix(HEADER_PREFIX).replace("-", "_"): value
         for name, value in headers.items()

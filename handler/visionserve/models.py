@@ -84,12 +84,26 @@ class FullyConvolutional(nn.Module):
         Returns:
             float of shape (N, classes), each row summing to 1.
         """
-        scaled = pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
-        features = self._features((scaled - self.mean) / self.std)
-        windows = functional.avg_pool2d(features, self._window, stride=1)
+        windows = functional.avg_pool2d(self._maps(pixels), self._window, stride=1)
         logits = self._linear(windows.permute(0, 2, 3, 1))
         probabilities: Tensor = logits.float().softmax(-1).mean((1, 2))
         return probabilities
+
+    def contributions(self, pixels: Tensor) -> Tensor:
+        """Tell what each position of the feature map adds to each class's logit.
+
+        Args:
+            pixels: as for `forward`.
+
+        Returns:
+            float of shape (N, rows, columns, classes), without the linear layer's bias.
+        """
+        maps = self._maps(pixels).permute(0, 2, 3, 1)
+        return functional.linear(maps, self._linear.weight).float()
+
+    def _maps(self, pixels: Tensor) -> Tensor:
+        scaled = pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
+        return self._features((scaled - self.mean) / self.std)
 
 
 def _resnet_head(network: nn.Module) -> tuple[Callable[[Tensor], Tensor], nn.Linear]:

@@ -127,7 +127,7 @@ def resize(image: Image.Image, transforms: Transforms) -> NDArray[np.uint8]:
     Returns:
         uint8 array of shape (height, width, 3), RGB, the shorter side `transforms.resize`.
     """
-    size = _resized(image, transforms)
+    size = resized(image.size, transforms)
     if size != image.size:
         image = image.resize(size, FILTERS[transforms.interpolation])
     return np.asarray(image)
@@ -139,15 +139,15 @@ def resize_centre(image: Image.Image, transforms: Transforms) -> NDArray[np.uint
     Returns:
         uint8 array of shape (crop, crop, 3). It differs from a crop of `resize` by rounding.
     """
-    (width, height), crop = _resized(image, transforms), transforms.crop
+    (width, height), crop = resized(image.size, transforms), transforms.crop
     across, down = image.width / width, image.height / height
     left, top = round((width - crop) / 2), round((height - crop) / 2)
     box = (left * across, top * down, (left + crop) * across, (top + crop) * down)
     return np.asarray(image.resize((crop, crop), FILTERS[transforms.interpolation], box))
 
 
-def _resized(image: Image.Image, transforms: Transforms) -> tuple[int, int]:
-    short, long = sorted(image.size)
+def resized(size: tuple[int, int], transforms: Transforms) -> tuple[int, int]:
+    """Return the width and height to which an image of a size is resized, in pixels."""
+    short, long = sorted(size)
     other = int(transforms.resize * long / short)
-    upright = image.width <= image.height
-    return (transforms.resize, other) if upright else (other, transforms.resize)
+    return (transforms.resize, other) if size[0] <= size[1] else (other, transforms.resize)

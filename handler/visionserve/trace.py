@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-Stage = Literal["validate", "decode", "preprocess", "infer", "postprocess"]
+Stage = Literal["validate", "decode", "preprocess", "infer", "explain", "postprocess"]
 
 
 @dataclass
@@ -15,11 +15,16 @@ class Trace:
 
     Attributes:
         seconds: stage to time; a forward pass counts whole for each image that shared it.
-        pixels: width times height, by the header; 0 where it was not read.
+        size: width and height of the upright image, in pixels; 0 where they were not read.
     """
 
     seconds: dict[Stage, float] = field(default_factory=dict)
-    pixels: int = 0
+    size: tuple[int, int] = (0, 0)
+
+    @property
+    def pixels(self) -> int:
+        """Width times height."""
+        return self.size[0] * self.size[1]
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:

@@ -39,6 +39,24 @@ def views(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> NDArray[np.uint8]:
     return np.stack(crops)
 
 
+def first_box(size: tuple[int, int], mode: TTA, crop: int) -> tuple[int, int, int, int]:
+    """Tell where the first view of `views` lies.
+
+    Args:
+        size: width and height of the image, in pixels.
+        mode: as for `views`.
+        crop: as for `views`.
+
+    Returns:
+        Left, top, right and bottom, in pixels of the image.
+    """
+    if mode == "dense":
+        (left, width), (top, height) = (_whole_strides(side) for side in size)
+        return left, top, left + width, top + height
+    left, top = (round((side - crop) / 2) for side in size)
+    return left, top, left + crop, top + crop
+
+
 def _whole_strides(side: int) -> tuple[int, int]:
     """Return the offset and length of the centred part that is a multiple of the stride."""
     length = min(side // STRIDE * STRIDE, LONGEST)

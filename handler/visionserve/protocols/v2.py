@@ -4,8 +4,9 @@ Source: https://github.com/kserve/open-inference-protocol
 """
 
 import io
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ PREDICTION_TENSORS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = 
     "class_id": ("INT64", lambda prediction: prediction["class_id"]),
     "probability": ("FP32", lambda prediction: prediction["probability"]),
     "name": ("BYTES", lambda prediction: prediction.get("name", prediction["label"])),
+    "explanation": ("BYTES", lambda prediction: json.dumps(prediction.get("explanation"))),
 }
 IMAGE_TENSORS: dict[str, tuple[str, Callable[[Outcome], Any]]] = {
     "confident": ("BOOL", lambda o: not isinstance(o, RequestError) and o["confident"]),
@@ -72,7 +74,11 @@ class V2:
         errors = errors_of(outcomes)
         if len(errors) == len(outcomes):
             return failure(errors[0])
-        asked = [*self._outputs(), "error"] if errors else self._outputs()
+        asked = [*self._outputs()]
+        if "explanation" in next(_predictions(outcomes)):
+            asked.append("explanation")
+        if errors:
+            asked.append("error")
         body = {
             "model_name": name,
             "model_version": version,
@@ -150,6 +156,12 @@ def _tensor(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         rows = _rows(outcomes)
         shape, data = [len(rows), len(rows[0])], [of_prediction(p) for row in rows for p in row]
     return {"name": name, "datatype": datatype, "shape": shape, "data": data}
+
+
+def _predictions(outcomes: Sequence[Outcome]) -> Iterator[Mapping[str, Any]]:
+    for outcome in outcomes:
+        if not isinstance(outcome, RequestError):
+            yield from outcome["predictions"]
 
 
 def _rows(outcomes: Sequence[Outcome]) -> list[list[Mapping[str, Any]]]:

@@ -30,6 +30,16 @@ class Runtime(Protocol):
             float32 of shape (N, classes), each row summing to 1.
         """
 
+    def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Tell what each position of the last feature map adds to each class's logit.
+
+        Args:
+            pixels: as for a classification.
+
+        Returns:
+            float32 of shape (N, rows, columns, classes), a position for each stride of the view.
+        """
+
 
 def load(
     directory: Path, metadata: Metadata, config: HandlerConfig, gpu_id: int | None, threads: int

@@ -1,7 +1,9 @@
 """OpenVINO on a CPU."""
 
 import os
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "0"
 
 import openvino
+from openvino import opset13 as opset
 
 # Kernels are made for a shape. So many are those of the crop and of one or two sizes of `dense`;
 # 5000, the plugin's default, take hundreds of megabytes where images differ in size.
@@ -31,21 +34,56 @@ class OpenVINORuntime:
     capacity = 1
 
     def __init__(self, artifact: Path, threads: int) -> None:
-        compiled = openvino.Core().compile_model(
-            artifact,
-            "CPU",
-            {
-                "PERFORMANCE_HINT": "LATENCY",
-                "NUM_STREAMS": 1,
-                "INFERENCE_NUM_THREADS": threads,
-                "ENABLE_CPU_PINNING": False,
-                "INFERENCE_PRECISION_HINT": "f32",
-                "CPU_RUNTIME_CACHE_CAPACITY": KERNELS,
-            },
-        )
-        self._request = compiled.create_infer_request()
+        self._artifact = artifact
+        self._threads = threads
+        self._request = self._compile(openvino.Core().read_model(artifact))
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Classify a batch; see `visionserve.runtimes.Runtime`."""
         views = np.split(pixels, len(pixels))
         return np.concatenate([self._request.infer(v, share_inputs=True)[0].copy() for v in views])
+
+    def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Map a batch; see `visionserve.runtimes.Runtime`."""
+        return np.array(self._mapping_request.infer(pixels, share_inputs=True)[0])
+
+    @cached_property
+    def _mapping_request(self) -> Any:
+        """Compiled at the first explanation: a second output would slow every prediction."""
+        return self._compile(with_contributions(openvino.Core().read_model(self._artifact)))
+
+    def _compile(self, model: openvino.Model) -> Any:
+        compiled = openvino.Core().compile_model(
+            model,
+            "CPU",
+            {
+                "PERFORMANCE_HINT": "LATENCY",
+                "NUM_STREAMS": 1,
+                "INFERENCE_NUM_THREADS": self._threads,
+                "ENABLE_CPU_PINNING": False,
+                "INFERENCE_PRECISION_HINT": "f32",
+                "CPU_RUNTIME_CACHE_CAPACITY": KERNELS,
+            },
+        )
+        return compiled.create_infer_request()
+
+
+def with_contributions(model: openvino.Model) -> openvino.Model:
+    """Apply the last linear layer to the feature map itself, in place of its pooled windows.
+
+    In INT8, what quantizes the pooled features is left out too, as its range is theirs.
+    """
+    linear = _producer(model.get_result(), "MatMul")
+    features = _producer(linear, "AvgPool").input_value(0)
+    maps = opset.transpose(features, np.array([0, 2, 3, 1]))
+    weight = linear.input_value(1)
+    mapped = opset.matmul(maps, weight, False, linear.get_attributes()["transpose_b"])
+    return openvino.Model([mapped], model.get_parameters())
+
+
+def _producer(node: Any, kind: str) -> Any:
+    """Follow the first input upwards to an operation of a kind."""
+    node = node.input_value(0).get_node()
+    while node.get_type_name() != kind:
+        node = node.input_value(0).get_node()
+    return node

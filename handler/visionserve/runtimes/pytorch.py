@@ -47,3 +47,11 @@ class PyTorchRuntime:
         with torch.autocast(self._device.type, torch.float16, enabled=self._half):
             probabilities: NDArray[np.float32] = self._module(batch).cpu().numpy()
         return probabilities
+
+    @torch.inference_mode()
+    def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Map a batch; see `visionserve.runtimes.Runtime`."""
+        batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device)
+        with torch.autocast(self._device.type, torch.float16, enabled=self._half):
+            maps: NDArray[np.float32] = self._module.contributions(batch).cpu().numpy()
+        return maps
