@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,6 @@ from visionserve import tta
 from visionserve.config import TTA, Precision
 from visionserve.metadata import Proof, Transforms
 from visionserve.preprocessing import resize
-from visionserve.runtimes import Runtime
 
 if TYPE_CHECKING:
     from visionserve.models import FullyConvolutional
@@ -79,7 +78,9 @@ def refer(
     return Reference(len(photographs), tuple(views), tuple(answers))
 
 
-def prove(runtime: Runtime, reference: Reference) -> Proof:
+def prove(
+    runtime: Callable[[NDArray[np.uint8]], NDArray[np.float32]], reference: Reference
+) -> Proof:
     """Compare a loaded model with PyTorch, on the reference's views."""
     found = np.concatenate([runtime(views) for views in reference.views])
     expected = np.concatenate(reference.probabilities)
