@@ -10,10 +10,12 @@ from typing import Any
 from ts.context import Context
 
 from visionserve import explanation, form, inputs
+from visionserve.card import card
 from visionserve.classifier import Classifier, Outcome
 from visionserve.config import ModelConfig
 from visionserve.errors import RequestError
 from visionserve.item import Item
+from visionserve.metadata import Metadata
 from visionserve.page import Page
 from visionserve.protocols.reply import OK
 from visionserve.telemetry import Telemetry
@@ -45,6 +47,7 @@ class VisionHandler:
             context.metrics, context.model_name, version, self._config.slow_request_ms / 1000
         )
         self._page = Page()
+        self._card = card(context.model_name, version, Metadata.load(directory), self._config)
         self._archives = directory.parent
         self._facts = {
             "model": context.model_name,
@@ -57,8 +60,11 @@ class VisionHandler:
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """Answer a batch of requests, each with its own HTTP status and body.
 
-        A browser's GET is answered with the web page.
+        A browser's GET is answered with the web page, and a description that is asked for
+        through the management API with the model card.
         """
+        if context.get_request_header(0, "describe") == "True":
+            return [json.dumps(self._card, ensure_ascii=False).encode()]
         started = time.perf_counter()
         requests = [self._read(row, context, index) for index, row in enumerate(rows)]
         items = [self._items(request) for request in requests]

@@ -89,6 +89,13 @@ class Client:
         described: list[dict[str, Any]] = self._manage("GET", f"/models/{model}/{version}")
         return described
 
+    def card(self, model: str, version: str | None = None) -> dict[str, Any]:
+        """Return the model card of a version; without one, of the default version."""
+        path = f"/models/{model}/{version}" if version else f"/models/{model}"
+        (described,) = self._manage("GET", path, customized="true")
+        card: dict[str, Any] = described["customizedMetadata"]
+        return card
+
     def default_version(self, model: str) -> str:
         """Return the version that answers the requests that name none."""
         return str(self._manage("GET", f"/models/{model}")[0]["modelVersion"])

@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from typing import Any
+from typing import Any, get_args
 
 import grpc
 import numpy as np
@@ -18,6 +18,8 @@ from scripts import photos
 from scripts.client import Client
 from scripts.torchserve import TorchServe, read_properties
 from tests.conftest import REAL, encode
+from visionserve.config import TTA
+from visionserve.models import MODELS
 
 CAT = photos.greeting().read_bytes()
 TEXT = base64.b64encode(CAT).decode()
@@ -235,3 +237,17 @@ def test_a_picture_is_of_one_explained_image(client: Client) -> None:
     ):
         response = post(client, path, files=files, data={"format": "png"})
         assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_option")
+
+
+def test_a_model_describes_itself(client: Client) -> None:
+    found = client.card(REAL)
+    assert (found["model"], found["version"], found["architecture"]) == (REAL, "1.0", REAL)
+    assert (found["runtime"], found["precision"]) == ("openvino", "fp32")
+    assert found["weights"]["sha256"] == MODELS[REAL].weights.sha256
+    assert found["transforms"]["crop"] == 224 and found["classes"] == 1000
+    assert found["languages"] == ["en", "zh"]
+    top_k = found["options"]["top_k"]
+    assert (top_k["default"], top_k["minimum"], top_k["maximum"]) == (3, 1, 1000)
+    assert found["options"]["tta"]["enum"] == list(get_args(TTA))
+    assert found["limits"]["max_image_bytes"] == 5 * 1024 * 1024
+    assert found["proof"]["agreement"] == 1 and found["proof"]["views"] > 0

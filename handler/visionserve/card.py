@@ -1,0 +1,42 @@
+"""The model card: what an archive says of itself."""
+
+from typing import Any, get_args
+
+from visionserve.config import HandlerConfig, Language, Options
+from visionserve.metadata import Metadata
+
+
+def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> dict[str, Any]:
+    """Describe a model for those who call it.
+
+    Args:
+        name: the model's name in the server.
+        version: its version.
+        metadata: the archive's.
+        config: the `handler` section of its `model-config.yaml`.
+
+    Returns:
+        A JSON object. `options` is a JSON schema for each option, `limits` are the bounds of a
+        request, `proof` is how close the model came to its weights when it was built.
+    """
+    classes = len(metadata.categories)
+    options: dict[str, dict[str, Any]] = Options.model_json_schema()["properties"]
+    defaults = config.defaults.model_dump()
+    defaults["top_k"] = min(defaults["top_k"], classes)
+    options["top_k"]["maximum"] = classes
+    languages = [code for code in get_args(Language) if code == "en" or code in metadata.names]
+    return {
+        "model": name,
+        "version": version,
+        "architecture": metadata.architecture,
+        "weights": {"source": metadata.weights, "sha256": metadata.weights_sha256},
+        "runtime": config.runtime,
+        "precision": config.precision,
+        "decode": config.decode,
+        "transforms": metadata.transforms.model_dump(),
+        "classes": classes,
+        "languages": languages,
+        "options": {name: schema | {"default": defaults[name]} for name, schema in options.items()},
+        "limits": {key: value for key, value in config if key.startswith("max_")},
+        "proof": metadata.proof and metadata.proof.model_dump(),
+    }
