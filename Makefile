@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed
 LUA := /usr/lib/nginx/modules/ngx_http_lua_module.so /usr/lib/nginx/modules/ngx_stream_module.so
 DEBIAN := /usr/bin/chromium /usr/bin/chromedriver /usr/sbin/nginx $(LUA) /usr/bin/prometheus
 
-.PHONY: serve stop test test-ray fuzz chaos overload soak evaluate bench lint lock
+.PHONY: serve stop test test-ray fuzz chaos overload soak evaluate robustness bench lint lock
 
 serve: $(SERVES)
 	$(PYTHON) -m scripts.serve start --profile $(PROFILE) $(if $(ARCHIVE),--archive $(ARCHIVE),--models $(MODELS))
@@ -46,6 +46,9 @@ soak: $(INSTALLED)
 
 evaluate: $(INSTALLED)
 	$(PYTHON) -m scripts.evaluate $(IMAGES)
+
+robustness: $(INSTALLED)
+	$(PYTHON) -m scripts.robustness $(IMAGES)
 
 bench: $(INSTALLED) /usr/bin/wrk
 	$(PIP) '.[bench]'

@@ -1,26 +1,26 @@
-"""Measure accuracy on labelled photographs: runtimes, precisions and TTA modes side by side."""
+"""Measure accuracy and confidence: runtimes, precisions and TTA modes on the same photographs."""
 
 import argparse
-import itertools
-import math
+import dataclasses
+import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import stats
 from tqdm import tqdm
 
-from scripts import convert, photos
+from scripts import circumstances, convert, labelled, paths, photos
 from scripts.build import FALLBACK
+from scripts.statistics import Reliability, log_loss, paired_difference, proportion, reliability
 from scripts.weights import WeightsError, resolve
 from visionserve import runtimes
-from visionserve.config import TTA, HandlerConfig
+from visionserve.config import TTA, Engine, HandlerConfig, Options, Precision
 from visionserve.metadata import Metadata
 from visionserve.models import IMAGENET_CATEGORIES, MODELS
 from visionserve.preprocessing import decode, to_views
@@ -35,50 +35,104 @@ VARIANTS = {
     ),
 }
 MODES: tuple[TTA, ...] = get_args(TTA)
+THRESHOLD = Options().threshold
+QUICK = 100
+THREADS = 2
 
 
 @dataclass(frozen=True)
-class Score:
-    """Which images one way of classifying got right.
+class Loaded:
+    """A model that is ready to classify, as a worker with this configuration does."""
+
+    runtime: Runtime
+    metadata: Metadata
+    config: HandlerConfig
+
+    def decode(self, path: Path) -> Image.Image:
+        """Decode a photograph to RGB."""
+        return decode(Image.open(path), self.metadata.transforms, self.config.decode)
+
+    def average(self, image: Image.Image, mode: TTA) -> NDArray[np.float32]:
+        """Return the probabilities of an RGB image, averaged over its views: one a class."""
+        views = to_views(image, self.metadata.transforms, self.config.decode, mode)
+        averaged: NDArray[np.float32] = self.runtime(views).mean(axis=0)
+        return averaged
+
+    def classify(self, path: Path, modes: Iterable[TTA]) -> dict[TTA, NDArray[np.float32]]:
+        """Return a photograph's averaged probabilities in each mode."""
+        image = self.decode(path)
+        return {mode: self.average(image, mode) for mode in modes}
+
+
+class Answer(NamedTuple):
+    """What is known of one answer.
 
     Attributes:
-        top1: bool of shape (images,).
-        top5: the same, for the label among the five most probable.
+        right: whether the most probable class is the label.
+        among_five: whether the label is among the five most probable.
+        confidence: the probability of the most probable class.
+        label_probability: the probability of the label.
+        difference: of the probability of the reference's best class, from the reference's.
+        same: whether the most probable class is the reference's.
     """
 
-    top1: NDArray[np.bool_]
-    top5: NDArray[np.bool_]
+    right: bool
+    among_five: bool
+    confidence: float
+    label_probability: float
+    difference: float
+    same: bool
 
 
-def label_of(path: Path) -> int:
-    """Read a photograph's class index: the number that begins its name, or its folder's."""
-    for name in (path.name, path.parent.name):
-        digits = "".join(itertools.takewhile(str.isdigit, name))
-        if digits:
-            return int(digits)
-    raise ValueError(f"{path}: neither the file's name nor its folder's begins with a class index.")
+def judge(probabilities: NDArray[np.float32], label: int, reference: NDArray[np.float32]) -> Answer:
+    """Compare an answer with the label and with a reference's; all of shape (classes,)."""
+    order = np.argsort(-probabilities, kind="stable")
+    best, expected = order[0], np.argmax(reference)
+    return Answer(
+        right=bool(best == label),
+        among_five=label in order[:5],
+        confidence=float(probabilities[best]),
+        label_probability=float(probabilities[label]),
+        difference=float(probabilities[expected]) - float(reference[expected]),
+        same=bool(best == expected),
+    )
 
 
-def interval(right: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return Wilson's 95 % confidence interval of a proportion (E. B. Wilson, 1927)."""
-    found = stats.binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
+class Answers:
+    """Those of one way of classifying, in the order of the photographs: arrays of `Answer`."""
 
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        columns = dict(zip(Answer._fields, map(np.array, zip(*answers, strict=True)), strict=True))
+        self.right: NDArray[np.bool_] = columns["right"]
+        self.among_five: NDArray[np.bool_] = columns["among_five"]
+        self.confidence: NDArray[np.float64] = columns["confidence"]
+        self.label_probability: NDArray[np.float64] = columns["label_probability"]
+        self.difference: NDArray[np.float64] = columns["difference"]
+        self.same: NDArray[np.bool_] = columns["same"]
+        self.confident: NDArray[np.bool_] = self.confidence >= THRESHOLD
 
-def paired_difference(
-    ours: NDArray[np.bool_], reference: NDArray[np.bool_]
-) -> tuple[float, float, float]:
-    """Compare two ways on the same images.
+    @property
+    def reliability(self) -> Reliability:
+        """How often answers of each confidence are right."""
+        return reliability(self.confidence, self.right)
 
-    Returns:
-        The difference of the proportions, the half-width of its 95 % confidence interval
-        (normal approximation for paired proportions), and McNemar's exact p-value.
-    """
-    gained, lost = int((ours & ~reference).sum()), int((~ours & reference).sum())
-    count = len(ours)
-    spread = math.sqrt(gained + lost - (gained - lost) ** 2 / count) / count
-    p = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    return (gained - lost) / count, 1.96 * spread, float(p)
+    def summary(self) -> dict[str, Any]:
+        """Return all figures, shares between 0 and 1, intervals of 95 %, ready for JSON."""
+        shares = {
+            "top1": self.right,
+            "top5": self.among_five,
+            "confident": self.confident,
+            "right where confident": self.right[self.confident],
+            "warned where wrong": ~self.confident[~self.right],
+        }
+        found = {name: dataclasses.asdict(proportion(of)) for name, of in shares.items()}
+        return found | {
+            "nll": log_loss(self.label_probability),
+            "ece": self.reliability.ece,
+            "mean difference": float(np.abs(self.difference).mean()),
+            "largest difference": float(np.abs(self.difference).max()),
+            "same top1": float(self.same.mean()),
+        }
 
 
 def prepare(
@@ -89,27 +143,40 @@ def prepare(
     metadata = convert.convert(
         name, resolve(name), IMAGENET_CATEGORIES, config, calibration, directory
     )
-    return runtimes.load(directory, metadata, config, None, threads=2), metadata
+    return runtimes.load(directory, metadata, config, None, THREADS), metadata
 
 
-def score(
-    runtime: Runtime,
-    metadata: Metadata,
-    config: HandlerConfig,
-    paths: Sequence[Path],
-    mode: TTA,
-    show: Callable[[], object],
-) -> Score:
-    """Classify every photograph one way."""
-    top1, top5 = [], []
-    for path in paths:
-        image = decode(Image.open(path), metadata.transforms, config.decode)
-        views = to_views(image, metadata.transforms, config.decode, mode)
-        best = (-runtime(views).mean(axis=0)).argsort()[:5]
-        top1.append(best[0] == label_of(path))
-        top5.append(label_of(path) in best)
-        show()
-    return Score(np.array(top1), np.array(top5))
+def load(name: str, variants: Sequence[str], calibration: Sequence[Path]) -> dict[str, Loaded]:
+    """Make variants of a model ready, those of one runtime and precision from one conversion."""
+    models: dict[tuple[Engine, Precision], tuple[Runtime, Metadata]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for variant in variants:
+            config = VARIANTS[variant]
+            key = config.runtime, config.precision
+            if key not in models:
+                print(f"Converting {name} to {variant}", file=sys.stderr)
+                directory = Path(scratch) / "-".join(key)
+                models[key] = prepare(name, config, calibration, directory)
+    return {
+        variant: Loaded(*models[config.runtime, config.precision], config)
+        for variant, config in VARIANTS.items()
+        if variant in variants
+    }
+
+
+def measure(
+    variants: Mapping[str, Loaded], photographs: Iterable[tuple[Path, int]], modes: Sequence[TTA]
+) -> dict[tuple[str, TTA], Answers]:
+    """Classify every photograph in every way; the first variant is the others' reference."""
+    answers: dict[tuple[str, TTA], list[Answer]] = {
+        (variant, mode): [] for variant in variants for mode in modes
+    }
+    for path, label in photographs:
+        found = {name: loaded.classify(path, modes) for name, loaded in variants.items()}
+        reference = next(iter(found.values()))
+        for (variant, mode), of_way in answers.items():
+            of_way.append(judge(found[variant][mode], label, reference[mode]))
+    return {way: Answers(of_way) for way, of_way in answers.items()}
 
 
 def main() -> int:
@@ -120,50 +187,103 @@ def main() -> int:
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK} of the photographs")
+    parser.add_argument("--output", type=Path, default=paths.MODEL_STORE, help="a folder")
     args = parser.parse_args()
     try:
-        paths = photos.folder(args.folder)
+        count = QUICK if args.quick else None
+        photographs = labelled.folder(args.folder, len(IMAGENET_CATEGORIES), count)
         calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
-        scores = {}
-        with tempfile.TemporaryDirectory() as scratch:
-            for number, variant in enumerate(args.variants):
-                config = VARIANTS[variant]
-                runtime, metadata = prepare(
-                    args.model, config, calibration, Path(scratch) / str(number)
-                )
-                for mode in args.modes:
-                    with tqdm(paths, desc=f"{variant}, {mode}", leave=False) as bar:
-                        scores[variant, mode] = score(
-                            runtime, metadata, config, paths, mode, bar.update
-                        )
+        variants = load(args.model, args.variants, calibration)
     except (FileNotFoundError, ValueError, WeightsError) as error:
         print(error, file=sys.stderr)
         return 1
-    report(args.model, len(paths), scores)
+    ways = len(variants) * len(args.modes)
+    bar = tqdm(photographs, desc=f"photographs, each {ways} times", smoothing=0)
+    answers = measure(variants, bar, args.modes)
+    about = f"{args.model}, {len(photographs)} photographs ({circumstances.here()})"
+    print(f"{about}; 95 % confidence intervals\n\n{accuracy(answers)}\n\n{confidence(answers)}\n")
+    args.output.mkdir(parents=True, exist_ok=True)
+    figures = [
+        {"runtime": variant, "tta": mode} | of_way.summary()
+        for (variant, mode), of_way in answers.items()
+    ]
+    record = {"about": about, "figures": figures}
+    written = args.output / "evaluation.json"
+    written.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    drawn = args.output / "reliability.png"
+    draw(answers, drawn)
+    print(f"{written}\n{drawn}")
     return 0
 
 
-def report(name: str, count: int, scores: dict[tuple[str, TTA], Score]) -> None:
-    """Print a Markdown table; differences are to the first row, and to the same mode's first."""
-    print(f"{name}, {count} photographs; percentages with 95 % confidence intervals\n")
-    print("| runtime | TTA | Top-1 | Top-5 | Top-1 to first row | to first runtime, same TTA |")
-    print("|---|---|---|---|---|---|")
-    first = next(iter(scores.values()))
-    for (variant, mode), found in scores.items():
-        same = next(other for (_, other_mode), other in scores.items() if other_mode == mode)
-        cells = [variant, mode, _percent(found.top1), _percent(found.top5)]
-        cells += [_difference(found.top1, other.top1) for other in (first, same)]
-        print("| " + " | ".join(cells) + " |")
+def accuracy(answers: Mapping[tuple[str, TTA], Answers]) -> str:
+    """Tell what is right, as a table; differences are to the first row, and to the same mode's."""
+    rows = []
+    first = next(iter(answers.values()))
+    for (variant, mode), found in answers.items():
+        same = next(other for (_, other_mode), other in answers.items() if other_mode == mode)
+        cells = [variant, mode, _share(found.right), _share(found.among_five)]
+        rows.append([*cells, *(_difference(found.right, other.right) for other in (first, same))])
+    columns = ("Top-1", "Top-5", "Top-1 to first row", "to first runtime, same TTA")
+    return table(["runtime", "TTA", *columns], rows)
 
 
-def _percent(right: NDArray[np.bool_]) -> str:
-    low, high = interval(right)
-    return f"{right.mean():.1%} ({low:.1%} to {high:.1%})"
+def confidence(answers: Mapping[tuple[str, TTA], Answers]) -> str:
+    """Tell what the probabilities are worth, as a table; Δp and Top-1 are to the same mode's."""
+    rows = []
+    for (variant, mode), found in answers.items():
+        figures = found.summary()
+        shares = ("confident", "right where confident", "warned where wrong")
+        cells = [variant, mode, f"{figures['nll']:.3f}", f"{figures['ece']:.3f}"]
+        cells += [f"{figures[name]['value']:.1%}" for name in shares]
+        cells.append(f"{figures['mean difference']:.3f} / {figures['largest difference']:.3f}")
+        rows.append([*cells, f"{figures['same top1']:.1%}"])
+    columns = ("NLL", "ECE", "confident", "of those right", "errors that carry the warning")
+    return table(["runtime", "TTA", *columns, "Δp mean / largest", "same Top-1"], rows)
+
+
+def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _share(right: NDArray[np.bool_]) -> str:
+    found = proportion(right)
+    return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"
 
 
 def _difference(ours: NDArray[np.bool_], reference: NDArray[np.bool_]) -> str:
     difference, width, p = paired_difference(ours, reference)
     return f"{100 * difference:+.1f} ± {100 * width:.1f} points (p = {p:.2f})"
+
+
+def draw(answers: Mapping[tuple[str, TTA], Answers], path: Path) -> None:
+    """Draw reliability diagrams, one for each mode, as a PNG file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    modes = list(dict.fromkeys(mode for _, mode in answers))
+    size = (3.2 * len(modes) + 0.6, 3.8)
+    figure, axes = pyplot.subplots(
+        1, len(modes), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, mode in zip(axes[0], modes, strict=True):
+        axis.plot([0, 1], [0, 1], color="grey", linestyle="dotted")
+        for (variant, of_mode), found in answers.items():
+            if of_mode == mode:
+                bins = found.reliability
+                label = f"{variant} (ECE {bins.ece:.3f})"
+                filled = bins.counts > 0
+                axis.plot(bins.confidence[filled], bins.accuracy[filled], marker=".", label=label)
+        axis.set(title=mode, xlabel="confidence", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axis.legend(fontsize="xx-small", loc="upper left")
+    axes[0][0].set_ylabel("share that is right")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":

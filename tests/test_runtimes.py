@@ -12,7 +12,9 @@ from PIL import Image
 
 from scripts import convert, photos
 from scripts.build import Recipe, build
-from scripts.evaluate import paired_difference, prepare, score
+from scripts.evaluate import Loaded, measure, prepare
+from scripts.labelled import label_of
+from scripts.statistics import paired_difference
 from scripts.weights import load, resolve
 from tests.conftest import REAL, write_config
 from visionserve import runtimes
@@ -119,20 +121,20 @@ def test_int8_with_fast_decode_keeps_top_1(
     fp32: tuple[Runtime, Metadata], int8: tuple[Runtime, Metadata], samples: list[Path]
 ) -> None:
     """Of 500 photographs, 0.2 points each; processors round INT8 a little differently."""
-    exact = score(*fp32, FP32, samples, "none", lambda: None)
-    quantized = score(*int8, INT8, samples, "none", lambda: None)
-    assert exact.top1.mean() > 0.85
-    difference, _, p = paired_difference(quantized.top1, exact.top1)
+    ways = {"fp32": Loaded(*fp32, FP32), "int8": Loaded(*int8, INT8)}
+    photographs = [(path, label_of(path, 1000)) for path in samples]
+    exact, quantized = measure(ways, photographs, ["none"]).values()
+    assert exact.right.mean() > 0.85
+    difference, _, p = paired_difference(quantized.right, exact.right)
     assert difference >= -0.006, p
 
 
 def test_dense_tta_is_no_worse_than_one_crop(
     fp32: tuple[Runtime, Metadata], samples: list[Path]
 ) -> None:
-    chosen = samples[::2]
-    one = score(*fp32, FP32, chosen, "none", lambda: None)
-    dense = score(*fp32, FP32, chosen, "dense", lambda: None)
-    difference, width, _ = paired_difference(dense.top1, one.top1)
+    photographs = [(path, label_of(path, 1000)) for path in samples[::2]]
+    one, dense = measure({"fp32": Loaded(*fp32, FP32)}, photographs, ["none", "dense"]).values()
+    difference, width, _ = paired_difference(dense.right, one.right)
     assert difference + width >= 0
 
 
@@ -152,15 +154,6 @@ print(sorted({"torch", "torchvision", "nncf"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-
-
-def test_the_evaluation_compares_pairs() -> None:
-    ours = np.array([True, True, False, True])
-    reference = np.array([True, False, True, True])
-    difference, width, p = paired_difference(ours, reference)
-    assert (difference, p) == (0, 1) and abs(width - 1.96 * 2**0.5 / 4) < 1e-12
-    difference, width, p = paired_difference(np.ones(100, bool), np.zeros(100, bool))
-    assert (difference, width) == (1.0, 0.0) and p < 1e-20
 
 
 def test_contributions_add_up_to_the_logits(fp32: tuple[Runtime, Metadata]) -> None:

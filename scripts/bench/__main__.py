@@ -5,7 +5,6 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import psutil
 from PIL import Image
 from tqdm import tqdm
 
-from scripts import paths, photos
+from scripts import circumstances, paths, photos
 from scripts.bench import report
 from scripts.bench.contenders import ALL, BIN, INT8, OURS, Contender, running
 from scripts.bench.load import load
@@ -104,13 +103,6 @@ def _as_jpeg(path: Path, scratch: Path) -> Path:
     return target
 
 
-def processor() -> str:
-    """Name the machine's processor."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
 def run(rounds: int, seconds: int, images: Sequence[Path]) -> tuple[Results, About]:
     """Measure everything, in rounds.
 
@@ -130,7 +122,7 @@ def run(rounds: int, seconds: int, images: Sequence[Path]) -> tuple[Results, Abo
                 measure_server(contender, images, seconds, results)
                 bar.update()
     about = About(
-        processor=processor(),
+        processor=circumstances.processor(),
         workers=WORKERS,
         packages={name: importlib.metadata.version(name) for name in PACKAGES},
         weights=built["weights"],

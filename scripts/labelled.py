@@ -1,0 +1,52 @@
+"""Photographs whose folders or names tell their class."""
+
+import re
+from pathlib import Path
+
+from scripts import photos
+
+WORDNET = re.compile(r"([0-9]+)_n[0-9]{8}(?![0-9])")
+INDEX = re.compile(r"([0-9]+)(?![0-9A-Za-z])")
+
+
+def label_of(path: Path, classes: int) -> int:
+    """Read a photograph's class index.
+
+    The first of these that begins with an index is believed:
+
+    1. a file name with the index and its WordNet ID, `285_n02124075_cat.JPEG`, in any folder;
+    2. the folder's name, `285/20240101_x.jpg` or `285_cat/1.jpg`;
+    3. the file's name, `285_cat.jpg` or `285.jpg`.
+
+    A number that is no class index, such as a date, is passed over.
+
+    Args:
+        path: of the photograph.
+        classes: their number.
+
+    Raises:
+        ValueError: there is no class index.
+    """
+    for pattern, name in ((WORDNET, path.name), (INDEX, path.parent.name), (INDEX, path.stem)):
+        found = pattern.match(name)
+        if found and int(found[1]) < classes:
+            return int(found[1])
+    raise ValueError(f"{path}: neither folder nor name begins with a class index under {classes}.")
+
+
+def folder(directory: Path, classes: int, count: int | None = None) -> list[tuple[Path, int]]:
+    """Return the photographs below a folder with their labels.
+
+    Args:
+        directory: of the photographs.
+        classes: their number.
+        count: at most so many, evenly from all; all where it is None.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: one has no label.
+    """
+    found = photos.folder(directory)
+    count = min(count or len(found), len(found))
+    chosen = [found[index * len(found) // count] for index in range(count)]
+    return [(path, label_of(path, classes)) for path in chosen]
