@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from visionserve.config import ModelConfig
 from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.metadata import Metadata
-from visionserve.page import Page
+from visionserve.page import Page, describe
 from visionserve.protocols.reply import OK
 from visionserve.telemetry import Telemetry
 
@@ -48,14 +49,8 @@ class VisionHandler:
         )
         self._page = Page()
         self._card = card(context.model_name, version, Metadata.load(directory), self._config)
-        self._archives = directory.parent
-        self._facts = {
-            "model": context.model_name,
-            "version": version,
-            "runtime": f"{self._config.runtime} {self._config.precision}",
-            "defaults": self._config.defaults.model_dump(),
-            "max_image_bytes": self._config.max_image_bytes,
-        }
+        self._directory = directory
+        self._facts = describe(directory) | {"model": context.model_name}
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """Answer a batch of requests, each with its own HTTP status and body.
@@ -123,11 +118,18 @@ class VisionHandler:
         return json.dumps(reply.body, ensure_ascii=False).encode()
 
     def _show_page(self, context: Context, index: int) -> bytes:
-        """TorchServe unpacks each registered archive beside this one, manifest included."""
-        manifests = self._archives.glob("*/MAR-INF/MANIFEST.json")
-        models = {json.loads(path.read_bytes())["model"]["modelName"] for path in manifests}
+        """TorchServe unpacks each registered archive beside this one, manifest included.
+
+        One of another handler, or one that is being removed, cannot be described: the page does
+        without it.
+        """
+        models = [self._facts]
+        for directory in self._directory.parent.iterdir():
+            if directory != self._directory:
+                with suppress(OSError, KeyError, ValueError):
+                    models.append(describe(directory))
         context.set_response_content_type(index, "text/html; charset=utf-8")
         context.set_response_header(
             index, "content-security-policy", self._page.content_security_policy
         )
-        return self._page.render({**self._facts, "models": sorted(models)})
+        return self._page.render(self._facts, models)

@@ -61,6 +61,7 @@ class Browser:
     def forget(self) -> None:
         """Become a browser that has seen nothing: no storage, no log, a desk's light screen."""
         self.driver.get("about:blank")
+        self.offline(False)
         self.cdp("Storage.clearDataForOrigin", origin="*", storageTypes="all")
         self.cdp("Emulation.setUserAgentOverride", userAgent="", acceptLanguage="en-US")
         self.resize(*DESK)
@@ -105,7 +106,7 @@ class Browser:
         found: list[str] = self.run(
             """return [...document.querySelectorAll(arguments[0])]
                         .filter((element) => element.checkVisibility())
-                        .map((element) => element.innerText)""",
+                        .map((element) => (element.innerText || element.textContent).trim())""",
             selector,
         )
         return found
@@ -117,8 +118,16 @@ class Browser:
         WebDriverWait(self.driver, WAIT, 0.05).until(lambda _: condition())
 
     def settle(self, count: int = 1) -> None:
-        """Wait until the page shows so many images, each with an answer or an error."""
-        self.until(lambda: len(self.texts(".card[aria-busy=false]")) == count)
+        """Wait until the page shows so many images, each with an answer or an error.
+
+        Cards out of sight are not laid out until they come near: all are checked, seen or not.
+        """
+        self.until(
+            lambda: (
+                self.run("return document.querySelectorAll('.card[aria-busy=false]').length")
+                == count
+            )
+        )
 
     def pick(self, *paths: Path) -> None:
         """Choose files in the file dialog."""

@@ -1,6 +1,8 @@
 import base64
 import csv
+import gzip
 import json
+import os
 import re
 from collections.abc import Iterator
 from graphlib import CycleError
@@ -14,6 +16,7 @@ from scripts.client import Client
 from scripts.formats import record
 from scripts.photos import greeting, packaged
 from scripts.proxy import Proxy
+from scripts.rows import columns
 from scripts.torchserve import TorchServe
 from tests.browser import Browser
 from tests.conftest import RANDOM, REAL, site_of, spend
@@ -53,6 +56,18 @@ def show(page: Browser, client: Client, model: str) -> None:
     page.driver.get(f"{client.inference}/predictions/{model}")
 
 
+def choose_model(page: Browser, name: str) -> None:
+    page.driver.find_element("xpath", f"//*[@id='models']/button[.='{name}']").click()
+
+
+def saved_csv(page: Browser) -> list[list[str]]:
+    file = page.downloads / "classifications.csv"
+    file.unlink(missing_ok=True)
+    page.one("#download").click()
+    page.until(file.exists)
+    return list(csv.reader(file.read_bytes().decode("utf-8-sig").splitlines()))
+
+
 def labels(client: Client, model: str, path: Path, tta: str) -> list[str]:
     answer = client.predict(model, path.read_bytes(), tta=tta).json()
     return [prediction["label"] for prediction in answer["predictions"]]
@@ -64,6 +79,7 @@ def test_first_look(page: Browser) -> None:
     assert page.texts("dd") == [REAL, "1.0", "openvino fp32"]
     assert Select(page.one("#tta")).first_selected_option.text == "Five crops"
     assert not page.one("#results").is_displayed()
+    assert len(page.run("return document.querySelector('#examples img').src")) > 10_000
     assert page.faults() == []
 
 
@@ -118,6 +134,7 @@ def test_error_in_plain_words(page: Browser, notes: Path) -> None:
     page.pick(notes)
     page.settle()
     assert page.text(".failure") == "This file is not a JPEG, PNG, WebP, GIF, BMP or TIFF image."
+    assert page.texts(".actions button") == [], "Nothing could be better at a second try."
     assert page.console() == ["415"]
     assert page.faults() == []
 
@@ -131,15 +148,42 @@ def test_too_large_is_never_sent(page: Browser, tmp_path: Path) -> None:
     assert page.run("return performance.getEntriesByType('resource').length") == 0
 
 
-def test_unreachable_then_retry(page: Browser) -> None:
+def test_unreachable_server_is_asked_again(page: Browser, notes: Path, tmp_path: Path) -> None:
+    changing, going = tmp_path / "changing.png", tmp_path / "going.png"
+    for path in (changing, going):
+        path.write_bytes(CAT.read_bytes())
     page.offline(True)
-    page.pick(CAT)
-    page.settle()
-    assert page.text(".failure").startswith("The server cannot be reached.")
-    assert len(page.console()) == 1
+    page.pick(CAT, CAT, changing, going, notes)
+    away = "The server cannot be reached. Trying again…"
+    page.until(lambda: page.texts(".state").count(away) == 2)
+    os.utime(changing, (1, 1))
+    going.unlink()
+    page.console()
     page.offline(False)
-    page.one(".retry").click()
-    page.until(lambda: page.text(".label"))
+    page.settle(5)
+    assert page.text("#progress") == "5 of 5 done, 3 without an answer"
+    assert page.texts(".label")[::3] == ["Egyptian cat"] * 2
+    assert [text[:30] for text in page.texts(".failure")] == [
+        "This file has changed since it",
+        "This file is no longer there. ",
+        "This file is not a JPEG, PNG, ",
+    ]
+    assert page.texts(".retry") == ["Retry"] * 2
+    page.console()
+
+
+def test_dead_server_is_told_at_once_and_mended_by_one_click(page: Browser) -> None:
+    page.offline(True)
+    page.pick(CAT, *packaged()[2:7])
+    page.settle(6)
+    assert {text[:31] for text in page.texts(".failure")} == {
+        "The server cannot be reached. Ch"[:31]
+    }
+    assert len(page.console()) <= 14, "Those that waited fail with the first, unasked."
+    assert page.run("return document.querySelector('.retry').ariaLabel") == "Retry: chelsea.png"
+    page.offline(False)
+    page.one("#retry-failed").click()
+    page.until(lambda: page.text("#progress") == "6 of 6 done")
     assert page.texts(".label")[0] == "Egyptian cat"
     assert not page.texts(".failure")
 
@@ -150,13 +194,12 @@ def test_busy_server_is_asked_again(page: Browser, client: Client) -> None:
     try:
         page.pick(CAT)
         page.until(lambda: page.texts(".state") == ["The server is busy. Trying again…"])
+        client.scale(RANDOM, 1)
         page.settle()
-        assert page.text(".failure") == "The server is too busy. Retry later."
-        assert page.console() == ["503"] * 5
     finally:
         client.scale(RANDOM, 2)
-    page.one(".retry").click()
-    page.until(lambda: page.text(".warning"))
+    assert page.texts(".warning")
+    assert set(page.console()) == {"503"}
 
 
 def test_busy_nginx_is_asked_again(chromium: Browser, server: TorchServe, proxy: Proxy) -> None:
@@ -190,21 +233,24 @@ def test_several_images_and_their_csv(page: Browser, client: Client, tmp_path: P
     assert page.console() == ["415"]
     assert page.faults() == []
 
-    page.one("#download").click()
-    file = page.downloads / "classifications.csv"
-    page.until(file.exists)
-    content = file.read_bytes().decode("utf-8-sig")
-    head, *rows = csv.reader(content.splitlines())
-    ranks = ("label1", "probability1", "label2", "probability2", "label3", "probability3")
-    assert head == ["file", *ranks, "error"]
+    head, *rows = saved_csv(page)
+    assert head == list(columns(3))
     for path, row in zip(pictures, rows[:-1], strict=True):
         answer = client.predict(REAL, path.read_bytes()).json()
-        assert (row[0], row[-1]) == (path.name, "")
-        assert row[1:-1:2] == [entry["label"] for entry in answer["predictions"]]
-        expected = [entry["probability"] for entry in answer["predictions"]]
-        assert [float(cell) for cell in row[2:-1:2]] == pytest.approx(expected, abs=1e-4)
-    failure = "This file is not a JPEG, PNG, WebP, GIF, BMP or TIFF image."
-    assert rows[-1] == ['\'=cmd, "x".txt', *[""] * 6, failure]
+        cells = dict(zip(head, row, strict=True))
+        assert (cells["path"], cells["error"]) == (path.name, "")
+        assert cells["confident"] == str(answer["confident"]).lower()
+        for name in ("model", "version", "tta"):
+            assert cells[name] == answer[name]
+        for rank, entry in enumerate(answer["predictions"], 1):
+            assert cells[f"label_{rank}"] == entry["label"]
+            assert cells[f"class_id_{rank}"] == str(entry["class_id"])
+            expected = pytest.approx(entry["probability"], abs=1e-4)
+            assert float(cells[f"probability_{rank}"]) == expected
+    failed = dict(zip(head, rows[-1], strict=True))
+    assert failed["path"] == '\'=cmd, "x".txt'
+    assert failed["error"].startswith("unsupported_format: ")
+    assert failed["label_1"] == failed["confident"] == ""
 
 
 def test_a_csv_field_of_the_page_and_of_classify(chromium: Browser) -> None:
@@ -237,27 +283,21 @@ def test_a_csv_field_of_the_page_and_of_classify(chromium: Browser) -> None:
     assert [record([value, 0]) for value in fields] == [f"{f},0\r\n" for f in fields.values()]
 
 
-def test_two_requests_at_a_time(page: Browser) -> None:
-    page.pick(*[CAT] * 6)
-    page.settle(6)
+def test_images_travel_together_in_two_requests_at_a_time(page: Browser, notes: Path) -> None:
+    page.pick(*[notes] * 20, CAT, *[notes] * 19)
+    page.settle(40)
+    assert page.text("#progress") == "40 of 40 done, 39 without an answer"
+    assert page.texts(".label")[0] == "Egyptian cat", "A fault stays in its place."
+    assert "in one request" in page.text(".details")
     spans = page.run(
         """return performance.getEntriesByType("resource")
                              .map(({ startTime, responseEnd }) => [startTime, responseEnd])"""
     )
     events = sorted([(end, -1) for _, end in spans] + [(start, 1) for start, _ in spans])
     in_flight = [sum(step for _, step in events[: index + 1]) for index in range(len(events))]
-    assert (len(spans), max(in_flight)) == (6, 2)
-
-
-def test_retry_of_all_that_failed(page: Browser, notes: Path) -> None:
-    page.offline(True)
-    page.pick(CAT, notes)
-    page.settle(2)
-    page.offline(False)
-    page.one("#retry-failed").click()
-    page.until(lambda: page.text("#progress") == "2 of 2 done, 1 without an answer")
-    assert page.texts(".label")[0] == "Egyptian cat"
-    assert page.console()[-1] == "415"
+    assert max(in_flight) == 2
+    assert len(spans) < 40
+    page.console()
 
 
 def test_tta_choice(page: Browser, client: Client) -> None:
@@ -268,15 +308,24 @@ def test_tta_choice(page: Browser, client: Client) -> None:
     assert page.texts(".label") == labels(client, REAL, CAT, "ten_crop")
 
 
-def test_model_choice(page: Browser, client: Client) -> None:
-    assert page.texts("#models a") == [REAL, RANDOM]
-    assert page.text("#models [aria-current=page]") == REAL
-    page.driver.find_element("link text", RANDOM).click()
-    page.until(lambda: page.driver.current_url.endswith(f"/predictions/{RANDOM}"))
-    assert page.text("#models [aria-current=page]") == RANDOM
+def test_model_choice_keeps_the_images(page: Browser, client: Client) -> None:
+    assert page.texts("#models button") == [REAL, RANDOM]
+    assert page.text("#models [aria-pressed=true]") == REAL
     page.pick(CAT)
     page.settle()
-    assert page.texts(".label") == labels(client, RANDOM, CAT, "five_crop")
+    before = page.texts(".label, .details")
+    page.one("#models [aria-pressed=true]").click()
+    assert page.texts(".label, .details") == before
+    choose_model(page, RANDOM)
+    page.until(lambda: page.texts(".label") == labels(client, RANDOM, CAT, "five_crop"))
+    assert page.text("#models [aria-pressed=true]") == RANDOM
+    assert page.texts("dd") == [RANDOM, "1.0", "pytorch fp32"]
+    assert page.driver.current_url.endswith(f"/predictions/{RANDOM}")
+    requests = "return performance.getEntriesByType('resource').length"
+    asked = page.run(requests)
+    choose_model(page, REAL)
+    page.until(lambda: page.texts(".label, .details") == before)
+    assert page.run(requests) == asked, "What is known is not asked again."
 
 
 def test_token_field(page: Browser, client: Client) -> None:
@@ -304,7 +353,8 @@ def test_languages(page: Browser, client: Client, notes: Path) -> None:
     page.one("#language").click()
     assert page.run("return document.documentElement.lang") == "zh-CN"
     assert page.text("h1") == "图片里是什么？"
-    assert page.text(".failure") == "此文件不是 JPEG、PNG、WebP、GIF、BMP 或 TIFF 图片。"
+    refusal = "此文件不是 JPEG、PNG、WebP、GIF、BMP 或 TIFF 图片。"
+    page.until(lambda: page.text(".failure") == refusal)
     assert "五次裁剪" in page.text(".details")
     assert page.console() == ["415"]
     assert page.faults() == []
@@ -332,11 +382,17 @@ def test_languages_say_the_same_things() -> None:
 
 
 def test_keyboard(page: Browser) -> None:
-    focused = [page.tab() for _ in range(7)]
-    names = ["中文", "Choose images", "Use the camera", REAL, RANDOM]
-    assert [element.text for element in focused[:5]] == names
-    assert focused[5] == page.one("#tta")
-    assert focused[6].text == "API token"
+    focused = [page.tab() for _ in range(12)]
+    names = ["中文", "Choose images", "Choose folder", "Use the camera"]
+    assert [element.text for element in focused[:4]] == names
+    assert [element.accessible_name for element in focused[4:7]] == [
+        "Try the cat",
+        "Try the cup of coffee",
+        "Try the rocket",
+    ]
+    assert [element.text for element in focused[7:9]] == [REAL, RANDOM]
+    assert focused[9] == page.one("#tta")
+    assert [element.text for element in focused[10:]] == ["Compare with another", "API token"]
     style = page.run("return getComputedStyle(document.activeElement).outlineStyle")
     assert style == "solid"
 
@@ -364,11 +420,15 @@ def test_policy_is_sent_and_obeyed(page: Browser, client: Client) -> None:
 
 
 def test_facts_cannot_end_their_block() -> None:
-    facts = {"model": "</script><script>alert(1)</script><!--", "label": "猫"}
-    html = Page().render(facts).decode()
+    facts = {"model": "</script><script>alert(1)</script><!--", "version": "猫"}
+    html = Page().render(facts, [facts]).decode()
     block = re.search(r'<script type="application/json" id="facts">(.*?)</script>', html)
     assert block is not None
-    assert json.loads(block[1]) == facts
+    assert json.loads(block[1]) == {**facts, "models": [facts]}
+
+
+def test_size() -> None:
+    assert len(gzip.compress(Page().render({"model": "m", "version": "1"}, []))) < 250_000
 
 
 def test_modules_are_joined_behind_their_imports() -> None:

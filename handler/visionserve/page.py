@@ -4,10 +4,12 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
+
+from visionserve.config import ModelConfig
 
 WEB = Path(__file__).with_name("web")
 STYLE = '<link rel="stylesheet" href="style.css">'
@@ -32,6 +34,8 @@ class Page:
         html = (WEB / "index.html").read_text(encoding="utf-8")
         html = html.replace(STYLE, f"<style>{style}</style>")
         html = html.replace(SCRIPT, f'<script type="module">{script}</script>')
+        for path in WEB.glob("*.jpg"):
+            html = html.replace(f'src="{path.name}"', f'src="{_data_uri(path)}"')
         self._before, _, self._after = html.partition(FACTS)
         self.content_security_policy = "; ".join(
             (
@@ -46,16 +50,39 @@ class Page:
             )
         )
 
-    def render(self, facts: Mapping[str, Any]) -> bytes:
+    def render(self, own: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> bytes:
         """Return the page as UTF-8 HTML.
 
         Args:
-            facts: what the page says of the server, as JSON: `model`, `version`, `runtime`,
-                `models` (the server's models), `defaults` (a request's options) and
-                `max_image_bytes`.
+            own: the model that serves the page, as `describe` says it.
+            models: all that the server has, this one among them.
         """
+        ordered = sorted(models, key=lambda facts: (facts["model"], facts["version"]))
+        facts = {"model": own["model"], "version": own["version"], "models": ordered}
         data = json.dumps(facts, ensure_ascii=False).replace("<", r"\u003c")
         return f"{self._before}{FACTS.replace('{}', data)}{self._after}".encode()
+
+
+def describe(directory: Path) -> dict[str, Any]:
+    """Say what the page needs to know of an unpacked archive, as JSON.
+
+    Returns:
+        `model` and `version`; `runtime`; `defaults`, the options of a request that names none;
+        `max_image_bytes` and `max_images`.
+
+    Raises:
+        OSError, KeyError, ValueError: it is not an archive of this handler.
+    """
+    manifest = json.loads((directory / "MAR-INF" / "MANIFEST.json").read_bytes())["model"]
+    config = ModelConfig.load(directory / manifest["configFile"]).handler
+    return {
+        "model": manifest["modelName"],
+        "version": manifest.get("modelVersion", ""),
+        "runtime": f"{config.runtime} {config.precision}",
+        "defaults": config.defaults.model_dump(),
+        "max_image_bytes": config.max_image_bytes,
+        "max_images": config.max_images,
+    }
 
 
 def bundle(modules: Mapping[str, str]) -> str:
@@ -75,6 +102,10 @@ def bundle(modules: Mapping[str, str]) -> str:
         _EXPORT.sub("", _IMPORT.sub("", modules[name]))
         for name in TopologicalSorter(imports).static_order()
     )
+
+
+def _data_uri(path: Path) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _source(text: str) -> str:

@@ -1,118 +1,99 @@
-import { facts } from "./facts.js";
-import { number, percent, t, translate } from "./language.js";
+import { Column, warning } from "./column.js";
+import { isDisagreement } from "./comparison.js";
+import { factsOf } from "./facts.js";
+import { megabytes, percent, t } from "./language.js";
+import { clone, say } from "./template.js";
 
-/** One image: its file, its state and how both are shown. */
+/** One image on the page: its picture and a column for each setup. */
 export class Card {
-  /**
-   * @param file an image.
-   * @param onRetry called with the card at a press of its button.
-   */
-  constructor(file, onRetry) {
-    this.file = file;
+  constructor(picture, setups) {
+    Object.assign(this, { picture, setups, columns: [] });
     this.element = clone("card");
-    this.element.querySelector(".name").textContent = file.name;
-    const image = this.element.querySelector("img");
-    image.addEventListener("error", () => image.replaceWith(placeholder()), { once: true });
-    image.src = this.url = URL.createObjectURL(file);
-    this.part("retry").addEventListener("click", () => onRetry(this));
-    this.show({ name: "waiting" });
-  }
-
-  /**
-   * @param state `name`: waiting, running, busy, done (with `answer`) or failed (with `failure`).
-   */
-  show(state) {
-    this.state = state;
-    this.render();
-  }
-
-  get answer() {
-    return this.state.answer;
-  }
-
-  get failure() {
-    return this.state.failure;
-  }
-
-  get settled() {
-    return Boolean(this.answer ?? this.failure);
-  }
-
-  /** What went wrong, in plain words; "" where nothing did. */
-  get error() {
-    if (!this.failure) return "";
-    const { code, message, status } = this.failure;
-    const limit = megabytes(facts.max_image_bytes);
-    const known = t(`error.${code}`, { limit }) ?? t(`error.http_${status}`);
-    return known ?? (message || t("error.unknown", { code }));
-  }
-
-  /** The state in one sentence. */
-  get summary() {
-    const name = this.file.name;
-    if (this.failure) return `${name}: ${this.error}`;
-    const [{ label, probability }] = this.answer.predictions;
-    const warning = this.answer.confident ? "" : ` ${this.warning}`;
-    return `${name}: ${label}, ${percent(probability)}.${warning}`;
-  }
-
-  get warning() {
-    return t("warning", { threshold: percent(facts.defaults.threshold, 0) });
+    this.element.dataset.id = picture.id;
+    this.part("name").textContent = picture.name;
   }
 
   render() {
-    translate(this.element);
-    const { answer, failure, settled } = this;
-    this.element.ariaBusy = String(!settled);
-    this.text("state", settled ? "" : t(`state.${this.state.name}`), ".text");
-    this.text("failure", this.error);
-    this.text("warning", answer && !answer.confident ? this.warning : "");
-    this.text("details", answer ? details(answer) : "");
-    this.part("retry").hidden = !failure;
-    this.part("predictions").hidden = Boolean(failure);
-    this.part("predictions").replaceChildren(...(answer?.predictions ?? skeleton()).map(bar));
+    const { picture, setups } = this;
+    const isCompared = setups.length > 1;
+    this.haveColumns();
+    for (const column of this.columns) column.render(isCompared);
+    const failures = setups.map((setup) => picture.failure(setup)).filter(Boolean);
+    const isDone = setups.every((setup) => picture.isSettled(setup));
+    const isAnswered = setups.some((setup) => picture.answer(setup));
+    this.element.ariaBusy = String(!isDone);
+    this.element.classList.toggle("compared", isCompared);
+    this.say("note", picture.copy ? t("copySent", sizeOf(picture.copy)) : "");
+    this.say("disagreement", isDisagreement(picture, setups) ? t("disagreement") : "");
+    this.button("retry", isDone && failures.some(({ retryable }) => retryable));
+    this.button("shrink", isDone && picture.canShrink && failures.some(({ shrinkable }) => shrinkable));
+    this.button("copy-json", isAnswered);
+    this.button("copy-curl", isAnswered);
   }
 
-  /** Hand back what the browser holds for the image. */
-  discard() {
-    URL.revokeObjectURL(this.url);
-    this.element.remove();
+  /** One for each setup. */
+  haveColumns() {
+    if (this.drawn === this.setups) return;
+    this.drawn = this.setups;
+    this.columns = this.setups.map((setup) => new Column(this.picture, setup));
+    this.part("columns").replaceChildren(...this.columns.map(({ element }) => element));
+  }
+
+  /** The answers in one sentence. */
+  get summary() {
+    const { picture, setups } = this;
+    const said = setups.map((setup) => {
+      const failure = picture.failure(setup);
+      if (failure) return failure.explain(factsOf(setup).max_image_bytes);
+      const { predictions, confident } = picture.answer(setup);
+      const [{ label, probability }] = predictions;
+      return `${label}, ${percent(probability)}.${confident ? "" : ` ${warning(setup)}`}`;
+    });
+    return `${picture.name}: ${said.join(" ")}`;
+  }
+
+  /** Show an image, a Blob; a sign in its place where the browser cannot. */
+  view(blob) {
+    if (blob === this.viewed) return;
+    this.hide();
+    this.viewed = blob;
+    if (blob) {
+      const image = new Image();
+      image.alt = "";
+      image.decoding = "async";
+      image.src = this.url = URL.createObjectURL(blob);
+      image.addEventListener("error", () => this.part("picture").replaceChildren(placeholder()));
+      this.part("picture").replaceChildren(image);
+    } else this.part("picture").replaceChildren(placeholder());
+  }
+
+  /** Hand back what the browser holds for the view. */
+  hide() {
+    if (this.url) URL.revokeObjectURL(this.url);
+    this.url = this.viewed = undefined;
   }
 
   part(name) {
     return this.element.querySelector(`.${name}`);
   }
 
-  text(name, text, inner) {
-    const part = this.part(name);
-    part.hidden = !text;
-    (inner ? part.querySelector(inner) : part).textContent = text;
+  say(name, text) {
+    say(this.part(name), text);
+  }
+
+  /** Each button names its image: a list of buttons is all that some people hear. */
+  button(name, isOffered) {
+    const button = this.part(name);
+    button.hidden = !isOffered;
+    if (!isOffered) return;
+    button.textContent = t(button.dataset.text);
+    button.ariaLabel = `${button.textContent}: ${this.picture.name}`;
   }
 }
 
-/** Bytes in words. */
-export function megabytes(bytes) {
-  return number(bytes / 2 ** 20, "megabyte");
-}
-
-function details({ model, version, tta, milliseconds }) {
-  return [`${model} ${version}`, t(`tta.${tta}`), number(milliseconds, "millisecond")].join(" · ");
-}
-
-function skeleton() {
-  return Array(facts.defaults.top_k).fill(null);
-}
-
-function bar(prediction) {
-  const element = clone("prediction");
-  if (prediction === null) {
-    element.className = "skeleton";
-    return element;
-  }
-  element.querySelector(".label").textContent = prediction.label;
-  element.querySelector(".percent").textContent = percent(prediction.probability);
-  element.querySelector(".bar > span").style.width = `${100 * prediction.probability}%`;
-  return element;
+/** The size of a copy, in words. */
+export function sizeOf({ file, width, height }) {
+  return { width, height, size: megabytes(file.size) };
 }
 
 /** What stands for a picture that the browser cannot show, such as a TIFF. */
@@ -120,8 +101,4 @@ function placeholder() {
   const glyph = document.querySelector(".glyph").cloneNode(true);
   glyph.classList.add("placeholder");
   return glyph;
-}
-
-function clone(template) {
-  return document.getElementById(template).content.firstElementChild.cloneNode(true);
 }

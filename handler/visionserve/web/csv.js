@@ -1,23 +1,32 @@
 const FORMULA = /^[=+\-@\t\r\n＝＋－＠]/;
 
 /**
- * One row an image: file, label1, probability1, ..., error.
+ * The columns of `scripts.classify`: a row for each image and setup.
  *
  * A text that a spreadsheet would run as a formula gets an apostrophe in front:
  * https://owasp.org/www-community/attacks/CSV_Injection. `scripts/formats.py` has the same rule.
  *
- * @param images objects of `file` (name), `predictions` (may be empty) and `error` (may be "").
- * @param count predictions a row.
+ * @param rows objects of `path`, and of `answer` or `error`, a text.
  */
-export function toCsv(images, count) {
+export function toCsv(rows) {
+  const count = Math.max(3, ...rows.map(({ answer }) => answer?.predictions?.length ?? 0));
   const ranks = Array.from({ length: count }, (_, index) => index);
-  const head = ranks.flatMap((rank) => [`label${rank + 1}`, `probability${rank + 1}`]);
-  const rows = images.map(({ file, predictions, error }) => [
-    file,
-    ...ranks.flatMap((rank) => [predictions[rank]?.label, predictions[rank]?.probability]),
+  const head = ranks.flatMap((rank) =>
+    ["label", "class_id", "probability"].map((name) => `${name}_${rank + 1}`),
+  );
+  const rest = ["model", "version", "tta", "confident"];
+  const lines = rows.map(({ path, answer = {}, error }) => [
+    path,
+    ...ranks.flatMap((rank) => {
+      const { label, class_id, probability } = answer.predictions?.[rank] ?? {};
+      return [label, class_id, probability];
+    }),
+    ...rest.map((name) => answer[name]),
     error,
   ]);
-  return [["file", ...head, "error"], ...rows].map((row) => `${row.map(cell).join()}\r\n`).join("");
+  return [["path", ...head, ...rest, "error"], ...lines]
+    .map((line) => `${line.map(cell).join()}\r\n`)
+    .join("");
 }
 
 /** A field: text in quotes, so that one with a semicolon stays whole where that separates. */

@@ -17,16 +17,30 @@ export function t(key, values = {}) {
   return language.messages[key]?.replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 
+/** Making a format takes longer than using it a hundred times. */
+const formats = new Map();
+
+function format(options) {
+  const key = language.tag + JSON.stringify(options);
+  if (!formats.has(key)) formats.set(key, new Intl.NumberFormat(language.tag, options));
+  return formats.get(key);
+}
+
 /** A probability, or a threshold with no more digits than it needs. */
 export function percent(probability, minimumFractionDigits = 1) {
   const digits = { minimumFractionDigits, maximumFractionDigits: 1 };
-  return new Intl.NumberFormat(language.tag, { style: "percent", ...digits }).format(probability);
+  return format({ style: "percent", ...digits }).format(probability);
 }
 
 /** A quantity with its unit. */
 export function number(value, unit) {
   const options = { style: "unit", unit, maximumFractionDigits: unit === "megabyte" ? 1 : 0 };
-  return new Intl.NumberFormat(language.tag, options).format(value);
+  return format(options).format(value);
+}
+
+/** Bytes in words. */
+export function megabytes(bytes) {
+  return number(bytes / 2 ** 20, "megabyte");
 }
 
 /** Fill in the texts and labels below an element that have one in the person's language. */

@@ -1,131 +1,302 @@
-import { Card, megabytes } from "./card.js";
+import { arrange, isShown, isSorted, renderArrangement, showAll, watchArrangement } from "./arrangement.js";
+import { Card } from "./card.js";
+import { asCurl, asJson, copy } from "./clipboard.js";
+import { renderComparison } from "./comparison.js";
 import { toCsv } from "./csv.js";
-import { address, facts } from "./facts.js";
-import { t, watchLanguage } from "./language.js";
-import { limiter } from "./limiter.js";
-import { predict } from "./server.js";
+import { factsOf, pageOf } from "./facts.js";
+import { draw, nextFrame } from "./frames.js";
+import { isForeign, toJpeg } from "./jpeg.js";
+import { megabytes, t, watchLanguage } from "./language.js";
+import { Picture } from "./picture.js";
+import { notify, tell } from "./progress.js";
+import { bringUpToDate, giveUp, isBusy } from "./runs.js";
+import { forget, keep, restore } from "./session.js";
+import { renderSetups, setups, watchSetups } from "./setups.js";
 import { watchSources } from "./sources.js";
+import { shrinkForView } from "./thumbnail.js";
 import { askForToken, watchToken } from "./token.js";
 
-const CONCURRENCY = 2;
+const CARDS_A_FRAME = 25;
+const REFRESH = 150;
 
 const byId = (id) => document.getElementById(id);
-const inTurn = limiter(CONCURRENCY);
-const runs = new Map();
-let cards = [];
+const list = byId("cards");
+const cards = new Map();
+let shownSetups = setups();
+let refreshing;
+let isStale = false;
 
-function add(files) {
-  const added = files.map((file) => new Card(file, (card) => retry([card])));
-  cards.push(...added);
-  byId("cards").append(...added.map((card) => card.element));
-  classifyAll(added);
-  added[0]?.element.scrollIntoView({ block: "nearest" });
+/** Give pictures cards at the end of the list, a few in each frame. */
+async function put(pictures) {
+  for (let start = 0; start < pictures.length; start += CARDS_A_FRAME) {
+    if (start > 0) await nextFrame();
+    for (const picture of pictures.slice(start, start + CARDS_A_FRAME)) {
+      const card = new Card(picture, shownSetups);
+      cards.set(picture, card);
+      list.append(card.element);
+      card.element.addEventListener("contentvisibilityautostatechange", ({ skipped }) => {
+        card.isSeen = !skipped;
+        view(card);
+      });
+      enter(picture);
+    }
+    refreshNow();
+  }
 }
 
-function classifyAll(chosen) {
-  for (const card of chosen) classify(card);
+/** A format that only the browser reads is sent as a JPEG. */
+async function enter(picture) {
+  if (picture.file && isForeign(picture.file)) await shrink(picture);
+  else update(picture);
+}
+
+/** Show a picture, and ask what of it is not known. */
+function update(picture) {
+  if (!cards.has(picture)) return;
+  draw(cards.get(picture));
+  bringUpToDate(picture, shownSetups, onState);
+}
+
+function onState(picture, setup) {
+  draw(cards.get(picture));
+  if (!picture.isSettled(setup)) return;
+  keep(picture);
+  if (picture.failure(setup)?.code === "unauthorized") askForToken();
   refresh();
 }
 
-/** Classify an image; a second call ends the first. */
-async function classify(card) {
-  runs.get(card)?.abort();
-  const { signal } = runs.set(card, new AbortController()).get(card);
-  const tta = byId("tta").value;
-  card.show({ name: "waiting" });
+/** Make a smaller copy, and send that. */
+async function shrink(picture) {
+  const failed = shownSetups.filter((setup) => !picture.answer(setup));
+  const show = (state) => {
+    for (const { key } of failed) picture.states.set(key, state);
+    draw(cards.get(picture));
+  };
+  show({ name: "shrinking" });
   try {
-    const answer = await inTurn(() => {
-      signal.throwIfAborted();
-      card.show({ name: "running" });
-      return predict(card.file, tta, signal, () => card.show({ name: "busy" }));
-    });
-    card.show({ name: "done", answer });
+    picture.copy = await toJpeg(picture.file);
+    for (const { key } of failed) picture.states.delete(key);
   } catch (failure) {
-    if (signal.aborted) return;
-    card.show({ name: "failed", failure });
-    if (failure.code === "unauthorized") askForToken();
+    show({ name: "failed", failure });
   }
+  keep(picture);
+  update(picture);
   refresh();
 }
 
 /** The button that was pressed goes; the focus moves to what it was about. */
-function retry(chosen) {
-  chosen[0].element.focus();
-  classifyAll(chosen);
+function tryAgain(pictures, action) {
+  cards.get(pictures[0]).element.focus();
+  for (const picture of pictures) action(picture);
+  refresh();
 }
 
-function failed() {
-  return cards.filter((card) => card.failure);
+function retry(picture) {
+  for (const { key, failure } of failuresOf(picture)) {
+    if (failure.retryable) picture.states.delete(key);
+  }
+  update(picture);
+}
+
+function failuresOf(picture) {
+  return shownSetups
+    .map(({ key }) => ({ key, failure: picture.states.get(key)?.failure }))
+    .filter(({ failure }) => failure);
+}
+
+function failing(kind) {
+  return pictures().filter((picture) => failuresOf(picture).some(({ failure }) => failure[kind]));
+}
+
+/** Those whose failure a smaller copy would mend. */
+function tooLarge() {
+  return failing("shrinkable").filter(({ canShrink }) => canShrink);
+}
+
+function pictures() {
+  return [...cards.keys()];
+}
+
+/** Show the whole image where it is alone, else its thumbnail, which is made where it is seen. */
+function view(card) {
+  const { picture } = card;
+  if (!cards.has(picture)) return;
+  if (cards.size === 1 && picture.file) card.view(picture.data);
+  else if (picture.thumbnail !== undefined) card.view(picture.thumbnail);
+  else {
+    card.hide();
+    makeThumbnail(card, card.isSeen);
+  }
+}
+
+function makeThumbnail(card, isSeen) {
+  const { picture } = card;
+  const isWanted = () => cards.has(picture) && picture.thumbnail === undefined;
+  const onDone = (thumbnail) => {
+    if (!isWanted()) return;
+    picture.thumbnail = thumbnail;
+    keep(picture);
+    view(card);
+  };
+  if (isWanted()) shrinkForView(picture.data, isWanted, onDone, isSeen);
 }
 
 function clear() {
-  for (const card of cards) {
-    runs.get(card).abort();
-    card.discard();
+  for (const [picture, card] of cards) {
+    giveUp(picture);
+    card.hide();
   }
-  cards = [];
-  runs.clear();
-  refresh();
+  cards.clear();
+  list.replaceChildren();
+  forget();
+  showAll();
+  notify("");
+  refreshNow();
   byId("choose").focus();
 }
 
-/** Bring everything around the cards up to date with them. */
+/** Bring everything around the cards up to date with them: now and then, and at the end. */
 function refresh() {
-  const total = cards.length;
-  const done = cards.filter((card) => card.settled).length;
-  const failures = failed().length;
-  document.body.classList.toggle("filled", total > 0);
-  byId("cards").classList.toggle("single", total === 1);
-  byId("results").hidden = total === 0;
-  byId("download").disabled = done < total;
-  byId("progress").hidden = total < 2;
-  byId("retry-failed").hidden = total < 2 || failures === 0;
-  const progress = t(failures ? "progressFailed" : "progress", { done, total, failures });
-  byId("progress").textContent = progress;
-  if (total === 0) announce("");
-  else if (done < total) announce(t("state.running"));
-  else announce(total === 1 ? cards[0].summary : progress);
+  if (isBusy()) refreshing ??= setTimeout(refreshNow, REFRESH);
+  else queueMicrotask(() => isStale && refreshNow());
+  isStale = true;
 }
 
-/** Tell a screen reader, once. */
-function announce(text) {
-  if (byId("status").textContent !== text) byId("status").textContent = text;
+function refreshNow() {
+  clearTimeout(refreshing);
+  refreshing = undefined;
+  isStale = false;
+  const all = pictures();
+  const [total, done] = [all.length, all.filter(isSettled).length];
+  const isDone = done === total;
+  const failures = all.filter((picture) => failuresOf(picture).length > 0).length;
+  const [retryable, large] = [failing("retryable"), tooLarge()];
+  document.body.classList.toggle("filled", total > 0);
+  list.classList.toggle("single", total === 1);
+  byId("results").hidden = total === 0;
+  byId("download").disabled = !isDone;
+  byId("progress").hidden = total < 2;
+  byId("arrangement").hidden = total < 2;
+  byId("retry-failed").hidden = total < 2 || retryable.length === 0;
+  byId("shrink-failed").hidden = total < 2 || large.length === 0;
+  byId("shrink-failed").textContent = t("shrinkFailed", { count: large.length });
+  const progress = t(failures ? "progressFailed" : "progress", { done, total, failures });
+  byId("progress").textContent = progress;
+  if (total === 0) tell("", false, "");
+  else if (total > 1) tell(progress, !isDone, isDone ? "" : `${done}/${total}`);
+  else tell(isDone ? [...cards.values()][0].summary : t("state.running"), false, "");
+  renderComparison(all, shownSetups);
+  filter(all);
+  if (isDone && isSorted()) order();
+  for (const card of [...cards.values()].slice(0, 1)) view(card);
+  if (isDone) for (const card of cards.values()) makeThumbnail(card, false);
+}
+
+function isSettled(picture) {
+  return shownSetups.every((setup) => picture.isSettled(setup));
+}
+
+/** Show the cards that are asked for. */
+function filter(all) {
+  let shown = 0;
+  for (const picture of all) {
+    const is = isShown(picture, shownSetups);
+    cards.get(picture).element.hidden = !is;
+    if (is) shown += 1;
+  }
+  renderArrangement(all, shownSetups, shown);
+}
+
+function order() {
+  list.append(...arrange(pictures(), shownSetups).map((picture) => cards.get(picture).element));
 }
 
 function download() {
-  const rows = cards.map(({ file, answer, error }) => ({
-    file: file.name,
-    predictions: answer?.predictions ?? [],
-    error,
-  }));
+  const rows = arrange(pictures(), shownSetups).flatMap((picture) =>
+    shownSetups.map((setup) => {
+      const failure = picture.failure(setup);
+      const words = failure?.message || failure?.explain(factsOf(setup).max_image_bytes);
+      const error = failure && `${failure.code}: ${words}`;
+      return { path: picture.name, answer: picture.answer(setup) ?? setup, error };
+    }),
+  );
   const link = document.createElement("a");
   // Excel reads UTF-8 by its byte order mark.
-  const blob = new Blob(["\ufeff", toCsv(rows, facts.defaults.top_k)], { type: "text/csv" });
+  const blob = new Blob(["\ufeff", toCsv(rows)], { type: "text/csv" });
   link.href = URL.createObjectURL(blob);
   link.download = "classifications.csv";
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
-function model(name) {
-  const link = document.createElement("a");
-  link.textContent = name;
-  link.href = address(name);
-  if (name === facts.model) link.ariaCurrent = "page";
-  return link;
+const ACTIONS = {
+  retry: (picture) => tryAgain([picture], retry),
+  shrink: (picture) => tryAgain([picture], shrink),
+  "copy-json": (picture) => copyText(asJson(picture, shownSetups)),
+  "copy-curl": (picture) => copyText(asCurl(picture, shownSetups)),
+};
+
+async function copyText(text) {
+  await copy(text);
+  notify(t("copied"));
 }
 
-byId("models").append(...facts.models.map(model));
-for (const fact of ["model", "version", "runtime"]) byId(`fact-${fact}`).textContent = facts[fact];
-byId("tta").value = facts.defaults.tta;
-byId("tta").addEventListener("change", () => classifyAll(cards));
+/** Footer and address follow the first setup. */
+function showSetup() {
+  const [setup] = shownSetups;
+  byId("fact-model").textContent = setup.model;
+  byId("fact-version").textContent = setup.version;
+  byId("fact-runtime").textContent = factsOf(setup).runtime;
+  byId("limits").textContent = t("limits", { limit: megabytes(factsOf(setup).max_image_bytes) });
+}
+
+list.addEventListener("click", ({ target }) => {
+  const button = target.closest("button");
+  const element = target.closest(".card");
+  const card = [...cards.values()].find((one) => one.element === element);
+  if (button && card) ACTIONS[button.className](card.picture);
+});
 byId("clear").addEventListener("click", clear);
 byId("download").addEventListener("click", download);
-byId("retry-failed").addEventListener("click", () => retry(failed()));
-watchSources(add);
-watchToken(() => classifyAll(failed().filter(({ failure }) => failure.code === "unauthorized")));
+byId("retry-failed").addEventListener("click", () => tryAgain(failing("retryable"), retry));
+byId("shrink-failed").addEventListener("click", () => tryAgain(tooLarge(), shrink));
+addEventListener("beforeunload", (event) => {
+  if (isBusy()) event.preventDefault();
+});
+watchSetups(() => {
+  shownSetups = setups();
+  showSetup();
+  history.replaceState(null, "", pageOf(shownSetups[0]));
+  for (const [picture, card] of cards) {
+    card.setups = shownSetups;
+    update(picture);
+  }
+  refreshNow();
+});
+watchArrangement(() => {
+  filter(pictures());
+  order();
+});
+watchSources(
+  async ({ images, others }) => {
+    const before = list.childElementCount;
+    notify(others ? t("leftOut", { count: others }) : "");
+    await put(images.map(({ file, name }) => new Picture(file, name)));
+    list.children[before]?.scrollIntoView({ block: "nearest" });
+  },
+  () => notify(t("addressDropped")),
+);
+watchToken(() => {
+  for (const picture of failing("unauthorized")) retry(picture);
+});
 watchLanguage(() => {
-  byId("limits").textContent = t("limits", { limit: megabytes(facts.max_image_bytes) });
-  for (const card of cards) card.render();
-  refresh();
+  renderSetups();
+  showSetup();
+  for (const card of cards.values()) draw(card);
+  refreshNow();
+});
+restore().then(async (restored) => {
+  if (restored.length === 0) return;
+  await put(restored);
+  notify(t("restored", { count: restored.length }));
 });

@@ -1,70 +1,49 @@
-import { endpoint, facts } from "./facts.js";
+import { endpoint } from "./facts.js";
+import { Failure } from "./failure.js";
 import { token } from "./token.js";
 
 const TIMEOUT = 30_000;
-const PAUSES = [500, 1000, 2000, 4000];
-const BUSY = new Set([429, 502, 503]);
-
-/** Why an image has no answer: a code of ours or the server's, its words, and its response. */
-export class Failure extends Error {
-  constructor(code, message = "", response = null) {
-    super(message);
-    this.code = code;
-    this.status = response?.status;
-    this.retryAfter = Number(response?.headers.get("Retry-After")) || 0;
-  }
-}
 
 /**
- * Classify one image; a busy server is asked again after longer and longer pauses, none shorter
- * than its Retry-After.
+ * Send images in one request.
  *
- * @param file an image.
- * @param tta the test-time augmentation.
+ * @param setup the model, version and test-time augmentation to ask for.
+ * @param images encoded images, ArrayBuffers.
  * @param signal aborts; the promise is then rejected with its reason.
- * @param onBusy called before each pause.
- * @returns the answer, and `milliseconds`, the duration of the request that got it.
- * @throws {Failure}
+ * @returns in the images' order an answer, or the Failure of that image alone.
+ * @throws {Failure} of the request as a whole.
  */
-export async function predict(file, tta, signal, onBusy) {
-  if (file.size > facts.max_image_bytes) throw new Failure("image_too_large");
-  const body = await file.arrayBuffer().catch(() => {
-    throw new Failure("unreadable_file");
-  });
-  for (const pause of PAUSES) {
-    try {
-      return await send(body, tta, signal);
-    } catch (failure) {
-      if (!BUSY.has(failure.status)) throw failure;
-      onBusy();
-      await sleep(Math.max(pause * (0.5 + Math.random()), 1000 * failure.retryAfter), signal);
-      signal.throwIfAborted();
-    }
-  }
-  return send(body, tta, signal);
-}
-
-async function send(body, tta, signal) {
-  const headers = {
-    Accept: "application/json",
-    "Content-Type": "application/octet-stream",
-    "X-Classify-TTA": tta,
-  };
+export async function post(setup, images, signal) {
+  const headers = { Accept: "application/json", "X-Classify-TTA": setup.tta };
   if (token()) headers.Authorization = `Bearer ${token()}`;
+  if (images.length === 1) headers["Content-Type"] = "application/octet-stream";
+  const body = images.length === 1 ? images[0] : form(images);
   const limit = AbortSignal.any([signal, AbortSignal.timeout(TIMEOUT)]);
-  const start = performance.now();
   let response, text;
   try {
-    response = await fetch(endpoint, { method: "POST", headers, body, signal: limit });
+    response = await fetch(endpoint(setup), { method: "POST", headers, body, signal: limit });
     text = await response.text();
   } catch (error) {
     signal.throwIfAborted();
     throw new Failure(error.name === "TimeoutError" ? "timeout" : "network");
   }
-  const milliseconds = performance.now() - start;
   const content = parse(text);
-  if (!response.ok || !content?.predictions) throw refusal(response, content);
-  return { ...content, milliseconds };
+  const outcomes = Array.isArray(content) ? content : [content];
+  const isWhole = outcomes.length === images.length && outcomes.every(isOutcome);
+  if (!response.ok || !isWhole) throw refusal(response, content);
+  return outcomes.map(({ error, ...answer }) =>
+    error ? new Failure(error.code, error.message) : answer,
+  );
+}
+
+function form(images) {
+  const data = new FormData();
+  for (const image of images) data.append("data", new Blob([image]));
+  return data;
+}
+
+function isOutcome(entry) {
+  return Boolean(entry?.predictions?.length || entry?.error);
 }
 
 function parse(text) {
@@ -78,17 +57,10 @@ function parse(text) {
 /** The archive's and nginx's errors have a code; TorchServe's, the name of an exception. */
 function refusal(response, content) {
   const { status } = response;
-  if (content?.error) return new Failure(content.error.code, content.error.message, response);
+  const reply = { status, retryAfter: Number(response.headers.get("Retry-After")) };
+  if (content?.error) return new Failure(content.error.code, content.error.message, reply);
   if (status === 401 || status === 403 || content?.type === "InvalidKeyException") {
-    return new Failure("unauthorized");
+    return new Failure("unauthorized", "", reply);
   }
-  return new Failure(`http_${status}`, content?.message, response);
-}
-
-/** Wait, at most until the signal aborts. */
-function sleep(milliseconds, signal) {
-  return new Promise((wake) => {
-    setTimeout(wake, milliseconds);
-    signal.addEventListener("abort", wake, { once: true });
-  });
+  return new Failure(`http_${status}`, content?.message, reply);
 }

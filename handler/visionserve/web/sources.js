@@ -1,21 +1,37 @@
 import { photograph } from "./camera.js";
+import { examples } from "./examples.js";
+import { readChosen, readDropped } from "./folder.js";
 
-/** Call back with a list of files after each drop, choice, paste or photograph. */
-export function watchSources(onFiles) {
-  for (const input of document.querySelectorAll("#picker, #capture")) {
-    input.addEventListener("change", () => {
-      onFiles([...input.files]);
-      input.value = "";
-    });
-  }
+const ADDRESS = /^(https?:|data:|\/\/)/i;
+
+/**
+ * Call back after each drop, choice, paste or photograph.
+ *
+ * @param onFound called with `images`, objects of `file` and `name`, and with `others`, how many
+ *   files of a folder are no images.
+ * @param onAddress called where the address of an image came in place of the image.
+ */
+export function watchSources(onFound, onAddress) {
+  const add = (files) => {
+    const images = [...files].map((file) => ({ file, name: file.name }));
+    if (images.length > 0) onFound({ images, others: 0 });
+  };
+  choice("picker", add);
+  choice("capture", add);
+  choice("folder-picker", (files) => onFound(readChosen(files)));
   click("choose", () => document.getElementById("picker").click());
+  click("choose-folder", () => document.getElementById("folder-picker").click());
   click("camera", () => {
-    if (navigator.mediaDevices?.getUserMedia) photograph((file) => onFiles([file]));
+    if (navigator.mediaDevices?.getUserMedia) photograph((file) => add([file]));
     else document.getElementById("capture").click();
   });
-  document.addEventListener("paste", ({ clipboardData }) => onFiles([...clipboardData.files]));
+  examples((file) => add([file]));
+  document.addEventListener("paste", ({ clipboardData, target }) => {
+    if (clipboardData.files.length > 0) add(clipboardData.files);
+    else if (!target.matches?.("input") && isAddress(clipboardData, "text/plain")) onAddress();
+  });
   document.addEventListener("dragover", (event) => {
-    if (!carriesFiles(event)) return;
+    if (!isForUs(event)) return;
     event.preventDefault();
     event.dataTransfer.dropEffect = "copy";
     over(true);
@@ -23,11 +39,21 @@ export function watchSources(onFiles) {
   document.addEventListener("dragleave", ({ relatedTarget }) => {
     if (relatedTarget === null) over(false);
   });
-  document.addEventListener("drop", (event) => {
-    if (!carriesFiles(event)) return;
+  document.addEventListener("drop", async (event) => {
+    if (!isForUs(event)) return;
     event.preventDefault();
     over(false);
-    onFiles([...event.dataTransfer.files]);
+    const { dataTransfer } = event;
+    if (carriesFiles(event)) onFound(await readDropped(dataTransfer));
+    else if (isAddress(dataTransfer, "text/uri-list")) onAddress();
+  });
+}
+
+function choice(id, onFiles) {
+  const input = document.getElementById(id);
+  input.addEventListener("change", () => {
+    onFiles([...input.files]);
+    input.value = "";
   });
 }
 
@@ -35,8 +61,16 @@ function click(id, action) {
   document.getElementById(id).addEventListener("click", action);
 }
 
+function isForUs(event) {
+  return carriesFiles(event) || event.dataTransfer.types.includes("text/uri-list");
+}
+
 function carriesFiles({ dataTransfer }) {
   return dataTransfer.types.includes("Files");
+}
+
+function isAddress(transfer, type) {
+  return ADDRESS.test(transfer.getData(type).trim());
 }
 
 function over(is) {

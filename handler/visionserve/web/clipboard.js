@@ -1,0 +1,43 @@
+import { endpoint } from "./facts.js";
+import { token } from "./token.js";
+
+/** The answers of an image as the server gave them, one alone or a list. */
+export function asJson(picture, setups) {
+  const answers = setups
+    .map((setup) => picture.answer(setup))
+    .filter(Boolean)
+    .map(({ milliseconds, together, ...answer }) => answer);
+  return JSON.stringify(answers.length === 1 ? answers[0] : answers, null, 2);
+}
+
+/** The commands that ask the same, one a line. A token is named, never shown. */
+export function asCurl(picture, setups) {
+  const file = picture.copy ? picture.name.replace(/\.\w+$/, ".jpg") : picture.name;
+  return setups
+    .map((setup) => {
+      const authorization = token() ? `-H "Authorization: Bearer $TOKEN" ` : "";
+      const headers = `-H 'Content-Type: application/octet-stream' -H 'X-Classify-TTA: ${setup.tta}'`;
+      const address = quote(location.origin + endpoint(setup));
+      return `curl ${authorization}${headers} --data-binary @${quote(file)} ${address}`;
+    })
+    .join("\n");
+}
+
+/** Quote for a shell. */
+function quote(text) {
+  return `'${text.replaceAll("'", `'\\''`)}'`;
+}
+
+/** Put a text on the clipboard; also where the page came over plain HTTP. */
+export async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const field = document.createElement("textarea");
+    field.value = text;
+    document.body.append(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+  }
+}

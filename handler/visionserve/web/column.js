@@ -1,0 +1,65 @@
+import { factsOf } from "./facts.js";
+import { number, percent, t } from "./language.js";
+import { setupName } from "./setups.js";
+import { clone, say } from "./template.js";
+
+/** What one setup says of an image, as a part of the image's card. */
+export class Column {
+  constructor(picture, setup) {
+    this.picture = picture;
+    this.setup = setup;
+    this.element = clone("column");
+  }
+
+  /** @param isNamed whether the setup stands above it, as others stand beside. */
+  render(isNamed) {
+    const { picture, setup } = this;
+    const { name, answer, failure } = picture.state(setup);
+    this.say("setup", isNamed ? setupName(setup) : "");
+    this.say("failure", failure ? failure.explain(factsOf(setup).max_image_bytes) : "");
+    this.say("warning", answer && !answer.confident ? warning(setup) : "");
+    this.say("details", answer ? details(answer) : "");
+    this.part("state").hidden = Boolean(answer ?? failure);
+    if (!answer && !failure) this.part("state").lastElementChild.textContent = t(`state.${name}`);
+    this.part("predictions").hidden = Boolean(failure);
+    if (!failure) this.bars(answer?.predictions ?? Array(factsOf(setup).defaults.top_k).fill(null));
+  }
+
+  bars(predictions) {
+    const list = this.part("predictions");
+    while (list.childElementCount > predictions.length) list.lastElementChild.remove();
+    while (list.childElementCount < predictions.length) list.append(clone("prediction"));
+    predictions.forEach((prediction, rank) => bar(list.children[rank], prediction));
+  }
+
+  part(name) {
+    return this.element.querySelector(`.${name}`);
+  }
+
+  say(name, text) {
+    say(this.part(name), text);
+  }
+}
+
+/** What a low confidence means, in the words of the setup's own threshold. */
+export function warning(setup) {
+  return t("warning", { threshold: percent(factsOf(setup).defaults.threshold, 0) });
+}
+
+function details({ model, version, tta, milliseconds, together, cached }) {
+  const time = number(milliseconds, "millisecond");
+  return [
+    `${model} ${version}`,
+    t(`tta.${tta}`) ?? tta,
+    together > 1 ? t("together", { time, count: together }) : time,
+    ...(cached ? [t("cached")] : []),
+  ].join(" · ");
+}
+
+function bar(element, prediction) {
+  const [label, share, track] = element.children;
+  element.classList.toggle("skeleton", prediction === null);
+  label.textContent = prediction?.label ?? "";
+  share.textContent = prediction ? percent(prediction.probability) : "";
+  track.firstElementChild.style.width = prediction ? `${100 * prediction.probability}%` : "";
+}

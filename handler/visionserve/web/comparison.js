@@ -1,0 +1,62 @@
+import { number, percent, t } from "./language.js";
+import { setupName } from "./setups.js";
+
+/** Whether setups have answered an image, and not all with the same label. */
+export function isDisagreement(picture, setups) {
+  const labels = setups.map((setup) => picture.label(setup)).filter(Boolean);
+  return labels.some((label) => label !== labels[0]);
+}
+
+/**
+ * Fill the table that compares setups: how many images each has answered, how often its label is
+ * the first one's, its mean confidence, and its mean time for an image that was not in the cache.
+ */
+export function renderComparison(pictures, setups) {
+  const section = document.getElementById("comparison");
+  section.hidden = setups.length < 2;
+  if (section.hidden) return;
+  const shared = pictures.filter((picture) => setups.every((setup) => picture.answer(setup)));
+  const agreed = shared.filter((picture) => !isDisagreement(picture, setups));
+  document.getElementById("agreement").textContent = t("agreement", {
+    agreed: agreed.length,
+    total: shared.length,
+    share: share(agreed.length, shared.length),
+  });
+  const [first] = setups;
+  const rows = setups.map((setup) => {
+    const answers = pictures.map((picture) => picture.answer(setup)).filter(Boolean);
+    const both = pictures.filter((picture) => picture.answer(setup) && picture.answer(first));
+    const same = both.filter((picture) => picture.label(setup) === picture.label(first));
+    const timed = answers.filter(({ cached }) => !cached);
+    return [
+      setupName(setup),
+      String(answers.length),
+      setup === first ? "–" : share(same.length, both.length),
+      share(sum(answers.map(({ predictions }) => predictions[0].probability)), answers.length),
+      timed.length
+        ? number(sum(timed.map(({ milliseconds }) => milliseconds)) / timed.length, "millisecond")
+        : "–",
+    ];
+  });
+  section.querySelector("tbody").replaceChildren(...rows.map(tableRow));
+}
+
+function tableRow(cells) {
+  const row = document.createElement("tr");
+  const [head, ...rest] = cells.map((text, index) => {
+    const cell = document.createElement(index ? "td" : "th");
+    cell.textContent = text;
+    return cell;
+  });
+  head.scope = "row";
+  row.append(head, ...rest);
+  return row;
+}
+
+function share(part, whole) {
+  return whole ? percent(part / whole) : "–";
+}
+
+function sum(values) {
+  return values.reduce((total, value) => total + value, 0);
+}

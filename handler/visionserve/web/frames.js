@@ -1,0 +1,34 @@
+/** Share of a frame's 16 ms that may go into drawing, in milliseconds. */
+const SHARE = 8;
+
+const due = new Set();
+
+/** Call an object's `render` in one of the next frames, however often that is asked for. */
+export function draw(drawn) {
+  if (due.size === 0) requestAnimationFrame(drawSome);
+  due.add(drawn);
+}
+
+/** Draw at once what cannot wait. */
+export function drawAll() {
+  for (const drawn of due) drawn.render();
+  due.clear();
+}
+
+function drawSome() {
+  const end = performance.now() + SHARE;
+  for (const drawn of due) {
+    due.delete(drawn);
+    drawn.render();
+    if (performance.now() > end) break;
+  }
+  if (due.size > 0) requestAnimationFrame(drawSome);
+}
+
+/** Wait for the next frame; a tab in the background has none. */
+export function nextFrame() {
+  return new Promise((go) => {
+    requestAnimationFrame(go);
+    setTimeout(go, 100);
+  });
+}

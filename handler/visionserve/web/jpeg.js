@@ -1,0 +1,47 @@
+import { Failure } from "./failure.js";
+
+/** Sides from which on models see no more; under the limits of every server. */
+const LONGEST = 2048;
+const QUALITY = 0.9;
+const ONLY_HERE = /\.(avif|heic|heif)$/i;
+
+let last = Promise.resolve();
+
+/** Whether a file is of a format that the server does not read, but the browser may. */
+export function isForeign(file) {
+  return ONLY_HERE.test(file.name) || /^image\/(avif|hei[cf])/.test(file.type);
+}
+
+/**
+ * Save an image as a JPEG of at most 2,048 pixels a side, on white. One at a time, as the whole
+ * image is in memory meanwhile.
+ *
+ * @returns `file`, `width` and `height`.
+ * @throws {Failure} `undecodable` where the browser cannot read the image.
+ */
+export function toJpeg(file) {
+  const made = last.then(() => convert(file));
+  last = made.catch(() => {});
+  return made;
+}
+
+async function convert(file) {
+  const bitmap = await createImageBitmap(file).catch(() => {
+    throw new Failure(isForeign(file) ? "save_as_jpeg" : "undecodable");
+  });
+  try {
+    const scale = Math.min(1, LONGEST / Math.max(bitmap.width, bitmap.height));
+    const width = Math.max(1, Math.round(bitmap.width * scale));
+    const height = Math.max(1, Math.round(bitmap.height * scale));
+    const canvas = new OffscreenCanvas(width, height);
+    const context = canvas.getContext("2d");
+    context.fillStyle = "white";
+    context.fillRect(0, 0, width, height);
+    context.imageSmoothingQuality = "high";
+    context.drawImage(bitmap, 0, 0, width, height);
+    const blob = await canvas.convertToBlob({ type: "image/jpeg", quality: QUALITY });
+    return { file: new File([blob], "copy.jpg", { type: blob.type }), width, height };
+  } finally {
+    bitmap.close();
+  }
+}

@@ -1,0 +1,34 @@
+const SILENCE = 5000;
+const heard = document.getElementById("status");
+const title = document.title;
+
+let lastSaid = -SILENCE;
+let timer;
+
+/**
+ * Tell a screen reader, and the tab's title, how far it is.
+ *
+ * @param text the state in words; "" for nothing to say.
+ * @param isPassing whether the next state may soon follow: one is said every five seconds.
+ * @param short the same for the title; "" for none.
+ */
+export function tell(text, isPassing, short) {
+  const full = short ? `${short} – ${title}` : title;
+  if (document.title !== full) document.title = full;
+  clearTimeout(timer);
+  if (heard.textContent === text) return;
+  const wait = isPassing ? lastSaid + SILENCE - performance.now() : 0;
+  const speak = () => {
+    heard.textContent = text;
+    lastSaid = performance.now();
+  };
+  if (wait > 0) timer = setTimeout(speak, wait);
+  else speak();
+}
+
+/** Say something that a person is to see as well. */
+export function notify(text) {
+  const notice = document.getElementById("notice");
+  notice.hidden = !text;
+  notice.textContent = text;
+}

@@ -1,0 +1,188 @@
+import { factsOf } from "./facts.js";
+import { Failure } from "./failure.js";
+import { post } from "./server.js";
+
+const CONCURRENCY = 2;
+const MOST_IMAGES = 32;
+const MOST_BYTES = 6 * 2 ** 20;
+/** How long a request should take, in milliseconds: long beside its own cost, short to wait for. */
+const DURATION = 300;
+/** Before each further try, in milliseconds; in all, longer than a restart takes. */
+const PAUSES = [500, 1000, 2000, 4000, 8000, 8000];
+/** An image may have these because of the others in its request: it is asked for again, alone. */
+const OF_COMPANY = new Set(["too_much_work", "request_too_slow", "internal_error"]);
+/** Every image would have these. */
+const OF_ALL = new Set(["network", "unauthorized"]);
+
+const waiting = [];
+const paces = new Map();
+let running = 0;
+
+/**
+ * Classify an image, in order of arrival. Images for one setup travel together where that is
+ * faster: as many as took DURATION at the pace of the requests before.
+ *
+ * A server that is busy or away is asked again after longer and longer pauses, none shorter than
+ * its Retry-After. Where it stays away, all that wait for it fail with it, so that a dead server
+ * is told at once, not image by image.
+ *
+ * @param picture an image.
+ * @param setup see `post`.
+ * @param signal aborts; the promise is then rejected with its reason.
+ * @param onState called with `running`, `busy` or `away`.
+ * @returns the answer; with it `milliseconds`, the duration of its request for each image in it,
+ *   and `together`, their number.
+ * @throws {Failure}
+ */
+export function ask(picture, setup, signal, onState) {
+  return new Promise((resolve, reject) => {
+    waiting.push({ picture, setup, signal, onState, resolve, reject });
+    pump();
+  });
+}
+
+/** Requests start once all that is asked for in one go is waiting. */
+function pump() {
+  queueMicrotask(() => {
+    while (running < CONCURRENCY && waiting.length > 0) {
+      const jobs = take();
+      if (jobs.length === 0) continue;
+      running += 1;
+      run(jobs).finally(() => {
+        running -= 1;
+        pump();
+      });
+    }
+  });
+}
+
+/** Take the first image, and those behind it that travel with it. */
+function take() {
+  const first = waiting.shift();
+  if (isOver(first)) return [];
+  const jobs = [first];
+  const most = first.alone ? 1 : size(first.setup);
+  let bytes = first.picture.data.size;
+  for (let index = 0; index < waiting.length && jobs.length < most; ) {
+    const job = waiting[index];
+    const fits = job.setup.key === first.setup.key && !job.alone;
+    if (isOver(job)) waiting.splice(index, 1);
+    else if (fits && bytes + job.picture.data.size <= MOST_BYTES) {
+      bytes += job.picture.data.size;
+      jobs.push(...waiting.splice(index, 1));
+    } else if (fits) break;
+    else index += 1;
+  }
+  return jobs;
+}
+
+function isOver({ signal, reject }) {
+  if (signal.aborted) reject(signal.reason);
+  return signal.aborted;
+}
+
+function size(setup) {
+  const pace = paces.get(setup.key);
+  if (pace === undefined) return 1;
+  return Math.max(1, Math.min(Math.floor(DURATION / pace), MOST_IMAGES, factsOf(setup).max_images));
+}
+
+async function run(jobs) {
+  const read = await Promise.all(jobs.map(bytesOf));
+  const images = read.filter(Boolean);
+  const asked = jobs.filter((_, index) => read[index]);
+  if (asked.length === 0) return;
+  const { signal, release } = whileWanted(asked);
+  try {
+    const [outcomes, milliseconds] = await patiently(asked, signal, () => timed(asked, images, signal));
+    outcomes.forEach((outcome, index) => settle(asked, index, outcome, milliseconds));
+  } catch (error) {
+    fail(asked, error);
+  } finally {
+    release();
+  }
+}
+
+/** Send, and learn the pace; an image that the server refuses has taken its time, too. */
+async function timed(jobs, images, signal) {
+  const start = performance.now();
+  const pace = () => (performance.now() - start) / jobs.length;
+  const [{ setup }] = jobs;
+  try {
+    const outcomes = await post(setup, images, signal);
+    paces.set(setup.key, pace());
+    return [outcomes, pace()];
+  } catch (error) {
+    if (error instanceof Failure && !error.passing) paces.set(setup.key, pace());
+    throw error;
+  }
+}
+
+async function bytesOf({ picture, setup, onState, reject }) {
+  const file = picture.data;
+  if (file.size > factsOf(setup).max_image_bytes) return reject(new Failure("image_too_large"));
+  onState("running");
+  try {
+    const bytes = await file.arrayBuffer();
+    if (picture.hasChanged) return reject(new Failure("file_changed"));
+    return bytes.byteLength > 0 ? bytes : reject(new Failure("empty_image"));
+  } catch (error) {
+    return reject(new Failure(error.name === "NotFoundError" ? "file_gone" : "file_changed"));
+  }
+}
+
+function settle(jobs, index, outcome, milliseconds) {
+  const job = jobs[index];
+  if (!(outcome instanceof Failure)) {
+    job.resolve({ ...outcome, milliseconds, together: jobs.length });
+  } else if (jobs.length > 1 && OF_COMPANY.has(outcome.code)) askAlone([job]);
+  else job.reject(outcome);
+}
+
+function fail(jobs, error) {
+  const others = OF_ALL.has(error.code) ? waiting.splice(0) : [];
+  const isOfOne = error instanceof Failure && !error.passing && !OF_ALL.has(error.code);
+  if (isOfOne && jobs.length > 1) return askAlone(jobs);
+  for (const job of [...jobs, ...others]) job.reject(error);
+}
+
+/** One image may have spoilt the request for the others: ask for each alone. */
+function askAlone(jobs) {
+  waiting.unshift(...jobs.map((job) => ({ ...job, alone: true })));
+}
+
+async function patiently(jobs, signal, send) {
+  for (const pause of PAUSES) {
+    try {
+      return await send();
+    } catch (failure) {
+      if (!failure.passing) throw failure;
+      for (const { onState } of jobs) onState(failure.code === "network" ? "away" : "busy");
+      await sleep(Math.max(pause * (0.75 + Math.random() / 2), 1000 * failure.retryAfter), signal);
+      signal.throwIfAborted();
+    }
+  }
+  return send();
+}
+
+/** A signal that aborts once nobody wants any of the images any more. */
+function whileWanted(jobs) {
+  const all = new AbortController();
+  const check = () => {
+    if (jobs.every((job) => job.signal.aborted)) all.abort();
+  };
+  for (const job of jobs) job.signal.addEventListener("abort", check);
+  check();
+  const release = () => {
+    for (const job of jobs) job.signal.removeEventListener("abort", check);
+  };
+  return { signal: all.signal, release };
+}
+
+/** Wait, at most until the signal aborts. */
+function sleep(milliseconds, signal) {
+  return new Promise((wake) => {
+    setTimeout(wake, milliseconds);
+    signal.addEventListener("abort", wake, { once: true });
+  });
+}

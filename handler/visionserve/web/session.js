@@ -1,0 +1,115 @@
+import { Failure } from "./failure.js";
+import { recall, remember } from "./memory.js";
+import { Picture } from "./picture.js";
+
+/**
+ * The images of this tab, so that a reload loses nothing: names, thumbnails and answers, never
+ * the images themselves. Those of other tabs lie beside them; whatever is older than a day goes.
+ */
+const DATABASE = "visionserve";
+const STORE = "pictures";
+const TAB = "visionserve-tab";
+const DAY = 24 * 3600 * 1000;
+const MOST_KEPT = 5000;
+const PAUSE = 500;
+
+const tab = recall("sessionStorage", TAB) ?? crypto.getRandomValues(new Uint32Array(2)).join("-");
+const unsaved = new Set();
+let opened, saving;
+
+/** @returns the pictures of this tab before it was loaded, in order; none where none are kept. */
+export async function restore() {
+  remember("sessionStorage", TAB, tab);
+  try {
+    const age = IDBKeyRange.upperBound(Date.now() - DAY);
+    await change((store) => {
+      store.index("time").openKeyCursor(age).onsuccess = ({ target: { result: cursor } }) => {
+        if (!cursor) return;
+        store.delete(cursor.primaryKey);
+        cursor.continue();
+      };
+    });
+    const store = (await open()).transaction(STORE).objectStore(STORE);
+    return (await done(store.getAll(ofTab()))).map(toPicture);
+  } catch {
+    return [];
+  }
+}
+
+/** Keep a picture as it is now, soon. */
+export function keep(picture) {
+  unsaved.add(picture);
+  saving ??= setTimeout(save, PAUSE);
+}
+
+/** Keep nothing of this tab. */
+export async function forget() {
+  unsaved.clear();
+  await change((store) => store.delete(ofTab())).catch(() => {});
+}
+
+async function save() {
+  saving = undefined;
+  const records = [...unsaved].filter(({ id }) => id <= MOST_KEPT).map(toRecord);
+  unsaved.clear();
+  await change((store) => {
+    for (const record of records) store.put(record);
+  }).catch(() => {});
+}
+
+function toRecord({ id, name, thumbnail, copy, states }) {
+  const outcomes = [...states].flatMap(([key, { answer, failure }]) => {
+    if (answer) return [[key, { answer }]];
+    if (!failure) return [];
+    const { code, message, status } = failure;
+    return [[key, { failure: { code, message, status } }]];
+  });
+  const sent = copy && { width: copy.width, height: copy.height, file: { size: copy.file.size } };
+  return { tab, id, name, thumbnail, copy: sent, outcomes, time: Date.now() };
+}
+
+function toPicture({ id, name, thumbnail, copy, outcomes }) {
+  const picture = new Picture(null, name, id);
+  Object.assign(picture, { thumbnail: thumbnail ?? null, copy });
+  for (const [key, { answer, failure }] of outcomes) {
+    if (answer) picture.states.set(key, { name: "done", answer });
+    else {
+      const { code, message, status } = failure;
+      picture.states.set(key, { name: "failed", failure: new Failure(code, message, { status }) });
+    }
+  }
+  return picture;
+}
+
+function ofTab() {
+  return IDBKeyRange.bound([tab], [tab, []]);
+}
+
+async function change(action) {
+  const transaction = (await open()).transaction(STORE, "readwrite");
+  action(transaction.objectStore(STORE));
+  await new Promise((resolve, reject) => {
+    transaction.oncomplete = resolve;
+    transaction.onabort = () => reject(transaction.error);
+  });
+}
+
+function open() {
+  opened ??= new Promise((resolve, reject) => {
+    const request = indexedDB.open(DATABASE, 1);
+    request.onupgradeneeded = () => {
+      const store = request.result.createObjectStore(STORE, { keyPath: ["tab", "id"] });
+      store.createIndex("time", "time");
+    };
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+  return opened;
+}
+
+function done(request) {
+  return new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+}

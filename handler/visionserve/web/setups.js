@@ -1,0 +1,135 @@
+import { facts, factsOf, isAmbiguous } from "./facts.js";
+import { t, translate } from "./language.js";
+import { recall, remember } from "./memory.js";
+import { clone } from "./template.js";
+
+const SETUPS = "visionserve-setups";
+const MOST_SETUPS = 3;
+
+const pills = document.getElementById("models");
+const ttaField = document.getElementById("tta");
+const rowsOfOthers = document.getElementById("others");
+const compare = document.getElementById("compare");
+
+/** What images are sent to: a model, its version and a test-time augmentation. */
+function toSetup({ model, version, tta }) {
+  return { model, version, tta, key: JSON.stringify([model, version, tta]) };
+}
+
+/** The first one, and those beside it; two of them may be the same. */
+const chosen = remembered();
+
+/** Those of the visit before a reload; the first is for the model that serves the page. */
+function remembered() {
+  const kept = JSON.parse(recall("sessionStorage", SETUPS) ?? "[]");
+  const has = ({ model, version }) =>
+    facts.models.some((other) => other.model === model && other.version === version);
+  const tta = kept[0]?.tta ?? factsOf(facts).defaults.tta;
+  return [{ ...facts, tta }, ...kept.slice(1).filter(has)].map(toSetup);
+}
+
+/** The chosen setups, each once. */
+export function setups() {
+  return chosen.filter(
+    (setup, index) => chosen.findIndex(({ key }) => key === setup.key) === index,
+  );
+}
+
+/** A setup in a few words. */
+export function setupName({ model, version, tta }) {
+  return `${modelName({ model, version })} · ${t(`tta.${tta}`)}`;
+}
+
+function modelName({ model, version }) {
+  return isAmbiguous(model) ? `${model} ${version}` : model;
+}
+
+/** Let a person choose, and call back after each change. */
+export function watchSetups(onChange) {
+  const change = (index, wanted) => {
+    chosen[index] = toSetup({ ...chosen[index], ...wanted });
+    changed();
+  };
+  const changed = () => {
+    remember("sessionStorage", SETUPS, JSON.stringify(chosen));
+    renderSetups();
+    onChange();
+  };
+  pills.addEventListener("click", ({ target }) => {
+    const pill = target.closest("button");
+    if (pill) change(0, facts.models[pill.value]);
+  });
+  ttaField.addEventListener("change", () => change(0, { tta: ttaField.value }));
+  compare.addEventListener("click", () => {
+    chosen.push(another());
+    changed();
+    rowsOfOthers.lastElementChild.querySelector("select").focus();
+  });
+  rowsOfOthers.addEventListener("change", ({ target }) => {
+    const isModel = target.matches(".model");
+    change(indexOf(target), isModel ? facts.models[target.value] : { tta: target.value });
+  });
+  rowsOfOthers.addEventListener("click", ({ target }) => {
+    if (!target.matches(".remove")) return;
+    chosen.splice(indexOf(target), 1);
+    changed();
+    compare.focus();
+  });
+}
+
+/** Bring the fields up to date with what is chosen, in the person's language. */
+export function renderSetups() {
+  const [first, ...others] = chosen;
+  if (!pills.childElementCount) pills.append(...facts.models.map(toPill));
+  for (const pill of pills.children) {
+    const { model, version } = facts.models[pill.value];
+    pill.ariaPressed = String(model === first.model && version === first.version);
+  }
+  ttaField.value = first.tta;
+  while (rowsOfOthers.childElementCount > others.length) rowsOfOthers.lastElementChild.remove();
+  while (rowsOfOthers.childElementCount < others.length) rowsOfOthers.append(toRow());
+  others.forEach((setup, index) => {
+    const row = rowsOfOthers.children[index];
+    row.querySelector(".model").value = indexOfModel(setup);
+    row.querySelector(".tta").value = setup.tta;
+    const remove = row.querySelector(".remove");
+    remove.ariaLabel = `${t("remove")}: ${setupName(setup)}`;
+  });
+  compare.hidden = chosen.length === MOST_SETUPS;
+}
+
+function toPill(facts, index) {
+  const pill = document.createElement("button");
+  pill.type = "button";
+  pill.value = index;
+  pill.textContent = modelName(facts);
+  return pill;
+}
+
+function toRow() {
+  const row = clone("other");
+  const options = facts.models.map((model, index) => new Option(modelName(model), index));
+  row.querySelector(".model").append(...options);
+  row.querySelector(".tta").append(...[...ttaField.options].map((option) => option.cloneNode(true)));
+  translate(row);
+  return row;
+}
+
+function indexOfModel({ model, version }) {
+  return facts.models.findIndex((other) => other.model === model && other.version === version);
+}
+
+function indexOf(target) {
+  return 1 + [...rowsOfOthers.children].indexOf(target.closest(".other"));
+}
+
+/** A model that is not there yet; the same one with other views where there is no other. */
+function another() {
+  const isNew = (setup) => chosen.every(({ key }) => key !== setup.key);
+  const { tta } = chosen[0];
+  const views = [tta, ...[...ttaField.options].map(({ value }) => value)];
+  const candidates = views.flatMap((view) =>
+    facts.models.map((model) => toSetup({ ...model, tta: view })),
+  );
+  return candidates.find(isNew);
+}
