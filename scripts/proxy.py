@@ -18,12 +18,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
+import requests
 
 from scripts import paths
 from scripts.processes import find
 
 START_TIMEOUT = 20
 STOP_TIMEOUT = 40
+TIMEOUT = 10
 LOG_BYTES = 100_000_000
 MOST_FILES = 16_384
 FILES_OF_A_CLIENT = 8
@@ -319,6 +321,9 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     print(f"nginx answers at http://{site.listen}.")
+    if not requests.get(f"http://{site.probes}/ping", timeout=TIMEOUT).ok:
+        print(f"No server behind it answers for {site.model}: see --model and --upstream.")
+        return 1
     return 0
 
 

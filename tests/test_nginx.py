@@ -6,9 +6,12 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -299,6 +302,80 @@ def test_a_refused_token_is_not_the_clients_fault(
     assert written == int(other_keys.stat().st_mtime)
     assert samples[f"visionserve_gate_key_expires_seconds{server_1}"] == "1767323040"
     assert samples["visionserve_gate_ready"] == "0"
+
+
+def test_what_cannot_answer_is_not_ready_and_says_so_at_once(
+    proxy: Proxy, second: TorchServe
+) -> None:
+    """A server whose workers hang is healthy by TorchServe's own `/ping`."""
+    site = site_of(second)
+    proxy.start(site)
+    pings = [f"http://{address}/ping" for address in (site.listen, site.probes)]
+    unknown = f"http://{site.listen}/predictions/unknown"
+
+    def statuses() -> list[int]:
+        return [requests.get(ping, timeout=TIMEOUT).status_code for ping in pings]
+
+    def ask(timeout: float = TIMEOUT) -> requests.Response:
+        url = f"http://{site.listen}{PREDICTIONS}"
+        return requests.post(url, data=b"x", headers=PNG, timeout=timeout)
+
+    def refused_at_once() -> bool:
+        try:
+            response = ask(timeout=1)
+        except requests.Timeout:
+            return False
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
+        return True
+
+    def until(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    assert statuses() == [200, 200]
+    assert requests.get(unknown, timeout=TIMEOUT).status_code == 404
+    assert requests.post(pings[1], timeout=TIMEOUT).status_code == 405
+    workers = [worker["pid"] for worker in second.client.describe(REAL)[0]["workers"]]
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    try:
+        until(lambda: statuses() == [503, 503])
+        token = second.client.token("inference")
+        healthy = requests.get(f"{second.client.inference}/ping", headers=token, timeout=TIMEOUT)
+        assert healthy.status_code == 200
+        with ThreadPoolExecutor(1) as pool:
+            hanging = pool.submit(ask)
+            until(refused_at_once)
+            assert not hanging.done()
+            assert requests.get(unknown, timeout=TIMEOUT).status_code == 404
+            for worker in workers:
+                os.kill(worker, signal.SIGCONT)
+            assert hanging.result().status_code == 415
+    finally:
+        for worker in workers:
+            os.kill(worker, signal.SIGCONT)
+    until(lambda: statuses() == [200, 200])
+    until(lambda: ask().status_code == 415)
+
+
+def test_start_says_where_the_earlier_configuration_goes_on(
+    proxy: Proxy, server: TorchServe
+) -> None:
+    site = site_of(server)
+    proxy.start(site)
+    with closing(socket.socket()) as bystander:
+        bystander.bind(("127.0.0.1", 0))
+        bystander.listen()
+        taken = f"127.0.0.1:{bystander.getsockname()[1]}"
+        with pytest.raises(ProxyError, match=r"earlier configuration: .*in use"):
+            proxy.start(replace(site, listen=taken))
+    assert requests.get(f"http://{site.listen}/ping", timeout=TIMEOUT).status_code == 200
+    for _ in range(5):
+        site = replace(site, listen=f"127.0.0.1:{free_port()}")
+        proxy.start(site)
+        assert requests.get(f"http://{site.listen}/ping", timeout=TIMEOUT).status_code == 200
 
 
 def test_no_request_is_lost_when_a_server_dies(

@@ -111,7 +111,7 @@ local function elsewhere(status, body)
     ngx.print(body or UNAVAILABLE)
 end
 
--- Answer a request with what a TorchServe says.
+-- Answer a request with what a TorchServe says, or at once where its model does not answer.
 gate.ask = guarded(function(server)
     ngx.req.read_body()
     local model = server .. ngx.var.uri
@@ -133,6 +133,13 @@ gate.ask = guarded(function(server)
         fault = type_of(answer)
     end
     local status = answer.status
+    local answered = not fault and status ~= 502 and status ~= 504
+    if answered then
+        answers:set(model, ngx.now())
+    end
+    if answered or status < 500 or status == 503 then
+        answers:delete(waiting)
+    end
     if fault == "InvalidKeyException" then
         counts:incr("refused " .. server, 1, 0)
         return elsewhere(503)
@@ -151,9 +158,6 @@ gate.ask = guarded(function(server)
         ngx.header["Content-Type"] = "application/json"
         ngx.print('{"error":{"code":"malformed_body","message":"The body is not what its content type says."}}')
         return
-    elseif not fault then
-        answers:delete(waiting)
-        answers:set(model, ngx.now())
     end
     ngx.status = status
     for name, value in pairs(answer.header) do
