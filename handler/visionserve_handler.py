@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from visionserve.metadata import Metadata
 from visionserve.page import Page, describe
 from visionserve.protocols.reply import OK
 from visionserve.telemetry import Telemetry
+
+PROBE = "x-visionserve-probe"
 
 # TorchServe's worker logs a line per request at INFO; its metrics are lines at INFO as well.
 logging.getLogger().setLevel(logging.WARNING)
@@ -72,9 +75,9 @@ class VisionHandler:
                 continue
             answers = [next(outcomes) if isinstance(i, Item) else i for i in of_request]
             responses.append(self._respond(request, answers, context, index))
-            self._telemetry.observe(
-                context.get_request_id(index), of_request, answers, time.perf_counter() - started
-            )
+            if not request.probe:
+                seconds = time.perf_counter() - started
+                self._telemetry.observe(context.get_request_id(index), of_request, answers, seconds)
         return responses
 
     @staticmethod
@@ -82,7 +85,9 @@ class VisionHandler:
         if request is None:
             return []
         return [
-            image if isinstance(image, RequestError) else Item(image, request.options)
+            image
+            if isinstance(image, RequestError)
+            else Item(image, request.options, request.probe)
             for image in request.images
         ]
 
@@ -99,7 +104,8 @@ class VisionHandler:
         }
         if row == {"body": b""} and "text/html" in headers.get("accept", ""):
             return None
-        return inputs.read(row, headers, self._config.defaults, self._config.max_images)
+        request = inputs.read(row, headers, self._config.defaults, self._config.max_images)
+        return replace(request, probe=PROBE in headers)
 
     def _respond(
         self, request: inputs.Request, outcomes: Sequence[Outcome], context: Context, index: int

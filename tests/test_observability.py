@@ -165,6 +165,10 @@ def sent(observed: Client, server: TorchServe) -> tuple[Sent, Samples]:
         files=[("data", ("image", data, "image/png")) for data in images],
         data={"threshold": "0"},
     )
+    probe = sent.token | {"X-Visionserve-Probe": "1"}
+    answer = requests.post(sent.url, data=solid(0), headers=probe, timeout=60).json()
+    assert answer["predictions"] and "cached" not in answer
+    sent.expected["ts_inference_requests_total",] += 1
     page = requests.get(sent.url, headers=sent.token | {"Accept": "text/html"}, timeout=60)
     assert page.headers["content-type"].startswith("text/html")
     sent.expected["ts_inference_requests_total",] += 1

@@ -96,7 +96,7 @@ class Classifier:
         classes = len(self._metadata.categories)
         if item.options.top_k > classes:
             return RequestError(400, "invalid_option", f"top_k: there are {classes} classes.")
-        answer = self._cache.get(item) if self._cache else None
+        answer = self._cache.get(item) if self._cache and not item.probe else None
         return None if answer is None else answer | {"cached": True}
 
     def _prepare(self, item: Item) -> NDArray[np.uint8] | RequestError:
@@ -154,7 +154,7 @@ class Classifier:
             if item.options.explain:
                 with item.trace.stage("explain"):
                     self._explain(answer, item, views[:1])
-            if self._cache:
+            if self._cache and not item.probe:
                 self._cache.put(item, answer)
             answers.append(answer)
         return answers

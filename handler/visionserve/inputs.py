@@ -31,12 +31,14 @@ class Request:
         options: what holds for all of them.
         many: whether the answer is a list, in the same order.
         form: how the answer is written.
+        probe: nginx asks whether the model answers: it is neither counted nor kept.
     """
 
     images: list[bytes | RequestError]
     options: Options
     many: bool
     form: Form
+    probe: bool = False
 
 
 def read(

@@ -10,10 +10,14 @@ from visionserve.trace import Trace
 
 @dataclass(frozen=True)
 class Item:
-    """One encoded image, the options that it is classified with, and the trace it leaves."""
+    """One encoded image, the options that it is classified with, and the trace it leaves.
+
+    The cache neither has nor keeps a probe's answer.
+    """
 
     data: bytes
     options: Options
+    probe: bool = False
     trace: Trace = field(default_factory=Trace, compare=False)
 
     @cached_property
