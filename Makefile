@@ -1,6 +1,6 @@
 # make serve starts the service; make test runs what CI runs.
 PROFILE ?= local
-MODELS ?= resnet18
+MODELS ?=
 ARCHIVE ?=
 IMAGES ?= ../shared/imagenet-samples
 PYTHON := .venv/bin/python
@@ -10,13 +10,43 @@ INSTALLED := .venv/.installed
 LUA := /usr/lib/nginx/modules/ngx_http_lua_module.so /usr/lib/nginx/modules/ngx_stream_module.so
 DEBIAN := /usr/bin/chromium /usr/bin/chromedriver /usr/sbin/nginx $(LUA) /usr/bin/prometheus
 
-.PHONY: serve stop test test-ray fuzz chaos overload soak evaluate robustness bench lint lock
+# A virtual environment names the folder that it was made in, and works nowhere else.
+ifeq ($(shell grep -s '^command = ' .venv/pyvenv.cfg | grep -cvF '$(CURDIR)/.venv'),1)
+$(info This folder was moved: its .venv is made anew.)
+$(shell rm -f .venv/pyvenv.cfg .venv/.serves .venv/.installed)
+endif
+
+.PHONY: help audit clean status serve stop test test-ray fuzz chaos overload soak evaluate robustness bench lint lock
+
+help:
+	@echo 'make serve     build, start and ask [PROFILE=local] [MODELS="resnet18 my_archive"] [ARCHIVE=file.mar]'
+	@echo 'make status    what runs, where, with which models'
+	@echo 'make stop      stop the server [PROFILE=local]'
+	@echo 'make test      lint, types and every test'
+	@echo 'make bench     measure beside other servers; also make evaluate, soak, overload, chaos, fuzz'
+	@echo 'make audit     ask for known advisories of what is installed'
+	@echo 'make clean     stop every server; remove .venv, logs, tokens and caches, but no archive'
 
 serve: $(SERVES)
-	$(PYTHON) -m scripts.serve start --profile $(PROFILE) $(if $(ARCHIVE),--archive $(ARCHIVE),--models $(MODELS))
+	$(PYTHON) -m scripts.serve start --profile $(PROFILE) $(if $(ARCHIVE),--archive "$(ARCHIVE)",$(if $(MODELS),--models $(MODELS)))
 
 stop: $(SERVES)
 	$(PYTHON) -m scripts.serve stop --profile $(PROFILE)
+
+status: $(SERVES)
+	$(PYTHON) -m scripts.serve status
+
+# Archives stay: they may be the user's own.
+clean:
+	-for profile in $(notdir $(patsubst %/,%,$(dir $(wildcard config/*/model-config.yaml)))); do \
+		test ! -d .torchserve/$$profile || $(PYTHON) -m scripts.serve stop --profile $$profile; done
+	-test ! -d .torchserve/nginx || $(PYTHON) -m scripts.proxy stop
+	rm -rf .venv .torchserve .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find handler scripts tests -name __pycache__ -prune -exec rm -rf {} +
+
+audit: $(INSTALLED)
+	$(PIP) '.[audit]'
+	$(PYTHON) -m pip_audit --no-deps --disable-pip -r config/constraints.txt
 
 test: lint $(DEBIAN)
 	$(PYTHON) -m pytest
@@ -64,7 +94,7 @@ lock: $(INSTALLED)
 
 # What serving takes; `scripts.serve` itself installs what building takes, where it has to build.
 $(SERVES): pyproject.toml config/constraints.txt
-	test -x $(PYTHON) || python3.11 -m venv .venv
+	{ test -f .venv/pyvenv.cfg && $(PYTHON) -m pip --version; } >/dev/null 2>&1 || python3.11 -m venv --clear .venv
 	$(PIP) .
 	touch $@
 

@@ -43,10 +43,10 @@ class VisionHandler:
         directory = Path(context.system_properties["model_dir"])
         config = ModelConfig.model_validate(context.model_yaml_config)
         version = context.manifest["model"].get("modelVersion", "")
-        self._config = config.handler
-        self._classifier = Classifier.from_archive(
-            directory, config, context.system_properties.get("gpu_id"), version
-        )
+        gpu_id, name = context.system_properties.get("gpu_id"), context.model_name
+        self._classifier = Classifier.from_archive(directory, config, gpu_id, version, name)
+        defaults = self._classifier.defaults
+        self._config = config.handler.model_copy(update={"defaults": defaults})
         self._telemetry = Telemetry(
             context.metrics, context.model_name, version, self._config.slow_request_ms / 1000
         )

@@ -1,48 +1,141 @@
-"""What an archive says of itself, and how one that was built elsewhere comes into the store."""
+"""The archives that a server is started with: the user's own, and those that can be built."""
 
 import json
-import shutil
+import sys
 import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from scripts.hashes import HashError, verify
+from scripts import paths
+from scripts.build import Recipe, UnknownModelError, build
+from scripts.hashes import HashError, admit, read_record, sha256_of, write_record
+from scripts.weights import WeightsUnavailableError
 from visionserve.config import ModelConfig
 
-MANIFEST = "MAR-INF/MANIFEST.json"
+FALLBACK = "efficientnet_lite0"
 
 
-def name(archive: Path) -> str:
-    """Return the name of an archive's model in the server."""
-    with zipfile.ZipFile(archive) as content:
-        return str(json.loads(content.read(MANIFEST))["model"]["modelName"])
+class ArchiveError(Exception):
+    """A name stands for no archive, or a file is none."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive of a store.
+
+    Attributes:
+        file: its file name.
+        model: its model's name in the server.
+        version: its version.
+        sha256: in hex, as recorded, or of the file where no record is.
+    """
+
+    file: str
+    model: str
+    version: str
+    sha256: str
+
+    @classmethod
+    def read(cls, path: Path) -> "Archive":
+        """Read an archive's manifest and record.
+
+        Raises:
+            ArchiveError: the file is no model archive.
+        """
+        try:
+            with zipfile.ZipFile(path) as archive:
+                model = json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]
+            kept = read_record(path)
+            digest = kept["sha256"] if kept else sha256_of(path)
+            return cls(path.name, model["modelName"], str(model["modelVersion"]), digest)
+        except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
+            raise ArchiveError(f"{path}: is no model archive ({error}).") from None
 
 
 def runtime(archive: Path) -> str:
     """Return the runtime of an archive: ``openvino`` or ``pytorch``."""
     with zipfile.ZipFile(archive) as content:
-        file = json.loads(content.read(MANIFEST))["model"]["configFile"]
+        file = json.loads(content.read("MAR-INF/MANIFEST.json"))["model"]["configFile"]
         return ModelConfig.model_validate(yaml.safe_load(content.read(file))).handler.runtime
 
 
-def adopt(archive: Path, store: Path) -> tuple[str, Path]:
+def adopt(archive: Path, store: Path, unrecorded: bool = False) -> str:
     """Copy an archive and its record into the store, where they are not there already.
 
+    Args:
+        archive: one that was built elsewhere.
+        store: the folder of archives.
+        unrecorded: whether it may lack its record.
+
     Returns:
-        Its model's name in the server, and its path in the store.
+        Its file name without `.mar`.
 
     Raises:
         HashError: it has no record, or is not the one that was recorded.
         OSError: it cannot be read.
     """
-    record = archive.with_suffix(".json")
-    if archive.exists() and not record.exists():
-        raise HashError(f"{record} is missing: copy it from where {archive.name} was built.")
-    verify(archive)
-    kept = store / archive.name
-    if archive.resolve() != kept.resolve():
+    kept = read_record(archive)
+    if archive.exists() and kept is None and not unrecorded:
+        file = archive.with_suffix(".json")
+        raise HashError(f"{file} is missing: copy it from where {archive.name} was built.")
+    if archive.resolve() != (store / archive.name).resolve():
         store.mkdir(parents=True, exist_ok=True)
-        for file in (archive, record):
-            shutil.copy2(file, store)
-    return name(kept), kept
+        admit(archive, store, unrecorded)
+    if kept is not None:
+        write_record(store / archive.name, kept | {"own": True})
+    return archive.stem
+
+
+def choose(
+    names: Sequence[str], profile: str, store: Path, mirror: str | None = None
+) -> list[Archive]:
+    """Find or build the archive of each name.
+
+    The user's own archive is taken as it is, also where it has the name of a model that can be
+    built. A model whose weights cannot be had is replaced, and that is said on standard error.
+
+    Args:
+        names: of models that can be built, and of archives in the store, without `.mar`.
+        profile: whose configuration a built archive gets.
+        store: the folder of archives.
+        mirror: see `scripts.weights.resolve`.
+
+    Raises:
+        ArchiveError: a name stands for no archive, or its file is none.
+        WeightsError, InstallError, OSError: an archive cannot be built.
+    """
+    chosen: dict[str, Archive] = {}
+    replaced = []
+    for name in dict.fromkeys(name.removesuffix(".mar") for name in names):
+        path = store / f"{name}.mar"
+        if not _is_own(path):
+            path = _build(name, profile, store, mirror)
+            replaced += [name] if path.stem != name else []
+        chosen[path.name] = Archive.read(path)
+    if replaced:
+        count = f": {len(chosen)} for the {len(names)} asked for" if len(names) > 1 else ""
+        print(f"Serving {FALLBACK} in place of {', '.join(replaced)}{count}.", file=sys.stderr)
+    return list(chosen.values())
+
+
+def _is_own(archive: Path) -> bool:
+    kept = read_record(archive)
+    return archive.exists() and (kept is None or kept["own"])
+
+
+def _build(name: str, profile: str, store: Path, mirror: str | None) -> Path:
+    """Build a model, unless that is done, or the packaged one where its weights cannot be had.
+
+    A download that failed is tried again after a day, or by `scripts.build`.
+    """
+    config = paths.CONFIG / profile / "model-config.yaml"
+    try:
+        return build(Recipe(name, name, "1.0", config), store, mirror, again=False)
+    except UnknownModelError as error:
+        raise ArchiveError(f"{store}/{name}.mar is not there, and {error}") from None
+    except WeightsUnavailableError as error:
+        print(error, file=sys.stderr)
+        return build(Recipe(FALLBACK, FALLBACK, "1.0", config), store)

@@ -2,8 +2,8 @@
 
 import argparse
 import hashlib
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,16 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import environment, labels, paths, photos, proof
+from scripts.categories import read_labels, read_map
 from scripts.environment import InstallError
 from scripts.hashes import is_recorded, record, sha256_of
-from scripts.weights import WeightsError, WeightsUnavailableError, remembered, resolve
+from scripts.weights import (
+    ClassCountError,
+    WeightsError,
+    WeightsUnavailableError,
+    remembered,
+    resolve,
+)
 from visionserve import metadata
 from visionserve.config import ModelConfig
 
-DEFAULT = "resnet18"
-FALLBACK = "efficientnet_lite0"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 MIRROR_HELP = "base URL of torchvision's files of weights (WEIGHTS_MIRROR, or the official host)"
 ENOUGH = 50
+
+
+class UnknownModelError(ValueError):
+    """There is no such architecture."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,9 @@ class Recipe:
         label_map: a JSON file of labels to the names shown instead.
         calibration: a folder of photographs for INT8; those of PyPI packages where it is None.
         file: the archive's file name without `.mar`; its name in the server where it is None.
+
+    Raises:
+        ValueError: a name, version or file name is none that a URL and TorchServe take.
     """
 
     architecture: str
@@ -49,6 +62,21 @@ class Recipe:
     label_map: Path | None = None
     calibration: Path | None = None
     file: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the names before anything is computed."""
+        for what in ("name", "version", "file"):
+            text = getattr(self, what)
+            if text is not None and not NAME.fullmatch(text):
+                raise ValueError(
+                    f"{text!r} is no {what}: give letters, digits and _ . - after a first "
+                    "letter or digit, 100 at most."
+                )
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it differs from what `serve` builds of the architecture."""
+        return self != Recipe(self.architecture, self.architecture, "1.0", self.config)
 
     def photographs(self) -> list[Path]:
         """Name the photographs to calibrate with."""
@@ -74,8 +102,8 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
         WeightsError: the weights are missing, corrupt or another model's, or the labels are
             not as many as its classes; nothing is written.
         ProofError: the model's answers are not those of its weights; nothing is written.
-        ValueError: there is no such architecture, the label map does not fit, or a photograph
-            cannot be read.
+        UnknownModelError: there is no such architecture.
+        ValueError: the labels, the label map or a photograph cannot be used.
         InstallError: pip could not install what building takes.
         OSError: a file of the recipe cannot be read.
         pydantic.ValidationError: the configuration has an unknown key or a bad value.
@@ -92,7 +120,9 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
     from visionserve.models import MODELS
 
     if recipe.architecture not in MODELS:
-        raise ValueError(f"{recipe.architecture}: no such model; there are {', '.join(MODELS)}.")
+        raise UnknownModelError(
+            f"{recipe.architecture} is no model that can be built: {', '.join(MODELS)} are."
+        )
     categories = read_categories(recipe)
     weights = resolve(recipe.architecture, recipe.weights, mirror)
     photographs = recipe.photographs()
@@ -109,14 +139,18 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
         shutil.copytree(paths.HANDLER, content, ignore=left_out)
         if config.handler.runtime == "openvino":
             shutil.copytree(paths.OPENVINO_ONLY, content, dirs_exist_ok=True)
-        described = convert.convert(
-            recipe.architecture,
-            weights,
-            categories,
-            config.handler,
-            photographs,
-            content,
-        )
+        try:
+            described = convert.convert(
+                recipe.architecture,
+                weights,
+                categories,
+                config.handler,
+                photographs,
+                content,
+            )
+        except ClassCountError as error:
+            source = recipe.labels or "ImageNet (give --labels FILE)"
+            raise WeightsError(f"{error}, but {source} has {len(categories)} labels.") from None
         if recipe.labels is None:
             described = described.model_copy(update={"names": labels.translate(categories)})
         if described.proof:
@@ -124,8 +158,7 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
         (content / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
         built = _package(recipe, content, Path(scratch))
         store.mkdir(parents=True, exist_ok=True)
-        shutil.move(built, archive)
-        record(archive, ingredients)
+        record(archive, ingredients, recipe.is_own, built)
     return archive
 
 
@@ -133,22 +166,13 @@ def read_categories(recipe: Recipe) -> tuple[str, ...]:
     """Read the labels, in class-index order, renamed by the label map.
 
     Raises:
-        ValueError: the map names a label that the model does not have.
+        ValueError: a file is not as it should be, or the map names a label that is not there.
     """
     from visionserve.models import IMAGENET_CATEGORIES
 
-    labels = (
-        tuple(recipe.labels.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
-        if recipe.labels
-        else IMAGENET_CATEGORIES
-    )
-    if recipe.label_map is None:
-        return labels
-    names = json.loads(recipe.label_map.read_text(encoding="utf-8"))
-    unknown = sorted(names.keys() - set(labels))
-    if unknown:
-        raise ValueError(f"{recipe.label_map}: no such label: {', '.join(unknown)}.")
-    return tuple(names.get(label, label) for label in labels)
+    found = read_labels(recipe.labels) if recipe.labels else IMAGENET_CATEGORIES
+    names = read_map(recipe.label_map, found) if recipe.label_map else {}
+    return tuple(names.get(label, label) for label in found)
 
 
 def fingerprint(recipe: Recipe, config: ModelConfig) -> str:
@@ -158,16 +182,17 @@ def fingerprint(recipe: Recipe, config: ModelConfig) -> str:
     releases of the packages that they belong to, so that none of them has to be there.
 
     Raises:
-        WeightsError: the user's weights are missing.
+        WeightsError: a file of the user's is missing.
     """
     digest = hashlib.sha256()
     pinned = environment.pinned("build")
     for text in (recipe.name, recipe.architecture, recipe.version, *pinned):
         digest.update(text.encode() + b"\0")
-    if recipe.weights and not recipe.weights.is_file():
-        raise WeightsError(f"{recipe.weights}: no such file of weights.")
-    for path in (recipe.weights, recipe.labels, recipe.label_map):
-        digest.update((sha256_of(path) if path else "").encode() + b"\0")
+    for what in ("weights", "labels", "label_map"):
+        own: Path | None = getattr(recipe, what)
+        if own and not own.is_file():
+            raise WeightsError(f"{own}: no such file of {what.replace('_', ' ')}.")
+        digest.update((sha256_of(own) if own else "").encode() + b"\0")
     makers = [paths.ROOT / "scripts" / f"{name}.py" for name in ("convert", "photos", "proof")]
     sources = [*paths.HANDLER.rglob("*"), *makers, labels.FILE, recipe.config]
     if recipe.calibration and config.handler.precision == "int8":
@@ -198,30 +223,10 @@ def _folder(path: Path) -> str:
     return str(path)
 
 
-def build_or_fall_back(
-    architecture: str, profile: str, version: str = "1.0", mirror: str | None = None
-) -> tuple[str, Path]:
-    """Build a model for a profile, or the packaged one where its weights cannot be had.
-
-    A download that failed is tried again after a day, or by this module's command.
-
-    Returns:
-        The architecture that was built, and the archive's path.
-    """
-    store = paths.MODEL_STORE / profile
-    config = paths.CONFIG / profile / "model-config.yaml"
-    try:
-        recipe = Recipe(architecture, architecture, version, config)
-        return architecture, build(recipe, store, mirror, again=False)
-    except WeightsUnavailableError as error:
-        print(f"{error}\n{FALLBACK} takes the place of {architecture}.", file=sys.stderr)
-        return FALLBACK, build(Recipe(FALLBACK, FALLBACK, version, config), store)
-
-
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m scripts.build", description=__doc__)
-    parser.add_argument("model", nargs="?", default=DEFAULT)
+    parser.add_argument("model", nargs="?", default="resnet18")
     parser.add_argument("--profile", default="local", choices=paths.profiles())
     parser.add_argument("--name", help="name in the server (the model's)")
     parser.add_argument("--version", default="1.0")
@@ -233,18 +238,18 @@ def main() -> int:
     parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
     parser.add_argument("--store", type=Path, help="where to write (model_store/PROFILE)")
     args = parser.parse_args()
-    recipe = Recipe(
-        architecture=args.model,
-        name=args.name or args.model,
-        version=args.version,
-        config=paths.CONFIG / args.profile / "model-config.yaml",
-        weights=args.weights,
-        labels=args.labels,
-        label_map=args.label_map,
-        calibration=args.calibration,
-        file=args.file,
-    )
     try:
+        recipe = Recipe(
+            architecture=args.model,
+            name=args.name or args.model,
+            version=args.version,
+            config=paths.CONFIG / args.profile / "model-config.yaml",
+            weights=args.weights,
+            labels=args.labels,
+            label_map=args.label_map,
+            calibration=args.calibration,
+            file=args.file,
+        )
         archive = build(recipe, args.store or paths.MODEL_STORE / args.profile, args.mirror)
     except (WeightsError, InstallError, ValueError, OSError) as error:
         print(error, file=sys.stderr)

@@ -78,12 +78,12 @@ class Stage:
                     manifest["model"]["modelVersion"] = version
                     content = json.dumps(manifest).encode()
                 copy.writestr(name, files.get(name, content))
-        self.client.register(target.name)
+        self.server.register(target.name)
 
     def replace(self, version: str, successor: str) -> None:
         """Have another version take the requests of one, and remove it."""
         self.client.set_default(MODEL, successor)
-        retire(self.client, self.server.store, MODEL, version)
+        retire(self.client, self.server.admitted, MODEL, version)
 
 
 @contextmanager
@@ -91,12 +91,9 @@ def stage() -> Iterator[Stage]:
     """Start the server to break, in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         folder = Path(name)
-        disk, logs = folder / "disk", folder / "state" / "logs"
-        (folder / "state").mkdir()
-        disk.mkdir()
+        disk = folder / "state" / "logs"
+        disk.mkdir(parents=True)
         mounted = _run("mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(disk))
-        (disk / "logs").mkdir()
-        logs.symlink_to(disk / "logs")
         cache = {"cache": {"directory": str(disk / "cache"), "size_mb": 2}}
         settings = {"minWorkers": WORKERS, "responseTimeout": RESPONSE_TIMEOUT}
         try:
@@ -164,7 +161,7 @@ def restart_frontend(stage: Stage) -> None:
 
 def fill_disk(stage: Stage) -> None:
     """the disk of cache, logs and snapshots is full"""
-    disk = stage.folder / "disk"
+    disk = stage.folder / "state" / "logs"
     if not disk.is_mount():
         raise SkippedError("mounting a small disk is not permitted")
     filler = disk / "filler"
@@ -181,6 +178,7 @@ def fill_disk(stage: Stage) -> None:
 def corrupt_version(stage: Stage) -> None:
     """a corrupt new version is registered, its model or its archive cut short"""
     (stage.archive.with_name("cut.mar")).write_bytes(stage.archive.read_bytes()[:100_000])
+    stage.server.admit("cut.mar")
     model = stage.file("model.bin")
     attempts: tuple[Callable[[], None], ...] = (
         lambda: stage.client.register("cut.mar"),
@@ -203,14 +201,14 @@ cannot be written"""
     config["handler"]["cache"]["directory"] = str(stage.archive / "cache")
     stage.register("2.0", {"model-config.yaml": yaml.safe_dump(config).encode()})
     stage.replace("1.0", successor="2.0")
-    stage.client.register(stage.archive.name, WORKERS)
+    stage.server.register(stage.archive.name, WORKERS)
     stage.replace("2.0", successor="1.0")
 
 
 def remove_model(stage: Stage) -> None:
     """the model is unregistered and registered again, no other version serving"""
-    retire(stage.client, stage.server.store, MODEL)
-    stage.client.register(stage.archive.name, WORKERS)
+    retire(stage.client, stage.server.admitted, MODEL)
+    stage.server.register(stage.archive.name, WORKERS)
 
 
 Fault = Callable[[Stage], None]

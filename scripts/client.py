@@ -6,6 +6,7 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
+from requests_unixsocket.adapters import UnixAdapter
 from urllib3.util import Retry
 
 TIMEOUT = 60
@@ -16,7 +17,8 @@ class Client:
 
     Args:
         inference: address of the inference API, such as ``http://127.0.0.1:8080``.
-        management: address of the management API.
+        management: address of the management API, such as ``http://127.0.0.1:8081``, or
+            ``http+unix://%2Fa%2Fsocket`` for a Unix socket.
         key_file: TorchServe's `key_file.json`; None where token authorization is off.
         retries: how often `predict` tries again, with exponential back-off or after the
             server's `Retry-After`, where a connection fails, the queue is full (503), a
@@ -43,6 +45,7 @@ class Client:
             raise_on_status=False,
         )
         self._session.mount(f"{inference}/predictions/", HTTPAdapter(max_retries=retry))
+        self._session.mount("http+unix://", UnixAdapter())  # type: ignore[no-untyped-call]
 
     def token(self, kind: str) -> dict[str, str]:
         """Return the header that authorizes `inference`, `management` or `API` (token) calls."""
@@ -105,7 +108,8 @@ class Client:
     ) -> None:
         """Set a model's numbers of workers, the maximum no less than the minimum, and wait."""
         path = f"/models/{model}/{version}" if version else f"/models/{model}"
-        wanted = {"min_worker": minimum, "max_worker": maximum or minimum}
+        most = minimum if maximum is None else maximum
+        wanted = {"min_worker": minimum, "max_worker": most}
         self._manage("PUT", path, synchronous="true", timeout=TIMEOUT, **wanted)
 
     def register(self, archive: str, workers: int = 1, **parameters: Any) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from scripts import circumstances, convert, labelled, paths, photos
-from scripts.build import FALLBACK
+from scripts.archives import FALLBACK
 from scripts.statistics import Reliability, log_loss, paired_difference, proportion, reliability
 from scripts.weights import WeightsError, resolve
 from visionserve import runtimes

@@ -15,7 +15,8 @@ import requests
 import yaml
 
 from scripts import paths, photos
-from scripts.build import FALLBACK, Recipe, build
+from scripts.archives import FALLBACK
+from scripts.build import Recipe, build
 from scripts.client import Client
 from scripts.torchserve import TorchServe, client_of
 
@@ -169,7 +170,7 @@ def serving(folder: Path, handler: dict[str, Any], **config: Any) -> Iterator[To
     path = folder / "model-config.yaml"
     path.write_text(yaml.safe_dump(written))
     archive = build(Recipe(MODEL, MODEL, "1.0", path), folder / "store")
-    server = TorchServe("server", folder / "state", archive.parent, free_ports())
+    server = TorchServe("server", folder / "state", archive.parent, free_ports(), unrecorded=True)
     server.start([f"{MODEL}={archive.name}"])
     try:
         yield server

@@ -4,7 +4,6 @@ The id in a file may be another process's by now, so that nothing is signalled b
 """
 
 import os
-from pathlib import Path
 
 import psutil
 
@@ -40,6 +39,16 @@ def listeners(*ports: int) -> dict[int, int | None]:
     }
 
 
+def listens(process: psutil.Process, *ports: int) -> bool:
+    """Tell whether a process listens on all of these TCP ports, and so no other one does."""
+    try:
+        connections = process.net_connections("tcp")
+    except psutil.NoSuchProcess:
+        return False
+    listening = {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN and c.laddr}
+    return listening.issuperset(ports)
+
+
 def describe(pid: int | None) -> str:
     """Name a process for a person, by its id and the start of its command line."""
     if pid is None:
@@ -49,12 +58,3 @@ def describe(pid: int | None) -> str:
     except psutil.Error:
         command = ""
     return f"process {pid} ({command[:60] + '…' if len(command) > 60 else command})"
-
-
-def running(file: Path) -> int | None:
-    """Return the process id that a file names, where that process runs; `find` is to be used."""
-    try:
-        pid = int(file.read_text())
-        return pid if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE else None
-    except (OSError, ValueError, psutil.NoSuchProcess):
-        return None

@@ -62,7 +62,10 @@ class Worker:
             config.model_copy(update={"handler": self._config}),
             gpu_id,
             manifest["modelVersion"],
+            manifest["modelName"],
         )
+        defaults = self._classifier.defaults
+        self._config = self._config.model_copy(update={"defaults": defaults})
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Answer a batch of files.

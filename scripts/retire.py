@@ -27,7 +27,7 @@ def retire(client: Client, store: Path, model: str, version: str | None = None) 
 
     Args:
         client: of the server.
-        store: its model store.
+        store: the folder that it loads archives from.
         model: the model's name.
         version: None stands for the default version.
 
@@ -57,7 +57,11 @@ def _placeholder(client: Client, store: Path, model: str, version: str) -> Itera
             manifest = json.dumps({"runtime": "python", "model": entry})
             file.writestr("MAR-INF/MANIFEST.json", manifest)
     if PLACEHOLDER not in _versions(client, model):
-        client.register(archive.name, workers=0)
+        try:
+            client.register(archive.name, workers=0)
+        except BaseException:
+            archive.unlink()
+            raise
     try:
         client.set_default(model, PLACEHOLDER)
         yield

@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from scripts import circumstances, convert, labelled, paths, photos
-from scripts.build import FALLBACK
+from scripts.archives import FALLBACK
 from scripts.corruptions import CORRUPTIONS, corrupt, scaled
 from scripts.evaluate import MODES, VARIANTS, Loaded, table
 from scripts.statistics import Interval, clustered, proportion

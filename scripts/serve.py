@@ -1,92 +1,168 @@
-"""Start and stop the service of a profile."""
+"""Start and stop the service of a profile, and tell what runs."""
 
 import argparse
+import json
+import shlex
+import shutil
 import sys
-from collections.abc import Collection
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import requests
+import yaml
 
-from scripts import archives, environment, paths, photos
-from scripts.build import DEFAULT, MIRROR_HELP, build_or_fall_back
+from scripts import environment, paths, photos
+from scripts.archives import Archive, ArchiveError, adopt, choose, runtime
+from scripts.build import MIRROR_HELP
 from scripts.environment import InstallError
 from scripts.hashes import HashError
-from scripts.torchserve import StartError, TorchServe
+from scripts.manage import listing
+from scripts.torchserve import NotRunningError, StartError, TorchServe
 from scripts.weights import WeightsError
 
+DEFAULT = "resnet18"
 
-def start(
-    profile: str,
-    models: list[str],
-    archive: Path | None,
-    mirror: str | None,
-    overrides: dict[str, str],
-) -> None:
+
+def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
     """Build what is missing, start the server unless it runs with just that, and show an answer.
 
     Args:
-        profile: a folder of `config/`.
-        models: names of `visionserve.models.MODELS`.
-        archive: one that was built elsewhere, to be served in place of the models.
+        server: not yet started, or running.
+        names: of models that can be built, and of archives in the store, without `.mar`. Without
+            any, those that the profile served last.
         mirror: see `scripts.weights.resolve`.
-        overrides: properties in place of the profile's.
 
     Raises:
-        ValueError: a model is unknown.
-        WeightsError: a model's weights are corrupt or another model's.
+        ArchiveError: a name stands for no archive.
+        WeightsError: a model's weights are corrupt.
         InstallError: pip could not install what building or serving takes.
-        HashError: the archive is not the one that was recorded, or has no record.
-        ProofError: a converted model's answers are not those of its weights.
         StartError: the server did not become ready.
     """
-    built = (
-        dict([archives.adopt(archive, paths.MODEL_STORE / profile)])
-        if archive
-        else dict(build_or_fall_back(model, profile, mirror=mirror) for model in models)
-    )
-    for path in built.values():
-        if archives.runtime(path) == "pytorch":
-            environment.require("pytorch", f"{path.name} runs on PyTorch")
-    server = TorchServe(profile, paths.STATE / profile, paths.MODEL_STORE / profile, overrides)
-    running = paths.STATE / profile / "running.txt"
-    records = [archive.with_suffix(".json") for archive in built.values()]
-    ingredients = [*records, paths.CONFIG / profile / "config.properties"]
-    wanted = "\n".join([*(path.read_text() for path in ingredients), str(overrides)])
-    if not (serves(server, built) and running.exists() and running.read_text() == wanted):
+    server.check_ports()
+    last = server.state / "models.txt"
+    asked = list(names) or (last.read_text().split() if last.exists() else [DEFAULT])
+    archives = choose(asked, server.profile, server.store, mirror)
+    if not server.runs(archives):
         server.stop()
-        server.start([f"{name}={archive.name}" for name, archive in built.items()])
-        running.write_text(wanted)
+        launch(server, archives)
+    last.touch(mode=0o600)
+    last.write_text(" ".join(asked))
+    announce(server, [archive.model for archive in archives])
+
+
+def launch(server: TorchServe, archives: Sequence[Archive]) -> None:
+    """Start the server, with PyTorch where an archive takes it."""
+    for archive in archives:
+        if runtime(server.store / archive.file) == "pytorch":
+            environment.require("pytorch", f"{archive.file} runs on PyTorch")
+    server.start([f"{archive.model}={archive.file}" for archive in archives])
+
+
+def announce(server: TorchServe, models: Sequence[str]) -> None:
+    """Say where and how the server answers, and show an answer of each model.
+
+    Raises:
+        StartError: a model does not answer.
+    """
     client = server.client
-    print(f"TorchServe answers at {client.inference}, profile {profile}.")
-    for name in built:
-        show(client.predict(name, photos.greeting().read_bytes()), name)
+    url = f"{client.inference}/predictions/{models[0]}"
+    print(f"TorchServe answers at {client.inference}, profile {server.profile}.")
+    if server.needs_token:
+        keys = shlex.quote(str(_short(server.state / "key_file.json")))
+        code = "import json, sys; print(json.load(open(sys.argv[1]))['inference']['key'])"
+        proxy = ".venv/bin/python -m scripts.proxy start --upstream"
+        print(f'  token: TOKEN=$(.venv/bin/python -c "{code}" {keys})')
+        print(f'  ask:   curl -H "Authorization: Bearer $TOKEN" -T image.jpg {url}')
+        print(f"  page:  {proxy} {client.inference} {keys} --model {models[0]}")
+    else:
+        print(f"  ask:   curl -T image.jpg {url}")
+        print(f"  page:  {url}")
+    if not server.temp.is_relative_to(server.state):
+        print(f"  {server.state} is too long a path for a Unix socket: sockets and unpacked")
+        print(f"  archives lie in {server.temp}, which no cleaner may empty.")
+    if lacks_cuda(server.profile):
+        print(f"  No CUDA device is here: profile {server.profile} runs on the CPU, slowly.")
+    for model in models:
+        show(client.predict(model, photos.greeting().read_bytes()), model)
 
 
-def serves(server: TorchServe, models: Collection[str]) -> bool:
-    """Tell whether a server runs, takes its tokens and has the models."""
-    try:
-        return server.pid is not None and set(models) <= set(server.client.models())
-    except requests.RequestException:
-        return False
+def lacks_cuda(profile: str) -> bool:
+    """Tell whether a profile is for a GPU that TorchServe does not find; it asks nvidia-smi."""
+    config = yaml.safe_load((paths.CONFIG / profile / "model-config.yaml").read_text())
+    return config.get("deviceType") == "gpu" and shutil.which("nvidia-smi") is None
 
 
-def restore(profile: str, overrides: dict[str, str]) -> None:
+def restore(server: TorchServe) -> None:
     """Start the server with the models, versions and workers that it had when it ended.
 
     Raises:
         FileNotFoundError: it never ran.
         StartError: the server did not become ready.
     """
-    server = TorchServe(profile, paths.STATE / profile, paths.MODEL_STORE / profile, overrides)
+    server.check_ports()
     server.stop()
     server.restore()
-    print(f"TorchServe answers at {server.client.inference}, profile {profile}:")
-    print("\n".join(server.client.models()))
+    print(f"TorchServe answers at {server.client.inference}, profile {server.profile}:")
+    print("\n".join(listing(server.client)))
+
+
+def stop(server: TorchServe) -> None:
+    """Stop the server, and say whether one ran."""
+    pid = server.pid
+    if server.stop():
+        print(f"Stopped the server of profile {server.profile} (process {pid}).")
+    else:
+        print(f"No server of profile {server.profile} ran.")
+
+
+def status() -> None:
+    """Tell of each profile whether its server runs, where, with which models and token."""
+    for profile in paths.profiles():
+        try:
+            server = TorchServe.at(paths.STATE / profile)
+        except NotRunningError:
+            print(f"{profile}: stopped")
+            continue
+        client = server.client
+        print(f"{profile}: runs at {client.inference}, process {server.pid}")
+        try:
+            for line in listing(client):
+                print(f"  {line}")
+            model = client.models()[0]
+        except (requests.RequestException, OSError, IndexError, KeyError) as error:
+            print(f"  does not answer: {error}")
+            continue
+        print(f"  page: {_page(server, model)}")
+        if server.needs_token:
+            print(f"  token: {_token_age(server.state / 'key_file.json')}")
+
+
+def _page(server: TorchServe, model: str) -> str:
+    if server.needs_token:
+        return "behind nginx, which holds the token (scripts.proxy start)"
+    return f"{server.client.inference}/predictions/{model}"
+
+
+def _token_age(key_file: Path) -> str:
+    """TorchServe writes the file when it makes the keys."""
+    hours = (time.time() - key_file.stat().st_mtime) / 3600
+    until = json.loads(key_file.read_bytes())["inference"].get("expiration time", "?")
+    return f"{_short(key_file)}, {hours:.1f} hours old, good until {until}"
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path
 
 
 def show(response: requests.Response, name: str) -> None:
-    """Print one answer."""
-    response.raise_for_status()
+    """Print one answer.
+
+    Raises:
+        StartError: it is an error.
+    """
+    if not response.ok:
+        raise StartError(f"{name} does not answer: {response.status_code} {response.text.strip()}")
     answer = response.json()
     print(f"\n{name} {answer['version']} on {photos.greeting().name}, TTA {answer['tta']}:")
     for prediction in answer["predictions"]:
@@ -108,9 +184,15 @@ def pair(text: str) -> tuple[str, str]:
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m scripts.serve", description=__doc__)
-    parser.add_argument("command", choices=("start", "restore", "stop"))
+    parser.add_argument("command", choices=("start", "restore", "stop", "status"))
     parser.add_argument("--profile", default="local", choices=paths.profiles())
-    parser.add_argument("--models", nargs="+", default=[DEFAULT])
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="models that can be built, and archives of the store without .mar (the last ones)",
+    )
     parser.add_argument("--archive", type=Path, help="one that was built elsewhere, in their place")
     parser.add_argument("--mirror", metavar="URL", help=MIRROR_HELP)
     parser.add_argument(
@@ -119,21 +201,43 @@ def main() -> int:
         type=pair,
         default=[],
         metavar="KEY=VALUE",
-        help="a property in place of the profile's",
+        help="a property in place of the profile's, for this start",
+    )
+    parser.add_argument(
+        "--allow-unrecorded",
+        action="store_true",
+        default=None,
+        help="take archives that were not built here, in a profile other than local too",
     )
     args = parser.parse_args()
-    overrides = dict(args.set)
+    store = paths.MODEL_STORE / args.profile
     try:
+        server = TorchServe(
+            args.profile, paths.STATE / args.profile, store, dict(args.set), args.allow_unrecorded
+        )
         match args.command:
             case "start":
-                start(args.profile, args.models, args.archive, args.mirror, overrides)
+                own = (
+                    [adopt(args.archive, store, bool(args.allow_unrecorded))]
+                    if args.archive
+                    else []
+                )
+                start(server, own or args.models, args.mirror)
             case "restore":
-                restore(args.profile, overrides)
+                restore(server)
             case "stop":
-                TorchServe(args.profile, paths.STATE / args.profile, paths.MODEL_STORE).stop()
-    except (OSError, ValueError, WeightsError, InstallError, StartError, HashError) as error:
+                stop(server)
+            case "status":
+                status()
+    except (
+        *(OSError, ArchiveError, StartError, HashError, WeightsError, InstallError),
+        *(ValueError, requests.RequestException),
+    ) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted; give the command again to go on.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -6,6 +6,7 @@ import fcntl
 import importlib.resources
 import json
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ MIRROR = "WEIGHTS_MIRROR"
 TIMEOUT = (10, 30)
 TRIES = 3
 REMEMBERED = 24 * 3600
+# Where checkpoints hold a state dict, and what torch.nn.DataParallel puts before its names.
+WRAPPERS = ("state_dict", "model_state_dict")
+PARALLEL = "module."
 
 
 class WeightsError(Exception):
@@ -34,6 +38,10 @@ class WeightsError(Exception):
 
 class WeightsUnavailableError(WeightsError):
     """No source can be reached for the weights."""
+
+
+class ClassCountError(WeightsError):
+    """Weights are for another number of classes; the message names the file and the number."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +221,9 @@ def _reason(error: requests.RequestException) -> str:
 def load(weights: Weights, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """Read a state dict and compare it with the network that it is for.
 
+    A checkpoint that holds it as `state_dict` or `model_state_dict`, and the prefix `module.` of
+    `torch.nn.DataParallel`, are understood.
+
     Args:
         weights: the file.
         expected: the network's own state dict, for its names and shapes.
@@ -221,20 +232,48 @@ def load(weights: Weights, expected: dict[str, Tensor]) -> dict[str, Tensor]:
         Name to tensor, on the CPU.
 
     Raises:
+        ClassCountError: only the last layer's shapes differ.
         WeightsError: the file is no state dict, or names or shapes differ.
     """
+    state = _state_dict(weights.path)
+    differing = {
+        name: (_shape(expected, name), _shape(state, name))
+        for name in sorted(expected.keys() | state.keys())
+        if _shape(expected, name) != _shape(state, name)
+    }
+    counts = {found[0] for _, found in differing.values() if found}
+    inner = {(wanted and wanted[1:], found and found[1:]) for wanted, found in differing.values()}
+    if len(counts) == 1 and all(wanted is not None and wanted == found for wanted, found in inner):
+        raise ClassCountError(f"{weights.path} has {counts.pop()} classes")
+    for name, shapes in differing.items():
+        wanted, found = (shape or "no such tensor" for shape in shapes)
+        raise WeightsError(f"{weights.path}: {name}: expected {wanted}, found {found}.")
+    return state
+
+
+def _shape(state: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(state[name].shape) if name in state else None
+
+
+def _state_dict(file: Path) -> dict[str, Tensor]:
     import torch
 
     try:
-        state = torch.load(weights.path, weights_only=True, map_location="cpu")
+        state: Any = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{weights.path}: not a state dict of tensors ({reason}).") from None
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise WeightsError(f"{weights.path}: expected a dict of tensors, found another object.")
-    for name in sorted(expected.keys() | state.keys()):
-        wanted = tuple(expected[name].shape) if name in expected else "no such tensor"
-        found = tuple(state[name].shape) if name in state else "no such tensor"
-        if wanted != found:
-            raise WeightsError(f"{weights.path}: {name}: expected {wanted}, found {found}.")
-    return state
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            reason = f"it holds a {found.group(1)}; save the module's state_dict() alone"
+        raise WeightsError(f"{file}: not a state dict of tensors ({reason}).") from None
+    for key in WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(value, torch.Tensor) for value in state.values())
+    ):
+        raise WeightsError(f"{file}: expected a dict of tensors, found another object.")
+    if all(name.startswith(PARALLEL) for name in state):
+        return {name.removeprefix(PARALLEL): tensor for name, tensor in state.items()}
+    return dict(state)

@@ -1,6 +1,7 @@
 """Weights that are checked, and archives that hold one package."""
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -13,10 +14,12 @@ import yaml
 from pydantic import ValidationError
 
 from scripts import paths
+from scripts.archives import ArchiveError, choose
 from scripts.build import Recipe, build, fingerprint
+from scripts.categories import read_labels, read_map
 from scripts.hashes import HashError, record, sha256_of
 from scripts.torchserve import TorchServe
-from scripts.weights import WeightsError, WeightsUnavailableError, resolve
+from scripts.weights import Weights, WeightsError, WeightsUnavailableError, load, resolve
 from tests.conftest import RANDOM, REAL, SERVER_CONFIG
 from visionserve.config import ModelConfig
 from visionserve.metadata import Metadata
@@ -82,7 +85,7 @@ def test_weights_of_another_number_of_classes_are_refused(
 ) -> None:
     file = tmp_path / "seven.pt"
     torch.save(MODELS["resnet18"].build(7).state_dict(), file)
-    with pytest.raises(WeightsError, match=r"fc\.bias: expected \(1000,\), found \(7,\)"):
+    with pytest.raises(WeightsError, match=r"seven\.pt has 7 classes, but ImageNet .* 1000"):
         build(recipe(pytorch_config, file), tmp_path / "store")
 
 
@@ -233,3 +236,82 @@ def test_the_builder_command_reports_an_error_without_a_traceback(tmp_path: Path
 def test_the_server_profile_is_exact() -> None:
     config = ModelConfig.load(SERVER_CONFIG).handler
     assert (config.precision, config.decode, config.defaults.tta) == ("fp32", "exact", "five_crop")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"alp\n\nvalley\n", "line 2 is blank"),
+        (b"alp\nvalley\nalp\n", "alp stands in lines 1 and 3"),
+        ("Täler\n".encode("latin-1"), "is not UTF-8 (byte 0xe4 at 1)"),
+        (b"", "holds no label"),
+    ],
+)
+def test_a_file_of_labels_that_is_wrong_is_named_with_the_cause(
+    tmp_path: Path, content: bytes, complaint: str
+) -> None:
+    file = tmp_path / "labels.txt"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{file}: {complaint}")):
+        read_labels(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"{alp: x}", "is no JSON ("),
+        (b'["alp"]', "is no JSON object of labels to names"),
+        (b'{"alp": 1}', "is no JSON object of labels to names"),
+        (b'{"alps": "x"}', "no such label: alps"),
+    ],
+)
+def test_a_label_map_that_is_wrong_is_named_with_the_cause(
+    tmp_path: Path, content: bytes, complaint: str
+) -> None:
+    file = tmp_path / "map.json"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{file}: {complaint}")):
+        read_map(file, ("alp", "valley"))
+
+
+def test_a_whole_pickled_module_is_told_from_its_state_dict(tmp_path: Path) -> None:
+    module = MODELS["resnet18"].build(2)
+    torch.save(module, tmp_path / "whole.pt")
+    with pytest.raises(WeightsError, match=r"ResNet; save the module's state_dict\(\) alone"):
+        load(Weights(tmp_path / "whole.pt", "", ""), module.state_dict())
+
+
+@pytest.mark.parametrize("wrapped", ["state_dict", "model_state_dict"])
+def test_a_checkpoint_of_a_parallel_module_is_understood(tmp_path: Path, wrapped: str) -> None:
+    state = MODELS["resnet18"].build(2).state_dict()
+    parallel = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({wrapped: parallel, "epoch": 1}, tmp_path / "checkpoint.pt")
+    found = load(Weights(tmp_path / "checkpoint.pt", "", ""), state)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("bad", ["", "a/b", "../a", "a b", "é", "-a", "a\n"])
+def test_a_bad_name_is_refused_before_anything_is_read(bad: str) -> None:
+    for field in ("name", "version", "file"):
+        wanted = {"name": "a", "version": "1.0", "file": "a"} | {field: bad}
+        with pytest.raises(ValueError, match=f"is no {field}: "):
+            Recipe("resnet18", config=Path("absent"), **wanted)  # type: ignore[arg-type]
+
+
+def test_serve_takes_the_users_own_archive_and_never_overwrites_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An archive with a registry's name, and one that was built elsewhere."""
+    manifest = {"model": {"modelName": "resnet18", "modelVersion": "1.0"}}
+    for name, own in (("resnet18", True), ("mountains", None)):
+        with zipfile.ZipFile(tmp_path / f"{name}.mar", "w") as archive:
+            archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+        if own is not None:
+            record(tmp_path / f"{name}.mar", "", own=own)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    chosen = choose(["resnet18", "mountains"], "server", tmp_path)
+    assert [archive.file for archive in chosen] == ["resnet18.mar", "mountains.mar"]
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(ArchiveError, match=r"absent\.mar is not there, and absent is no model"):
+        choose(["absent"], "server", tmp_path)

@@ -16,7 +16,8 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from scripts import photos
 from scripts.client import Client
-from scripts.torchserve import TorchServe, read_properties
+from scripts.properties import read_properties
+from scripts.torchserve import TorchServe
 from tests.conftest import REAL, encode
 from visionserve.config import TTA
 from visionserve.models import MODELS

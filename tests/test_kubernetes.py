@@ -13,7 +13,8 @@ import requests
 import yaml
 
 from scripts import paths
-from scripts.torchserve import TorchServe, read_properties
+from scripts.properties import read_properties
+from scripts.torchserve import TorchServe
 from tests.conftest import REAL
 
 KUBERNETES = "1.37"

@@ -20,7 +20,8 @@ from scripts import paths, photos
 from scripts.build import Recipe, build
 from scripts.client import Client
 from scripts.load import free_port
-from scripts.torchserve import TorchServe, read_properties
+from scripts.properties import read_properties
+from scripts.torchserve import TorchServe
 from tests.conftest import RANDOM, encode, write_config
 
 PROMETHEUS = paths.CONFIG / "prometheus"
@@ -60,7 +61,7 @@ def scrape(server: TorchServe) -> Samples:
 
 @pytest.fixture(scope="module")
 def observed(
-    client: Client, store: Path, random_weights: Path, tmp_path_factory: pytest.TempPathFactory
+    server: TorchServe, random_weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Client]:
     """The server with another model, which caches, and to which every request is slow."""
     folder = tmp_path_factory.mktemp(OBSERVED)
@@ -71,8 +72,9 @@ def observed(
         defaults={"tta": "none"},
         slow_request_ms=0,
     )
-    shutil.copy(build(Recipe("resnet18", OBSERVED, "1.0", config, random_weights), folder), store)
-    client.register(f"{OBSERVED}.mar", workers=2)
+    build(Recipe("resnet18", OBSERVED, "1.0", config, random_weights), server.store)
+    server.register(f"{OBSERVED}.mar", workers=2)
+    client = server.client
     yield client
     client.unregister(OBSERVED)
 

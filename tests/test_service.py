@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -165,7 +166,7 @@ def test_the_pytorch_runtime_equals_torchvision(
     answer = client.predict(RANDOM, CAT, top_k=1000, tta="none").json()
     for prediction in answer["predictions"]:
         assert abs(prediction["probability"] - expected[prediction["class_id"]]) < 1e-5
-    assert answer["model"] == "resnet18"
+    assert (answer["model"], answer["architecture"]) == (RANDOM, "resnet18")
 
 
 def test_top_1_equals_the_model_computed_directly(client: Client, samples: list[Path]) -> None:
@@ -192,11 +193,13 @@ def test_top_1_equals_the_model_computed_directly(client: Client, samples: list[
     assert sum(found == int(path.name[:3]) for found, path in zip(served, chosen, strict=True)) > 80
 
 
-def test_one_bad_image_in_four_leaves_its_batch_alone(client: Client, store: Path) -> None:
+def test_one_bad_image_in_four_leaves_its_batch_alone(
+    client: Client, server: TorchServe, store: Path
+) -> None:
     """The delay outlasts the client's patience: only a full batch of four is answered."""
-    shutil.copy(store / f"{REAL}.mar", store / "batched.mar")
+    shutil.copy(store / f"{REAL}.mar", server.admitted / "batched.mar")
     client.register("batched.mar", model_name="batched", batch_size=4, max_batch_delay=300_000)
-    expected = client.predict(REAL, CAT).json()
+    expected = client.predict(REAL, CAT).json() | {"model": "batched"}
     try:
         with ThreadPoolExecutor(4) as pool:
             for bad, outcome in ((b"nonsense", 415), (CAT[:9999], 422), (b"", 400)):
@@ -240,15 +243,17 @@ def wait_for(responses: list[requests.Response], more: int) -> None:
 
 
 def test_the_default_version_is_switched_without_a_lost_request(
-    client: Client, store: Path, pytorch_config: Path, tmp_path: Path
+    client: Client, server: TorchServe, pytorch_config: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(1)
     torch.save(MODELS["resnet18"].build(1000).state_dict(), tmp_path / "other.pt")
-    recipe = Recipe("resnet18", RANDOM, "2.0", pytorch_config, tmp_path / "other.pt")
-    shutil.copy(build(recipe, tmp_path), store / f"{RANDOM}-2.0.mar")
+    file = f"{RANDOM}-2.0"
+    recipe = Recipe("resnet18", RANDOM, "2.0", pytorch_config, tmp_path / "other.pt", file=file)
+    build(recipe, server.store)
     with traffic(client, RANDOM) as responses:
         wait_for(responses, 5)
-        client.register(f"{RANDOM}-2.0.mar")
+        server.register(f"{file}.mar", workers=1)
+        assert len(client.describe(RANDOM, "2.0")[0]["workers"]) == 1
         wait_for(responses, 5)
         client.set_default(RANDOM, "2.0")
         wait_for(responses, 10)
@@ -346,11 +351,15 @@ def test_the_manage_command(client: Client, server: TorchServe, store: Path) -> 
         command = manage_command(server, *arguments)
         return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
 
-    assert manage("list").stdout.split() == sorted([REAL, RANDOM])
+    assert manage("list").stdout.splitlines() == [
+        f"{name} 1.0 (default): workers 2 ready, 2 to 8 wanted" for name in sorted([REAL, RANDOM])
+    ]
     described = json.loads(manage("describe", REAL).stdout)
     assert described[0]["modelVersion"] == "1.0" and described[0]["responseTimeout"] == 30
-    assert manage("scale", REAL, "1").returncode == 0
+    assert manage("scale", REAL, "1").stdout == f"{REAL} 1.0: workers 1 ready, 1 wanted\n"
     assert len(workers(client, REAL)) == 1
+    negative = manage("scale", REAL, "-1")
+    assert negative.returncode == 2 and "-1" in negative.stderr
     absent = manage("describe", "absent")
     assert (absent.returncode, absent.stdout) == (1, "")
     assert absent.stderr.startswith("404: ") and "Traceback" not in absent.stderr
@@ -361,6 +370,18 @@ def test_the_manage_command(client: Client, server: TorchServe, store: Path) -> 
         file.write(b"x")
     altered = manage("register", "altered.mar")
     assert altered.returncode == 1 and "changed since it was built" in altered.stderr
+    (store / "altered.json").unlink()
+    unrecorded = manage("register", "altered.mar")
+    assert unrecorded.returncode == 1 and "--allow-unrecorded" in unrecorded.stderr
+    assert not (server.admitted / "altered.mar").exists()
+    piped = subprocess.run(
+        f"{shlex.join(manage_command(server, 'describe', REAL))} | head -n 1 >/dev/null",
+        shell=True,
+        cwd=paths.ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert piped.stderr == ""
 
 
 def test_the_only_version_of_a_model_is_retired(client: Client, server: TorchServe) -> None:

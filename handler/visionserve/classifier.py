@@ -37,22 +37,39 @@ class Classifier:
         metadata: its transforms and labels.
         config: limits and decoding.
         version: the archive's version, named in each answer.
+        name: the model's name in the server, named in each answer; its architecture's if None.
+
+    Attributes:
+        defaults: options of a request that gives none, with no more predictions than classes.
     """
 
     def __init__(
-        self, runtime: Runtime, metadata: Metadata, config: HandlerConfig, version: str
+        self,
+        runtime: Runtime,
+        metadata: Metadata,
+        config: HandlerConfig,
+        version: str,
+        name: str | None = None,
     ) -> None:
         self._runtime = runtime
         self._metadata = metadata
         self._config = config
         self._version = version
-        described = metadata.model_dump_json() + config.model_dump_json() + version
+        self._name = name or metadata.architecture
+        most = min(config.defaults.top_k, len(metadata.categories))
+        self.defaults = config.defaults.model_copy(update={"top_k": most})
+        described = metadata.model_dump_json() + config.model_dump_json() + version + self._name
         fingerprint = hashlib.sha256(described.encode()).hexdigest()
         self._cache = Cache(config.cache, fingerprint) if config.cache.size_mb else None
 
     @classmethod
     def from_archive(
-        cls, directory: Path, config: ModelConfig, gpu_id: int | None, version: str
+        cls,
+        directory: Path,
+        config: ModelConfig,
+        gpu_id: int | None,
+        version: str,
+        name: str | None = None,
     ) -> "Classifier":
         """Load an unpacked archive.
 
@@ -61,12 +78,13 @@ class Classifier:
             config: its `model-config.yaml`.
             gpu_id: CUDA device index; None for the CPU.
             version: the archive's version.
+            name: the model's name in the server; its architecture's if None.
         """
         metadata = Metadata.load(directory)
         cores = len(os.sched_getaffinity(0))
         threads = config.handler.threads or max(1, cores // config.maxWorkers)
         runtime = runtimes.load(directory, metadata, config.handler, gpu_id, threads)
-        return cls(runtime, metadata, config.handler, version)
+        return cls(runtime, metadata, config.handler, version, name)
 
     def classify(self, items: Sequence[Item]) -> list[Outcome]:
         """Classify images, each on its own: one that fails leaves the others untouched.
@@ -172,7 +190,8 @@ class Classifier:
 
     def _describe(self, probabilities: NDArray[np.float32], options: Options) -> dict[str, Any]:
         return {
-            "model": self._metadata.architecture,
+            "model": self._name,
+            "architecture": self._metadata.architecture,
             "version": self._version,
             "tta": options.tta,
         } | postprocessing.predictions(

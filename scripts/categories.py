@@ -1,0 +1,54 @@
+"""The user's own labels: a file of them, and a map to other names."""
+
+import json
+from pathlib import Path
+
+
+def read_labels(file: Path) -> tuple[str, ...]:
+    """Read a file with one label a line, in class-index order.
+
+    Raises:
+        ValueError: it is not UTF-8, a line is blank, or a label stands there twice.
+        OSError: it cannot be read.
+    """
+    labels: dict[str, int] = {}
+    lines = _read(file).splitlines()
+    for number, line in enumerate(lines, start=1):
+        label = line.strip()
+        if not label:
+            raise ValueError(f"{file}: line {number} is blank; give one label a line.")
+        if label in labels:
+            raise ValueError(f"{file}: {label} stands in lines {labels[label]} and {number}.")
+        labels[label] = number
+    if not labels:
+        raise ValueError(f"{file}: holds no label.")
+    return tuple(labels)
+
+
+def read_map(file: Path, labels: tuple[str, ...]) -> dict[str, str]:
+    """Read a JSON object of labels to the names that are shown in their place.
+
+    Raises:
+        ValueError: it is no such object, or a label is not among those given.
+        OSError: it cannot be read.
+    """
+    try:
+        names = json.loads(_read(file))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: is no JSON ({error}).") from None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f'{file}: is no JSON object of labels to names, {{"alp": "a meadow"}}.')
+    if unknown := sorted(names.keys() - set(labels)):
+        raise ValueError(f"{file}: no such label: {', '.join(unknown)}.")
+    return names
+
+
+def _read(file: Path) -> str:
+    """Read UTF-8 text, without the mark that some editors put before it."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ValueError(
+            f"{file}: is not UTF-8 (byte 0x{byte:02x} at {error.start}); save it as UTF-8."
+        ) from None

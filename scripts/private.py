@@ -1,0 +1,34 @@
+"""Folders that one user alone can look into."""
+
+import os
+import stat
+from pathlib import Path
+
+
+class ForeignFileError(OSError):
+    """A folder holds what another user may have put there."""
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder for this user alone, or close one that is there, with all that it holds.
+
+    The folder is closed first, so that nobody can change what is looked at afterwards.
+
+    Raises:
+        ForeignFileError: something in it belongs to another user, or is a symbolic link.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _close(folder)
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            _close(Path(parent, name))
+
+
+def _close(path: Path) -> None:
+    status = path.lstat()
+    if status.st_uid != os.geteuid():
+        raise ForeignFileError(f"{path} belongs to another user: remove it.")
+    if stat.S_ISLNK(status.st_mode):
+        raise ForeignFileError(f"{path} is a symbolic link, which is not followed: remove it.")
+    if status.st_mode & 0o077:
+        path.chmod(stat.S_IMODE(status.st_mode) & ~0o077)

@@ -1,0 +1,53 @@
+"""TorchServe's `config.properties`: read, and checked against the keys that it knows."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+# Those of org.pytorch.serve.util.ConfigManager and of ts.model_server in TorchServe 0.12.0, which
+# ignores any other.
+KEYS = """
+allowed_urls async_logging blacklist_env_vars certificate_file cors_allowed_headers
+cors_allowed_methods cors_allowed_origin cpp_log_config cpu_launcher_args cpu_launcher_enable
+debug decode_input_request default_response_timeout default_service_handler
+default_startup_timeout default_workers_per_model disable_system_metrics
+disable_token_authorization enable_envvars_config enable_grpc_ssl enable_metrics_api
+enable_model_api grpc_inference_address grpc_inference_max_connection_age_grace_ms
+grpc_inference_max_connection_age_ms grpc_inference_port grpc_management_address
+grpc_management_max_connection_age_grace_ms grpc_management_max_connection_age_ms
+grpc_management_port inference_address initial_distribution_port initial_worker_port
+install_py_dep_per_model io_ratio ipex_enable ipex_gpu_enable job_queue_size keystore
+keystore_pass keystore_type limit_max_image_pixels load_models management_address
+max_request_size max_response_size metric_time_interval metrics_address metrics_config
+metrics_mode model_metrics_auto_detect model_server_home model_snapshot model_store models
+netty_client_threads number_of_gpu number_of_netty_threads plugins_path prefer_direct_buffer
+private_key_file service_envelope system_metrics_cmd token_expiration_min
+ts_header_key_sequence_end ts_header_key_sequence_id ts_header_key_sequence_start
+ts_open_inference_protocol unregister_model_timeout use_env_allowed_urls use_native_io vmargs
+workflow_store
+"""
+KNOWN = frozenset(KEYS.split())
+
+
+class UnknownPropertyError(ValueError):
+    """TorchServe has no such property."""
+
+
+def check_properties(keys: Iterable[str]) -> None:
+    """Refuse keys that TorchServe would ignore.
+
+    Raises:
+        UnknownPropertyError: it names the first one, and a known one like it.
+    """
+    for key in keys:
+        if key not in KNOWN:
+            like = difflib.get_close_matches(key, KNOWN, n=1)
+            hint = f" (is it {like[0]}?)" if like else ""
+            raise UnknownPropertyError(f"TorchServe has no property {key}{hint}.")
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """Read a file of `key=value` lines and `#` comments."""
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    return {key.strip(): value.strip() for key, value in pairs}
