@@ -6,7 +6,6 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
-from requests_unixsocket.adapters import UnixAdapter
 from urllib3.util import Retry
 
 TIMEOUT = 60
@@ -45,7 +44,10 @@ class Client:
             raise_on_status=False,
         )
         self._session.mount(f"{inference}/predictions/", HTTPAdapter(max_retries=retry))
-        self._session.mount("http+unix://", UnixAdapter())  # type: ignore[no-untyped-call]
+        if management.startswith("http+unix://"):
+            from requests_unixsocket.adapters import UnixAdapter
+
+            self._session.mount("http+unix://", UnixAdapter())
 
     def token(self, kind: str) -> dict[str, str]:
         """Return the header that authorizes `inference`, `management` or `API` (token) calls."""
