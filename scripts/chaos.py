@@ -1,8 +1,11 @@
 """Break a server in each known way while clients ask, and count what is lost, wrong or late."""
 
 import argparse
+import base64
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +21,12 @@ from pathlib import Path
 
 import requests
 import yaml
+from PIL import Image
 
-from scripts.load import MODEL, Load, Sent, serving
+from scripts.load import MODEL, Load, Question, Sent, plain, serving
+from scripts.properties import read_properties
 from scripts.retire import retire
-from scripts.torchserve import TorchServe
+from scripts.torchserve import StartError, TorchServe, client_of
 
 CLIENTS = 3
 RETRIES = 6
@@ -31,6 +36,7 @@ WORKERS = 2
 RESPONSE_TIMEOUT = 3
 LATE = 10
 DISK = "32m"
+ATTEMPTS = 5
 
 
 class FaultError(Exception):
@@ -51,8 +57,13 @@ class Stage:
         self.folder = folder
         self.server = server
         self.client = server.client
-        self.load = Load(server.state)
+        self.load = Load(server.state, plain())
         self.archive = folder / "store" / f"{MODEL}.mar"
+
+    def restart(self) -> None:
+        """Start the server anew, whatever is left of it."""
+        self.server.stop()
+        self.server.start([f"{MODEL}={self.archive.name}"])
 
     def pids(self) -> list[int]:
         """Return the process ids of the first version's workers."""
@@ -88,8 +99,8 @@ class Stage:
 
 @contextmanager
 def stage() -> Iterator[Stage]:
-    """Start the server to break, in a temporary folder."""
-    with tempfile.TemporaryDirectory(prefix="chaos-") as name:
+    """Start the server to break, in a temporary folder that holds its folder for such files too."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as name, _temporary(Path(name) / "tmp"):
         folder = Path(name)
         disk = folder / "state" / "logs"
         disk.mkdir(parents=True)
@@ -102,6 +113,22 @@ def stage() -> Iterator[Stage]:
         finally:
             if mounted:
                 _run("umount", str(disk))
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[None]:
+    """Have a folder be that for temporary files, in this process and in those it starts."""
+    folder.mkdir()
+    before, inherited = tempfile.tempdir, os.environ.get("TMPDIR")
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        if inherited is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = inherited
 
 
 def _run(*command: str) -> bool:
@@ -211,16 +238,127 @@ def remove_model(stage: Stage) -> None:
     stage.server.register(stage.archive.name, WORKERS)
 
 
+def kill_workers_amid_a_list(stage: Stage) -> None:
+    """both workers are killed (`kill -9`) in turn while a list of images is answered"""
+    images = tuple(image for question in plain() for image in question.images)
+    load = Load(stage.server.state, [Question(images[:3], "five_crop")])
+    with load.steady(1, RETRIES, PATIENCE) as lists:
+        for _ in range(ATTEMPTS):
+            for victim in stage.pids():
+                time.sleep(0.2)
+                os.kill(victim, signal.SIGKILL)
+            until(lambda: len(stage.pids()) == WORKERS and stage.client.ready())
+            count = len(lists) + 1
+            until(lambda count=count: len(lists) > count)  # type: ignore[misc]
+            if any(sent.setbacks for sent in lists):
+                break
+        else:
+            raise FaultError("No list met a killed worker.")
+    if failed := [sent for sent in lists if sent.outcome != "right"]:
+        raise FaultError(f"A list was {failed[0].outcome}.")
+
+
+def ask_for_many_pixels(stage: Stage) -> None:
+    """a list of 32 PNGs of 6,000 × 4,000 pixels with alpha is asked for"""
+    buffer = io.BytesIO()
+    Image.new("RGBA", (6000, 4000), (90, 120, 60, 200)).save(buffer, "PNG")
+    _ask_for(stage, buffer.getvalue())
+
+
+def ask_for_many_scans(stage: Stage) -> None:
+    """a list of 32 progressive JPEGs of 99 scans is asked for"""
+    from tests.corpus import scans
+
+    _ask_for(stage, scans(98, arithmetic=True))
+
+
+def _ask_for(stage: Stage, image: bytes) -> None:
+    """Ask for a list of 32 copies, each with other bytes at its end, so that none is cached."""
+    before = stage.pids()
+    copies = [image + os.urandom(8) for _ in range(32)]
+    body = json.dumps({"data": [base64.b64encode(copy).decode() for copy in copies]}).encode()
+    began = time.monotonic()
+    response = client_of(stage.server.state).predict(MODEL, body, content_type="application/json")
+    seconds = time.monotonic() - began
+    if response.status_code not in (200, 207, 413, 503) or stage.pids() != before:
+        raise FaultError(f"The list ended a worker: {response.status_code} after {seconds:.1f} s.")
+    if seconds > LATE:
+        raise FaultError(f"The list took {seconds:.1f} s.")
+
+
+def delete_temporary_files(stage: Stage) -> None:
+    """all temporary files are deleted, then a worker is killed"""
+    for path in Path(tempfile.gettempdir()).iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    if stage.server.pid is None:
+        raise FaultError("The server is no longer known to run.")
+    kill_worker(stage)
+
+
+def leave_stale_ids(stage: Stage) -> None:
+    """files of process ids name a bystander, and the server is stopped and started"""
+    bystander = subprocess.Popen(["sleep", "3600"])
+    frontend = stage.server.process
+    assert frontend is not None
+    try:
+        for folder in (stage.server.state, stage.server.state / "tmp"):
+            for file in folder.glob("*.pid"):
+                file.write_text(str(bystander.pid))
+        restart_frontend(stage)
+        if bystander.poll() is not None:
+            raise FaultError("A bystander was ended.")
+        if frontend.is_running():
+            raise FaultError("The server was not stopped.")
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def outlive_tokens(stage: Stage) -> None:
+    """tokens live for a minute, and are renewed (`manage rotate`) twice in each, for three"""
+    properties = read_properties(stage.server.state / "config.properties")
+    addresses = {
+        key: value for key, value in properties.items() if key.endswith(("_address", "_port"))
+    }
+    brief = TorchServe(
+        "server",
+        stage.server.state,
+        stage.server.store,
+        addresses | {"token_expiration_min": "1"},
+    )
+    stage.server.stop()
+    try:
+        brief.restore()
+        with stage.load.steady(1, pause=PAUSE) as asked:
+            for _ in range(6):
+                time.sleep(30)
+                brief.client.rotate()
+        if refused := sum("400" in sent.setbacks for sent in asked):
+            raise FaultError(f"{refused} of {len(asked)} requests had a token that was not taken.")
+    finally:
+        brief.stop()
+        stage.server.restore()
+
+
 Fault = Callable[[Stage], None]
 FAULTS: tuple[Fault, ...] = (
     kill_worker,
     stop_worker,
+    kill_workers_amid_a_list,
+    ask_for_many_pixels,
+    ask_for_many_scans,
     fill_disk,
     kill_frontend,
     restart_frontend,
     corrupt_version,
     replace_model,
     remove_model,
+    delete_temporary_files,
+    leave_stale_ids,
+    outlive_tokens,
 )
 
 
@@ -258,9 +396,14 @@ class Report:
         return max(later - earlier for earlier, later in pairwise(ends))
 
     @property
+    def waited(self) -> float:
+        """The longest wait of the client that does not ask again, in seconds."""
+        return max(sent.seconds for sent in self.probed)
+
+    @property
     def met(self) -> bool:
-        """Nothing is wrong or lost, and the service was back within 10 s."""
-        return self.wrong == self.lost == 0 and self.away <= LATE
+        """Nothing is wrong or lost, none waits over 10 s, and the service is back in that time."""
+        return self.wrong == self.lost == 0 and max(self.away, self.waited) <= LATE
 
     def row(self, fault: Fault) -> str:
         """Return a line of the table."""
@@ -275,14 +418,16 @@ class Report:
             str(self.lost),
             str(self.late),
             f"{max(sent.seconds for sent in self.asked):.1f} s",
+            f"{self.waited:.1f} s",
             f"{self.away:.1f} s",
         )
         return f"| {' | '.join(cells)} |"
 
 
 HEADING = """\
-| fault | requests | retried | because of | wrong | lost | late | slowest | no answer for |
-|---|---:|---:|---|---:|---:|---:|---:|---:|"""
+| fault | requests | retried | because of | wrong | lost | late | slowest | bystander \
+| no answer for |
+|---|---:|---:|---|---:|---:|---:|---:|---:|---:|"""
 
 
 def run(fault: Fault, stage: Stage) -> Report:
@@ -317,11 +462,12 @@ def main() -> int:
             try:
                 report = run(names[name], staged)
             except SkippedError as reason:
-                print(f"| {names[name].__doc__} | skipped: {reason} | | | | | | | |", flush=True)
+                print(f"| {names[name].__doc__} | skipped: {reason} | | | | | | | | |", flush=True)
                 continue
-            except FaultError as error:
-                print(f"| {names[name].__doc__} | failed: {error} | | | | | | | |", flush=True)
+            except (FaultError, StartError) as error:
+                print(f"| {names[name].__doc__} | failed: {error} | | | | | | | | |", flush=True)
                 missed.append(name)
+                staged.restart()
                 continue
             print(report.row(names[name]), flush=True)
             if not report.met:

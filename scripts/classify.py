@@ -3,7 +3,7 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,7 @@ from scripts.rows import Body, RunError, row
 from scripts.sinks import open_sink
 from scripts.torchserve import client_of
 
-Engine = Callable[[Iterator[Path]], Iterator[tuple[Path, Body]]]
+Engine = Callable[[Iterator[Path]], Generator[tuple[Path, Body]]]
 
 
 def named(args: argparse.Namespace) -> Iterator[Path]:
@@ -104,8 +104,11 @@ def run(args: argparse.Namespace) -> int:
             print(f"Asking again for {len(kept.again)} that the server failed.", file=sys.stderr)
         rows, errors = kept.rows, kept.errors
         hidden = sink.for_people or None
-        with tqdm(total=count(args), initial=rows, unit=" images", disable=hidden) as bar:
-            for path, body in classify(chain(kept.again, remaining)):
+        with (
+            tqdm(total=count(args), initial=rows, unit=" images", disable=hidden) as bar,
+            closing(classify(chain(kept.again, remaining))) as answers,
+        ):
+            for path, body in answers:
                 sink.write(row(path, body, args.top_k))
                 rows, errors = rows + 1, errors + ("error" in body)
                 bar.update()

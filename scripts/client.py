@@ -69,9 +69,17 @@ class Client:
         )
 
     def predict(
-        self, model: str, data: bytes, version: str | None = None, **options: Any
+        self,
+        model: str,
+        data: bytes,
+        version: str | None = None,
+        content_type: str = "application/octet-stream",
+        **options: Any,
     ) -> requests.Response:
-        """Send one encoded image, options as headers; the response may be an error."""
+        """Send one encoded image, or another body that its type tells, options as headers.
+
+        The response may be an error.
+        """
         headers = {
             f"X-Classify-{name.replace('_', '-')}": str(value) for name, value in options.items()
         }
@@ -79,9 +87,7 @@ class Client:
         return self._session.post(
             f"{self.inference}/predictions/{path}",
             data=data,
-            headers={"Content-Type": "application/octet-stream"}
-            | headers
-            | self.token("inference"),
+            headers={"Content-Type": content_type} | headers | self.token("inference"),
             timeout=TIMEOUT,
         )
 

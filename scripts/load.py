@@ -1,29 +1,51 @@
 """Clients that keep asking a model what they know the answer to, and account for each request."""
 
+import base64
+import io
+import itertools
+import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
+import numpy as np
 import requests
+import torch
 import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.transforms import InterpolationMode, functional
 
 from scripts import paths, photos
 from scripts.archives import FALLBACK
 from scripts.build import Recipe, build
 from scripts.client import Client
 from scripts.torchserve import TorchServe, client_of
+from scripts.weights import load, resolve
+from visionserve.models import MODELS, FullyConvolutional
 
 MODEL = FALLBACK
+CLASSES = 1000
 LARGE = 300_000
+TRUE = 1e-3
+TRIES = 5
+VIEWS = ("none", "five_crop", "ten_crop", "dense")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+LENGTHS = (1, 2, 1, 5, 1, 3)
 
 Outcome = Literal["right", "wrong", "refused", "lost"]
+
+
+class WrongAnswerError(Exception):
+    """The server's answers are not right to begin with."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +71,115 @@ class Sent:
         return self.began + self.seconds
 
 
+@dataclass(frozen=True)
+class Question:
+    """One request: encoded images, sent as they are or as a list, and the views of each."""
+
+    images: tuple[bytes, ...]
+    tta: str = "none"
+
+    def send(self, client: Client, model: str, top_k: int) -> requests.Response:
+        """Ask, with random bytes at each image's end, so that no cache has its answer."""
+        images = [image + os.urandom(8) for image in self.images]
+        options: dict[str, Any] = {"tta": self.tta, "top_k": top_k}
+        if len(images) == 1:
+            return client.predict(model, images[0], **options)
+        body = json.dumps({"data": [base64.b64encode(image).decode() for image in images]})
+        return client.predict(model, body.encode(), content_type="application/json", **options)
+
+
+def plain(tta: str = "none") -> list[Question]:
+    """Return a question for each small photograph at hand; they are all of one shape in a worker.
+
+    Args:
+        tta: their views.
+    """
+    images = [data for path in photos.packaged() if len(data := path.read_bytes()) < LARGE]
+    return [Question((image,), tta) for image in images]
+
+
+def mixed(count: int = 48) -> list[Question]:
+    """Return questions that differ in shape, format, views and number of images, at random.
+
+    The same come each time: all views with each number of images, each format, and sides from 48
+    to 1,600 pixels, in any orientation.
+    """
+    random = Random(0)
+    photographs = [Image.open(path).convert("RGB") for path in photos.packaged()]
+
+    def image(number: int) -> bytes:
+        size = random.randint(48, 600), random.randint(48, 600)
+        if number % 16 == 0:
+            size = random.choice(((1600, 1200), (1200, 1600), (1024, 256), (96, 1600)))
+        buffer = io.BytesIO()
+        resized = random.choice(photographs).resize(size, Image.Resampling.BILINEAR)
+        resized.save(buffer, FORMATS[number % len(FORMATS)])
+        return buffer.getvalue()
+
+    numbers = itertools.count()
+    return [
+        Question(
+            tuple(image(next(numbers)) for _ in range(LENGTHS[index // len(VIEWS) % len(LENGTHS)])),
+            VIEWS[index % len(VIEWS)],
+        )
+        for index in range(count)
+    ]
+
+
 class Load:
     """Clients of one model, whose answers at this moment are taken to be right.
 
+    Answers are compared as whole distributions, within 0.0001.
+
     Args:
         state: the state folder of the server.
-        model: its model.
-        tta: the option of every request.
+        questions: what is asked, in turn.
+        model: the server's model.
+        top_k: predictions of an answer; by default all of ImageNet's classes.
+
+    Raises:
+        WrongAnswerError: a question has no answer, the probabilities of all classes do not add up
+            to 1, or those of a photograph are not those of the same weights in PyTorch.
     """
 
-    def __init__(self, state: Path, model: str = MODEL, tta: str = "none") -> None:
+    def __init__(
+        self,
+        state: Path,
+        questions: Sequence[Question],
+        model: str = MODEL,
+        top_k: int = CLASSES,
+    ) -> None:
         self._state = state
         self._model = model
-        self._tta = tta
-        images = [data for path in photos.packaged() if len(data := path.read_bytes()) < LARGE]
+        self._top_k = top_k
         client = client_of(state)
-        self._exam = [(image, _predictions(self._send(client, image))) for image in images]
+        self._exam = [(question, self._first_answer(client, question)) for question in questions]
+        if top_k == CLASSES:
+            self._check_exam()
+
+    def _first_answer(self, client: Client, question: Question) -> NDArray[np.float64]:
+        for _ in range(TRIES):
+            response = question.send(client, self._model, self._top_k)
+            if response.status_code == 200:
+                return _distributions(response)
+            time.sleep(1)
+        raise WrongAnswerError(f"{response.status_code}: {response.text[:200]}")
+
+    def _check_exam(self) -> None:
+        for _, answer in self._exam:
+            sums = answer.sum(axis=1)
+            if not np.allclose(sums, 1, atol=1e-3):
+                raise WrongAnswerError(f"Probabilities add up to {sums}.")
+        for question, answer in self._exam:
+            if question.tta == "none" and len(question.images) == 1:
+                found = answer[0].argmax(), answer[0].max()
+                expected = reference(question.images[0])
+                if not np.allclose(answer[0], expected, atol=TRUE):
+                    raise WrongAnswerError(
+                        f"The server says class {found[0]} with {found[1]:.3f}; PyTorch gives that "
+                        f"class {expected[found[0]]:.3f}."
+                    )
+                return
 
     @contextmanager
     def steady(
@@ -85,7 +200,7 @@ class Load:
         def keep_asking(number: int) -> None:
             client = client_of(self._state, retries)
             while not stop.is_set():
-                account.append(self._ask(client, number, time.monotonic(), patience))
+                account.append(self.ask(client, number, time.monotonic(), patience))
                 number += 1
                 stop.wait(pause)
 
@@ -114,22 +229,23 @@ class Load:
             for number in range(int(rate * seconds)):
                 due = start + number / rate
                 time.sleep(max(0.0, due - time.monotonic()))
-                running.append(pool.submit(self._ask, client, number, due, 0))
+                running.append(pool.submit(self.ask, client, number, due))
         return [future.result() for future in running]
 
-    def _ask(self, client: Client, number: int, began: float, patience: float) -> Sent:
-        image, answer = self._exam[number % len(self._exam)]
+    def ask(self, client: Client, number: int, began: float, patience: float = 0) -> Sent:
+        """Ask one of the questions, and again until patience ends, in seconds after it began."""
+        question, answer = self._exam[number % len(self._exam)]
         setbacks: list[str] = []
         while True:
             try:
-                response = self._send(client, image)
+                response = question.send(client, self._model, self._top_k)
             except (OSError, ValueError, KeyError) as error:
                 setbacks.append(type(error).__name__)
                 outcome: Outcome = "lost"
             else:
                 setbacks += _retried(response)
                 if response.status_code == 200:
-                    outcome = "right" if _predictions(response) == answer else "wrong"
+                    outcome = "right" if _is_right(response, answer) else "wrong"
                     break
                 setbacks.append(str(response.status_code))
                 outcome = "refused"
@@ -138,14 +254,46 @@ class Load:
             time.sleep(0.25)
         return Sent(began, time.monotonic() - began, tuple(setbacks), outcome)
 
-    def _send(self, client: Client, image: bytes) -> requests.Response:
-        """Send an image with random bytes at its end, so that no cache has its answer."""
-        return client.predict(self._model, image + os.urandom(8), tta=self._tta)
+
+def reference(image: bytes) -> NDArray[np.float32]:
+    """Classify the centre crop of an image with the packaged weights in PyTorch alone.
+
+    Args:
+        image: encoded.
+
+    Returns:
+        the probabilities of the classes, of shape (classes,).
+    """
+    model = MODELS[MODEL]
+    network = FullyConvolutional(MODEL, CLASSES, model.transforms)
+    network.network.load_state_dict(load(resolve(MODEL), network.network.state_dict()))
+    rgb = Image.open(io.BytesIO(image)).convert("RGB")
+    interpolation = InterpolationMode(model.transforms.interpolation)
+    resized = functional.resize(rgb, [model.transforms.resize], interpolation)
+    crop = functional.center_crop(resized, [model.transforms.crop])
+    with torch.inference_mode():
+        probabilities = network.eval()(torch.from_numpy(np.array(crop))[None])
+    found: NDArray[np.float32] = probabilities[0].numpy()
+    return found
 
 
-def _predictions(response: requests.Response) -> Any:
-    """What an answer says, whatever version gave it."""
-    return response.json()["predictions"]
+def _distributions(response: requests.Response) -> NDArray[np.float64]:
+    """What an answer says, whatever version gave it: probabilities of shape (images, classes)."""
+    content = response.json()
+    answers = content if isinstance(content, list) else [content]
+    found = np.zeros((len(answers), CLASSES))
+    for row, answer in zip(found, answers, strict=True):
+        for prediction in answer["predictions"]:
+            row[prediction["class_id"]] = prediction["probability"]
+    return found
+
+
+def _is_right(response: requests.Response, expected: NDArray[np.float64]) -> bool:
+    try:
+        answer = _distributions(response)
+    except (ValueError, LookupError, TypeError):
+        return False
+    return answer.shape == expected.shape and bool(np.allclose(answer, expected, atol=1e-4, rtol=0))
 
 
 def _retried(response: requests.Response) -> list[str]:

@@ -4,11 +4,13 @@ import io
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ import ray
 import ray.cloudpickle
 import ray.data
 import yaml
+from tqdm import tqdm
 
 import scripts
 from scripts.rows import Body, RunError, read_image, unreadable
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from visionserve.item import Item
 
 MANIFEST = "MAR-INF/MANIFEST.json"
+STDERR = 2
 
 
 class Worker:
@@ -106,7 +110,7 @@ def classify(
     paths: Iterable[Path],
     concurrency: int,
     address: str | None,
-) -> Iterator[tuple[Path, Body]]:
+) -> Generator[tuple[Path, Body]]:
     """Classify each file in a pool of actors, each with the threads or the GPU of the archive.
 
     Args:
@@ -132,14 +136,38 @@ def classify(
         return
     if address:
         _reach(address)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(address or "local", logging_level=logging.ERROR)
+    where = f"Connecting to Ray at {address}" if address else "Starting Ray"
+    tqdm.write(f"{where}; the first answers take some seconds.", file=sys.stderr)
+    with _quietly():
+        ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False)
     try:
         yield from _classify(archive, config, options, held, concurrency)
     except ray.exceptions.RayError as error:
         raise RunError(f"Ray: {error}") from None
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Start Ray 2.60 without alarming people; what fails, it raises all the same.
+
+    Its native code says of each pool of Ray Data that "the actor restart will fail" if the
+    pool's own arguments are lost, which Ray Data keeps. The variable that quiets it is itself
+    logged while Ray starts. Ray also takes SIGTERM, to answer it with a native stack.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    handler = signal.getsignal(signal.SIGTERM)
+    shown = os.dup(STDERR)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), STDERR)
+    try:
+        yield
+    finally:
+        os.dup2(shown, STDERR)
+        os.close(shown)
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _reach(address: str) -> None:

@@ -4,7 +4,7 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
@@ -32,7 +32,7 @@ Output = TypeVar("Output")
 
 def windowed(
     function: Callable[[Input], Output], inputs: Iterable[Input], threads: int, window: int
-) -> Iterator[Output]:
+) -> Generator[Output]:
     """Map inputs in order, in threads, taking at most `window` of them ahead of the outputs.
 
     Raises:
@@ -58,7 +58,7 @@ def classify(
     paths: Iterable[Path],
     concurrency: int,
     retries: int,
-) -> Iterator[tuple[Path, Body]]:
+) -> Generator[tuple[Path, Body]]:
     """Send each file to the server.
 
     Args:

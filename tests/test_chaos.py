@@ -1,12 +1,15 @@
 """A server that is broken while clients ask: nothing is wrong, nothing is lost."""
 
+import json
 from collections.abc import Iterator
+from io import BytesIO
+from itertools import product
 
 import pytest
-import yaml
+from PIL import Image
 
 from scripts import chaos
-from scripts.load import MODEL
+from scripts.load import FORMATS, LENGTHS, MODEL, VIEWS, Load, WrongAnswerError, mixed, plain
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +23,8 @@ def stage() -> Iterator[chaos.Stage]:
     [
         chaos.kill_worker,
         chaos.stop_worker,
+        chaos.kill_workers_amid_a_list,
+        chaos.leave_stale_ids,
         chaos.fill_disk,
         chaos.corrupt_version,
         chaos.replace_model,
@@ -47,13 +52,24 @@ def test_a_killed_frontend_comes_back_from_its_last_whole_snapshot(stage: chaos.
 
 
 def test_a_wrong_answer_is_noticed(stage: chaos.Stage) -> None:
-    config = yaml.safe_load(stage.file("model-config.yaml"))
-    config["handler"]["defaults"]["top_k"] = 1
-    stage.register("3.0", {"model-config.yaml": yaml.safe_dump(config).encode()})
+    """The labels of version 3.0 are the right ones; its probabilities are not."""
+    metadata = json.loads(stage.file("metadata.json"))
+    metadata["transforms"]["resize"] += 8
+    stage.register("3.0", {"metadata.json": json.dumps(metadata).encode()})
     with stage.load.steady(1) as account:
         chaos.until(lambda: len(account) > 5)
         stage.client.set_default(MODEL, "3.0")
         chaos.until(lambda: account[-1].outcome == "wrong")
+        with pytest.raises(WrongAnswerError, match="PyTorch gives that class"):
+            Load(stage.server.state, plain())
         stage.replace("3.0", successor="1.0")
         chaos.until(lambda: account[-1].outcome == "right")
     assert {sent.outcome for sent in account} == {"right", "wrong"}
+
+
+def test_a_soak_asks_for_everything() -> None:
+    questions = mixed()
+    assert {(q.tta, len(q.images)) for q in questions} == set(product(VIEWS, LENGTHS))
+    images = [Image.open(BytesIO(image)) for question in questions for image in question.images]
+    assert len({image.size for image in images}) > 64
+    assert {image.format for image in images} == set(FORMATS)
