@@ -13,7 +13,7 @@ local counts, answers = ngx.shared.counts, ngx.shared.answers
 
 local PATIENCE = 12 -- Seconds without an answer after which a model counts as stuck.
 local TRIAL = 5 -- Seconds between the requests that a stuck model still gets.
-local RECENT = 2 -- Seconds for which an answer shows that a server can answer.
+local RECENT = 3 -- Seconds for which an answer shows that a server can answer.
 local HEADERS = 4000 -- Bytes of headers; TorchServe takes 8,192, nginx's own among them.
 local SIGUSR1 = 10
 local FILES = 5
