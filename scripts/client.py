@@ -140,7 +140,13 @@ class Client:
         self._manage("DELETE", f"/models/{model}/{version}" if version else f"/models/{model}")
 
     def rotate(self) -> None:
-        """Have the server make new inference and management keys, and end the earlier ones."""
+        """Have the server make new inference and management keys, and end the earlier ones.
+
+        Raises:
+            FileNotFoundError: it has none, as it asks for no token.
+        """
+        if self._key_file is None:
+            raise FileNotFoundError("This server asks for no token: there is no key to replace.")
         for kind in ("inference", "management"):
             response = self._session.get(
                 f"{self.management}/token",
