@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MIRROR = "WEIGHTS_MIRROR"
 TIMEOUT = (10, 30)
 TRIES = 3
+CHUNK = 1 << 16
 REMEMBERED = 24 * 3600
 # Where checkpoints hold a state dict, and what torch.nn.DataParallel puts before its names.
 WRAPPERS = ("state_dict", "model_state_dict")
@@ -194,7 +195,7 @@ def _fetch(url: str, file: BinaryIO) -> None:
             unit_scale=True,
             disable=None,
         ) as bar:
-            for chunk in response.iter_content(1 << 20):
+            for chunk in response.iter_content(CHUNK):
                 file.write(chunk)
                 file.flush()
                 bar.update(len(chunk))
