@@ -1,0 +1,121 @@
+"""Build the container image with buildah, from Debian's packages, where there is no Docker.
+
+The base image that `config/Dockerfile` names is made by debootstrap; its Python is Debian's.
+"""
+
+import argparse
+import ast
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scripts import paths
+
+DOCKERFILE = paths.CONFIG / "Dockerfile"
+DEBIAN = "bookworm"
+INCLUDED = "ca-certificates,python3,python3-venv"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
+
+
+def build(tag: str, device: str, model: str) -> None:
+    """Build the image of a device and model.
+
+    Raises:
+        subprocess.CalledProcessError: a command failed.
+    """
+    text = DOCKERFILE.read_text(encoding="utf-8")
+    found = re.search(r"^FROM (python:\S+)", text, re.MULTILINE)
+    assert found
+    base = f"docker.io/library/{found[1]}"
+    if subprocess.run(["buildah", "inspect", base], capture_output=True).returncode != 0:
+        make_base(base)
+    with pip_volumes() as volumes:
+        command = [
+            *("buildah", "build", "--isolation", "chroot", "--layers", "--tag", tag),
+            *("--build-arg", f"DEVICE={device}", "--build-arg", f"MODEL={model}"),
+            *(f"--volume={source}:{target}:ro" for source, target in volumes.items()),
+            *("--file", "-", str(paths.ROOT)),
+        ]
+        # Buildah 1.28 does not resolve an argument in FROM.
+        resolved = text.replace("${DEVICE}", device)
+        subprocess.run(command, input=resolved, text=True, check=True)
+
+
+def make_base(name: str) -> None:
+    """Make a base image of Debian and its Python."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        debootstrap = ["debootstrap", "--variant=minbase", f"--include={INCLUDED}"]
+        subprocess.run([*debootstrap, DEBIAN, scratch], check=True)
+        (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")
+        if SOURCES.exists():
+            (root / "etc/apt/sources.list").unlink()
+            (root / "etc/apt/sources.list.d/debian.sources").write_bytes(SOURCES.read_bytes())
+        for leftovers in (
+            "var/cache/apt",
+            "var/lib/apt/lists",
+            "usr/share/doc",
+            "usr/share/locale",
+        ):
+            subprocess.run(["find", root / leftovers, "-type", "f", "-delete"], check=True)
+        container = _buildah("from", "scratch")
+        _buildah("add", container, scratch, "/")
+        _buildah("config", "--env", f"PATH={PATH}", container)
+        _buildah("commit", "--rm", container, name)
+
+
+@contextmanager
+def pip_volumes() -> Iterator[dict[str, str]]:
+    """Lend the build this machine's pip configuration, which does not get into the image.
+
+    Yields:
+        Paths on this machine to those in the build: the configuration, and what it names.
+    """
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    )
+    pairs = [line.partition("=") for line in listed.stdout.splitlines()]
+    settings = {key.rpartition(".")[2]: ast.literal_eval(value) for key, _, value in pairs}
+    with tempfile.NamedTemporaryFile("w", suffix=".conf") as file:
+        lines = (f"{key} = {' '.join(value.split())}" for key, value in settings.items())
+        file.write("\n".join(["[global]", *lines, ""]))
+        file.flush()
+        Path(file.name).chmod(0o644)
+        words = [word for value in settings.values() for word in value.split()]
+        # The pages of an index on the disk link to files beside it.
+        named = [
+            Path(word.removeprefix("file://")).parent if "://" in word else Path(word)
+            for word in words
+            if word.startswith(("/", "file://"))
+        ]
+        local = {str(path): str(path) for path in named if path.exists()}
+        yield {file.name: "/etc/pip.conf"} | local
+
+
+def _buildah(*arguments: str) -> str:
+    done = subprocess.run(["buildah", *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.strip()
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.image", description=__doc__)
+    parser.add_argument("--tag", default="visionserve:1.0.0")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--model", default="resnet18")
+    args = parser.parse_args()
+    try:
+        build(args.tag, args.device, args.model)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
