@@ -2,6 +2,8 @@
 PROFILE ?= local
 MODELS ?=
 ARCHIVE ?=
+IMAGE ?= visionserve:1.0.0
+DEVICE ?= cpu
 IMAGES ?= ../shared/imagenet-samples
 PYTHON := .venv/bin/python
 PIP := $(PYTHON) -m pip install --quiet --constraint config/constraints.txt --editable
@@ -16,7 +18,7 @@ $(info This folder was moved: its .venv is made anew.)
 $(shell rm -f .venv/pyvenv.cfg .venv/.serves .venv/.installed)
 endif
 
-.PHONY: help audit clean status serve stop test test-ray fuzz chaos overload soak evaluate robustness bench lint lock
+.PHONY: help audit clean status serve stop test test-ray image test-image fuzz chaos overload soak evaluate robustness bench lint lock
 
 help:
 	@echo 'make serve     build, start and ask [PROFILE=local] [MODELS="resnet18 my_archive"] [ARCHIVE=file.mar]'
@@ -24,6 +26,7 @@ help:
 	@echo 'make stop      stop the server [PROFILE=local]'
 	@echo 'make test      lint, types and every test'
 	@echo 'make bench     measure beside other servers; also make evaluate, soak, overload, chaos, fuzz'
+	@echo 'make image     build the container with buildah [IMAGE=name:tag] [DEVICE=cpu] [MODELS=resnet18]; make test-image runs it'
 	@echo 'make audit     ask for known advisories of what is installed'
 	@echo 'make clean     stop every server; remove .venv, logs, tokens and caches, but no archive'
 
@@ -61,6 +64,18 @@ $(DEBIAN) /usr/bin/wrk:
 test-ray: $(INSTALLED)
 	$(PIP) '.[ray]'
 	$(PYTHON) -m pytest tests/test_ray.py
+
+# The container, built from Debian's packages with buildah; MODELS is the one model in it.
+image: $(SERVES) /usr/bin/buildah
+	$(PYTHON) -m scripts.image --tag $(IMAGE) --device $(DEVICE) $(if $(MODELS),--model $(MODELS))
+
+# In a network of its own, as a container listens on all interfaces.
+test-image: $(INSTALLED) image
+	IMAGE=$(IMAGE) unshare --net sh -c 'ip link set lo up && exec $(PYTHON) -m pytest tests/test_image.py'
+
+/usr/bin/buildah:
+	apt-get update -qq
+	apt-get install -qq --yes --no-install-recommends buildah debootstrap
 
 fuzz: $(INSTALLED)
 	$(PYTHON) -m scripts.fuzz --runs 20000

@@ -135,12 +135,17 @@ class Proxy:
         Raises as `start` does.
         """
         self._write(site)
-        for name, stream in (("access", "stdout"), ("error", "stderr")):
+        command = self._command(directives="daemon off;")
+        for name, stream in (("access", 1), ("error", 2)):
             log = self._state / "logs" / f"{name}.log"
             log.unlink(missing_ok=True)
-            log.symlink_to(f"/dev/{stream}")
+            log.symlink_to(f"/proc/self/fd/{stream}")
+            # Nginx opens the stream by its path, which fails where it is another user's file, or
+            # a socket. A pipe of its own it can open.
+            copy = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=stream)
+            assert copy.stdin
+            os.dup2(copy.stdin.fileno(), stream)
         os.chdir(self._state)
-        command = self._command(directives="daemon off;")
         os.execv(command[0], command)
 
     def stop(self) -> None:
