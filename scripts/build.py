@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts import environment, labels, paths, photos, proof
+from scripts import environment, labels, paths, photos, proof, temperatures
 from scripts.categories import read_labels, read_map
 from scripts.environment import InstallError
 from scripts.hashes import is_recorded, record, sha256_of
@@ -47,6 +47,7 @@ class Recipe:
         labels: a file with one label a line, in class-index order; ImageNet's where it is None.
         label_map: a JSON file of labels to the names shown instead.
         calibration: a folder of photographs for INT8; those of PyPI packages where it is None.
+        temperatures: a file of `scripts.calibrate`; none where it is None.
         file: the archive's file name without `.mar`; its name in the server where it is None.
 
     Raises:
@@ -61,6 +62,7 @@ class Recipe:
     labels: Path | None = None
     label_map: Path | None = None
     calibration: Path | None = None
+    temperatures: Path | None = None
     file: str | None = None
 
     def __post_init__(self) -> None:
@@ -103,7 +105,7 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
             not as many as its classes; nothing is written.
         ProofError: the model's answers are not those of its weights; nothing is written.
         UnknownModelError: there is no such architecture.
-        ValueError: the labels, the label map or a photograph cannot be used.
+        ValueError: the labels, the label map, the temperatures or a photograph cannot be used.
         InstallError: pip could not install what building takes.
         OSError: a file of the recipe cannot be read.
         pydantic.ValidationError: the configuration has an unknown key or a bad value.
@@ -151,6 +153,9 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
         except ClassCountError as error:
             source = recipe.labels or "ImageNet (give --labels FILE)"
             raise WeightsError(f"{error}, but {source} has {len(categories)} labels.") from None
+        if recipe.temperatures:
+            fitted = temperatures.read(recipe.temperatures, described)
+            described = described.model_copy(update={"temperatures": fitted})
         if recipe.labels is None:
             described = described.model_copy(update={"names": labels.translate(categories)})
         if described.proof:
@@ -188,7 +193,7 @@ def fingerprint(recipe: Recipe, config: ModelConfig) -> str:
     pinned = environment.pinned("build")
     for text in (recipe.name, recipe.architecture, recipe.version, *pinned):
         digest.update(text.encode() + b"\0")
-    for what in ("weights", "labels", "label_map"):
+    for what in ("weights", "labels", "label_map", "temperatures"):
         own: Path | None = getattr(recipe, what)
         if own and not own.is_file():
             raise WeightsError(f"{own}: no such file of {what.replace('_', ' ')}.")
@@ -236,6 +241,7 @@ def main() -> int:
     parser.add_argument("--labels", type=Path, help="a file with one label a line")
     parser.add_argument("--label-map", type=Path, help='JSON, {"alp": "高山雪景"}')
     parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
+    parser.add_argument("--temperatures", type=Path, help="a file of scripts.calibrate")
     parser.add_argument("--store", type=Path, help="where to write (model_store/PROFILE)")
     args = parser.parse_args()
     try:
@@ -248,6 +254,7 @@ def main() -> int:
             labels=args.labels,
             label_map=args.label_map,
             calibration=args.calibration,
+            temperatures=args.temperatures,
             file=args.file,
         )
         archive = build(recipe, args.store or paths.MODEL_STORE / args.profile, args.mirror)

@@ -148,6 +148,33 @@ def test_fine_tuned_weights_with_labels_and_a_label_map(
     assert metadata.weights_sha256 == sha256_of(weights)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights_sha256": "0" * 64}, r"fitted for resnet18 with weights 00000000\.\.\., not for"),
+        ({"temperatures": {"none": 0}}, r"no file of temperatures: temperatures\.none"),
+        ({"temperatures": {"six_crop": 1}}, r"no file of temperatures: temperatures\.six_crop"),
+    ],
+)
+def test_temperatures_of_other_weights_or_out_of_range_are_refused(
+    tmp_path: Path,
+    pytorch_config: Path,
+    random_weights: Path,
+    change: dict[str, object],
+    message: str,
+) -> None:
+    file = tmp_path / "temperatures.json"
+    found = {"architecture": "resnet18", "weights_sha256": sha256_of(random_weights), "about": ""}
+    file.write_text(json.dumps({**found, "temperatures": {"none": 0.7}, **change}))
+    wanted = recipe(pytorch_config, random_weights, temperatures=file)
+    with pytest.raises(ValueError, match=message):
+        build(wanted, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+    plain = recipe(pytorch_config, random_weights)
+    config = ModelConfig.load(pytorch_config)
+    assert fingerprint(wanted, config) != fingerprint(plain, config)
+
+
 def test_a_label_map_with_an_unknown_label_is_refused(
     tmp_path: Path, pytorch_config: Path, random_weights: Path
 ) -> None:

@@ -42,7 +42,12 @@ class Brightness:
         return np.stack([1 - bright, bright], axis=3).astype(np.float32)
 
 
-def classifier(runtime: Brightness, directory: Path, size_mb: int = 1) -> Classifier:
+def classifier(
+    runtime: Brightness,
+    directory: Path,
+    size_mb: int = 1,
+    temperatures: dict[TTA, float] | None = None,
+) -> Classifier:
     metadata = Metadata(
         architecture="brightness",
         weights="none",
@@ -50,6 +55,7 @@ def classifier(runtime: Brightness, directory: Path, size_mb: int = 1) -> Classi
         artifact="",
         transforms=Transforms(),
         categories=("dark", "bright"),
+        temperatures=temperatures or {},
     )
     kept = CacheConfig(directory=directory, size_mb=size_mb)
     config = HandlerConfig(cache=kept, defaults=Options(top_k=2))
@@ -66,6 +72,18 @@ def test_a_hit_says_so_and_runs_nothing(tmp_path: Path) -> None:
     assert len(runtime.passes) == 1
     classify([Item(CAT, Options(top_k=2, tta="five_crop"))])
     assert len(runtime.passes) == 2
+
+
+def test_an_answer_is_kept_with_the_temperature_that_it_was_given_at(tmp_path: Path) -> None:
+    item = Item(CAT, Options(top_k=2))
+    (plain,) = classifier(Brightness(), tmp_path).classify([item])
+    warm = classifier(Brightness(), tmp_path, temperatures={"none": 2.0}).classify
+    (first,), (again,) = warm([item]), warm([item])
+    assert isinstance(plain, dict) and isinstance(first, dict) and "cached" not in first
+    assert again == first | {"cached": True}
+    found = [one["probability"] for one in first["predictions"]]
+    roots = np.sqrt([one["probability"] for one in plain["predictions"]])
+    assert np.allclose(found, roots / roots.sum(), atol=1e-5)
 
 
 def test_without_a_size_nothing_is_kept(tmp_path: Path) -> None:

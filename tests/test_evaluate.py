@@ -102,7 +102,7 @@ def test_a_mode_is_summed_up_over_its_conditions() -> None:
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cat with its label, and a cup of coffee with a wrong one."""
     folder = tmp_path_factory.mktemp("photographs")
-    cat, coffee = photos.greeting(), photos.greeting().with_name("coffee.png")
+    cat, coffee = photos.greeting(), photos.packaged()[2]
     shutil.copy(cat, folder / "285_cat.png")
     shutil.copy(coffee, folder / "0_coffee.png")
     return folder

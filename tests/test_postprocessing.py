@@ -1,9 +1,11 @@
 """Probabilities to answers."""
 
 import numpy as np
+import pytest
+from scipy.special import softmax
 
 from visionserve.config import Options
-from visionserve.postprocessing import predictions
+from visionserve.postprocessing import predictions, temper
 
 PROBABILITIES = np.array([0.1, 0.2, 0.6, 0.1], dtype=np.float32)
 CATEGORIES = ("a", "b", "高山雪景", "d")
@@ -25,3 +27,19 @@ def test_the_threshold_decides_on_the_warning() -> None:
     unsure = predictions(PROBABILITIES, CATEGORIES, Options(threshold=0.61))
     assert sure["confident"] and "warning" not in sure
     assert not unsure["confident"] and "61%" in unsure["warning"]
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.67, 1, 3, 5])
+def test_a_temperature_divides_the_logits(temperature: float) -> None:
+    logits = np.random.default_rng(0).normal(0, 12, (20, 1000)).astype(np.float32)
+    plain = softmax(logits, axis=1)
+    tempered = temper(plain, temperature)
+    expected = softmax(logits.astype(float) / temperature, axis=1)
+    assert np.allclose(tempered, expected, atol=1e-5)
+    assert np.allclose(tempered.sum(axis=1), 1, atol=1e-6)
+    order = np.argsort(-plain, axis=1, kind="stable")
+    assert np.array_equal(np.argsort(-tempered, axis=1, kind="stable"), order)
+
+
+def test_a_temperature_of_1_changes_no_bit() -> None:
+    assert temper(PROBABILITIES, 1) is PROBABILITIES

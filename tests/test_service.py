@@ -16,6 +16,7 @@ from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import requests
@@ -209,6 +210,35 @@ def test_one_bad_image_in_four_leaves_its_batch_alone(
                 assert all(responses[index].json() == expected for index in (0, 2, 3))
     finally:
         client.unregister("batched")
+
+
+def test_temperatures_are_applied_to_the_averaged_probabilities(
+    client: Client, store: Path, exact_config: Path, tmp_path: Path
+) -> None:
+    """The mode without one answers as the archive without temperatures does."""
+    file = tmp_path / "temperatures.json"
+    weights = resolve(REAL).sha256
+    fitted = {"none": 0.5, "five_crop": 0.7}
+    found = {"architecture": REAL, "weights_sha256": weights, "about": "", "temperatures": fitted}
+    file.write_text(json.dumps(found))
+    build(Recipe(REAL, "tempered", "1.0", exact_config, temperatures=file), store)
+    client.register("tempered.mar")
+    try:
+        for tta, temperature in (fitted | {"dense": 1.0}).items():
+            options: dict[str, Any] = {"tta": tta, "top_k": 1000}
+            plain, tempered = (
+                client.predict(model, CAT, **options).json()["predictions"]
+                for model in (REAL, "tempered")
+            )
+            powers = np.array([one["probability"] for one in plain]) ** (1 / temperature)
+            probabilities = np.array([one["probability"] for one in tempered])
+            assert np.abs(probabilities - powers / powers.sum()).max() < 1e-5
+            assert probabilities.sum() == pytest.approx(1, abs=5e-4)
+            classes = [[one["class_id"] for one in of] for of in (plain, tempered)]
+            assert classes[0] == classes[1]
+        assert client.card("tempered")["temperatures"] == fitted
+    finally:
+        client.unregister("tempered")
 
 
 @contextmanager

@@ -7,10 +7,14 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 from sklearn import metrics
-from sklearn.calibration import calibration_curve
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.calibration import CalibratedClassifierCV, calibration_curve
+from sklearn.frozen import FrozenEstimator
 
+from scripts.calibrate import fit
 from scripts.evaluate import Answers, judge
 from scripts.statistics import clustered, log_loss, paired_difference, proportion, reliability
+from visionserve.postprocessing import temper
 
 
 def answers(count: int, classes: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -119,3 +123,31 @@ def test_a_summary_is_the_one_worked_out_by_hand() -> None:
     assert found["mean difference"] == pytest.approx((0.2 + 0.1 + 0.3 + 0.25 + 0.4) / 5)
     assert found["largest difference"] == pytest.approx(0.4)
     assert found["same top1"] == pytest.approx(4 / 5)
+
+
+def test_a_temperature_is_the_one_that_scikit_learn_fits() -> None:
+    probabilities, labels = answers(3000, 6)
+    found = fit(probabilities, labels)
+    model = FrozenEstimator(Logits().fit(probabilities.astype(float), labels))
+    reference = CalibratedClassifierCV(model, method="temperature")
+    logits = np.log(np.maximum(probabilities.astype(float), 1e-7))
+    reference.fit(logits, labels)
+    scaled = reference.predict_proba(logits)
+    expected = np.ptp(logits, axis=1) / np.ptp(np.log(scaled), axis=1)
+    assert found.value == pytest.approx(np.median(expected), rel=0.01)
+    assert found.low < found.value < found.high < 1.2 * found.low
+    assert fit(temper(probabilities, found.value), labels).value == pytest.approx(1, abs=0.01)
+
+
+class Logits(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """An estimator whose logits are its input."""
+
+    def fit(self, logits: NDArray[np.float64], labels: NDArray[np.int64]) -> "Logits":
+        self.classes_ = np.unique(labels)
+        return self
+
+    def decision_function(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        return logits
+
+    def predict(self, logits: NDArray[np.float64]) -> NDArray[np.int64]:
+        return np.asarray(logits.argmax(axis=1))

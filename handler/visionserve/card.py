@@ -17,7 +17,8 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
 
     Returns:
         A JSON object. `options` is a JSON schema for each option, `limits` are the bounds of a
-        request, `proof` is how close the model came to its weights when it was built.
+        request, `temperatures` are those of the TTA modes
+        that have one, `proof` is how close the model came to its weights when it was built.
     """
     classes = len(metadata.categories)
     options: dict[str, dict[str, Any]] = Options.model_json_schema()["properties"]
@@ -38,5 +39,6 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
         "languages": languages,
         "options": {name: schema | {"default": defaults[name]} for name, schema in options.items()},
         "limits": {key: value for key, value in config if key.startswith("max_")},
+        "temperatures": metadata.temperatures,
         "proof": metadata.proof and metadata.proof.model_dump(),
     }

@@ -188,7 +188,9 @@ class Classifier:
         labels = self._metadata.categories
         return None if language == "en" else self._metadata.names.get(language, labels)
 
-    def _describe(self, probabilities: NDArray[np.float32], options: Options) -> dict[str, Any]:
+    def _describe(self, averaged: NDArray[np.float32], options: Options) -> dict[str, Any]:
+        temperature = self._metadata.temperatures.get(options.tta, 1)
+        probabilities = postprocessing.temper(averaged, temperature)
         return {
             "model": self._name,
             "architecture": self._metadata.architecture,

@@ -1,13 +1,15 @@
 """What the archive knows of its model: architecture, weights, transforms and labels."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from visionserve.config import Language, Strict
+from visionserve.config import TTA, Language, Strict
 
 FILE = "metadata.json"
+COLDEST, HOTTEST = 0.2, 5
+Temperature = Annotated[float, Field(ge=COLDEST, le=HOTTEST)]
 
 
 class Transforms(Strict):
@@ -62,6 +64,8 @@ class Metadata(Strict):
         transforms: the preprocessing.
         categories: labels in class-index order.
         names: what people call the classes in other languages, in the same order.
+        temperatures: of the TTA modes that have one; 1 for the others. See
+            `visionserve.postprocessing.temper`.
         proof: how close the model came to its weights; the builder writes no archive without it.
     """
 
@@ -72,6 +76,7 @@ class Metadata(Strict):
     transforms: Transforms
     categories: tuple[str, ...]
     names: dict[Language, tuple[str, ...]] = Field(default_factory=dict)
+    temperatures: dict[TTA, Temperature] = Field(default_factory=dict)
     proof: Proof | None = None
 
     @classmethod
