@@ -72,12 +72,13 @@ class Site:
     def check(self) -> None:
         """Raise `ProxyError` for a value that nginx would not take, or take for something else."""
         address = r"(\d+\.\d+\.\d+\.\d+|\[[0-9a-f:]+\]):\d+"
+        url = r"http://[\w.:\[\]-]+:\d+"
         for name, value, pattern in (
             ("listen", self.listen, address),
             ("probes", self.probes, address),
             ("model", self.model, r"[\w.-]+"),
             ("rate", self.rate, r"\d+r/[sm]"),
-            *(("upstream", upstream.url, r"http://[\w.:\[\]-]+") for upstream in self.upstreams),
+            *(("upstream", upstream.url, url) for upstream in self.upstreams),
         ):
             if not re.fullmatch(pattern, value):
                 raise ProxyError(f"{name}: {value!r} does not look like {pattern}")
@@ -197,8 +198,8 @@ class Proxy:
         for name, upstream in zip(names, site.upstreams, strict=True):
             upstream.key_file.read_bytes()
             (self._state / f"{name}.key").symlink_to(upstream.key_file.resolve())
-            address = urlsplit(upstream.url).netloc
-            self._render("torchserve.conf", f"{name}.conf", name=name, address=address)
+            host, _, port = urlsplit(upstream.url).netloc.rpartition(":")
+            self._render("torchserve.conf", f"{name}.conf", name=name, host=host, port=port)
         limits = "max_conns=48 max_fails=3 fail_timeout=2s"
         identity = secrets.token_hex(8)
         files = min(MOST_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])

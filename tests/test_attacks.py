@@ -4,16 +4,19 @@ import json
 import random
 import resource
 import socket
+import socketserver
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import requests
 
 from scripts import photos, proxy
-from scripts.proxy import Proxy, Site
+from scripts.proxy import Proxy, Site, Upstream
 from scripts.torchserve import TorchServe
 from tests.conftest import REAL, site_of
 
@@ -175,6 +178,32 @@ def test_a_clients_bad_requests_are_no_others_loss(
         assert send(site, line, b"x" * 100_000, headers)[0] in (expected, 0)
         assert send(site, f"POST {PREDICTIONS}", b"no image")[0] == 415
     assert send(site, line, b"x", headers)[0] == expected
+
+
+def test_a_request_that_gets_no_answer_is_not_its_servers_failure(
+    server: TorchServe, tmp_path: Path
+) -> None:
+    """Every other request meets a server that hangs up; it is asked on, and all are answered."""
+    asked = []
+
+    class HangsUp(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            if self.request.recv(65536):
+                asked.append(self.request)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), HangsUp) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        site = site_of(server)
+        url = f"http://127.0.0.1:{other.server_address[1]}"
+        hangs_up = Upstream(url, site.upstreams[0].key_file)
+        nginx = Proxy(tmp_path / "nginx")
+        nginx.start(replace(site, upstreams=(*site.upstreams, hangs_up)))
+        try:
+            assert {send(site, f"POST {PREDICTIONS}", b"x")[0] for _ in range(20)} == {415}
+        finally:
+            nginx.stop()
+            other.shutdown()
+    assert len(asked) > 5
 
 
 def test_idle_connections_shut_nobody_out(site: Site) -> None:

@@ -199,10 +199,16 @@ def test_torchserves_own_errors_pass(address: str) -> None:
 
 
 def test_a_client_may_send_so_many_requests(proxy: Proxy, server: TorchServe) -> None:
+    """Whatever address it gives, where it is no load balancer."""
     site = site_of(server, rate="1r/m")
     proxy.start(site)
+
+    def ask(session: requests.Session, number: int) -> requests.Response:
+        headers = {"X-Forwarded-For": f"10.0.0.{number}"}
+        return session.get(f"http://{site.listen}/ping", headers=headers, timeout=TIMEOUT)
+
     with requests.Session() as session:
-        responses = [session.get(f"http://{site.listen}/ping", timeout=TIMEOUT) for _ in range(44)]
+        responses = [ask(session, number) for number in range(44)]
     assert [response.status_code for response in responses] == [200] * 41 + [429] * 3
     assert responses[-1].json()["error"]["code"] == "too_many_requests"
     assert responses[-1].headers["Retry-After"]

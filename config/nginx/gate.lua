@@ -26,6 +26,7 @@ local KEPT = {
 }
 
 local UNAVAILABLE = '{"error":{"code":"unavailable","message":"No server can answer now."}}'
+local TIMEOUT = '{"error":{"code":"timeout","message":"No server answered in 30 s."}}'
 
 -- Run a handler; its faults are worth a line where those of requests are not.
 local function guarded(handler)
@@ -108,11 +109,19 @@ local function elsewhere(status, body)
     ngx.status = 403
     ngx.header["X-Status"] = status
     ngx.header["Content-Type"] = "application/json"
-    ngx.print(body or UNAVAILABLE)
+    ngx.print(body or (status == 504 and TIMEOUT or UNAVAILABLE))
+end
+
+local function connects(host, port)
+    local socket = ngx.socket.tcp()
+    socket:settimeout(500)
+    local connected = socket:connect(host, port)
+    socket:close()
+    return connected
 end
 
 -- Answer a request with what a TorchServe says, or at once where its model does not answer.
-gate.ask = guarded(function(server)
+gate.ask = guarded(function(server, host, port)
     ngx.req.read_body()
     local model = server .. ngx.var.uri
     local waiting = model .. " waiting"
@@ -132,7 +141,7 @@ gate.ask = guarded(function(server)
         answer = forward(server)
         fault = type_of(answer)
     end
-    local status = answer.status
+    local status = answer.truncated and 502 or answer.status
     local answered = not fault and status ~= 502 and status ~= 504
     if answered then
         answers:set(model, ngx.now())
@@ -144,12 +153,16 @@ gate.ask = guarded(function(server)
         counts:incr("refused " .. server, 1, 0)
         return elsewhere(503)
     elseif (status == 502 or status == 504) and not fault then
-        -- The server that cannot be connected to counts as failed; a request that it does not
-        -- answer may be the request's fault.
-        local connected = (answer.header["X-Connected"] or ""):find("%d$")
-        if status == 504 or connected then
-            return elsewhere(status, answer.body)
+        -- A server that cannot be connected to counts as failed; a request that it does not answer
+        -- may be the request's own fault.
+        if status == 504 or connects(host, port) then
+            return elsewhere(status)
         end
+        answers:delete(waiting)
+        ngx.status = status
+        ngx.header["Content-Type"] = "application/json"
+        ngx.print(UNAVAILABLE)
+        return
     elseif status == 503 and fault then
         return elsewhere(503, answer.body)
     elseif (status == 403 or status == 500) and fault and fault ~= "InternalServerException" then
@@ -161,9 +174,7 @@ gate.ask = guarded(function(server)
     end
     ngx.status = status
     for name, value in pairs(answer.header) do
-        if name ~= "X-Connected" then
-            ngx.header[name] = value
-        end
+        ngx.header[name] = value
     end
     ngx.print(answer.body)
 end)
