@@ -18,14 +18,14 @@ $(info This folder was moved: its .venv is made anew.)
 $(shell rm -f .venv/pyvenv.cfg .venv/.serves .venv/.installed)
 endif
 
-.PHONY: help audit clean status serve stop test test-ray image test-image fuzz chaos overload soak evaluate robustness bench lint lock
+.PHONY: help audit clean status serve stop test test-ray image test-image fuzz chaos overload soak evaluate robustness bench bench-page lint lock
 
 help:
 	@echo 'make serve     build, start and ask [PROFILE=local] [MODELS="resnet18 my_archive"] [ARCHIVE=file.mar]'
 	@echo 'make status    what runs, where, with which models'
 	@echo 'make stop      stop the server [PROFILE=local]'
 	@echo 'make test      lint, types and every test'
-	@echo 'make bench     measure beside other servers; also make evaluate, soak, overload, chaos, fuzz'
+	@echo 'make bench bench-page     measure beside other servers; also make evaluate, soak, overload, chaos, fuzz'
 	@echo 'make image     build the container with buildah [IMAGE=name:tag] [DEVICE=cpu] [MODELS=resnet18]; make test-image runs it'
 	@echo 'make audit     ask for known advisories of what is installed'
 	@echo 'make clean     stop every server; remove .venv, logs, tokens and caches, but no archive'
@@ -98,6 +98,9 @@ robustness: $(INSTALLED)
 bench: $(INSTALLED) /usr/bin/wrk
 	$(PIP) '.[bench]'
 	$(PYTHON) -m scripts.bench
+
+bench-page: $(INSTALLED) $(DEBIAN)
+	$(PYTHON) -m scripts.bench.page
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .

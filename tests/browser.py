@@ -65,6 +65,7 @@ class Browser:
         self.cdp("Storage.clearDataForOrigin", origin="*", storageTypes="all")
         self.cdp("Emulation.setUserAgentOverride", userAgent="", acceptLanguage="en-US")
         self.resize(*DESK)
+        self.cdp("Emulation.setEmulatedMedia", media="")
         self.prefer("light")
         self.console()
 
@@ -153,6 +154,12 @@ class Browser:
             path.name,
             event,
         )
+
+    def drop(self, path: Path) -> None:
+        """Drop a file or folder of the disk."""
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for event in ("dragEnter", "dragOver", "drop"):
+            self.cdp("Input.dispatchDragEvent", type=event, x=600, y=300, data=data)
 
     def tab(self) -> WebElement:
         """Press the tab key and return what has the focus."""

@@ -1,15 +1,19 @@
 import base64
 import csv
 import gzip
+import itertools
 import json
 import os
 import re
+import shlex
+import subprocess
 from collections.abc import Iterator
 from graphlib import CycleError
 from pathlib import Path
 
 import pytest
 import requests
+from PIL import Image
 from selenium.webdriver.support.select import Select
 
 from scripts.client import Client
@@ -439,3 +443,289 @@ def test_modules_are_joined_behind_their_imports() -> None:
     assert bundle(modules) == "/** One. */\nfunction one() {}\n\none();\n"
     with pytest.raises(CycleError):
         bundle(modules | {"one.js": 'import { main } from "./main.js";\n'})
+
+
+def test_a_reload_keeps_the_answers(page: Browser) -> None:
+    page.pick(CAT, packaged()[2])
+    page.settle(2)
+    before = page.texts(".name, .label, .percent, .details")
+    page.until(lambda: records(page) == 2)
+    page.driver.refresh()
+    page.settle(2)
+    assert page.text("#notice").startswith("Results kept from before the page was loaded: 2.")
+    assert page.texts(".name, .label, .percent, .details") == before
+    page.until(lambda: pictures(page) == 2)
+    assert page.run("return performance.getEntriesByType('resource').length") == 0
+    assert page.faults() == []
+    choose_model(page, RANDOM)
+    page.until(lambda: page.texts(".failure"))
+    assert page.texts(".failure")[0].startswith("Only the earlier answers of this image are kept.")
+    page.one("#clear").click()
+    page.until(lambda: records(page) == 0)
+    page.driver.refresh()
+    assert not page.one("#results").is_displayed()
+
+
+def records(page: Browser) -> int:
+    """How many images the browser keeps."""
+    count: int = page.driver.execute_async_script(
+        """indexedDB.open("visionserve", 1).onsuccess = ({ target: { result } }) => {
+             result.transaction("pictures").objectStore("pictures").count().onsuccess =
+               ({ target }) => { arguments[0](target.result); result.close(); };
+           }"""
+    )
+    return count
+
+
+def pictures(page: Browser) -> int:
+    """How many thumbnails or photographs are shown."""
+    shown: int = page.run(
+        """return [...document.querySelectorAll(".picture img")]
+             .filter(({ naturalWidth }) => naturalWidth > 0).length"""
+    )
+    return shown
+
+
+def test_a_reload_in_the_middle_asks_first(page: Browser) -> None:
+    page.offline(True)
+    page.pick(CAT)
+    page.until(lambda: page.texts(".state"))
+    leave = """const event = new Event("beforeunload", { cancelable: true });
+               return !window.dispatchEvent(event)"""
+    assert page.run(leave), "A driver answers the question itself, so that it cannot be seen."
+    page.offline(False)
+    page.settle()
+    assert not page.run(leave)
+    page.console()
+
+
+@pytest.mark.parametrize("way", ["choose", "drop"])
+def test_folder(page: Browser, tmp_path: Path, way: str) -> None:
+    folder = tmp_path / "trip"
+    (folder / "day 2").mkdir(parents=True)
+    for path in (folder / "b.png", folder / "day 2" / "a.png"):
+        path.write_bytes(CAT.read_bytes())
+    (folder / "notes.txt").write_text("not an image")
+    if way == "choose":
+        page.one("#folder-picker").send_keys(str(folder))
+    else:
+        page.drop(folder)
+    page.settle(2)
+    assert page.texts(".name") == ["trip/b.png", "trip/day 2/a.png"]
+    assert page.text("#notice") == "Files left out, as they are no images: 1."
+
+
+def test_an_address_is_not_loaded(page: Browser) -> None:
+    page.run(
+        """const transfer = new DataTransfer();
+           transfer.setData("text/uri-list", "https://example.org/cat.jpg");
+           for (const type of ["dragover", "drop"]) {
+             document.body.dispatchEvent(new DragEvent(
+               type, { bubbles: true, cancelable: true, dataTransfer: transfer }));
+           }"""
+    )
+    page.until(lambda: page.text("#notice").startswith("This page loads nothing from elsewhere."))
+    assert not page.one("#results").is_displayed()
+
+
+def test_too_large_photographs_are_made_smaller(page: Browser, tmp_path: Path) -> None:
+    large, wide = tmp_path / "large.bmp", tmp_path / "wide.jpg"
+    with Image.open(CAT) as cat:
+        cat.resize((3000, 2000)).save(large)
+        cat.resize((6100, 4000)).save(wide, quality=70)
+    page.pick(large, wide)
+    page.settle(2)
+    assert [text[:26] for text in page.texts(".failure")] == [
+        "This file is too large. An",
+        "This image has too many pi",
+    ]
+    assert not page.texts(".retry, #retry-failed")
+    assert page.console() == ["413"]
+    assert page.faults() == []
+    page.one("#shrink-failed").click()
+    page.until(lambda: page.texts(".label")[::3] == ["Egyptian cat"] * 2)
+    assert page.texts(".note")[0].startswith("Sent as a JPEG of 2048 × 1365 pixels, 0.")
+    assert page.texts(".note")[1].startswith("Sent as a JPEG of 2048 × 1343 pixels, 0.")
+
+
+def test_formats_that_only_a_browser_reads(page: Browser, tmp_path: Path) -> None:
+    avif, heic = tmp_path / "cat.avif", tmp_path / "phone.heic"
+    with Image.open(CAT) as cat:
+        cat.save(avif, quality=90)
+    heic.write_bytes(b"\0\0\0\x18ftypheic")
+    page.pick(avif, heic)
+    page.settle(2)
+    assert page.texts(".label")[0] == "Egyptian cat"
+    (note,) = page.texts(".note")
+    assert note.startswith("Sent as a JPEG of 451 × 300 pixels, ")
+    assert page.text(".failure").endswith("Save the image as JPEG.")
+
+
+def test_examples(page: Browser) -> None:
+    for button in page.driver.find_elements("css selector", "#examples button"):
+        page.run("arguments[0].click()", button)
+    page.settle(3)
+    assert page.texts(".name") == ["cat.jpg", "coffee.jpg", "rocket.jpg"]
+    assert page.texts(".label")[::3] == ["Egyptian cat", "espresso", "missile"]
+
+
+def test_json_and_curl_of_a_card(page: Browser, client: Client) -> None:
+    page.run("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    page.pick(CAT)
+    page.settle()
+    page.one(".copy-json").click()
+    page.until(lambda: page.text("#notice") == "Copied.")
+    answer = client.predict(REAL, CAT.read_bytes()).json()
+    assert json.loads(page.run("return window.copied")) == answer
+    page.one(".copy-curl").click()
+    page.until(lambda: page.run("return window.copied").startswith("curl "))
+    command = page.run("return window.copied").replace("'chelsea.png'", shlex.quote(str(CAT)))
+    token = client.token("inference").get("Authorization", "")
+    run = subprocess.run(
+        ["bash", "-c", command.replace("curl ", f"curl -s -H 'Authorization: {token}' ")],
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(run.stdout) == answer
+
+
+def test_two_models_side_by_side(page: Browser, client: Client) -> None:
+    images = [CAT, *packaged()[3:5]]
+    page.pick(*images)
+    page.settle(3)
+    page.one("#compare").click()
+    page.until(lambda: len(page.texts(".percent")) == 18)
+    answers = [
+        [client.predict(name, path.read_bytes()).json() for path in images]
+        for name in (REAL, RANDOM)
+    ]
+    best = [[answer["predictions"][0] for answer in of] for of in answers]
+    shown = page.texts(".label")
+    assert shown[::3] == [entry["label"] for pair in zip(*best, strict=True) for entry in pair]
+    assert page.texts(".setup")[:2] == [f"{REAL} · Five crops", f"{RANDOM} · Five crops"]
+    agreed = sum(one["label"] == other["label"] for one, other in zip(*best, strict=True))
+    assert len(page.texts(".disagreement")) == 3 - agreed > 0
+    assert page.text("#agreement") == f"All agree on {agreed} of 3 images ({agreed / 3:.1%})."
+    rows = [page.texts(f"tbody tr:nth-child({row}) :is(th, td)") for row in (1, 2)]
+    for row, of, same in zip(rows, best, ("–", f"{agreed / 3:.1%}"), strict=True):
+        mean = sum(entry["probability"] for entry in of) / 3
+        assert row[1:4] == ["3", same, f"{mean:.1%}"]
+        assert re.fullmatch(r"[\d,]+ ms", row[4])
+    assert page.faults() == []
+
+    head, *saved = saved_csv(page)
+    assert head == list(columns(3))
+    assert [(row[0], row[1]) for row in saved] == [
+        (path.name, of[index]["label"]) for index, path in enumerate(images) for of in best
+    ]
+    Select(page.one("#show")).select_by_value("disagreement")
+    page.until(lambda: len(page.texts(".card")) == 3 - agreed)
+
+    page.driver.refresh()
+    page.settle(3)
+    assert page.texts(".label")[::3] == shown[::3], "A reload keeps the comparison."
+    page.one(".remove").click()
+    page.until(lambda: page.texts(".setup") == [])
+    assert page.texts(".label")[::3] == [entry["label"] for entry in best[0]]
+
+
+def test_filter_sort_and_counts(page: Browser, notes: Path) -> None:
+    images = [*packaged()[:4], CAT, notes]
+    page.pick(*images)
+    page.settle(6)
+    names = page.texts(".name")
+    page.one("#counts summary").click()
+    counted = page.texts("#counts button")
+    assert counted[0].split("\n")[0].startswith("Egyptian cat")
+    page.one("#counts button").click()
+    assert page.texts(".name") == ["chelsea.png", "chelsea.png"]
+    assert page.text("#shown") == "Showing 2 of 6: Egyptian cat."
+    assert page.faults() == []
+    page.one("#show-all").click()
+    Select(page.one("#sort")).select_by_value("sure")
+    shares = [float(text.rstrip("%")) for text in page.texts(".percent")[::3]]
+    assert shares == sorted(shares, reverse=True)
+    assert page.texts(".name")[-1] == "notes.txt"
+    Select(page.one("#sort")).select_by_value("added")
+    assert page.texts(".name") == names
+    Select(page.one("#show")).select_by_value("failed")
+    assert page.texts(".name") == ["notes.txt"]
+    Select(page.one("#show")).select_by_value("unsure")
+    assert len(page.texts(".warning")) == len(page.texts(".name")) > 0
+    page.console()
+
+
+def test_long_runs_are_spoken_now_and_then(page: Browser) -> None:
+    page.run(
+        """window.heard = [];
+           new MutationObserver(() => heard.push([
+             performance.now(), document.getElementById("status").textContent,
+           ])).observe(document.getElementById("status"), { childList: true });
+           window.titles = new Set();
+           new MutationObserver(() => titles.add(document.title))
+             .observe(document.querySelector("title"), { childList: true });"""
+    )
+    page.pick(*[CAT] * 60)
+    page.settle(60)
+    heard = page.run("return heard")
+    assert heard[-1][1] == "60 of 60 done"
+    times = [time for time, _ in heard[:-1]]
+    assert all(later - sooner >= 4990 for sooner, later in itertools.pairwise(times))
+    titles = page.run("return [...titles]")
+    assert any(re.fullmatch(r"\d+/60 – visionserve", title) for title in titles)
+    assert page.driver.title == "visionserve"
+
+
+def test_print_and_forced_colours(page: Browser) -> None:
+    page.pick(CAT, CAT)
+    page.settle(2)
+    page.cdp("Emulation.setEmulatedMedia", media="print")
+    assert not page.texts("button")
+    assert page.texts(".percent") and page.texts(".name")
+    bar = "return getComputedStyle(document.querySelector('.bar > span'))"
+    assert page.run(f"{bar}.printColorAdjust") == "exact"
+    card = "return getComputedStyle(document.querySelector('.card'))"
+    assert page.run(f"{card}.breakInside") == "avoid"
+    assert page.run(f"{card}.contentVisibility") == "visible"
+    page.cdp(
+        "Emulation.setEmulatedMedia",
+        media="",
+        features=[{"name": "forced-colors", "value": "active"}],
+    )
+    bars, track = (
+        page.run(f"return getComputedStyle(document.querySelector('{part}')).backgroundColor")
+        for part in (".bar > span", ".bar")
+    )
+    assert bars != track, "Forced colours paint both alike where nobody sees to it."
+    current = page.run(
+        """return [...document.querySelectorAll("#models button")]
+                    .map((pill) => getComputedStyle(pill).borderTopWidth)"""
+    )
+    assert current[0] != current[1]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_bars_stand_out(page: Browser, scheme: str) -> None:
+    page.prefer(scheme)
+    page.pick(CAT)
+    page.settle()
+    track, *bars = page.run(
+        """const color = (part) =>
+             getComputedStyle(part).backgroundColor.match(/\\d+/g).map(Number);
+           return [document.querySelector(".bar"), ...document.querySelectorAll(".bar > span")]
+             .map(color)"""
+    )
+    assert len(bars) == 3
+    assert all(contrast(bar, track) >= 3 for bar in bars)
+
+
+def contrast(one: list[int], other: list[int]) -> float:
+    """WCAG 2.2's contrast ratio of two sRGB colours."""
+
+    def luminance(color: list[int]) -> float:
+        shares = [value / 255 for value in color[:3]]
+        linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)

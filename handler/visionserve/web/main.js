@@ -36,7 +36,7 @@ async function put(pictures) {
       list.append(card.element);
       card.element.addEventListener("contentvisibilityautostatechange", ({ skipped }) => {
         card.isSeen = !skipped;
-        view(card);
+        if (card.isSeen) view(card);
       });
       enter(picture);
     }

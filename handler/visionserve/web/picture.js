@@ -13,6 +13,8 @@ export class Picture {
     this.file = file;
     this.name = name;
     this.id = lastId = Math.max(id, lastId);
+    // Each look at a file's size or time asks the browser's other processes, and waits for them.
+    this.fileSize = file?.size;
     this.modified = file?.lastModified;
     /** A small copy as a Blob; null where the browser cannot read the image. */
     this.thumbnail = undefined;
@@ -24,6 +26,11 @@ export class Picture {
   /** What is sent. */
   get data() {
     return this.copy?.file ?? this.file;
+  }
+
+  /** Bytes of what is sent. */
+  get size() {
+    return this.copy?.file.size ?? this.fileSize;
   }
 
   /** Whether the file is no longer what was chosen: some browsers would read it all the same. */

@@ -62,13 +62,13 @@ function take() {
   if (isOver(first)) return [];
   const jobs = [first];
   const most = first.alone ? 1 : size(first.setup);
-  let bytes = first.picture.data.size;
+  let bytes = first.picture.size;
   for (let index = 0; index < waiting.length && jobs.length < most; ) {
     const job = waiting[index];
     const fits = job.setup.key === first.setup.key && !job.alone;
     if (isOver(job)) waiting.splice(index, 1);
-    else if (fits && bytes + job.picture.data.size <= MOST_BYTES) {
-      bytes += job.picture.data.size;
+    else if (fits && bytes + job.picture.size <= MOST_BYTES) {
+      bytes += job.picture.size;
       jobs.push(...waiting.splice(index, 1));
     } else if (fits) break;
     else index += 1;
@@ -119,11 +119,10 @@ async function timed(jobs, images, signal) {
 }
 
 async function bytesOf({ picture, setup, onState, reject }) {
-  const file = picture.data;
-  if (file.size > factsOf(setup).max_image_bytes) return reject(new Failure("image_too_large"));
+  if (picture.size > factsOf(setup).max_image_bytes) return reject(new Failure("image_too_large"));
   onState("running");
   try {
-    const bytes = await file.arrayBuffer();
+    const bytes = await picture.data.arrayBuffer();
     if (picture.hasChanged) return reject(new Failure("file_changed"));
     return bytes.byteLength > 0 ? bytes : reject(new Failure("empty_image"));
   } catch (error) {

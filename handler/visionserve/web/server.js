@@ -3,6 +3,8 @@ import { Failure } from "./failure.js";
 import { token } from "./token.js";
 
 const TIMEOUT = 30_000;
+/** What no image holds: 128 random bits, other ones at each load of the page. */
+const EDGE = [...crypto.getRandomValues(new Uint32Array(4))].join("-");
 
 /**
  * Send images in one request.
@@ -16,8 +18,9 @@ const TIMEOUT = 30_000;
 export async function post(setup, images, signal) {
   const headers = { Accept: "application/json", "X-Classify-TTA": setup.tta };
   if (token()) headers.Authorization = `Bearer ${token()}`;
-  if (images.length === 1) headers["Content-Type"] = "application/octet-stream";
-  const body = images.length === 1 ? images[0] : form(images);
+  const isOne = images.length === 1;
+  headers["Content-Type"] = isOne ? "application/octet-stream" : `multipart/form-data; boundary=${EDGE}`;
+  const body = isOne ? images[0] : form(images);
   const limit = AbortSignal.any([signal, AbortSignal.timeout(TIMEOUT)]);
   let response, text;
   try {
@@ -36,10 +39,25 @@ export async function post(setup, images, signal) {
   );
 }
 
+/**
+ * Join images to a form in one piece (RFC 7578). FormData would hand each of them to another
+ * process of the browser, which takes longer than to classify it.
+ */
 function form(images) {
-  const data = new FormData();
-  for (const image of images) data.append("data", new Blob([image]));
-  return data;
+  const head = `--${EDGE}\r\nContent-Disposition: form-data; name="data"; filename="image"\r\n\r\n`;
+  const parts = images.flatMap((image) => [bytes(head), new Uint8Array(image), bytes("\r\n")]);
+  parts.push(bytes(`--${EDGE}--\r\n`));
+  const body = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
+  let position = 0;
+  for (const part of parts) {
+    body.set(part, position);
+    position += part.length;
+  }
+  return body;
+}
+
+function bytes(text) {
+  return new TextEncoder().encode(text);
 }
 
 function isOutcome(entry) {

@@ -1,0 +1,177 @@
+"""Measure the web page in a real browser against `scripts.classify`; `make bench-page`."""
+
+import argparse
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+
+from scripts import paths, photos, server_engine
+from scripts.bench.__main__ import SAMPLES
+from scripts.bench.results import Bar
+from scripts.build import Recipe, build
+from scripts.circumstances import processor
+from scripts.load import free_ports
+from scripts.torchserve import TorchServe
+
+MODEL = "efficientnet_lite0"
+FEW, MANY = 500, 2000
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+WATCH = """
+window.longest = 0;
+let last = performance.now();
+const frame = (now) => {
+  window.longest = Math.max(window.longest, now - last);
+  last = now;
+  requestAnimationFrame(frame);
+};
+requestAnimationFrame(frame);
+"""
+DONE = "return document.querySelectorAll('.card[aria-busy=false]').length"
+
+
+class Tab:
+    """The page in a headless Chromium."""
+
+    def __init__(self, url: str) -> None:
+        options = webdriver.ChromeOptions()
+        options.binary_location = shutil.which("chromium") or ""
+        for flag in FLAGS:
+            options.add_argument(flag)
+        service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
+        self._driver = webdriver.Chrome(options=options, service=service)
+        self._driver.set_script_timeout(600)
+        self._pid = service.process.pid
+        self._driver.get(url)
+
+    def close(self) -> None:
+        """End the browser."""
+        self._driver.quit()
+
+    def classify(self, images: Sequence[Path]) -> tuple[float, float]:
+        """Choose images and wait for all answers; the seconds, and the longest frame in ms."""
+        self._driver.execute_script(WATCH)
+        started = time.perf_counter()
+        picker = self._driver.find_element(By.ID, "picker")
+        picker.send_keys("\n".join(map(str, images)))
+        while self._driver.execute_script(DONE) < len(images):
+            time.sleep(0.05)
+        seconds = time.perf_counter() - started
+        longest: float = self._driver.execute_script("return window.longest")
+        return seconds, longest
+
+    def clear(self) -> None:
+        """Press Clear."""
+        self._driver.find_element(By.ID, "clear").click()
+
+    def megabytes(self) -> float:
+        """The tab's proportional set size, after a garbage collection."""
+        self._driver.execute_cdp_cmd("HeapProfiler.collectGarbage", {})
+        time.sleep(2)
+        found = []
+        for process in psutil.Process(self._pid).children(recursive=True):
+            if "--type=renderer" in process.cmdline():
+                found.append(process.memory_full_info().pss / 1e6)
+        return max(found)
+
+
+def copies(folder: Path, count: int) -> list[Path]:
+    """Write so many photographs into a folder: the samples, again and again."""
+    sources = photos.folder(SAMPLES) if SAMPLES.is_dir() else photos.packaged()
+    folder.mkdir()
+    made = []
+    for index in range(count):
+        source = sources[index % len(sources)]
+        made.append(folder / f"{index:04}{source.suffix}")
+        made[-1].hardlink_to(source) if same_disk(source, folder) else shutil.copy(source, made[-1])
+    return made
+
+
+def same_disk(one: Path, other: Path) -> bool:
+    """Tell whether a file can be linked instead of copied."""
+    return one.stat().st_dev == other.stat().st_dev
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Return an action's seconds."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def measure(server: TorchServe, images: Sequence[Path], rounds: int) -> list[Bar]:
+    """Compare, in rounds, and then load the page with all images at once."""
+    client = server.client
+    few = images[:FEW]
+
+    def classify() -> None:
+        for _ in server_engine.classify(client, MODEL, {}, few, 4, 8):
+            pass
+
+    classify()
+    tab = Tab(f"{client.inference}/predictions/{MODEL}")
+    try:
+        start = tab.megabytes()
+        ours, theirs = [], []
+        for number in range(rounds):
+            theirs.append(timed(classify))
+            ours.append(tab.classify(few)[0])
+            tab.clear()
+            print(f"round {number + 1}: page {ours[-1]:.1f} s, classify {theirs[-1]:.1f} s")
+        seconds, longest = tab.classify(images)
+        print(f"{len(images)} images: {seconds:.1f} s")
+        full = tab.megabytes()
+        tab.clear()
+        cleared = tab.megabytes()
+    finally:
+        tab.close()
+    ratio = statistics.median(ours) / statistics.median(theirs)
+    return [
+        Bar(f"{FEW} cached images, page to classify", ratio, 4, at_least=False),
+        Bar(f"longest frame of {len(images)} images", longest, 200, "ms", at_least=False),
+        Bar(f"the tab with {len(images)} images", full, 350, "MB", at_least=False),
+        Bar(
+            f"the tab after Clear, to its start of {start:.0f} MB",
+            cleared / start,
+            1.3,
+            at_least=False,
+        ),
+    ]
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench.page", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        config = paths.CONFIG / "server" / "model-config.yaml"
+        build(Recipe(MODEL, MODEL, "1.0", config), folder)
+        server = TorchServe("local", folder / "server", folder, free_ports())
+        server.start([f"{MODEL}={MODEL}.mar"])
+        try:
+            bars = measure(server, copies(folder / "images", MANY), args.rounds)
+        finally:
+            server.stop()
+    print(processor())
+    for bar in bars:
+        print(
+            f"{bar.claim}: {bar.value:.1f} {bar.unit}, at most {bar.bound:g}, "
+            f"{'reached' if bar.reached else 'missed'}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
