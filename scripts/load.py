@@ -110,7 +110,7 @@ def mixed(count: int = 48) -> list[Question]:
     def image(number: int) -> bytes:
         size = random.randint(48, 600), random.randint(48, 600)
         if number % 16 == 0:
-            size = random.choice(((1600, 1200), (1200, 1600), (1024, 256), (96, 1600)))
+            size = random.choice(((1200, 900), (900, 1200), (1024, 256), (96, 1600)))
         buffer = io.BytesIO()
         resized = random.choice(photographs).resize(size, Image.Resampling.BILINEAR)
         resized.save(buffer, FORMATS[number % len(FORMATS)])

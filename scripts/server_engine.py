@@ -113,6 +113,8 @@ def _answer(client: Client, send: Callable[[], requests.Response], retries: int)
             body = fault("timeout", "The server did not answer in time.")
         except requests.RequestException as error:
             raise RunError(f"{client.inference}: {error}") from None
+        except (OSError, ValueError, KeyError):
+            reason = "The key file cannot be read; a server that starts writes it."
         else:
             if _is_busy(response):
                 reason = f"{response.status_code}: {_message(response)}"

@@ -10,6 +10,7 @@ from PIL import Image
 
 from scripts import chaos
 from scripts.load import FORMATS, LENGTHS, MODEL, VIEWS, Load, WrongAnswerError, mixed, plain
+from scripts.server_engine import LARGEST
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,7 @@ def test_a_wrong_answer_is_noticed(stage: chaos.Stage) -> None:
 def test_a_soak_asks_for_everything() -> None:
     questions = mixed()
     assert {(q.tta, len(q.images)) for q in questions} == set(product(VIEWS, LENGTHS))
+    assert all(len(image) <= LARGEST for question in questions for image in question.images)
     images = [Image.open(BytesIO(image)) for question in questions for image in question.images]
     assert len({image.size for image in images}) > 64
     assert {image.format for image in images} == set(FORMATS)

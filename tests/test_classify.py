@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -18,7 +19,7 @@ import psutil
 import pytest
 from tqdm.utils import disp_len
 
-from scripts import listing, paths, photos
+from scripts import listing, paths, photos, server_engine
 from scripts.classify import connect
 from scripts.client import Client
 from scripts.formats import CSV, NAME_WIDTH, JSONLines, Table
@@ -459,6 +460,20 @@ def test_a_table_keeps_its_columns() -> None:
         assert path.rstrip().endswith(name[-5:]) or name == "\x1b"
     assert ends == {NAME_WIDTH}
     assert table.head.index("PREDICTIONS") == NAME_WIDTH + 2
+
+
+def test_a_key_that_a_starting_server_writes_is_waited_for(
+    server: TorchServe, tmp_path: Path
+) -> None:
+    whole = (server.state / "key_file.json").read_bytes()
+    key_file = tmp_path / "key_file.json"
+    key_file.write_bytes(whole[:20])
+    client = Client(server.client.inference, "", key_file)
+    writing = threading.Timer(0.6, key_file.write_bytes, [whole])
+    writing.start()
+    ((_, body),) = server_engine.classify(client, REAL, {}, [photos.greeting()], 1, 8)
+    writing.join()
+    assert body["predictions"][0]["label"] == "Egyptian cat"
 
 
 def test_the_window_bounds_what_is_taken_ahead() -> None:
