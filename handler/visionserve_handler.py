@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -11,12 +13,12 @@ from typing import Any
 
 from ts.context import Context
 
-from visionserve import explanation, form, inputs
+from visionserve import explanation, form, frontend, inputs
 from visionserve.card import card
 from visionserve.classifier import Classifier, Outcome
 from visionserve.config import ModelConfig
 from visionserve.errors import RequestError
-from visionserve.item import Item
+from visionserve.item import Budget, Item
 from visionserve.metadata import Metadata
 from visionserve.page import Page, describe
 from visionserve.protocols.reply import OK
@@ -29,6 +31,9 @@ logging.getLogger().setLevel(logging.WARNING)
 logging.getLogger("ts.metrics").setLevel(logging.INFO)
 
 form.keep_repeated_parts()
+
+MAX_FAILURES = 10
+SECONDS_TO_ANSWER = 1.0
 
 
 class VisionHandler:
@@ -47,6 +52,8 @@ class VisionHandler:
         self._classifier = Classifier.from_archive(directory, config, gpu_id, version, name)
         defaults = self._classifier.defaults
         self._config = config.handler.model_copy(update={"defaults": defaults})
+        self._deadline = config.deadline
+        self._max_response_size = frontend.max_response_size()
         self._telemetry = Telemetry(
             context.metrics, context.model_name, version, self._config.slow_request_ms / 1000
         )
@@ -63,31 +70,54 @@ class VisionHandler:
         """
         if context.get_request_header(0, "describe") == "True":
             return [json.dumps(self._card, ensure_ascii=False).encode()]
-        started = time.perf_counter()
+        started = time.monotonic()
         requests = [self._read(row, context, index) for index, row in enumerate(rows)]
         items = [self._items(request) for request in requests]
         sound = [item for of_request in items for item in of_request if isinstance(item, Item)]
-        outcomes = iter(self._classifier.classify(sound))
+        outcomes = iter(self._classifier.classify(sound, started + self._deadline))
         responses = []
         for index, (request, of_request) in enumerate(zip(requests, items, strict=True)):
             if request is None:
                 responses.append(self._show_page(context, index))
                 continue
             answers = [next(outcomes) if isinstance(i, Item) else i for i in of_request]
-            responses.append(self._respond(request, answers, context, index))
+            response = self._respond(request, answers, context, index)
+            if len(response) > self._max_response_size:
+                error = RequestError(
+                    413,
+                    "answer_too_large",
+                    f"The answer has {len(response)} bytes; at most {self._max_response_size} may "
+                    "be: ask for a smaller top_k, or send fewer images.",
+                )
+                answers = [error] * len(answers)
+                alone = replace(request, many=False)
+                response = self._respond(alone, [error], context, index)
+            responses.append(response)
             if not request.probe:
-                seconds = time.perf_counter() - started
+                seconds = time.monotonic() - started
                 self._telemetry.observe(context.get_request_id(index), of_request, answers, seconds)
+        if self._classifier.failures >= MAX_FAILURES:
+            self._end()
         return responses
 
-    @staticmethod
-    def _items(request: inputs.Request | None) -> list[Item | RequestError]:
+    def _end(self) -> None:
+        """End this worker once its answers are sent, so that TorchServe starts another.
+
+        A model whose every pass fails does not recover: after some CUDA errors, each later call
+        of the process fails.
+        """
+        logging.error("%d forward passes in a row failed: this worker ends.", MAX_FAILURES)
+        self._telemetry.flush()
+        threading.Timer(SECONDS_TO_ANSWER, os._exit, (1,)).start()
+
+    def _items(self, request: inputs.Request | None) -> list[Item | RequestError]:
         if request is None:
             return []
+        budget = Budget(self._config.max_work)
         return [
             image
             if isinstance(image, RequestError)
-            else Item(image, request.options, request.probe)
+            else Item(image, request.options, request.probe, budget)
             for image in request.images
         ]
 
@@ -121,7 +151,7 @@ class VisionHandler:
         if reply.status != OK:
             context.set_response_status(*reply.status, index)
         context.set_response_content_type(index, "application/json")
-        return json.dumps(reply.body, ensure_ascii=False).encode()
+        return json.dumps(reply.body, ensure_ascii=False, allow_nan=False).encode()
 
     def _show_page(self, context: Context, index: int) -> bytes:
         """TorchServe unpacks each registered archive beside this one, manifest included.

@@ -16,7 +16,7 @@ from visionserve.classifier import Classifier
 from visionserve.config import TTA, CacheConfig, HandlerConfig, Options
 from visionserve.errors import RequestError
 from visionserve.explanation import overlay
-from visionserve.item import Item
+from visionserve.item import Budget, Item
 from visionserve.metadata import Metadata, Transforms
 
 CAT = photos.greeting().read_bytes()
@@ -42,13 +42,8 @@ class Brightness:
         return np.stack([1 - bright, bright], axis=3).astype(np.float32)
 
 
-def classifier(
-    runtime: Brightness,
-    directory: Path,
-    size_mb: int = 1,
-    temperatures: dict[TTA, float] | None = None,
-) -> Classifier:
-    metadata = Metadata(
+def described(temperatures: dict[TTA, float] | None = None) -> Metadata:
+    return Metadata(
         architecture="brightness",
         weights="none",
         weights_sha256="",
@@ -57,9 +52,17 @@ def classifier(
         categories=("dark", "bright"),
         temperatures=temperatures or {},
     )
+
+
+def classifier(
+    runtime: Brightness,
+    directory: Path,
+    size_mb: int = 1,
+    temperatures: dict[TTA, float] | None = None,
+) -> Classifier:
     kept = CacheConfig(directory=directory, size_mb=size_mb)
     config = HandlerConfig(cache=kept, defaults=Options(top_k=2))
-    return Classifier(runtime, metadata, config, "1.0")
+    return Classifier(runtime, described(temperatures), config, "1.0")
 
 
 def test_a_hit_says_so_and_runs_nothing(tmp_path: Path) -> None:
@@ -166,3 +169,64 @@ def test_a_map_lies_where_the_model_looked(tmp_path: Path, tta: TTA, orientation
         assert abs(right - left - width) < 60 and abs(bottom - top - height) < 60
     drawn = Image.open(io.BytesIO(overlay(data, answer["predictions"][0]["explanation"])))
     assert (drawn.format, drawn.size) == ("PNG", (800, 600))
+
+
+class Mad(Brightness):
+    """A runtime that answers dark images by NaN, and bright ones by probabilities twice as high."""
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        found = super().__call__(pixels)
+        found[found[:, 0] > 0.9] = np.nan
+        found[found[:, 1] > 0.9] *= 2
+        return found
+
+
+def test_probabilities_that_are_none_are_an_error_of_their_image_alone(tmp_path: Path) -> None:
+    one = classifier(Mad(), tmp_path)
+    dark, bright = (encode(Image.new("L", (256, 256), level)) for level in (0, 255))
+    mad, sound, high = one.classify([Item(data, Options(top_k=2)) for data in (dark, CAT, bright)])
+    for error in (mad, high):
+        assert isinstance(error, RequestError)
+        assert (error.status, error.code) == (500, "internal_error")
+    assert isinstance(sound, dict) and one.failures == 0
+    for count in (1, 2, 3):
+        one.classify([Item(dark, Options(top_k=2))])
+        assert one.failures == count
+    one.classify([Item(CAT, Options(top_k=1))])
+    assert one.failures == 0
+
+
+def test_after_the_deadline_only_what_is_known_is_answered(tmp_path: Path) -> None:
+    one = classifier(Brightness(), tmp_path)
+    known, new = Item(CAT, Options(top_k=2)), Item(CAT, Options(top_k=1))
+    one.classify([known])
+    answer, error = one.classify([known, new], deadline=0)
+    assert isinstance(answer, dict) and answer["cached"]
+    assert isinstance(error, RequestError)
+    assert (error.status, error.code) == (503, "request_too_slow")
+
+
+def test_the_images_of_a_request_share_its_budget(tmp_path: Path) -> None:
+    one = classifier(Brightness(), tmp_path, size_mb=0)
+    progressive = encode(Image.new("RGB", (100, 100)), "JPEG", progressive=True)
+    baseline = encode(Image.new("RGB", (100, 100)), "JPEG")
+    budget = Budget(130_000)
+    items = [
+        Item(data, Options(top_k=2), budget=budget)
+        for data in (baseline, progressive, baseline, baseline, baseline)
+    ]
+    answers = one.classify(items)
+    assert [getattr(answer, "code", "ok") for answer in answers] == [*["ok"] * 4, "too_much_work"]
+    other = Item(baseline, Options(top_k=2), budget=Budget(130_000))
+    assert isinstance(one.classify([other])[0], dict)
+
+
+def test_another_model_file_is_another_answer(tmp_path: Path) -> None:
+    """Two archives of one version, metadata and configuration, that differ in calibration."""
+    metadata, config = described(), HandlerConfig(cache=CacheConfig(directory=tmp_path, size_mb=1))
+    item = Item(CAT, Options(top_k=2))
+    answers = [
+        Classifier(Brightness(), metadata, config, "1.0", files=files).classify([item])[0]
+        for files in ("one", "another", "one")
+    ]
+    assert [isinstance(a, dict) and "cached" in a for a in answers] == [False, False, True]

@@ -33,9 +33,9 @@ def outcome(response: requests.Response, frontend: bool) -> tuple[int, str]:
     return response.status_code, error.get("code", "")
 
 
-def workers(client: Client) -> dict[int, str]:
+def workers(client: Client, model: str = REAL) -> dict[int, str]:
     """Each worker's process id and state."""
-    (version,) = client.describe(REAL)
+    (version,) = client.describe(model)
     return {worker["pid"]: worker["status"] for worker in version["workers"]}
 
 

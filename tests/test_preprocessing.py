@@ -1,6 +1,9 @@
 """Pixels equal to torchvision's."""
 
+import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from torchvision.transforms import functional
 
 from scripts import photos
 from tests.conftest import encode
+from tests.corpus import png, tiff
 from visionserve import preprocessing, tta
 from visionserve.errors import RequestError
 from visionserve.metadata import Transforms
@@ -140,12 +144,74 @@ def _scrambled() -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("photograph", PHOTOGRAPHS, ids=lambda path: path.stem)
-def test_the_centre_alone_differs_by_rounding(photograph: Path) -> None:
-    image = preprocessing.to_rgb(Image.open(photograph))
-    (exact,) = tta.views(preprocessing.resize(image, Transforms()), "none", 224)
-    centre = preprocessing.resize_centre(image, Transforms())
-    assert np.abs(centre.astype(int) - exact).max() <= 1
+NOISE = np.random.default_rng(0).integers(0, 256, (900, 1400, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    "size",
+    [(300, 400), (301, 457), (481, 640), (340, 700), (200, 333), (58, 139), (640, 481), (204, 93)],
+)
+def test_the_centre_alone_differs_by_rounding(size: tuple[int, int], interpolation: Any) -> None:
+    transforms = Transforms(interpolation=interpolation)
+    image = Image.fromarray(NOISE[: size[1], : size[0]])
+    (exact,) = tta.views(preprocessing.resize(image, transforms), "none", 224)
+    centre = preprocessing.resize_centre(image, transforms)
+    assert np.abs(centre.astype(int) - exact).max() <= 2
+
+
+def grey(value: bytes, bits: int, format: int = 1, white_is_zero: bool = False) -> bytes:
+    """A TIFF of 8x8 pixels, `value` being two of them."""
+    pixels = value * 32
+    tags = {256: 8, 257: 8, 258: bits, 259: 1, 262: int(not white_is_zero), 277: 1, 339: format}
+    return tiff({**tags, 273: 8, 278: 8, 279: len(pixels)}, pixels)
+
+
+def deep_png(kind: bytes, value: bytes) -> bytes:
+    """A PNG of 8x8 pixels; `kind` is its bit depth and colour type, `value` a row's bytes."""
+    return png((8, 8), zlib.compress((b"\0" + value) * 8), kind=kind)
+
+
+COLOUR = (64, 128, 192)
+PIXELS: dict[str, tuple[bytes, tuple[int, int, int] | None]] = {
+    "TIFF grey 8": (grey(b"\x40" * 2, 8), (64, 64, 64)),
+    "TIFF grey 8, white is zero": (grey(b"\x40" * 2, 8, white_is_zero=True), (191, 191, 191)),
+    "TIFF grey 12": (grey(b"\x40\x04\x00", 12), (64, 64, 64)),
+    "TIFF grey 16": (grey(b"\x40\x40" * 2, 16), (64, 64, 64)),
+    "TIFF grey 16, white is zero": (grey(b"\x40\x40" * 2, 16, white_is_zero=True), (191,) * 3),
+    "TIFF grey 16 signed": (grey(b"\x40\x40" * 2, 16, 2), None),
+    "TIFF grey 32": (grey(struct.pack("<II", 64, 64), 32), None),
+    "TIFF grey 32 signed": (grey(struct.pack("<ii", 64, 64), 32, 2), None),
+    "TIFF float": (grey(struct.pack("<ff", 0.25, 0.25), 32, 3), None),
+    "PNG grey 2": (deep_png(b"\x02\0", b"\x55\x55"), (85, 85, 85)),
+    "PNG grey 4": (deep_png(b"\x04\0", b"\x44" * 4), (68, 68, 68)),
+    "PNG grey 16": (deep_png(b"\x10\0", b"\x40\x40" * 8), (64, 64, 64)),
+    "PNG RGB 16": (deep_png(b"\x10\x02", b"\x40\x40\x80\x80\xc0\xc0" * 8), COLOUR),
+    "PNG grey and alpha 16": (deep_png(b"\x10\x04", b"\x40\x40\xff\xff" * 8), (64, 64, 64)),
+    **{
+        f"{format} {mode}": (encode(Image.new("RGB", (8, 8), COLOUR).convert(mode), format), mean)
+        for formats, mode, mean in (
+            (("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"), "RGB", COLOUR),
+            (("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"), "L", (116,) * 3),
+            (("PNG", "WEBP", "TIFF", "GIF"), "RGBA", COLOUR),
+            (("PNG", "TIFF"), "LA", (116,) * 3),
+            (("JPEG", "TIFF"), "CMYK", COLOUR),
+            (("TIFF",), "YCbCr", COLOUR),
+        )
+        for format in formats
+    },
+}
+
+
+@pytest.mark.parametrize("name", PIXELS)
+def test_pixels_have_their_mean_colour_or_are_refused(name: str) -> None:
+    data, expected = PIXELS[name]
+    try:
+        found = np.asarray(decode(data)).mean(axis=(0, 1))
+    except RequestError as error:
+        assert expected is None and (error.status, error.code) == (415, "unsupported_pixels")
+    else:
+        assert expected is not None and np.abs(found - expected).max() <= 3
 
 
 def test_a_large_jpeg_is_decoded_small_and_stays_close() -> None:

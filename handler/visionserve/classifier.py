@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
+import math
 import os
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -20,9 +22,10 @@ from visionserve.item import Item
 from visionserve.metadata import Metadata
 from visionserve.preprocessing import decode, to_views
 from visionserve.runtimes import Runtime
-from visionserve.validation import validate
+from visionserve.validation import validate, work
 
 VIEW = 224 * 224 * 3
+SUM_ERROR = 0.01
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +41,11 @@ class Classifier:
         config: limits and decoding.
         version: the archive's version, named in each answer.
         name: the model's name in the server, named in each answer; its architecture's if None.
+        files: hash of the model's file and of the stages' code, on which answers depend as well.
 
     Attributes:
         defaults: options of a request that gives none, with no more predictions than classes.
+        failures: how many forward passes in a row gave no answer until now.
     """
 
     def __init__(
@@ -50,7 +55,9 @@ class Classifier:
         config: HandlerConfig,
         version: str,
         name: str | None = None,
+        files: str = "",
     ) -> None:
+        self.failures = 0
         self._runtime = runtime
         self._metadata = metadata
         self._config = config
@@ -58,7 +65,9 @@ class Classifier:
         self._name = name or metadata.architecture
         most = min(config.defaults.top_k, len(metadata.categories))
         self.defaults = config.defaults.model_copy(update={"top_k": most})
-        described = metadata.model_dump_json() + config.model_dump_json() + version + self._name
+        described = "".join(
+            [metadata.model_dump_json(), config.model_dump_json(), version, self._name, files]
+        )
         fingerprint = hashlib.sha256(described.encode()).hexdigest()
         self._cache = Cache(config.cache, fingerprint) if config.cache.size_mb else None
 
@@ -84,12 +93,18 @@ class Classifier:
         cores = len(os.sched_getaffinity(0))
         threads = config.handler.threads or max(1, cores // config.maxWorkers)
         runtime = runtimes.load(directory, metadata, config.handler, gpu_id, threads)
-        return cls(runtime, metadata, config.handler, version, name)
+        model = directory.glob(f"{Path(metadata.artifact).stem}.*")
+        files = _hash([*model, *Path(__file__).parent.rglob("*.py")])
+        return cls(runtime, metadata, config.handler, version, name, files)
 
-    def classify(self, items: Sequence[Item]) -> list[Outcome]:
+    def classify(self, items: Sequence[Item], deadline: float = math.inf) -> list[Outcome]:
         """Classify images, each on its own: one that fails leaves the others untouched.
 
         Views of equal shape share forward passes, once as many wait as fill one.
+
+        Args:
+            items: the images.
+            deadline: when no further image is begun, by `time.monotonic`.
 
         Returns:
             For each item, in order, an answer or the error in its place.
@@ -98,6 +113,10 @@ class Classifier:
         waiting: dict[int, NDArray[np.uint8]] = {}
         for index, item in enumerate(items):
             known = self._look_up(item)
+            if known is None and time.monotonic() > deadline:
+                known = RequestError(
+                    503, "request_too_slow", "Time ran out before the image's turn: try again."
+                )
             ready = self._prepare(item) if known is None else known
             if isinstance(ready, np.ndarray):
                 waiting[index] = ready
@@ -123,6 +142,7 @@ class Classifier:
             with trace.stage("validate"):
                 image = validate(item.data, config.max_image_bytes, config.max_image_pixels)
             trace.size = image.size
+            item.budget.spend(work(image, item.data))
             with trace.stage("decode"):
                 rgb = decode(image, transforms, config.decode)
             trace.size = explanation.upright(trace.size, rgb.size)
@@ -148,25 +168,28 @@ class Classifier:
                 answers = self._infer(chosen, [views[index] for index in indices])
             except Exception:
                 logger.exception("Images could not be classified.")
-                error = RequestError(500, "internal_error", "The image could not be classified.")
-                outcomes |= dict.fromkeys(indices, error)
-            else:
-                outcomes |= zip(indices, answers, strict=True)
+                answers = [_unclassified()] * len(indices)
+            failed = all(isinstance(answer, RequestError) for answer in answers)
+            self.failures = self.failures + 1 if failed else 0
+            outcomes |= zip(indices, answers, strict=True)
         return outcomes
 
-    def _infer(
-        self, items: Sequence[Item], batches: Sequence[NDArray[np.uint8]]
-    ) -> list[dict[str, Any]]:
+    def _infer(self, items: Sequence[Item], batches: Sequence[NDArray[np.uint8]]) -> list[Outcome]:
         with ExitStack() as stages:
             for item in items:
                 stages.enter_context(item.trace.stage("infer"))
             together = batches[0] if len(batches) == 1 else np.concatenate(batches)
             probabilities = self._runtime(together)
         ends = np.cumsum([len(batch) for batch in batches])[:-1]
-        answers = []
+        answers: list[Outcome] = []
         for item, views, of_views in zip(
             items, batches, np.split(probabilities, ends), strict=True
         ):
+            # NaN is equal to nothing.
+            if not (abs(of_views.sum(axis=1) - 1) <= SUM_ERROR).all():
+                logger.error("The model's probabilities do not sum to 1.")
+                answers.append(_unclassified())
+                continue
             with item.trace.stage("postprocess"):
                 answer = self._describe(of_views.mean(axis=0), item.options)
             if item.options.explain:
@@ -199,3 +222,16 @@ class Classifier:
         } | postprocessing.predictions(
             probabilities, self._metadata.categories, options, self._names(options.language)
         )
+
+
+def _unclassified() -> RequestError:
+    return RequestError(500, "internal_error", "The image could not be classified.")
+
+
+def _hash(paths: Sequence[Path]) -> str:
+    """SHA-256 of files, in hex."""
+    digests = []
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -69,6 +69,11 @@ class HandlerConfig(Strict):
         max_image_pixels: largest image by its header, in pixels, and half of it for WebP; a larger
             one is never decoded. 24 million take at most 300 MB.
         max_images: most images in one request.
+        max_work: most pixels times scans of a request's images together; a JPEG that is not
+            progressive, and any other format, is of one scan. It lets the largest image of the
+            most scans pass, alone.
+        deadline_seconds: time in the worker after which the images of a batch that are left are
+            not begun, in seconds; half of TorchServe's `responseTimeout` where that is less.
         slow_request_ms: time in the worker from which a request is logged, in milliseconds.
         defaults: options of a request that gives none.
         cache: the cache of answers.
@@ -81,6 +86,8 @@ class HandlerConfig(Strict):
     max_image_bytes: Positive = 5 * 1024 * 1024
     max_image_pixels: Positive = 24_000_000
     max_images: Positive = 32
+    max_work: Positive = 2_400_000_000
+    deadline_seconds: float = Field(default=8, gt=0)
     slow_request_ms: float = Field(default=1000, ge=0)
     defaults: Options = Options()
     cache: CacheConfig = CacheConfig()
@@ -109,6 +116,11 @@ class ModelConfig(Strict):
     maxRetryTimeoutInSec: Positive = 300  # noqa: N815
     deviceType: Literal["cpu", "gpu"] = "cpu"  # noqa: N815
     handler: HandlerConfig = HandlerConfig()
+
+    @property
+    def deadline(self) -> float:
+        """Time that a batch may take before its last image is begun, in seconds."""
+        return min(self.handler.deadline_seconds, self.responseTimeout / 2)
 
     @classmethod
     def load(cls, path: Path) -> "ModelConfig":

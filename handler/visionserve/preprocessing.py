@@ -1,8 +1,12 @@
 """A validated image to the views that the model sees, equal to torchvision's presets."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from visionserve import tta
 from visionserve.config import TTA, Decode
@@ -67,11 +71,37 @@ def to_rgb(image: Image.Image) -> Image.Image:
             raise RequestError(422, "truncated_image", "The image is truncated.") from None
         raise RequestError(422, "corrupt_image", "The image is corrupt.") from None
     try:
-        return _convert(_upright(image))
+        return _convert(_narrow(_upright(image)))
     except Exception:
         raise RequestError(
             415, "unsupported_pixels", f"Pixels of mode {image.mode} are not supported."
         ) from None
+
+
+def _narrow(image: Image.Image) -> Image.Image:
+    """Scale grey of 9 to 16 bits to 8 bits.
+
+    Raises:
+        ValueError: the pixels are floats, signed or of 32 bits, and so of no known range.
+    """
+    if image.mode in ("I", "F"):
+        raise ValueError("The pixels' range is not known.")
+    if not image.mode.startswith("I;16"):
+        return image
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    bits = tags.get(BITSPERSAMPLE, (16,))[0]
+    narrow = Image.new("L", image.size)
+    for top in range(0, image.height, STRIP):
+        box = (0, top, image.width, min(top + STRIP, image.height))
+        grey = (np.asarray(image.crop(box)) >> (bits - 8)).astype(np.uint8)
+        narrow.paste(Image.fromarray(255 - grey if _white_is_zero(tags) else grey), box)
+    narrow.info = image.info
+    return narrow
+
+
+def _white_is_zero(tags: Mapping[int, Any]) -> bool:
+    """Pillow inverts such pixels of 8 bits and less itself."""
+    return bool(tags.get(PHOTOMETRIC_INTERPRETATION) == 0)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -97,9 +127,6 @@ def _convert(image: Image.Image) -> Image.Image:
 
 
 def _convert_strip(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        return Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, WHITE)
         opaque.alpha_composite(image.convert("RGBA"))
@@ -137,13 +164,25 @@ def resize_centre(image: Image.Image, transforms: Transforms) -> NDArray[np.uint
     """Resize only what the centre crop of the resized image shows.
 
     Returns:
-        uint8 array of shape (crop, crop, 3). It differs from a crop of `resize` by rounding.
+        uint8 array of shape (crop, crop, 3). It differs from a crop of `resize` by rounding, two
+        levels at most, because Pillow takes a box's edges in single precision.
     """
     (width, height), crop = resized(image.size, transforms), transforms.crop
     across, down = image.width / width, image.height / height
     left, top = round((width - crop) / 2), round((height - crop) / 2)
-    box = (left * across, top * down, (left + crop) * across, (top + crop) * down)
-    return np.asarray(image.resize((crop, crop), FILTERS[transforms.interpolation], box))
+    sides: list[tuple[float, float]] = [
+        (left * across, (left + crop) * across),
+        (top * down, (top + crop) * down),
+    ]
+    # Pillow clips between its two passes, so that their order shows: across first, unless a tall
+    # image shrinks. With a box it may choose another order than with the whole image.
+    tall = image.height > 2 * image.width and down > 1
+    for axis in (1, 0) if tall else (0, 1):
+        size, spans = [*image.size], [(0.0, float(side)) for side in image.size]
+        size[axis], spans[axis] = crop, sides[axis]
+        box = (spans[0][0], spans[1][0], spans[0][1], spans[1][1])
+        image = image.resize((size[0], size[1]), FILTERS[transforms.interpolation], box)
+    return np.asarray(image)
 
 
 def resized(size: tuple[int, int], transforms: Transforms) -> tuple[int, int]:

@@ -17,7 +17,9 @@ def views(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> NDArray[np.uint8]:
         mode: `none` is the centre crop; `five_crop` adds the four corners; `ten_crop` adds
             all five of the mirrored image; `dense` is the image's centre, its sides
             cut to multiples of the network's stride, 1024 pixels at most, for a fully
-            convolutional network that averages over its own windows.
+            convolutional network that averages over its own windows. Of a square image that is
+            resized to less than `crop` and a stride, such as resnet50's 232, it is the centre
+            crop.
         crop: side of a crop, in pixels.
 
     Returns:

@@ -78,8 +78,18 @@ def validate(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
     return image
 
 
-def _check_segments(data: bytes) -> None:
-    """Bound what a JPEG costs beyond its pixels.
+def work(image: Image.Image, data: bytes) -> int:
+    """Estimate what a validated image costs to decode.
+
+    Returns:
+        Pixels times scans.
+    """
+    scans = _check_segments(data) if image.info.get("progressive") else 1
+    return image.width * image.height * max(1, scans)
+
+
+def _check_segments(data: bytes) -> int:
+    """Bound what a JPEG costs beyond its pixels, and return its number of scans.
 
     libjpeg passes over the whole image for each scan, even an empty one; Pillow keeps each
     segment, and copies the EXIF data for each further segment of it.
@@ -88,7 +98,7 @@ def _check_segments(data: bytes) -> None:
     for _ in range(MAX_JPEG_SEGMENTS):
         marker = JPEG_MARKER.search(data, position)
         if marker is None or (scans and marker[1] == b"\xd9"):
-            return
+            return scans
         position = marker.end()
         scans += marker[1] == b"\xda"
         exif += data.startswith(b"Exif\0\0", position + 2)
