@@ -1,9 +1,13 @@
 """Images to answers, many at once, on a runtime that is quick."""
 
 import io
+import itertools
 import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,12 +16,13 @@ from PIL import Image
 
 from scripts import photos
 from tests.conftest import encode
-from visionserve.classifier import Classifier
-from visionserve.config import TTA, CacheConfig, HandlerConfig, Options
+from visionserve.classifier import Classifier, Outcome
+from visionserve.config import TTA, CacheConfig, Decode, HandlerConfig, Options
 from visionserve.errors import RequestError
 from visionserve.explanation import overlay
 from visionserve.item import Budget, Item
 from visionserve.metadata import Metadata, Transforms
+from visionserve.share import Share
 
 CAT = photos.greeting().read_bytes()
 
@@ -230,3 +235,48 @@ def test_another_model_file_is_another_answer(tmp_path: Path) -> None:
         for files in ("one", "another", "one")
     ]
     assert [isinstance(a, dict) and "cached" in a for a in answers] == [False, False, True]
+
+
+@pytest.mark.parametrize("count", [1, 7, 32, 33])
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+def test_a_pool_of_decoders_answers_as_one_thread_does(
+    count: int, decode: Decode, tmp_path: Path
+) -> None:
+    """Every mode, format and shape mixed, with faults and known answers amid them."""
+    cat = Image.open(io.BytesIO(CAT)).convert("RGB")
+    formats = ("JPEG", "PNG", "WEBP", "TIFF")
+    images = [encode(cat.resize((300 + 9 * i, 400 - 5 * i)), formats[i % 4]) for i in range(9)]
+    images += [images[0][:2000], b"bad", b"", CAT]
+    choices = itertools.product(images, get_args(TTA))
+    asked = [(data, Options(tta=tta, top_k=2)) for data, tta in choices]
+    asked = [asked[7 * index % len(asked)] for index in range(count)]
+
+    def answer(decoders: int) -> tuple[list[Outcome], list[set[str]]]:
+        config = HandlerConfig(decode=decode)
+        one = Classifier(Brightness(), described(), config, "1.0", decoders=decoders)
+        items = [Item(data, options) for data, options in asked]
+        return one.classify(items), [set(item.trace.seconds) for item in items]
+
+    plain, pooled = answer(1), answer(4)
+    assert [_comparable(a) for a in pooled[0]] == [_comparable(a) for a in plain[0]]
+    assert pooled[1] == plain[1]
+    assert count < 7 or {type(outcome) for outcome in plain[0]} == {dict, RequestError}
+
+
+def _comparable(outcome: Outcome) -> object:
+    return (outcome.status, outcome.code) if isinstance(outcome, RequestError) else outcome
+
+
+def test_decoders_share_the_memory_of_the_largest_image() -> None:
+    share, held, peaks = Share(10), [0], []
+
+    def hold(amount: int) -> None:
+        with share.holding(amount):
+            held[0] += min(amount, 10)
+            peaks.append(held[0])
+            time.sleep(0.001)
+            held[0] -= min(amount, 10)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(hold, [3, 4, 12, 1, 10, 5] * 10))
+    assert 5 < max(peaks) <= 10 and len(peaks) == 60

@@ -5,14 +5,16 @@ import logging
 import math
 import os
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from visionserve import explanation, postprocessing, runtimes
 from visionserve.cache import Cache
@@ -22,10 +24,12 @@ from visionserve.item import Item
 from visionserve.metadata import Metadata
 from visionserve.preprocessing import decode, to_views
 from visionserve.runtimes import Runtime
-from visionserve.validation import validate, work
+from visionserve.share import Share
+from visionserve.validation import memory, validate, work
 
 VIEW = 224 * 224 * 3
 SUM_ERROR = 0.01
+AHEAD = 32
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,8 @@ class Classifier:
         version: the archive's version, named in each answer.
         name: the model's name in the server, named in each answer; its architecture's if None.
         files: hash of the model's file and of the stages' code, on which answers depend as well.
+        decoders: threads that decode a batch's images side by side, together in the memory that
+            the largest image may take.
 
     Attributes:
         defaults: options of a request that gives none, with no more predictions than classes.
@@ -56,7 +62,10 @@ class Classifier:
         version: str,
         name: str | None = None,
         files: str = "",
+        decoders: int = 1,
     ) -> None:
+        self._pool = ThreadPoolExecutor(decoders, "decoder") if decoders > 1 else None
+        self._memory = Share(config.max_image_pixels)
         self.failures = 0
         self._runtime = runtime
         self._metadata = metadata
@@ -95,7 +104,8 @@ class Classifier:
         runtime = runtimes.load(directory, metadata, config.handler, gpu_id, threads)
         model = directory.glob(f"{Path(metadata.artifact).stem}.*")
         files = _hash([*model, *Path(__file__).parent.rglob("*.py")])
-        return cls(runtime, metadata, config.handler, version, name, files)
+        decoders = config.handler.decoders or (1 if gpu_id is None else threads)
+        return cls(runtime, metadata, config.handler, version, name, files, decoders)
 
     def classify(self, items: Sequence[Item], deadline: float = math.inf) -> list[Outcome]:
         """Classify images, each on its own: one that fails leaves the others untouched.
@@ -111,13 +121,7 @@ class Classifier:
         """
         outcomes: dict[int, Outcome] = {}
         waiting: dict[int, NDArray[np.uint8]] = {}
-        for index, item in enumerate(items):
-            known = self._look_up(item)
-            if known is None and time.monotonic() > deadline:
-                known = RequestError(
-                    503, "request_too_slow", "Time ran out before the image's turn: try again."
-                )
-            ready = self._prepare(item) if known is None else known
+        for index, ready in self._prepared(items, deadline):
             if isinstance(ready, np.ndarray):
                 waiting[index] = ready
             else:
@@ -128,31 +132,67 @@ class Classifier:
         outcomes |= self._answer(items, waiting)
         return [outcomes[index] for index in range(len(items))]
 
-    def _look_up(self, item: Item) -> Outcome | None:
-        """Settle an item that needs no decoding."""
+    def _prepared(
+        self, items: Sequence[Item], deadline: float
+    ) -> Iterator[tuple[int, NDArray[np.uint8] | Outcome]]:
+        """Yield each item's views, or its outcome, in order.
+
+        Where there is a pool, it decodes the next images meanwhile, during forward passes too.
+        """
+        opened = ((index, item, self._open(item, deadline)) for index, item in enumerate(items))
+        if self._pool is None or len(items) == 1:
+            for index, item, image in opened:
+                yield index, self._prepare(item, image) if isinstance(image, Image) else image
+            return
+        ahead: deque[tuple[int, Future[NDArray[np.uint8] | RequestError] | Outcome]] = deque()
+        for index, item, image in opened:
+            if isinstance(image, Image):
+                ahead.append((index, self._pool.submit(self._prepare, item, image)))
+            else:
+                ahead.append((index, image))
+            if len(ahead) > AHEAD:
+                yield _settled(*ahead.popleft())
+        while ahead:
+            yield _settled(*ahead.popleft())
+
+    def _open(self, item: Item, deadline: float) -> Image | Outcome:
+        """Validate an item's image, unless the item needs no decoding or its time has run out."""
         classes = len(self._metadata.categories)
         if item.options.top_k > classes:
             return RequestError(400, "invalid_option", f"top_k: there are {classes} classes.")
         answer = self._cache.get(item) if self._cache and not item.probe else None
-        return None if answer is None else answer | {"cached": True}
-
-    def _prepare(self, item: Item) -> NDArray[np.uint8] | RequestError:
-        transforms, config, trace = self._metadata.transforms, self._config, item.trace
+        if answer is not None:
+            return answer | {"cached": True}
+        if time.monotonic() > deadline:
+            return RequestError(
+                503, "request_too_slow", "Time ran out before the image's turn: try again."
+            )
+        config = self._config
         try:
-            with trace.stage("validate"):
+            with item.trace.stage("validate"):
                 image = validate(item.data, config.max_image_bytes, config.max_image_pixels)
-            trace.size = image.size
+            item.trace.size = image.size
             item.budget.spend(work(image, item.data))
-            with trace.stage("decode"):
-                rgb = decode(image, transforms, config.decode)
-            trace.size = explanation.upright(trace.size, rgb.size)
-            with trace.stage("preprocess"):
-                return to_views(rgb, transforms, config.decode, item.options.tta)
         except RequestError as error:
             return error
         except Exception:
-            logger.exception("An image could not be prepared.")
-            return RequestError(500, "internal_error", "The image could not be prepared.")
+            return _unprepared()
+        return image
+
+    def _prepare(self, item: Item, image: Image) -> NDArray[np.uint8] | RequestError:
+        """Decode and cut an image; this may run in several threads at once."""
+        transforms, how, trace = self._metadata.transforms, self._config.decode, item.trace
+        try:
+            with self._memory.holding(memory(image)):
+                with trace.stage("decode"):
+                    rgb = decode(image, transforms, how)
+                trace.size = explanation.upright(trace.size, rgb.size)
+                with trace.stage("preprocess"):
+                    return to_views(rgb, transforms, how, item.options.tta)
+        except RequestError as error:
+            return error
+        except Exception:
+            return _unprepared()
 
     def _answer(
         self, items: Sequence[Item], views: Mapping[int, NDArray[np.uint8]]
@@ -222,6 +262,17 @@ class Classifier:
         } | postprocessing.predictions(
             probabilities, self._metadata.categories, options, self._names(options.language)
         )
+
+
+def _settled(
+    index: int, ready: Future[NDArray[np.uint8] | RequestError] | Outcome
+) -> tuple[int, NDArray[np.uint8] | Outcome]:
+    return index, ready.result() if isinstance(ready, Future) else ready
+
+
+def _unprepared() -> RequestError:
+    logger.exception("An image could not be prepared.")
+    return RequestError(500, "internal_error", "The image could not be prepared.")
 
 
 def _unclassified() -> RequestError:

@@ -64,6 +64,8 @@ class HandlerConfig(Strict):
         runtime: the inference engine; `openvino` on a CPU, `pytorch` on either device.
         precision: `fp32` for both; `int8` for openvino; `fp16` for pytorch, autocast on CUDA.
         threads: inference threads of a worker; derived from cores and workers when absent.
+        decoders: threads of a worker that decode the images of a batch side by side; one on a
+            CPU, and as many as `threads` beside a GPU, when absent.
         decode: `exact` equals torchvision's transforms; `fast` lets libjpeg shrink large photos.
         max_image_bytes: largest encoded image, in bytes.
         max_image_pixels: largest image by its header, in pixels, and half of it for WebP; a larger
@@ -82,6 +84,7 @@ class HandlerConfig(Strict):
     runtime: Engine = "openvino"
     precision: Precision = "fp32"
     threads: Positive | None = None
+    decoders: Positive | None = None
     decode: Decode = "exact"
     max_image_bytes: Positive = 5 * 1024 * 1024
     max_image_pixels: Positive = 24_000_000

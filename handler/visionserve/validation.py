@@ -88,6 +88,19 @@ def work(image: Image.Image, data: bytes) -> int:
     return image.width * image.height * max(1, scans)
 
 
+def memory(image: Image.Image) -> int:
+    """Estimate what a validated image takes while it is decoded.
+
+    Returns:
+        The number of pixels of a JPEG or PNG that takes as much. WebP's decoder takes twice as
+        much, and a TIFF is decoded in tiles that may be as large as the largest image.
+    """
+    pixels = image.width * image.height
+    if image.format == "TIFF":
+        return max(pixels, Image.MAX_IMAGE_PIXELS or pixels)
+    return 2 * pixels if image.format == "WEBP" else pixels
+
+
 def _check_segments(data: bytes) -> int:
     """Bound what a JPEG costs beyond its pixels, and return its number of scans.
 

@@ -24,13 +24,15 @@ class PyTorchRuntime:
         threads: intra-op threads on the CPU.
     """
 
+    # Half a batch of TorchServe's: the device computes it while the other half is decoded.
+    capacity = 16
+
     def __init__(
         self, artifact: Path, metadata: Metadata, gpu_id: int | None, half: bool, threads: int
     ) -> None:
         on_gpu = gpu_id is not None and torch.cuda.is_available()
         self._device = torch.device(f"cuda:{gpu_id}" if on_gpu else "cpu")
         self._half = half and on_gpu
-        self.capacity = 160 if on_gpu else 16
         if half and not on_gpu:
             logger.warning("No CUDA device: the model runs in FP32 on the CPU.")
         torch.set_num_threads(threads)

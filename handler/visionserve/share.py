@@ -1,0 +1,31 @@
+"""What several threads take parts of."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Condition
+
+
+class Share:
+    """A semaphore whose holders take different amounts.
+
+    Args:
+        whole: the most that may be held at once.
+    """
+
+    def __init__(self, whole: int) -> None:
+        self._whole = self._left = whole
+        self._changed = Condition()
+
+    @contextmanager
+    def holding(self, amount: int) -> Iterator[None]:
+        """Wait for an amount, and hold it; one above the whole takes the whole."""
+        amount = min(amount, self._whole)
+        with self._changed:
+            self._changed.wait_for(lambda: self._left >= amount)
+            self._left -= amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += amount
+                self._changed.notify_all()
