@@ -13,7 +13,8 @@ import torch
 
 from scripts import photos
 from scripts.client import Client
-from scripts.torchserve import TorchServe, read_properties
+from scripts.properties import read_properties
+from scripts.torchserve import TorchServe
 from tests.conftest import RANDOM, REAL
 from tests.corpus import chunk, png, scans
 from tests.test_hostile import workers
