@@ -1,0 +1,183 @@
+"""Measure how well a worker feeds its device: the `Classifier` itself, without TorchServe.
+
+It needs torch, torchvision, pillow, numpy, pydantic, pyyaml, diskcache and
+efficientnet-lite-pytorch alone, and so runs from a checkout on any machine with a card.
+"""
+
+import argparse
+import io
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "handler"))
+
+from visionserve.classifier import Classifier
+from visionserve.config import TTA, HandlerConfig, Options
+from visionserve.item import Item
+from visionserve.metadata import Metadata, Transforms
+from visionserve.models import MODELS
+from visionserve.runtimes import Runtime
+from visionserve.runtimes.pytorch import PyTorchRuntime
+
+SEED = 0
+SIZE = (500, 375)
+BATCHES = (1, 8, 32)
+MODES: tuple[TTA, ...] = get_args(TTA)
+METADATA = Metadata(
+    architecture="resnet18",
+    weights="random",
+    weights_sha256="",
+    artifact="model.pt",
+    transforms=Transforms(),
+    categories=tuple(str(index) for index in range(1000)),
+)
+
+
+class Simulated:
+    """A device whose forward pass is a wait, which releases the interpreter's lock as CUDA does.
+
+    Args:
+        seconds: time of a pass over 32 views of 224 x 224 pixels; others take it in proportion.
+    """
+
+    capacity = PyTorchRuntime.capacity
+
+    def __init__(self, seconds: float) -> None:
+        self._per_byte = seconds / (32 * 224 * 224 * 3)
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Wait; see `visionserve.runtimes.Runtime`."""
+        time.sleep(self._per_byte * pixels.nbytes)
+        return np.full((len(pixels), 1000), 1 / 1000, np.float32)
+
+    def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Map nothing: no explanation is measured."""
+        raise NotImplementedError
+
+
+class Clock:
+    """A runtime that notes how long its device was at work.
+
+    Args:
+        runtime: the runtime.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.capacity = runtime.capacity
+        self.contributions = runtime.contributions
+        self.busy = 0.0
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Classify a batch; see `visionserve.runtimes.Runtime`."""
+        started = time.perf_counter()
+        probabilities = self._runtime(pixels)
+        self.busy += time.perf_counter() - started
+        return probabilities
+
+
+def photographs(count: int) -> list[bytes]:
+    """Encode JPEGs of soft noise, which cost what photographs of their size do to decode."""
+    generator = np.random.default_rng(SEED)
+    encoded = []
+    for _ in range(count):
+        coarse = generator.integers(0, 256, (SIZE[1] // 8, SIZE[0] // 8, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)
+        grain = generator.integers(-20, 20, (*reversed(SIZE), 3))
+        noisy = (np.asarray(image) + grain).clip(0, 255).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(noisy).save(buffer, "JPEG", quality=90)
+        encoded.append(buffer.getvalue())
+    return encoded
+
+
+def load(device: str, forward_ms: float, threads: int) -> Runtime:
+    """Load a seeded ResNet-18 on a device, or what stands for one."""
+    if device == "simulated":
+        return Simulated(forward_ms / 1000)
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = Path(folder) / METADATA.artifact
+        torch.manual_seed(SEED)
+        torch.save(MODELS["resnet18"].build(1000).state_dict(), artifact)
+        gpu_id = None if device == "cpu" else int(device.removeprefix("cuda").lstrip(":") or 0)
+        return PyTorchRuntime(artifact, METADATA, gpu_id, gpu_id is not None, threads)
+
+
+def measure(
+    runtime: Runtime, decoders: int, images: Sequence[bytes], mode: TTA, seconds: float
+) -> dict[str, object]:
+    """Classify one batch again and again.
+
+    Returns:
+        `images_per_s`, `utilization` (the device's busy time over wall time) and `ms`, by stage,
+        an image's mean; a forward pass counts whole for each image that shared it.
+    """
+    clock = Clock(runtime)
+    config = HandlerConfig(runtime="pytorch", decode="fast")
+    classifier = Classifier(clock, METADATA, config, "1.0", decoders=decoders)
+    classifier.classify([Item(data, Options(tta=mode)) for data in images])
+    clock.busy, count, stages = 0.0, 0, dict[str, float]()
+    started = time.perf_counter()
+    while (wall := time.perf_counter() - started) < seconds:
+        items = [Item(data, Options(tta=mode)) for data in images]
+        for outcome in classifier.classify(items):
+            if not isinstance(outcome, dict):
+                raise outcome
+        count += len(items)
+        for item in items:
+            for stage, spent in item.trace.seconds.items():
+                stages[stage] = stages.get(stage, 0) + spent
+    return {
+        "decoders": decoders,
+        "tta": mode,
+        "batch": len(images),
+        "images_per_s": round(count / wall, 1),
+        "utilization": round(clock.busy / wall, 3),
+        "ms": {stage: round(1000 * spent / count, 2) for stage, spent in stages.items()},
+    }
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench.device", description=__doc__)
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu or simulated")
+    parser.add_argument("--forward-ms", type=float, default=8, help="simulated, for 32 views")
+    parser.add_argument("--decoders", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
+    parser.add_argument("--seconds", type=float, default=5, help="of each line")
+    args = parser.parse_args()
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        print("There is no CUDA device: give --device cpu or simulated.", file=sys.stderr)
+        return 1
+    runtime = load(args.device, args.forward_ms, 1)
+    images = photographs(max(args.batches))
+    rows = []
+    print("| views | batch | decoders | images/s | device at work |\n|---|---:|---:|---:|---:|")
+    for mode in args.modes:
+        for batch in args.batches:
+            for decoders in args.decoders:
+                row = measure(runtime, decoders, images[:batch], mode, args.seconds)
+                rows.append(row)
+                print(
+                    f"| {mode} | {batch} | {decoders} | {row['images_per_s']} "
+                    f"| {row['utilization']:.0%} |",
+                    flush=True,
+                )
+    name = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else ""
+    print(json.dumps({"device": args.device, "name": name, "rows": rows}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
