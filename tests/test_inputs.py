@@ -118,3 +118,10 @@ def test_an_option_given_twice_is_refused() -> None:
 def test_too_many_images_are_a_413() -> None:
     error = refused({"data": [bytearray(b"x")] * 5})
     assert (error.status, error.code) == (413, "too_many_images")
+
+
+def test_an_image_in_another_field_is_told_where_it_belongs() -> None:
+    (fault,) = read({"file": bytearray(b"image"), "top_k": bytearray(b"3")}).images
+    assert isinstance(fault, RequestError)
+    assert (fault.status, fault.code) == (400, "invalid_option")
+    assert fault.message == "file: an image is sent in the field data."

@@ -161,16 +161,17 @@ def test_a_taken_port_is_named_with_its_owner_and_nothing_is_started(
     assert not (tmp_path / "state" / "console.log").exists()
 
 
+@pytest.mark.parametrize(
+    "taken", [["inference_address", "metrics_address"], ["grpc_inference_port"]]
+)
 def test_a_server_that_dies_does_not_answer_by_its_neighbour(
-    local: TorchServe, tmp_path: Path, mountains: Path
+    local: TorchServe, tmp_path: Path, mountains: Path, taken: list[str]
 ) -> None:
     """The ports are taken behind the check: what answers then is not what was started."""
-    same = {key: local.properties[key] for key in free_ports()} | {
-        "management_address": "unix:management.sock"
-    }
+    same = local_ports() | {key: local.properties[key] for key in taken}
     second = TorchServe("local", tmp_path / "state", mountains, same)
     second.check_ports = lambda: None  # type: ignore[method-assign]
-    with pytest.raises(StartError, match="Address already in use") as refusal:
+    with pytest.raises(StartError, match=r"(?i)address already in use|failed to bind") as refusal:
         second.start(["mountains=mountains.mar"])
     assert len(str(refusal.value).splitlines()) < 12
     assert second.pid is None and local.client.predict("mountains", CAT).ok

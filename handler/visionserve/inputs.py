@@ -161,7 +161,9 @@ def _explain(error: ValidationError) -> str:
     faults = []
     for fault in error.errors(include_url=False, include_context=False):
         name = ".".join(str(part) for part in fault["loc"])[:MAX_SHOWN_NAME]
-        if fault["type"] == "extra_forbidden":
+        if fault["type"] == "extra_forbidden" and isinstance(fault["input"], bytes | bytearray):
+            faults.append(f"{name}: an image is sent in the field data")
+        elif fault["type"] == "extra_forbidden":
             faults.append(f"{name}: unknown option; there are {', '.join(Options.model_fields)}")
         else:
             faults.append(f"{name}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
