@@ -348,6 +348,8 @@ class TorchServe:
                 break
             time.sleep(0.1)
         reason = _reason(self._gained(earlier))
+        if time.monotonic() >= deadline:
+            reason = f"It was not ready after {START_TIMEOUT} s."
         self.stop()
         raise StartError(f"TorchServe did not start.\n{reason}\nMore is in {self.state}/logs.")
 
