@@ -121,7 +121,7 @@ def test_too_many_images_are_a_413() -> None:
 
 
 def test_an_image_in_another_field_is_told_where_it_belongs() -> None:
-    (fault,) = read({"file": bytearray(b"image"), "top_k": bytearray(b"3")}).images
+    (fault,) = read({"file": bytearray(b"\x89PNG" + bytes(200)), "top_k": bytearray(b"3")}).images
     assert isinstance(fault, RequestError)
     assert (fault.status, fault.code) == (400, "invalid_option")
     assert fault.message == "file: an image is sent in the field data."

@@ -18,6 +18,7 @@ from visionserve.protocols.v2 import LENGTH_HEADER, split
 HEADER_PREFIX = "x-classify-"
 MAX_JSON_MEMBERS = 1000
 MAX_JSON_NUMBERS = 3_000_000
+MAX_OPTION = 100
 MAX_SHOWN_NAME = 50
 
 
@@ -161,7 +162,7 @@ def _explain(error: ValidationError) -> str:
     faults = []
     for fault in error.errors(include_url=False, include_context=False):
         name = ".".join(str(part) for part in fault["loc"])[:MAX_SHOWN_NAME]
-        if fault["type"] == "extra_forbidden" and isinstance(fault["input"], bytes | bytearray):
+        if fault["type"] == "extra_forbidden" and len(str(fault["input"])) > MAX_OPTION:
             faults.append(f"{name}: an image is sent in the field data")
         elif fault["type"] == "extra_forbidden":
             faults.append(f"{name}: unknown option; there are {', '.join(Options.model_fields)}")
