@@ -43,3 +43,32 @@ def test_a_temperature_divides_the_logits(temperature: float) -> None:
 
 def test_a_temperature_of_1_changes_no_bit() -> None:
     assert temper(PROBABILITIES, 1) is PROBABILITIES
+
+
+@pytest.mark.parametrize(
+    ("threshold", "text"),
+    [
+        (0.5, "under 50%:"),
+        (0.07, "under 7%:"),
+        (0.996, "under 99.6%:"),
+        (0.004, "under 0.4%:"),
+        (1e-7, "under 0.00001%:"),
+        (0.9999999, "under 99.99999%:"),
+        (1.0, "under 100%:"),
+    ],
+)
+def test_the_warning_names_the_very_threshold(threshold: float, text: str) -> None:
+    nothing = np.full(4, 1e-9, dtype=np.float32)
+    assert text in predictions(nothing, CATEGORIES, Options(threshold=threshold))["warning"]
+
+
+@pytest.mark.parametrize(
+    ("probability", "threshold", "confident"),
+    [(0.7, 0.7, True), (0.4999997, 0.5, True), (0.4999994, 0.5, False), (0.5, 0.5000001, False)],
+)
+def test_what_is_shown_is_what_is_judged(
+    probability: float, threshold: float, confident: bool
+) -> None:
+    """A float32 of 0.7 is under 0.7; an answer that shows 0.5 is not under 50%."""
+    given = np.array([probability, 0, 0, 0], dtype=np.float32)
+    assert predictions(given, CATEGORIES, Options(threshold=threshold))["confident"] is confident

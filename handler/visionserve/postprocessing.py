@@ -1,6 +1,7 @@
 """Averaged probabilities to the answer that a client reads."""
 
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def predictions(
 
     Returns:
         `predictions`, from the most probable down, each with its `name` where there are names;
-        `confident`, whether the first one reaches
+        `confident`, whether the first one's probability, as it is shown, reaches
         the threshold; and `warning` where it does not.
     """
     top = np.argsort(-probabilities, kind="stable")[: options.top_k]
@@ -64,8 +65,13 @@ def predictions(
             }
             for index in top
         ],
-        "confident": bool(probabilities[top[0]] >= options.threshold),
     }
+    answer["confident"] = answer["predictions"][0]["probability"] >= options.threshold
     if not answer["confident"]:
-        answer["warning"] = WARNINGS[options.language].format(f"{options.threshold:.0%}")
+        answer["warning"] = WARNINGS[options.language].format(percent(options.threshold))
     return answer
+
+
+def percent(fraction: float) -> str:
+    """Write a fraction in percent, exactly: 0.996 is 99.6%, not 100%."""
+    return f"{(Decimal(str(fraction)) * 100).normalize():f}%"
