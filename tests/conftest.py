@@ -82,6 +82,13 @@ def store(
 
 
 @pytest.fixture(scope="session")
+def int8_archive(store: Path) -> Path:
+    """The real classifier of the local profile, in the same store: INT8, fast, with a cache."""
+    config = paths.CONFIG / "local" / "model-config.yaml"
+    return build(Recipe(REAL, "of_local", "1.0", config), store)
+
+
+@pytest.fixture(scope="session")
 def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     """TorchServe of the server profile, with token authorization."""
     server = TorchServe("server", tmp_path_factory.mktemp("server"), store, free_ports())

@@ -71,7 +71,7 @@ def read_csv(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
-def test_folder_to_csv(folder: Path, target: list[str]) -> None:
+def test_folder_to_csv(folder: Path, target: list[str], client: Client) -> None:
     done = run(folder, *target, "--tta", "none", "--top-k", "2")
     assert done.returncode == 1
     assert done.stderr.endswith("4 images, errors: 1.\n")
@@ -86,6 +86,13 @@ def test_folder_to_csv(folder: Path, target: list[str]) -> None:
     assert float(cat["probability_1"]) > float(cat["probability_2"])
     assert (cat["model"], cat["version"], cat["tta"], cat["error"]) == (REAL, "1.0", "none", "")
     assert (cup["label_1"], cup["confident"]) == ("espresso", "true")
+    for line in (rows[0], cat, cup):
+        answer = client.predict(REAL, Path(line["path"]).read_bytes(), tta="none", top_k=2).json()
+        for rank, prediction in enumerate(answer["predictions"], 1):
+            assert line[f"label_{rank}"] == prediction["label"]
+            assert int(line[f"class_id_{rank}"]) == prediction["class_id"]
+            assert float(line[f"probability_{rank}"]) == prediction["probability"]
+        assert line["confident"] == str(answer["confident"]).lower()
 
 
 def test_files_glob_and_list_in_the_order_given(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,11 @@ def fp32(folder: Path) -> tuple[Runtime, Metadata]:
 
 
 @pytest.fixture(scope="module")
-def int8(folder: Path) -> tuple[Runtime, Metadata]:
-    return prepare(REAL, INT8, photos.packaged(), folder / "int8")
+def int8(folder: Path, int8_archive: Path) -> tuple[Runtime, Metadata]:
+    with zipfile.ZipFile(int8_archive) as archive:
+        archive.extractall(folder / "int8")
+    metadata = Metadata.load(folder / "int8")
+    return runtimes.load(folder / "int8", metadata, INT8, None, threads=2), metadata
 
 
 def pixels(*shape: int) -> NDArray[np.uint8]:
