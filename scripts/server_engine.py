@@ -160,8 +160,12 @@ def _cause(error: requests.ConnectionError) -> object:
 
 
 def _is_busy(response: requests.Response) -> bool:
-    """Tell whether nothing took the request; a 503 of the archive's own is about its image."""
+    """Tell whether nothing took the request; a 503 of the archive's own is about its image.
+
+    nginx's errors have the archive's form, and say when to ask again.
+    """
     own = isinstance(_content(response).get("error"), dict)
+    own = own and "Retry-After" not in response.headers
     return response.status_code in BUSY and not own
 
 
