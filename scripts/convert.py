@@ -31,6 +31,7 @@ LARGEST_SHARE = 0.1
 # An exact conversion differs by rounding, which a few photographs show as well as many.
 EXACT_PHOTOGRAPHS = 3
 LARGEST_PROOF = 30
+FORM_DIFFERENCE = 1e-4
 
 
 def convert(
@@ -70,7 +71,10 @@ def convert(
         artifact="model.pt" if config.runtime == "pytorch" else "model.xml",
         transforms=transforms,
         categories=categories,
+        dense=module.dense,
+        explains=module.linear is not None,
     )
+    check_form(module, transforms.crop)
     calibration, judges = divide(photographs)
     if config.precision != "int8":
         judges = judges[:EXACT_PHOTOGRAPHS]
@@ -86,6 +90,23 @@ def convert(
         proved = _prove(directory, metadata, config, reference)
     proof.check(proved, config.precision)
     return metadata.model_copy(update={"proof": proved})
+
+
+def check_form(module: FullyConvolutional, crop: int) -> None:
+    """Compare the fully convolutional form with the plain network, on crops of noise.
+
+    Raises:
+        ProofError: their probabilities differ.
+    """
+    noise = torch.Generator().manual_seed(SEED)
+    pixels = torch.randint(0, 256, (2, crop, crop, 3), dtype=torch.uint8, generator=noise)
+    with torch.inference_mode():
+        plain = module.network(module.normalize(pixels)).softmax(-1)
+        difference = float((module(pixels) - plain).abs().max())
+    if difference > FORM_DIFFERENCE:
+        raise proof.ProofError(
+            f"The fully convolutional form differs from the plain network by {difference:.1e}."
+        )
 
 
 def divide(photographs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -146,14 +167,14 @@ def _save(model: Any, path: Path) -> None:
 
 
 def to_openvino(module: FullyConvolutional, crop: int) -> Any:
-    """Trace a module to an OpenVINO model that takes any batch of any size."""
+    """Trace a module to an OpenVINO model that takes any batch, of any size if it is dense."""
     import openvino
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
         return openvino.convert_model(
             module.requires_grad_(False),
-            input=openvino.PartialShape([-1, -1, -1, 3]),
+            input=openvino.PartialShape([-1, *([-1, -1] if module.dense else [crop, crop]), 3]),
             example_input=torch.zeros(2, crop, crop, 3, dtype=torch.uint8),
         )
 
@@ -183,10 +204,13 @@ def quantize(model: Any, samples: Sequence[NDArray[np.uint8]], spared: Sequence[
 
 
 def behind_linear(model: Any) -> list[str]:
-    """Name the operations between the last linear layer and the result of an OpenVINO model."""
+    """Name the operations between the last linear layer and the result of an OpenVINO model.
+
+    SqueezeNet's last layer is a convolution.
+    """
     node = model.get_result().input_value(0).get_node()
     names = []
-    while node.get_type_name() != "MatMul":
+    while node.get_type_name() not in ("MatMul", "Convolution"):
         names.append(node.get_friendly_name())
         node = node.input_value(0).get_node()
     return names

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -27,6 +28,8 @@ MIRROR = "WEIGHTS_MIRROR"
 TIMEOUT = (10, 30)
 TRIES = 3
 CHUNK = 1 << 16
+# The official files of DenseNets name layers as PyTorch 0.4 did; torchvision renames them as well.
+LEGACY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 REMEMBERED = 24 * 3600
 # Where checkpoints hold a state dict, and what torch.nn.DataParallel puts before its names.
 WRAPPERS = ("state_dict", "model_state_dict")
@@ -237,6 +240,9 @@ def load(weights: Weights, expected: dict[str, Tensor]) -> dict[str, Tensor]:
         WeightsError: the file is no state dict, or names or shapes differ.
     """
     state = _state_dict(weights.path)
+    # Files that are older than the counters of batch normalization lack them; they are not used.
+    counters = [name for name in expected if name.endswith(".num_batches_tracked")]
+    state |= {name: expected[name] for name in counters if name not in state}
     differing = {
         name: (_shape(expected, name), _shape(state, name))
         for name in sorted(expected.keys() | state.keys())
@@ -275,6 +281,10 @@ def _state_dict(file: Path) -> dict[str, Tensor]:
         or not all(isinstance(value, torch.Tensor) for value in state.values())
     ):
         raise WeightsError(f"{file}: expected a dict of tensors, found another object.")
-    if all(name.startswith(PARALLEL) for name in state):
-        return {name.removeprefix(PARALLEL): tensor for name, tensor in state.items()}
-    return dict(state)
+    prefix = PARALLEL if all(name.startswith(PARALLEL) for name in state) else ""
+    plain = OrderedDict(
+        (LEGACY.sub(r"\1\2", name.removeprefix(prefix)), tensor) for name, tensor in state.items()
+    )
+    # The versions of the modules that were saved, which MNASNet looks at.
+    vars(plain)["_metadata"] = getattr(state, "_metadata", None)
+    return plain

@@ -23,7 +23,7 @@ from scripts.weights import Weights, WeightsError, WeightsUnavailableError, load
 from tests.conftest import RANDOM, REAL, SERVER_CONFIG
 from visionserve.config import ModelConfig
 from visionserve.metadata import Metadata
-from visionserve.models import MODELS, FullyConvolutional
+from visionserve.models import MODELS
 
 
 def recipe(config: Path, weights: Path | None, **more: object) -> Recipe:
@@ -232,21 +232,6 @@ def test_only_an_openvino_archive_stands_in_for_torch(store: Path) -> None:
     names = {name: zipfile.ZipFile(store / f"{name}.mar").namelist() for name in (REAL, RANDOM)}
     assert "torch.py" in names[REAL] and "torch.py" not in names[RANDOM]
     assert not any("openvino_only" in name for of_archive in names.values() for name in of_archive)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_the_convolutional_form_equals_the_network(name: str) -> None:
-    """On one crop; weights are random, for the form does not depend on them."""
-    torch.manual_seed(0)
-    transforms = MODELS[name].transforms
-    classifier = FullyConvolutional(name, 10, transforms).eval()
-    pixels = torch.randint(0, 256, (2, transforms.crop, transforms.crop, 3), dtype=torch.uint8)
-    scaled = pixels.permute(0, 3, 1, 2) / 255
-    normalized = (scaled - classifier.mean) / classifier.std
-    with torch.inference_mode():
-        expected = classifier.network(normalized).softmax(-1)
-        found = classifier(pixels)
-    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_the_builder_command_reports_an_error_without_a_traceback(tmp_path: Path) -> None:

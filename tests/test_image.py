@@ -92,8 +92,8 @@ def answers() -> bool:
         return False
 
 
-def ask() -> requests.Response:
-    url = f"{URL}/predictions/{os.environ.get('MODEL', 'efficientnet_lite0')}"
+def ask(model: str) -> requests.Response:
+    url = f"{URL}/predictions/{model}"
     return requests.post(url, data=CAT, headers={"Content-Type": "image/png"}, timeout=60)
 
 
@@ -113,18 +113,19 @@ def test_it_runs_read_only_loses_no_request_when_it_stops_and_starts_again(
 ) -> None:
     log = tmp_path / "output"
     stopping = threading.Event()
+    (model,) = [value.removeprefix("MODEL=") for value in root[1]["Env"] if "MODEL=" in value]
 
     def client() -> list[int]:
         statuses = []
         while not stopping.is_set():
-            statuses.append(ask().status_code)
+            statuses.append(ask(model).status_code)
         return statuses
 
     with running(root, log) as first:
         family = [first, *first.children(recursive=True)]
         assert {process.uids().real for process in family} == {10001}
         assert any("java" in process.name() for process in family)
-        response = ask()
+        response = ask(model)
         assert response.status_code == 200, response.text
         assert response.json()["predictions"][0]["label"] == "Egyptian cat"
         with ThreadPoolExecutor(6) as pool:
@@ -137,4 +138,4 @@ def test_it_runs_read_only_loses_no_request_when_it_stops_and_starts_again(
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     assert [line["status"] for line in lines].count(200) >= len(statuses)
     with running(root, log):
-        assert ask().status_code == 200
+        assert ask(model).status_code == 200

@@ -25,6 +25,10 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
     defaults = config.defaults.model_dump()
     defaults["top_k"] = min(defaults["top_k"], classes)
     options["top_k"]["maximum"] = classes
+    if not metadata.dense:
+        options["tta"]["enum"].remove("dense")
+    if not metadata.explains:
+        del options["explain"]
     languages = [code for code in get_args(Language) if code == "en" or code in metadata.names]
     return {
         "model": name,

@@ -160,6 +160,11 @@ class Classifier:
         classes = len(self._metadata.categories)
         if item.options.top_k > classes:
             return RequestError(400, "invalid_option", f"top_k: there are {classes} classes.")
+        architecture = self._metadata.architecture
+        if item.options.tta == "dense" and not self._metadata.dense:
+            return RequestError(400, "invalid_option", f"tta: {architecture} has no dense form.")
+        if item.options.explain and not self._metadata.explains:
+            return RequestError(400, "invalid_option", f"{architecture} cannot be explained.")
         answer = self._cache.get(item) if self._cache and not item.probe else None
         if answer is not None:
             return answer | {"cached": True}

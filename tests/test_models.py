@@ -1,0 +1,107 @@
+"""Torchvision's classifiers, one of each family, on seeded weights."""
+
+import re
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision import models as tv
+from torchvision.models import WeightsEnum
+
+from scripts import convert
+from scripts.weights import Weights, load
+from visionserve import tta
+from visionserve.models import MODELS, FullyConvolutional
+
+FIXED = {"alexnet", "maxvit_t", "swin_t", "swin_v2_t", "vit_b_32"}
+LAYERS_BEHIND_POOL = {"convnext_tiny", "mobilenet_v3_small", "squeezenet1_1"}
+SMALLEST = sorted(
+    FIXED
+    | LAYERS_BEHIND_POOL
+    | {"densenet121", "efficientnet_b0", "googlenet", "inception_v3", "mnasnet0_5"}
+    | {"mobilenet_v2", "regnet_x_400mf", "regnet_y_400mf", "resnet18", "resnext50_32x4d"}
+    | {"shufflenet_v2_x0_5"}
+)
+OLD_NAMES = re.compile(r"(denselayer\d+\.(?:norm|conv))([12]\.)")
+
+
+def seeded(name: str) -> tuple[FullyConvolutional, torch.Tensor]:
+    """Return an untrained network and two images.
+
+    A pass in training mode sets the batch normalizations' statistics, and the last layer is drawn
+    anew, for the answers of an untrained network hardly depend on the image.
+    """
+    transforms = MODELS[name].transforms
+    torch.manual_seed(0)
+    shape = (transforms.crop, transforms.crop, 3)
+    noise = torch.randint(0, 256, shape, dtype=torch.uint8)
+    pixels = torch.stack([noise, noise // 8 + 100])
+    module = FullyConvolutional(name, 1000, transforms)
+    layers = list(module.network.modules())
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    last = [layer for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
+    nn.init.normal_(last.weight, std=0.1)
+    with torch.inference_mode():
+        module.network.train()(module.normalize(pixels))
+    return module.eval().requires_grad_(False), pixels
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_family_answers_as_torchvisions_own_module(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torchvision's builder reads the same weights from the hub's cache, by their official name."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    model = MODELS[name]
+    assert isinstance(model.weights, WeightsEnum)
+    module, pixels = seeded(name)
+    file = tmp_path / "hub" / "checkpoints" / model.weights.url.rpartition("/")[2]
+    file.parent.mkdir(parents=True)
+    state = module.network.state_dict()
+    if name == "densenet121":  # Its official file is older than the counters and the names.
+        plain = {key: value for key, value in state.items() if not key.endswith("_tracked")}
+        state = OrderedDict((OLD_NAMES.sub(r"\1.\2", key), value) for key, value in plain.items())
+    torch.save(state, file)
+    official = tv.get_model(name, weights=model.weights).eval()
+    loaded = FullyConvolutional(name, 1000, model.transforms)
+    loaded.network.load_state_dict(load(Weights(file, "", ""), loaded.network.state_dict()))
+    preset = model.weights.transforms()
+    preset.resize_size = [model.transforms.crop]
+    images = torch.stack([preset(Image.fromarray(image)) for image in pixels.numpy()])
+    with torch.inference_mode():
+        expected = official(images).softmax(-1)
+        found = loaded(pixels)
+    assert (expected[0] - expected[1]).abs().max() > 1e-5, "both images look the same to it"
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-8)
+    assert loaded.dense == (name not in FIXED)
+    assert (loaded.linear is not None) == (loaded.dense and name not in LAYERS_BEHIND_POOL)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"])
+def test_windows_survive_the_conversion(name: str) -> None:
+    """Two images of several windows each keep their own answers."""
+    module, _ = seeded(name)
+    crop = MODELS[name].transforms.crop
+    noise = np.random.default_rng(0).integers(0, 256, (2, crop + 50, crop + 90, 3), dtype=np.uint8)
+    views = np.concatenate([tta.views(image, "dense", crop) for image in noise])
+    assert views.shape == (2, crop + 32, crop + 64, 3)
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    converted = convert.to_openvino(module, crop)
+    model = openvino.compile_model(converted, "CPU", exact)
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(views)).numpy()
+    assert np.abs(model(views)[0] - expected).max() < 1e-5
+    assert convert.behind_linear(converted)
+
+
+def test_every_classifier_of_torchvision_is_there_by_its_name() -> None:
+    assert set(tv.list_models(module=tv)) < MODELS.keys()
+    weights = MODELS["vit_h_14"]
+    assert (weights.transforms.crop, weights.any_size) == (518, False)
