@@ -25,7 +25,7 @@ help:
 	@echo 'make status    what runs, where, with which models'
 	@echo 'make stop      stop the server [PROFILE=local]'
 	@echo 'make test      lint, types and every test'
-	@echo 'make bench bench-page     measure beside other servers; also make evaluate, soak, overload, chaos, fuzz'
+	@echo 'make bench     measure beside other servers; also make bench-page, evaluate, soak, overload, chaos, fuzz'
 	@echo 'make image     build the container with buildah [IMAGE=name:tag] [DEVICE=cpu] [MODELS=resnet18]; make test-image runs it'
 	@echo 'make audit     ask for known advisories of what is installed'
 	@echo 'make clean     stop every server; remove .venv, logs, tokens and caches, but no archive'
