@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
@@ -10,7 +11,7 @@ from tqdm.utils import disp_len
 
 from scripts.rows import Row, Value, columns
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_FORMULA = re.compile(r"(^|[;\t\r\n])(?=[ \"]*[=+\-@\t\r\n＝＋－＠])")
 NAME_WIDTH = 40
 
 
@@ -49,10 +50,11 @@ def _fitted(path: str) -> str:
 def record(values: Iterable[Value]) -> str:
     """Return a record of CSV by RFC 4180, each field but a number in quotes.
 
-    A text that a spreadsheet would take for a formula gets an apostrophe before it
-    (https://owasp.org/www-community/attacks/CSV_Injection). The quotes keep a text with a
-    semicolon in one field where that separates fields, as it does in many countries. The page's
-    `csv.js` has the same rule.
+    What a spreadsheet would take for a formula gets an apostrophe before it
+    (https://owasp.org/www-community/attacks/CSV_Injection). A spreadsheet that separates fields
+    by semicolons, as in many countries, or by tabs sees quotes at the start of a record alone
+    and splits every later text, so that each part of a text is looked at. The page's `csv.js`
+    has the same rule.
 
     Args:
         values: None is an empty field, a boolean `true` or `false`.
@@ -71,8 +73,8 @@ def record(values: Iterable[Value]) -> str:
 
 
 def defused(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(FORMULA) else text
+    """Return a text of which no spreadsheet takes the whole or a part for a formula."""
+    return _FORMULA.sub(r"\1'", text)
 
 
 class CSV:

@@ -534,19 +534,24 @@ def test_no_formula_reaches_a_spreadsheet(tmp_path: Path) -> None:
             sink.write(row(image, fault("code", "=1+1"), 1))
     with path.open(encoding="utf-8", newline="") as file:
         cells = [record["path"] for record in csv.DictReader(file)]
-    assert cells == [f"'{name}" for name in names[:6]] + names[6:]
+    rest = ["'\r'=c", "plain", "q\"uote,\n'=line", "高山"]
+    assert cells == [f"'{name}" for name in names[:5]] + rest
     with closing(File(path, CSV(1), {})) as sink:
         assert sink.resume(iter(images)) == Kept(9, 9)
 
 
 def test_a_semicolon_begins_no_formula(tmp_path: Path) -> None:
-    """A spreadsheet of a country where it separates fields sees one field all the same."""
+    """Where it separates fields, quotes keep none but a row's first text whole."""
     path = tmp_path / "rows.csv"
+    image = Path("a;=1+1;.jpg")
     with closing(File(path, CSV(1), {})) as sink:
-        sink.write(answered(Path("a;=1+1;.jpg")))
+        sink.write(row(image, fault("code", 'no;=2+2;"=3'), 1))
     with path.open(encoding="utf-8", newline="") as file:
-        first = [record[0] for record in csv.reader(file, delimiter=";")][1]
-    assert first.startswith("a;=1+1;.jpg")
+        _, cells = csv.reader(file, delimiter=";")
+    assert cells[0].startswith("a;'=1+1;.jpg,")
+    assert cells[1:] == ["'=2+2", '\'""=3"']
+    with closing(File(path, CSV(1), {})) as sink:
+        assert sink.resume(iter([image])) == Kept(1, 1)
 
 
 def test_a_name_that_is_no_utf_8(tmp_path: Path) -> None:

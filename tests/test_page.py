@@ -268,7 +268,11 @@ def test_a_csv_field_of_the_page_and_of_classify(chromium: Browser) -> None:
         -2: "-2",
         'say "cheese", please': '"say ""cheese"", please"',
         "two\nlines": '"two\nlines"',
-        "a;=1+1;.jpg": '"a;=1+1;.jpg"',
+        "a;=1+1;.jpg": '"a;\'=1+1;.jpg"',
+        'a;"=1+1': '"a;\'""=1+1"',
+        "a; -1;b": '"a;\' -1;b"',
+        "a\n=1\t@x": "\"a\n'=1\t'@x\"",
+        "a-b; c=d": '"a-b; c=d"',
         "=1+1": '"\'=1+1"',
         '=HYPERLINK("x")': '"\'=HYPERLINK(""x"")"',
         **{f"{first}x": f'"\'{first}x"' for first in "+-@\t\r\n＝＋－＠"},
@@ -285,6 +289,11 @@ def test_a_csv_field_of_the_page_and_of_classify(chromium: Browser) -> None:
     )
     assert found == list(fields.values())
     assert [record([value, 0]) for value in fields] == [f"{f},0\r\n" for f in fields.values()]
+    for value, separator in itertools.product(fields, ",;\t"):
+        line = record(["cat", value, value]) if isinstance(value, str) else ""
+        cells = itertools.chain(*csv.reader(line.splitlines(keepends=True), delimiter=separator))
+        runs = re.compile(r"\s*[=+\-@＝＋－＠]")
+        assert not any(map(runs.match, cells)), "A spreadsheet runs no part as a formula."
 
 
 def test_images_travel_together_in_two_requests_at_a_time(page: Browser, notes: Path) -> None:

@@ -1,10 +1,12 @@
-const FORMULA = /^[=+\-@\t\r\n＝＋－＠]/;
+const FORMULA = /(^|[;\t\r\n])(?=[ "]*[=+\-@\t\r\n＝＋－＠])/g;
 
 /**
  * The columns of `scripts.classify`: a row for each image and setup.
  *
- * A text that a spreadsheet would run as a formula gets an apostrophe in front:
- * https://owasp.org/www-community/attacks/CSV_Injection. `scripts/formats.py` has the same rule.
+ * What a spreadsheet would run as a formula gets an apostrophe in front:
+ * https://owasp.org/www-community/attacks/CSV_Injection. One that separates fields by semicolons
+ * splits all texts but a row's first, so that each part of a text is looked at.
+ * `scripts/formats.py` has the same rule.
  *
  * @param rows objects of `path`, and of `answer` or `error`, a text.
  */
@@ -29,9 +31,8 @@ export function toCsv(rows) {
     .join("");
 }
 
-/** A field: text in quotes, so that one with a semicolon stays whole where that separates. */
+/** A field: a number as it is, a text in quotes. */
 export function cell(value) {
   if (typeof value === "number") return String(value);
-  const text = String(value ?? "");
-  return `"${FORMULA.test(text) ? "'" : ""}${text.replaceAll('"', '""')}"`;
+  return `"${String(value ?? "").replace(FORMULA, "$1'").replaceAll('"', '""')}"`;
 }
