@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
+from typing import get_args
 
 import requests
 from tqdm import tqdm
@@ -18,6 +19,7 @@ from scripts.provenance import Provenance
 from scripts.rows import Body, RunError, row
 from scripts.sinks import open_sink
 from scripts.torchserve import client_of
+from visionserve.config import Language, Options
 
 Engine = Callable[[Iterator[Path]], Generator[tuple[Path, Body]]]
 
@@ -65,7 +67,9 @@ def choose(args: argparse.Namespace) -> tuple[Engine, Provenance]:
         RunError: there is no such server, or no Ray.
         OSError: the archive cannot be read.
     """
-    wanted: Provenance = {"tta": args.tta, "top_k": args.top_k, "threshold": args.threshold}
+    wanted: Provenance = {
+        option: getattr(args, option) for option in ("tta", "top_k", "threshold", "language")
+    }
     options = {option: str(value) for option, value in wanted.items() if value is not None}
     if args.engine == "server":
         client, model = connect(args)
@@ -97,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
         OSError: a list cannot be read, or the output not be written.
     """
     classify, made_with = choose(args)
-    with closing(open_sink(args.output, args.top_k, made_with, args.overwrite)) as sink:
+    top_k = args.top_k or Options().top_k
+    with closing(open_sink(args.output, top_k, made_with, args.overwrite)) as sink:
         remaining = named(args)
         kept = sink.resume(remaining)
         if kept.again:
@@ -109,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
             closing(classify(chain(kept.again, remaining))) as answers,
         ):
             for path, body in answers:
-                sink.write(row(path, body, args.top_k))
+                sink.write(row(path, body, top_k))
                 rows, errors = rows + 1, errors + ("error" in body)
                 bar.update()
         if rows == 0:
@@ -134,8 +139,9 @@ def main() -> int:
     )
     parser.add_argument("--overwrite", action="store_true", help="begin the output anew")
     parser.add_argument("--tta", help="views of each image (the archive's default)")
-    parser.add_argument("--top-k", type=int, default=3, help="predictions per image (3)")
+    parser.add_argument("--top-k", type=positive, help="predictions per image (3 at most)")
     parser.add_argument("--threshold", help="probability of a confident answer (the archive's)")
+    parser.add_argument("--language", choices=get_args(Language), help="of the labels (en)")
     parser.add_argument("--concurrency", type=positive, default=4, help="requests or actors (4)")
     parser.add_argument("--engine", choices=("server", "ray"), default="server")
     server = parser.add_argument_group("the server engine")

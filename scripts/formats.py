@@ -28,7 +28,7 @@ class Table:
         if row["error"]:
             text = f"error: {row['error']}"
         else:
-            ranks = range(1, self._top_k + 1)
+            ranks = [k for k in range(1, self._top_k + 1) if row[f"label_{k}"] is not None]
             text = ", ".join(f"{row[f'label_{k}']} {row[f'probability_{k}']:.1%}" for k in ranks)
             text += "" if row["confident"] else " (a guess)"
         return f"{_fitted(_printable(str(row['path'])))}  {_printable(text)}\n"

@@ -51,6 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=help_)
         command.add_argument("archive" if name == "register" else "model")
+        if name == "describe":
+            command.add_argument(
+                "--card", action="store_true", help="show the archive's model card instead"
+            )
         if name == "scale":
             command.add_argument("minimum", type=_count)
             command.add_argument("maximum", type=_count, nargs="?", help="(the minimum)")
@@ -81,7 +85,8 @@ def _run(args: argparse.Namespace, server: TorchServe) -> str:
         case "list":
             return "\n".join(listing(client)) or "No model is registered."
         case "describe":
-            return json.dumps(client.describe(args.model), indent=2)
+            shown = client.card(args.model) if args.card else client.describe(args.model)
+            return json.dumps(shown, indent=2, ensure_ascii=False)
         case "scale":
             client.scale(args.model, args.minimum, args.maximum, args.version)
             version = args.version or client.default_version(args.model)

@@ -42,7 +42,7 @@ def row(path: Path, body: Body, top_k: int) -> Row:
         path: the image, as the user named it.
         body: the JSON object that answers it: an answer, or `{"error": ...}`, which becomes
             ``code: message`` in the column `error`.
-        top_k: number of predictions, as sent in the request.
+        top_k: number of predictions in a row; a model of fewer classes leaves some empty.
 
     Raises:
         RunError: an option is refused, and so would be every other image.
@@ -55,8 +55,10 @@ def row(path: Path, body: Body, top_k: int) -> Row:
             raise RunError(f"{code}: {message}")
         values["error"] = f"{code}: {message}"
         return values
-    for rank, prediction in enumerate(body["predictions"], 1):
-        values |= {f"{key}_{rank}": prediction[key] for key in PREDICTION}
+    for rank, prediction in enumerate(body["predictions"][:top_k], 1):
+        # A prediction has a name where another language than the labels' was asked for.
+        shown = prediction | {"label": prediction.get("name", prediction["label"])}
+        values |= {f"{key}_{rank}": shown[key] for key in PREDICTION}
     return values | {key: body[key] for key in ("model", "version", "tta", "confident")}
 
 

@@ -146,6 +146,12 @@ def test_rows_of_other_images_are_left_alone(
     assert output.read_bytes() == before
 
 
+def test_labels_in_another_language(folder: Path, target: list[str]) -> None:
+    cat, cup = (folder / "b" / "cat.PNG", folder / "z.png")
+    done = run(cat, cup, *target, "--tta", "none", "--language", "zh")
+    assert [row["label_1"] for row in read_csv(done.stdout)] == ["虎纹猫", "意式浓缩咖啡"]
+
+
 def test_json_lines(folder: Path, target: list[str], tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
     run(folder, *target, "--output", output)

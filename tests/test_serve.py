@@ -1,5 +1,7 @@
 """The life of a server: who answers, what stands in its way, and what is left of it."""
 
+import csv
+import io
 import os
 import shutil
 import socket
@@ -88,6 +90,27 @@ def test_a_model_of_two_classes_answers_by_its_name(local: TorchServe) -> None:
         f"{local.client.inference}/predictions/mountains", headers={"Accept": "text/html"}
     )
     assert "&quot;top_k&quot;: 2" in page.text or '"top_k": 2' in page.text
+
+
+def test_two_classes_are_classified_into_rows_of_three(local: TorchServe, tmp_path: Path) -> None:
+    """`classify` asks for no more predictions than the model has by default."""
+    image = tmp_path / "cat.png"
+    image.write_bytes(CAT)
+    (answered,) = local.client.predict("mountains", CAT).json()["predictions"][:1]
+    arguments = ["--server", local.client.inference, "--model", "mountains"]
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.classify", str(image), *arguments],
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = csv.DictReader(io.StringIO(done.stdout))
+    assert (row["label_1"], row["probability_1"]) == (
+        answered["label"],
+        str(answered["probability"]),
+    )
+    assert row["label_2"] and row["label_3"] == row["error"] == ""
 
 
 def test_one_archive_under_two_names_answers_with_each(local: TorchServe) -> None:
