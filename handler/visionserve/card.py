@@ -22,8 +22,7 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
     """
     classes = len(metadata.categories)
     options: dict[str, dict[str, Any]] = Options.model_json_schema()["properties"]
-    defaults = config.defaults.model_dump()
-    defaults["top_k"] = min(defaults["top_k"], classes)
+    defaults = config.defaults.within(classes).model_dump()
     options["top_k"]["maximum"] = classes
     if not metadata.dense:
         options["tta"]["enum"].remove("dense")

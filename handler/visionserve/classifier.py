@@ -72,8 +72,7 @@ class Classifier:
         self._config = config
         self._version = version
         self._name = name or metadata.architecture
-        most = min(config.defaults.top_k, len(metadata.categories))
-        self.defaults = config.defaults.model_copy(update={"top_k": most})
+        self.defaults = config.defaults.within(len(metadata.categories))
         described = "".join(
             [metadata.model_dump_json(), config.model_dump_json(), version, self._name, files]
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from visionserve.config import ModelConfig
+from visionserve.metadata import Metadata
 
 WEB = Path(__file__).with_name("web")
 STYLE = '<link rel="stylesheet" href="style.css">'
@@ -75,11 +76,12 @@ def describe(directory: Path) -> dict[str, Any]:
     """
     manifest = json.loads((directory / "MAR-INF" / "MANIFEST.json").read_bytes())["model"]
     config = ModelConfig.load(directory / manifest["configFile"]).handler
+    classes = len(Metadata.load(directory).categories)
     return {
         "model": manifest["modelName"],
         "version": manifest.get("modelVersion", ""),
         "runtime": f"{config.runtime} {config.precision}",
-        "defaults": config.defaults.model_dump(),
+        "defaults": config.defaults.within(classes).model_dump(),
         "max_image_bytes": config.max_image_bytes,
         "max_images": config.max_images,
     }
