@@ -50,9 +50,8 @@ class VisionHandler:
         version = context.manifest["model"].get("modelVersion", "")
         gpu_id, name = context.system_properties.get("gpu_id"), context.model_name
         self._classifier = Classifier.from_archive(directory, config, gpu_id, version, name)
-        defaults = self._classifier.defaults
-        self._config = config.handler.model_copy(update={"defaults": defaults})
-        self._deadline = config.deadline
+        known = {"defaults": self._classifier.defaults, "deadline_seconds": config.deadline}
+        self._config = config.handler.model_copy(update=known)
         self._max_response_size = frontend.max_response_size()
         self._telemetry = Telemetry(
             context.metrics, context.model_name, version, self._config.slow_request_ms / 1000
@@ -74,7 +73,7 @@ class VisionHandler:
         requests = [self._read(row, context, index) for index, row in enumerate(rows)]
         items = [self._items(request) for request in requests]
         sound = [item for of_request in items for item in of_request if isinstance(item, Item)]
-        outcomes = iter(self._classifier.classify(sound, started + self._deadline))
+        outcomes = iter(self._classifier.classify(sound, started + self._config.deadline_seconds))
         responses = []
         for index, (request, of_request) in enumerate(zip(requests, items, strict=True)):
             if request is None:

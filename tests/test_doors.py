@@ -250,5 +250,11 @@ def test_a_model_describes_itself(client: Client) -> None:
     top_k = found["options"]["top_k"]
     assert (top_k["default"], top_k["minimum"], top_k["maximum"]) == (3, 1, 1000)
     assert found["options"]["tta"]["enum"] == list(get_args(TTA))
-    assert found["limits"]["max_image_bytes"] == 5 * 1024 * 1024
+    assert found["limits"] == {
+        "max_image_bytes": 5 * 1024 * 1024,
+        "max_image_pixels": 24_000_000,
+        "max_images": 32,
+        "max_work": 2_400_000_000,
+        "deadline_seconds": 8,
+    }
     assert found["proof"]["agreement"] == 1 and found["proof"]["views"] > 0

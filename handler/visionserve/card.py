@@ -5,6 +5,8 @@ from typing import Any, get_args
 from visionserve.config import HandlerConfig, Language, Options
 from visionserve.metadata import Metadata
 
+LIMITS = ("max_", "deadline_")
+
 
 def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> dict[str, Any]:
     """Describe a model for those who call it.
@@ -41,7 +43,7 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
         "classes": classes,
         "languages": languages,
         "options": {name: schema | {"default": defaults[name]} for name, schema in options.items()},
-        "limits": {key: value for key, value in config if key.startswith("max_")},
+        "limits": {key: value for key, value in config if key.startswith(LIMITS)},
         "temperatures": metadata.temperatures,
         "proof": metadata.proof and metadata.proof.model_dump(),
     }

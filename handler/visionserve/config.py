@@ -116,7 +116,7 @@ class ModelConfig(Strict):
     minWorkers: Positive = 1  # noqa: N815
     maxWorkers: Positive = 1  # noqa: N815
     batchSize: Positive = 1  # noqa: N815
-    maxBatchDelay: int = Field(default=0, ge=0)  # noqa: N815
+    maxBatchDelay: Positive = 1  # noqa: N815
     responseTimeout: Positive = 30  # noqa: N815
     startupTimeout: Positive = 120  # noqa: N815
     jobQueueSize: Positive = 100  # noqa: N815
