@@ -192,7 +192,6 @@ class ConstantService(Queue):
         lengths = np.arange(last + 1)
         # Row j, column k: the probability of length j after length k.
         moves = stats.poisson.pmf(workers + lengths[:, None] - lengths, load)
-        moves[0] = stats.poisson.cdf(workers - lengths, load)
         beyond = ratio ** np.arange(1, workers + 1)
         for length in range(max(1, last - workers + 1), last + 1):
             above = np.arange(1, workers + length - last + 1)
