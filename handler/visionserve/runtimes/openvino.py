@@ -1,6 +1,8 @@
 """OpenVINO on a CPU."""
 
+import ctypes
 import os
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,11 @@ from openvino import opset13 as opset
 # 5000, the plugin's default, take hundreds of megabytes where images differ in size.
 KERNELS = 128
 
+# Buffers from this size on go back to the system when they are freed. By default glibc raises the
+# bound to the largest buffer freed so far, so that a large image leaves the heap in pieces.
+LARGE_BUFFER = 1_000_000
+M_MMAP_THRESHOLD = -3
+
 
 class OpenVINORuntime:
     """A compiled OpenVINO IR and its one inference request.
@@ -36,16 +43,30 @@ class OpenVINORuntime:
     def __init__(self, artifact: Path, threads: int) -> None:
         self._artifact = artifact
         self._threads = threads
+        self._smallest = sys.maxsize
+        _return_large_buffers()
         self._request = self._compile(openvino.Core().read_model(artifact))
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Classify a batch; see `visionserve.runtimes.Runtime`."""
         views = np.split(pixels, len(pixels))
-        return np.concatenate([self._request.infer(v, share_inputs=True)[0].copy() for v in views])
+        return np.concatenate([self._infer(self._request, view) for view in views])
 
     def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map a batch; see `visionserve.runtimes.Runtime`."""
-        return np.array(self._mapping_request.infer(pixels, share_inputs=True)[0])
+        return self._infer(self._mapping_request, pixels)
+
+    def _infer(self, request: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Run a forward pass, and give back the memory of one that is larger than the smallest.
+
+        OpenVINO keeps the activations of its largest pass, 50 MB of a `dense` one with a side of
+        1,024 pixels. The smallest pass is that of a crop.
+        """
+        found: NDArray[np.float32] = request.infer(pixels, share_inputs=True)[0].copy()
+        self._smallest = min(self._smallest, pixels.size)
+        if pixels.size > self._smallest:
+            request.get_compiled_model().release_memory()
+        return found
 
     @cached_property
     def _mapping_request(self) -> Any:
@@ -66,6 +87,13 @@ class OpenVINORuntime:
             },
         )
         return compiled.create_infer_request()
+
+
+def _return_large_buffers() -> None:
+    """Set the bound where the C library has one, as glibc does."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE_BUFFER)
 
 
 def with_contributions(model: openvino.Model) -> openvino.Model:
