@@ -45,6 +45,7 @@ CONDITIONS: dict[tuple[str, str], nn.Module] = {
 }
 REFERENCE: TTA = "five_crop"
 QUICK = 4
+LEAST = 2
 
 Found = NDArray[np.float64]
 
@@ -155,6 +156,9 @@ def measure(
 
     Returns:
         What was measured of the photographs that are done.
+
+    Raises:
+        ValueError: fewer than two are.
     """
     tasks = [(path, label, seed, every) for seed, (path, label) in enumerate(photographs)]
     random.Random(0).shuffle(tasks)
@@ -166,6 +170,8 @@ def measure(
             found.extend(bar)
         except KeyboardInterrupt:
             print(f"Interrupted after {len(found)} photographs.", file=sys.stderr)
+    if len(found) < LEAST:
+        raise ValueError(f"An interval takes {LEAST} photographs, and {len(found)} are done.")
     of_modes = np.stack(found, axis=1)
     return {
         mode: Measured(of_mode[..., 0], of_mode[..., 1])
@@ -222,13 +228,16 @@ def described_as(measured: Mapping[TTA, Measured]) -> str:
 
 def record(measured: Mapping[TTA, Measured]) -> dict[TTA, Any]:
     """Return all figures, shares between 0 and 1, intervals of 95 %, ready for JSON."""
-    reference = measured.get(REFERENCE)
     return {
         mode: {
             "milliseconds": found.milliseconds,
             "clean": dataclasses.asdict(found.clean),
             "corrupted": dataclasses.asdict(found.corrupted),
-            f"over {REFERENCE}": dataclasses.asdict(found.over(reference)) if reference else None,
+            "over": {
+                other: dataclasses.asdict(found.over(reference))
+                for other, reference in measured.items()
+                if other != mode
+            },
             "conditions": {
                 " ".join(condition).strip(): float(np.nanmean(right))
                 for condition, right in zip(CONDITIONS, found.right.T, strict=True)
@@ -306,7 +315,7 @@ def draw(measured: Mapping[TTA, Measured], about: str, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("Top-1, %, with 95 % confidence intervals")
     axes.set_title(about, fontsize="small")
-    axes.legend(loc="lower left", fontsize="small")
+    figure.legend(loc="outside lower center", ncols=len(measured), fontsize="small")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

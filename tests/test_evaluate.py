@@ -93,7 +93,7 @@ def test_a_mode_is_summed_up_over_its_conditions() -> None:
     none = found["none"]
     assert none["milliseconds"] == pytest.approx(10)
     assert none["clean"]["value"] == 1 and none["corrupted"]["value"] == pytest.approx(39 / 40)
-    assert none["over five_crop"]["value"] == pytest.approx(-1 / 40)
+    assert none["over"]["five_crop"]["value"] == pytest.approx(-1 / 40)
     assert none["conditions"]["noise severe"] == 0.5 and none["conditions"]["noise mild"] == 1
     assert found["five_crop"]["corrupted"] == {"value": 1, "low": 1, "high": 1}
 
