@@ -102,6 +102,9 @@ class Browser:
     def one(self, selector: str) -> WebElement:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
 
+    def all(self, selector: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
     def texts(self, selector: str) -> list[str]:
         """The visible texts of the elements, in order."""
         found: list[str] = self.run(

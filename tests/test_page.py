@@ -1,6 +1,7 @@
 import base64
 import csv
 import gzip
+import io
 import itertools
 import json
 import os
@@ -8,14 +9,19 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from graphlib import CycleError
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
+import torch
 from PIL import Image
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
+from scripts.build import Recipe, build
 from scripts.client import Client
 from scripts.formats import record
 from scripts.photos import greeting, packaged
@@ -24,6 +30,7 @@ from scripts.rows import columns
 from scripts.torchserve import TorchServe
 from tests.browser import Browser
 from tests.conftest import RANDOM, REAL, site_of, spend
+from visionserve.models import MODELS
 from visionserve.page import WEB, Page, bundle
 
 CAT = greeting()
@@ -177,6 +184,14 @@ def test_unreachable_server_is_asked_again(page: Browser, notes: Path, tmp_path:
 
 
 def test_dead_server_is_told_at_once_and_mended_by_one_click(page: Browser) -> None:
+    page.run(
+        """window.pauses = [];
+           const wait = setTimeout;
+           window.setTimeout = (action, pause) => {
+             if (pause > 300) pauses.push(pause);
+             return wait(action, pause / 10);
+           }"""
+    )
     page.offline(True)
     page.pick(CAT, *packaged()[2:7])
     page.settle(6)
@@ -184,6 +199,8 @@ def test_dead_server_is_told_at_once_and_mended_by_one_click(page: Browser) -> N
         "The server cannot be reached. Ch"[:31]
     }
     assert len(page.console()) <= 14, "Those that waited fail with the first, unasked."
+    patience = page.run("return pauses.reduce((sum, pause) => sum + pause, 0)")
+    assert patience > 2 * 15_000, "Two requests, each tried again for longer than a restart takes."
     assert page.run("return document.querySelector('.retry').ariaLabel") == "Retry: chelsea.png"
     page.offline(False)
     page.one("#retry-failed").click()
@@ -371,11 +388,108 @@ def test_languages(page: Browser, client: Client, notes: Path) -> None:
     assert "五次裁剪" in page.text(".details")
     assert page.console() == ["415"]
     assert page.faults() == []
+    chinese = client.predict(REAL, CAT.read_bytes(), language="zh").json()["predictions"]
+    assert page.texts(".label") == [entry["name"] for entry in chinese]
+    page.one("#counts summary").click()
+    assert page.texts("#counts button")[0].startswith("埃及猫")
+    page.one("#counts button").click()
+    assert page.text("#shown") == "显示 1/2：埃及猫。"
+    assert saved_csv(page)[1][1] == "Egyptian cat"
+    assert page.run("return performance.getEntriesByType('resource').length") == 2
+    page.one("#show-all").click()
+    page.one("#language").click()
+    page.until(lambda: page.texts(".label") == [entry["label"] for entry in chinese])
+    page.one("#language").click()
 
     page.driver.refresh()
     assert page.text("h1") == "图片里是什么？"
     page.one("#language").click()
     assert page.text("h1") == "What is in the picture?"
+
+
+def test_where_the_model_looked(page: Browser, client: Client, tmp_path: Path) -> None:
+    """A cat on a plain, wide picture that the camera stored turned."""
+    with Image.open(CAT) as cat:
+        wide = Image.new("RGB", (1000, 400), (128, 128, 128))
+        wide.paste(cat.resize((400, 400)), (600, 0))
+    path = tmp_path / "wide.jpg"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    wide.transpose(Image.Transpose.ROTATE_90).save(path, quality=95, exif=turned)
+    Select(page.one("#tta")).select_by_value("dense")
+    page.pick(path)
+    page.settle()
+    assert page.texts("canvas, .label input") == []
+    page.one(".where").click()
+    page.until(lambda: page.texts("canvas"))
+    drawn = canvas(page)
+    assert drawn.size == (640, 256)
+    heat = 2 * np.asarray(drawn, float) - np.asarray(wide.resize(drawn.size), float)
+    red = heat[..., 0].reshape(8, 32, 20, 32).mean((1, 3))
+    assert np.unravel_index(red.argmax(), red.shape)[1] >= 12, "The hottest place is on the cat."
+    assert red[:, :8].mean() < red[:, 12:].mean() / 2
+    reference = requests.post(
+        f"{client.inference}/explanations/{REAL}",
+        path.read_bytes(),
+        headers={"Content-Type": "image/jpeg", "Accept": "image/png", "X-Classify-TTA": "dense"}
+        | client.token("inference"),
+        timeout=60,
+    )
+    with Image.open(io.BytesIO(reference.content)) as image:
+        theirs = np.asarray(image.convert("RGB").resize(drawn.size), float)
+    assert np.abs(theirs - np.asarray(drawn, float)).mean() < 4, "As the server draws it."
+    assert page.faults() == []
+
+    names = page.texts(".label")
+    assert told(page, names[0])
+    page.one(".where").send_keys(Keys.SHIFT, Keys.TAB)
+    for name in names[1:]:
+        page.driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+        page.until(partial(told, page, name))
+        assert page.driver.switch_to.active_element.accessible_name == name
+        before, drawn = drawn, canvas(page)
+        assert before.tobytes() != drawn.tobytes()
+    assert page.run("return performance.getEntriesByType('resource').length") == 2
+    page.one(".where").click()
+    assert page.texts("canvas, .label input, .where-note") == []
+
+
+def told(page: Browser, name: str) -> bool:
+    return f"“{name}”" in page.text(".where-note")
+
+
+def canvas(page: Browser) -> Image.Image:
+    """What the map's canvas shows."""
+    data = page.run("return document.querySelector('.picture canvas').toDataURL()")
+    return Image.open(io.BytesIO(base64.b64decode(data.split(",")[1]))).convert("RGB")
+
+
+def test_two_classes_with_long_names(
+    page: Browser, server: TorchServe, client: Client, pytorch_config: Path, tmp_path: Path
+) -> None:
+    weights, labels = tmp_path / "weights.pt", tmp_path / "labels.txt"
+    torch.save(MODELS["resnet18"].build(2).state_dict(), weights)
+    labels.write_text("alp, high mountain\nvalley, vale\n")
+    build(Recipe("resnet18", "land", "1.0", pytorch_config, weights, labels), server.store)
+    server.register("land.mar", workers=1)
+    try:
+        show(page, client, "land")
+        page.pick(CAT)
+        page.settle()
+        answer = client.predict("land", CAT.read_bytes()).json()
+        whole = [entry["label"] for entry in answer["predictions"]]
+        assert page.texts(".label") == [label.split(",")[0] for label in whole]
+        assert [one.get_attribute("title") for one in page.all(".label")] == whole
+        assert page.texts(".percent") == [f"{p['probability']:.1%}" for p in answer["predictions"]]
+        head, row = saved_csv(page)
+        assert head == list(columns(2))
+        assert row[1] == whole[0]
+        page.one(".where").click()
+        page.until(lambda: page.texts("canvas"))
+        assert len(page.texts(".label input")) == 2
+        assert page.faults() == []
+    finally:
+        client.unregister("land")
 
 
 def test_the_browser_s_language_comes_first(page: Browser) -> None:

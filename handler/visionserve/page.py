@@ -9,6 +9,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from visionserve import metadata
 from visionserve.config import ModelConfig
 from visionserve.metadata import Metadata
 
@@ -69,12 +70,13 @@ def describe(directory: Path) -> dict[str, Any]:
 
     Returns:
         `model` and `version`; `runtime`; `defaults`, the options of a request that names none;
-        `max_image_bytes` and `max_images`.
+        `max_image_bytes` and `max_images`; `explains`, whether its answers can be explained.
 
     Raises:
         OSError, KeyError, ValueError: it is not an archive of this handler.
     """
     manifest = json.loads((directory / "MAR-INF" / "MANIFEST.json").read_bytes())["model"]
+    described = json.loads((directory / metadata.FILE).read_bytes())
     config = ModelConfig.load(directory / manifest["configFile"]).handler
     classes = len(Metadata.load(directory).categories)
     return {
@@ -84,6 +86,7 @@ def describe(directory: Path) -> dict[str, Any]:
         "defaults": config.defaults.within(classes).model_dump(),
         "max_image_bytes": config.max_image_bytes,
         "max_images": config.max_images,
+        "explains": described.get("explains", True),
     }
 
 

@@ -1,5 +1,5 @@
 import { isDisagreement } from "./comparison.js";
-import { t } from "./language.js";
+import { compareTexts, shortName, t, wholeName } from "./language.js";
 import { clone } from "./template.js";
 
 const MOST_LABELS = 12;
@@ -19,12 +19,11 @@ const KINDS = {
   disagreement: isDisagreement,
 };
 
-/** How cards are ordered; those without an answer come last. */
+/** How cards that have a best prediction are ordered. */
 const ORDERS = {
-  added: (picture) => picture.id,
-  unsure: (picture, [setup]) => picture.answer(setup)?.predictions[0].probability ?? 2,
-  sure: (picture, [setup]) => -(picture.answer(setup)?.predictions[0].probability ?? -1),
-  label: (picture, [setup]) => picture.label(setup) ?? "\uffff",
+  unsure: (one, other) => one.probability - other.probability,
+  sure: (one, other) => other.probability - one.probability,
+  label: (one, other) => compareTexts(shortName(one), shortName(other)),
 };
 
 /** Call back at each change of what is to be shown, or in which order. */
@@ -60,12 +59,13 @@ export function isShown(picture, setups) {
   return KINDS[show.value](picture, setups);
 }
 
-/** The pictures in the order that was chosen. */
-export function arrange(pictures, setups) {
-  const rank = ORDERS[sort.value];
-  const ranked = pictures.map((picture) => [rank(picture, setups), picture]);
-  ranked.sort(([one], [other]) => (one < other ? -1 : one > other ? 1 : 0));
-  return ranked.map(([, picture]) => picture);
+/** The pictures in the order that was chosen; those without an answer come last. */
+export function arrange(pictures, [setup]) {
+  if (!isSorted()) return pictures;
+  const order = ORDERS[sort.value];
+  const answered = pictures.filter((picture) => picture.best(setup));
+  answered.sort((one, other) => order(one.best(setup), other.best(setup)));
+  return [...answered, ...pictures.filter((picture) => !picture.best(setup))];
 }
 
 /** Say how many are shown, and count the labels of the first setup. */
@@ -74,30 +74,35 @@ export function renderArrangement(pictures, setups, shown) {
   disagreement.hidden = setups.length < 2;
   const isPart = shown < pictures.length || label !== null;
   document.getElementById("part").hidden = !isPart;
-  const part = { shown, total: pictures.length, label };
+  const best = pictures.map((picture) => picture.best(setups[0])).filter(Boolean);
+  const chosen = best.find((prediction) => prediction.label === label);
+  const part = { shown, total: pictures.length, label: chosen ? shortName(chosen) : label };
   document.getElementById("shown").textContent = t(label === null ? "shown" : "shownOf", part);
-  renderCounts(pictures, setups[0]);
+  renderCounts(best);
 }
 
-function renderCounts(pictures, setup) {
+/** @param best the best prediction of each picture that has one. */
+function renderCounts(best) {
   const numbers = new Map();
-  for (const picture of pictures) {
-    const name = picture.label(setup);
-    if (name !== undefined) numbers.set(name, (numbers.get(name) ?? 0) + 1);
+  for (const prediction of best) {
+    const { count = 0 } = numbers.get(prediction.label) ?? {};
+    numbers.set(prediction.label, { prediction, count: count + 1 });
   }
   counts.hidden = numbers.size === 0;
-  const all = [...numbers].sort(([, one], [, other]) => other - one);
-  const chosen = all.filter(([name], index) => index < MOST_LABELS || name === label);
+  const all = [...numbers.values()].sort((one, other) => other.count - one.count);
+  const isListed = ({ prediction }, index) => index < MOST_LABELS || prediction.label === label;
+  const chosen = all.filter(isListed);
   while (listOfCounts.childElementCount > chosen.length) listOfCounts.lastElementChild.remove();
   while (listOfCounts.childElementCount < chosen.length) listOfCounts.append(clone("count"));
-  chosen.forEach(([name, count], index) => {
+  chosen.forEach(({ prediction, count }, index) => {
     const button = listOfCounts.children[index].firstElementChild;
     const [text, figure, track] = button.children;
-    button.value = name;
-    button.ariaPressed = String(name === label);
-    text.textContent = name;
+    button.value = prediction.label;
+    button.title = wholeName(prediction);
+    button.ariaPressed = String(prediction.label === label);
+    text.textContent = shortName(prediction);
     figure.textContent = count;
-    track.firstElementChild.style.width = `${(100 * count) / chosen[0][1]}%`;
+    track.firstElementChild.style.width = `${(100 * count) / chosen[0].count}%`;
   });
   const left = all.length - chosen.length;
   document.getElementById("more-labels").textContent = left ? t("moreLabels", { count: left }) : "";

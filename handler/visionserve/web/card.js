@@ -1,8 +1,9 @@
 import { Column, warning } from "./column.js";
 import { isDisagreement } from "./comparison.js";
 import { factsOf } from "./facts.js";
-import { megabytes, percent, t } from "./language.js";
+import { megabytes, percent, shortName, t } from "./language.js";
 import { clone, say } from "./template.js";
+import { Where } from "./where.js";
 
 /** One image on the page: its picture and a column for each setup. */
 export class Card {
@@ -17,7 +18,12 @@ export class Card {
     const { picture, setups } = this;
     const isCompared = setups.length > 1;
     this.haveColumns();
-    for (const column of this.columns) column.render(isCompared);
+    if (this.where && !this.explainable.includes(this.where.setup)) this.hideWhere();
+    for (const column of this.columns) {
+      column.render(isCompared);
+      column.offer(this.where);
+    }
+    this.where?.render();
     const failures = setups.map((setup) => picture.failure(setup)).filter(Boolean);
     const isDone = setups.every((setup) => picture.isSettled(setup));
     const isAnswered = setups.some((setup) => picture.answer(setup));
@@ -27,8 +33,40 @@ export class Card {
     this.say("disagreement", isDisagreement(picture, setups) ? t("disagreement") : "");
     this.button("retry", isDone && failures.some(({ retryable }) => retryable));
     this.button("shrink", isDone && picture.canShrink && failures.some(({ shrinkable }) => shrinkable));
+    this.button("where", this.explainable.length > 0);
+    this.part("where").ariaPressed = String(Boolean(this.where));
     this.button("copy-json", isAnswered);
     this.button("copy-curl", isAnswered);
+  }
+
+  /** The setups whose answers can be explained, while the image is at hand and can be shown. */
+  get explainable() {
+    const { picture, setups } = this;
+    if (!picture.file || picture.thumbnail === null) return [];
+    return setups.filter((setup) => picture.answer(setup) && factsOf(setup).explains);
+  }
+
+  /** Lay over the photograph where the model looked, or take that away. */
+  toggleWhere() {
+    if (this.where) this.hideWhere();
+    else {
+      const [setup] = this.explainable;
+      this.where = new Where(this.picture, setup, this.part("where-note"), () => this.showMap());
+    }
+    this.render();
+  }
+
+  showMap() {
+    if (!this.where) return;
+    this.part("picture").append(this.where.canvas);
+    this.element.classList.add("explained");
+  }
+
+  hideWhere() {
+    this.where.end();
+    this.where.canvas.remove();
+    this.where = undefined;
+    this.element.classList.remove("explained");
   }
 
   /** One for each setup. */
@@ -46,8 +84,8 @@ export class Card {
       const failure = picture.failure(setup);
       if (failure) return failure.explain(factsOf(setup).max_image_bytes);
       const { predictions, confident } = picture.answer(setup);
-      const [{ label, probability }] = predictions;
-      return `${label}, ${percent(probability)}.${confident ? "" : ` ${warning(setup)}`}`;
+      const [best] = predictions;
+      return `${shortName(best)}, ${percent(best.probability)}.${confident ? "" : ` ${warning(setup)}`}`;
     });
     return `${picture.name}: ${said.join(" ")}`;
   }
@@ -62,9 +100,15 @@ export class Card {
       image.alt = "";
       image.decoding = "async";
       image.src = this.url = URL.createObjectURL(blob);
-      image.addEventListener("error", () => this.part("picture").replaceChildren(placeholder()));
-      this.part("picture").replaceChildren(image);
-    } else this.part("picture").replaceChildren(placeholder());
+      image.addEventListener("error", () => this.place(placeholder()));
+      this.place(image);
+    } else this.place(placeholder());
+  }
+
+  /** Put the picture in its place, under a map that lies there. */
+  place(shown) {
+    const map = this.element.classList.contains("explained") ? [this.where.canvas] : [];
+    this.part("picture").replaceChildren(shown, ...map);
   }
 
   /** Hand back what the browser holds for the view. */

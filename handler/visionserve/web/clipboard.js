@@ -1,13 +1,19 @@
 import { endpoint } from "./facts.js";
+import { NAMED, isNamed } from "./language.js";
 import { token } from "./token.js";
 
-/** The answers of an image as the server gave them, one alone or a list. */
+/** The answers of an image as the server gives them in the person's language, one or a list. */
 export function asJson(picture, setups) {
   const answers = setups
     .map((setup) => picture.answer(setup))
     .filter(Boolean)
-    .map(({ milliseconds, together, ...answer }) => answer);
+    .map(({ milliseconds, together, ...answer }) => (isNamed() ? answer : inEnglish(answer)));
   return JSON.stringify(answers.length === 1 ? answers[0] : answers, null, 2);
+}
+
+/** An answer without what is in the other language. */
+function inEnglish({ warning, predictions, ...answer }) {
+  return { ...answer, predictions: predictions.map(({ name, ...prediction }) => prediction) };
 }
 
 /** The commands that ask the same, one a line. A token is named, never shown. */
@@ -16,9 +22,10 @@ export function asCurl(picture, setups) {
   return setups
     .map((setup) => {
       const authorization = token() ? `-H "Authorization: Bearer $TOKEN" ` : "";
+      const language = isNamed() ? `-H 'X-Classify-Language: ${NAMED}' ` : "";
       const headers = `-H 'Content-Type: application/octet-stream' -H 'X-Classify-TTA: ${setup.tta}'`;
       const address = quote(location.origin + endpoint(setup));
-      return `curl ${authorization}${headers} --data-binary @${quote(file)} ${address}`;
+      return `curl ${authorization}${language}${headers} --data-binary @${quote(file)} ${address}`;
     })
     .join("\n");
 }

@@ -1,5 +1,5 @@
 import { factsOf } from "./facts.js";
-import { number, percent, t } from "./language.js";
+import { number, percent, shortName, t, wholeName } from "./language.js";
 import { setupName } from "./setups.js";
 import { clone, say } from "./template.js";
 
@@ -23,6 +23,27 @@ export class Column {
     if (!answer && !failure) this.part("state").lastElementChild.textContent = t(`state.${name}`);
     this.part("predictions").hidden = Boolean(failure);
     if (!failure) this.bars(answer?.predictions ?? Array(factsOf(setup).defaults.top_k).fill(null));
+  }
+
+  /**
+   * Let a person choose which prediction is explained.
+   *
+   * @param where see `Where`; undefined where none is to be.
+   */
+  offer(where) {
+    const { picture, setup } = this;
+    const isOffered = where && picture.answer(setup) && factsOf(setup).explains;
+    [...this.part("predictions").children].forEach(({ firstElementChild: label }, rank) => {
+      let radio = label.querySelector("input");
+      if (!isOffered) return radio?.remove();
+      if (!radio) {
+        radio = document.createElement("input");
+        Object.assign(radio, { type: "radio", name: `where-${picture.id}` });
+        radio.addEventListener("change", () => where.show(setup, rank));
+        label.prepend(radio);
+      }
+      radio.checked = where.isOf(setup, rank);
+    });
   }
 
   bars(predictions) {
@@ -59,7 +80,9 @@ function details({ model, version, tta, milliseconds, together, cached }) {
 function bar(element, prediction) {
   const [label, share, track] = element.children;
   element.classList.toggle("skeleton", prediction === null);
-  label.textContent = prediction?.label ?? "";
+  label.lastElementChild.textContent = prediction ? shortName(prediction) : "";
+  const whole = prediction ? wholeName(prediction) : "";
+  if (label.title !== whole) label.title = whole;
   share.textContent = prediction ? percent(prediction.probability) : "";
   track.firstElementChild.style.width = prediction ? `${100 * prediction.probability}%` : "";
 }

@@ -11,7 +11,7 @@ const FORMULA = /(^|[;\t\r\n])(?=[ "]*[=+\-@\t\r\n＝＋－＠])/g;
  * @param rows objects of `path`, and of `answer` or `error`, a text.
  */
 export function toCsv(rows) {
-  const count = Math.max(3, ...rows.map(({ answer }) => answer?.predictions?.length ?? 0));
+  const count = Math.max(0, ...rows.map(({ answer }) => answer?.predictions?.length ?? 0)) || 3;
   const ranks = Array.from({ length: count }, (_, index) => index);
   const head = ranks.flatMap((rank) =>
     ["label", "class_id", "probability"].map((name) => `${name}_${rank + 1}`),

@@ -43,6 +43,29 @@ export function megabytes(bytes) {
   return number(bytes / 2 ** 20, "megabyte");
 }
 
+/** The name that the server gives beside a label is in this language; the label is in English. */
+export const NAMED = "zh";
+
+/** Whether that is the person's language. */
+export function isNamed() {
+  return language === languages[NAMED];
+}
+
+/** What people call a prediction's class, with all of its synonyms, in the person's language. */
+export function wholeName({ label, name }) {
+  return isNamed() ? (name ?? label) : label;
+}
+
+/** The first of its synonyms: of "tench, Tinca tinca" the tench. */
+export function shortName(prediction) {
+  return wholeName(prediction).split(", ")[0];
+}
+
+/** Compare texts as a dictionary of the person's language orders them; for `sort`. */
+export function compareTexts(one, other) {
+  return one.localeCompare(other, language.tag);
+}
+
 /** Fill in the texts and labels below an element that have one in the person's language. */
 export function translate(root) {
   for (const element of root.querySelectorAll("[data-text]")) {

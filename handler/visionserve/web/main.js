@@ -137,6 +137,7 @@ function makeThumbnail(card, isSeen) {
     picture.thumbnail = thumbnail;
     keep(picture);
     view(card);
+    if (thumbnail === null) draw(card);
   };
   if (isWanted()) shrinkForView(picture.data, isWanted, onDone, isSeen);
 }
@@ -230,6 +231,7 @@ function download() {
 }
 
 const ACTIONS = {
+  where: (picture) => cards.get(picture).toggleWhere(),
   retry: (picture) => tryAgain([picture], retry),
   shrink: (picture) => tryAgain([picture], shrink),
   "copy-json": (picture) => copyText(asJson(picture, shownSetups)),

@@ -62,8 +62,13 @@ export class Picture {
     return Boolean(this.answer(setup) ?? this.failure(setup));
   }
 
-  /** The best label, or undefined. */
+  /** The best prediction, or undefined. */
+  best(setup) {
+    return this.answer(setup)?.predictions[0];
+  }
+
+  /** Its label, or undefined. */
   label(setup) {
-    return this.answer(setup)?.predictions[0].label;
+    return this.best(setup)?.label;
   }
 }

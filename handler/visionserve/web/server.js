@@ -1,5 +1,6 @@
 import { endpoint } from "./facts.js";
 import { Failure } from "./failure.js";
+import { NAMED } from "./language.js";
 import { token } from "./token.js";
 
 const TIMEOUT = 30_000;
@@ -12,11 +13,18 @@ const EDGE = [...crypto.getRandomValues(new Uint32Array(4))].join("-");
  * @param setup the model, version and test-time augmentation to ask for.
  * @param images encoded images, ArrayBuffers.
  * @param signal aborts; the promise is then rejected with its reason.
+ * @param options more of the server's options, by the names of their headers.
  * @returns in the images' order an answer, or the Failure of that image alone.
  * @throws {Failure} of the request as a whole.
  */
-export async function post(setup, images, signal) {
-  const headers = { Accept: "application/json", "X-Classify-TTA": setup.tta };
+export async function post(setup, images, signal, options = {}) {
+  const headers = {
+    Accept: "application/json",
+    "X-Classify-TTA": setup.tta,
+    // Answers carry both names, so that nothing is asked again when the person changes language.
+    "X-Classify-Language": NAMED,
+    ...options,
+  };
   if (token()) headers.Authorization = `Bearer ${token()}`;
   const isOne = images.length === 1;
   headers["Content-Type"] = isOne ? "application/octet-stream" : `multipart/form-data; boundary=${EDGE}`;

@@ -1,0 +1,75 @@
+import { Failure } from "./failure.js";
+
+const MAP_SIDE = 640;
+const OPACITY = 0.5;
+/** Dark blue, red and yellow, as `visionserve.explanation` draws a map: least, middle, most. */
+const STOPS = [[0, 0, 77], [212, 20, 90], [255, 225, 77]];
+const PALETTE = Array.from({ length: 256 }, (_, value) => blend(value / 127.5));
+
+/** A photograph with a map over it of where a model looked. */
+export class HeatMap {
+  /**
+   * @param data an encoded photograph.
+   * @throws {Failure} `undecodable` where the browser cannot read it.
+   */
+  static async over(data) {
+    const bitmap = await createImageBitmap(data).catch(() => {
+      throw new Failure("undecodable");
+    });
+    const scale = Math.min(1, MAP_SIDE / Math.max(bitmap.width, bitmap.height));
+    const sides = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.round(side * scale)));
+    const photograph = new OffscreenCanvas(...sides);
+    const context = photograph.getContext("2d");
+    context.imageSmoothingQuality = "high";
+    context.drawImage(bitmap, 0, 0, ...sides);
+    bitmap.close();
+    return Object.assign(new HeatMap(), { photograph, scale });
+  }
+
+  /**
+   * Draw on a canvas, which takes the photograph's size.
+   *
+   * @param explanation `grid`, rows of numbers, and `box`, left, top, right and bottom of what
+   *   they are of, in pixels of the photograph.
+   */
+  draw(canvas, { grid, box }) {
+    const { photograph, scale } = this;
+    const [left, top, right, bottom] = box.map((side) => Math.round(side * scale));
+    const heat = colour(grid, Math.max(1, right - left), Math.max(1, bottom - top));
+    [canvas.width, canvas.height] = [photograph.width, photograph.height];
+    const context = canvas.getContext("2d");
+    context.drawImage(photograph, 0, 0);
+    context.globalAlpha = OPACITY;
+    context.drawImage(heat, left, top);
+  }
+}
+
+/** A grid as a picture of so many pixels, from the colour of its least value to that of its most. */
+function colour(grid, width, height) {
+  const values = grid.flat();
+  const least = Math.min(...values);
+  const span = Math.max(Math.max(...values) - least, 1e-6);
+  const shades = new ImageData(grid[0].length, grid.length);
+  values.forEach((value, index) => {
+    const shade = (255 * (value - least)) / span;
+    shades.data.set([shade, shade, shade, 255], 4 * index);
+  });
+  const small = new OffscreenCanvas(shades.width, shades.height);
+  small.getContext("2d").putImageData(shades, 0, 0);
+  const large = new OffscreenCanvas(width, height);
+  const context = large.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(small, 0, 0, width, height);
+  const pixels = context.getImageData(0, 0, width, height);
+  for (let index = 0; index < pixels.data.length; index += 4) {
+    pixels.data.set(PALETTE[pixels.data[index]], index);
+  }
+  context.putImageData(pixels, 0, 0);
+  return large;
+}
+
+/** The colour at a place from 0 to 2 on the way along STOPS. */
+function blend(place) {
+  const from = Math.min(Math.floor(place), 1);
+  return STOPS[from].map((start, part) => start + (place - from) * (STOPS[from + 1][part] - start));
+}
