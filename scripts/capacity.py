@@ -15,9 +15,13 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
-from scipy.linalg import solve
-from scipy.optimize import brentq
+
+try:
+    from scipy import stats
+    from scipy.linalg import solve
+    from scipy.optimize import brentq
+except ImportError:
+    sys.exit("capacity needs SciPy: .venv/bin/python -m pip install -e '.[build]'")
 
 TIMEOUT_MS = 30_000.0
 P99_MS = 500.0

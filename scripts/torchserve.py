@@ -222,7 +222,7 @@ class TorchServe:
 
         Args:
             file: the archive's file name.
-            workers: their number; None leaves it to the archive.
+            workers: their number, as `Client.scale` sets it; None leaves it to the archive.
 
         Raises:
             HashError, OSError: as `admit` does.
@@ -234,9 +234,7 @@ class TorchServe:
         client = self.client
         client.register(file)
         if workers is not None:
-            (version,) = client.describe(archive.model, archive.version)
-            most = max(workers, version["maxWorkers"])
-            client.scale(archive.model, workers, most, archive.version)
+            client.scale(archive.model, workers, workers, archive.version)
         return archive
 
     def stop(self) -> bool:

@@ -106,7 +106,7 @@ def test_an_archive_answers_there_as_where_it_was_built(
 
 
 def test_the_commands_that_serving_takes_run_there(served: Client, clone: Path) -> None:
-    for command in ("manage", "classify", "proxy", "capacity", "serve", "build"):
+    for command in ("manage", "classify", "proxy", "serve", "build"):
         done = run(clone, f"scripts.{command}", "--help")
         assert done.returncode == 0, done.stderr
     listed = run(clone, "scripts.manage", "--profile", "server", "list")

@@ -213,7 +213,7 @@ def test_one_bad_image_in_four_leaves_its_batch_alone(
 
 
 def test_temperatures_are_applied_to_the_averaged_probabilities(
-    client: Client, store: Path, exact_config: Path, tmp_path: Path
+    client: Client, server: TorchServe, exact_config: Path, tmp_path: Path
 ) -> None:
     """The mode without one answers as the archive without temperatures does."""
     file = tmp_path / "temperatures.json"
@@ -221,8 +221,8 @@ def test_temperatures_are_applied_to_the_averaged_probabilities(
     fitted = {"none": 0.5, "five_crop": 0.7}
     found = {"architecture": REAL, "weights_sha256": weights, "about": "", "temperatures": fitted}
     file.write_text(json.dumps(found))
-    build(Recipe(REAL, "tempered", "1.0", exact_config, temperatures=file), store)
-    client.register("tempered.mar")
+    build(Recipe(REAL, "tempered", "1.0", exact_config, temperatures=file), server.store)
+    server.register("tempered.mar")
     try:
         for tta, temperature in (fitted | {"dense": 1.0}).items():
             options: dict[str, Any] = {"tta": tta, "top_k": 1000}
@@ -381,8 +381,11 @@ def test_the_manage_command(client: Client, server: TorchServe, store: Path) -> 
         command = manage_command(server, *arguments)
         return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
 
+    client.scale(REAL, 2, 8)
+    client.scale(RANDOM, 2)
     assert manage("list").stdout.splitlines() == [
-        f"{name} 1.0 (default): workers 2 ready, 2 to 8 wanted" for name in sorted([REAL, RANDOM])
+        f"{REAL} 1.0 (default): workers 2 ready, 2 to 8 wanted",
+        f"{RANDOM} 1.0 (default): workers 2 ready, 2 wanted",
     ]
     described = json.loads(manage("describe", REAL).stdout)
     assert described[0]["modelVersion"] == "1.0" and described[0]["responseTimeout"] == 30
