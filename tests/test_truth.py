@@ -15,6 +15,7 @@ from torchvision.transforms import InterpolationMode, functional
 from scripts import paths, photos
 from scripts.build import Recipe, build
 from scripts.client import Client
+from scripts.torchserve import TorchServe
 from scripts.weights import load, resolve
 from tests.conftest import REAL
 from visionserve.config import TTA, ModelConfig
@@ -77,12 +78,15 @@ def expected() -> Callable[[Path, TTA], NDArray[np.float32]]:
 
 
 @pytest.fixture(scope="module")
-def served(client: Client, store: Path, int8_archive: Path) -> Iterator[dict[str, str]]:
+def served(
+    client: Client, server: TorchServe, store: Path, int8_archive: Path
+) -> Iterator[dict[str, str]]:
     """Each profile's archive in the session's server; the server profile's is there already."""
     names = {"server": REAL, "local": int8_archive.stem, "gpu-t4": "of_gpu_t4"}
     config = paths.CONFIG / "gpu-t4" / "model-config.yaml"
     built = build(Recipe(REAL, names["gpu-t4"], "1.0", config), store)
     for archive in (int8_archive, built):
+        server.admit(archive.name)
         client.register(archive.name, model_name=archive.stem)
     try:
         yield names

@@ -89,8 +89,8 @@ def spoiled(archive: Path, target: Path) -> None:
             copy.writestr(name, data)
 
 
-def test_a_model_that_always_fails_ends_its_worker(client: Client, store: Path) -> None:
-    spoiled(store / f"{RANDOM}.mar", store / "spoiled.mar")
+def test_a_model_that_always_fails_ends_its_worker(client: Client, server: TorchServe) -> None:
+    spoiled(server.store / f"{RANDOM}.mar", server.admitted / "spoiled.mar")
     client.register("spoiled.mar", model_name="spoiled")
     before = workers(client, "spoiled").keys()
     for _ in range(10 * len(before)):
