@@ -26,11 +26,12 @@ let shownSetups = setups();
 let refreshing;
 let isStale = false;
 
-/** Give pictures cards at the end of the list, a few in each frame. */
-async function put(pictures) {
-  for (let start = 0; start < pictures.length; start += CARDS_A_FRAME) {
+/** Give images cards at the end of the list, a few in each frame; making a picture takes time. */
+async function put(images, toPicture) {
+  for (let start = 0; start < images.length; start += CARDS_A_FRAME) {
     if (start > 0) await nextFrame();
-    for (const picture of pictures.slice(start, start + CARDS_A_FRAME)) {
+    for (const image of images.slice(start, start + CARDS_A_FRAME)) {
+      const picture = toPicture(image);
       const card = new Card(picture, shownSetups);
       cards.set(picture, card);
       list.append(card.element);
@@ -283,7 +284,7 @@ watchSources(
   async ({ images, others }) => {
     const before = list.childElementCount;
     notify(others ? t("leftOut", { count: others }) : "");
-    await put(images.map(({ file, name }) => new Picture(file, name)));
+    await put(images, ({ file, name }) => new Picture(file, name));
     list.children[before]?.scrollIntoView({ block: "nearest" });
   },
   () => notify(t("addressDropped")),
@@ -299,6 +300,6 @@ watchLanguage(() => {
 });
 restore().then(async (restored) => {
   if (restored.length === 0) return;
-  await put(restored);
+  await put(restored, (picture) => picture);
   notify(t("restored", { count: restored.length }));
 });
