@@ -2,11 +2,14 @@
 
 import csv
 import io
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +18,7 @@ import pytest
 import requests
 import torch
 
-from scripts import paths, photos, processes
+from scripts import hashes, paths, photos, processes
 from scripts.archives import Archive
 from scripts.build import Recipe, build
 from scripts.hashes import HashError, read_record
@@ -269,6 +272,51 @@ def test_an_interrupted_environment_is_made_anew(tmp_path: Path) -> None:
         assert "moved" in done.stdout
         pip = (moved / ".venv" / "bin" / "pip").read_text()
         assert str(moved) in pip
+
+
+def test_an_interrupted_build_is_built_anew(mountains: Path, tmp_path: Path) -> None:
+    """Ctrl-C among the imports, amid the proof, and while the archive is packed."""
+    own = ["--weights", str(mountains / "tuned.pt"), "--labels", str(mountains / "labels.txt")]
+    where = ["--profile", "gpu-t4", "--name", "hills", "--store", str(tmp_path / "store")]
+    build_it = [sys.executable, "-m", "scripts.build", "resnet18", *own, *where]
+    for seconds in (0.5, 2, 4):
+        process = subprocess.Popen(
+            build_it, cwd=paths.ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+    done = subprocess.run(build_it, cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    archive = tmp_path / "store" / "hills.mar"
+    record = read_record(archive)
+    assert record is not None and record["sha256"] == hashes.sha256_of(archive)
+    assert Archive.read(archive).model == "hills"
+
+
+def test_an_interrupted_start_is_started_anew(mountains: Path, tmp_path: Path) -> None:
+    ports = local_ports()
+    code = (
+        "import json, sys; from pathlib import Path; from scripts.torchserve import TorchServe; "
+        "state, store, ports = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]); "
+        "TorchServe('local', state, store, ports).start(['mountains=mountains.mar'])"
+    )
+    state = tmp_path / "state"
+    command = [sys.executable, "-c", code, str(state), str(mountains), json.dumps(ports)]
+    server = TorchServe("local", state, mountains, ports)
+    process = subprocess.Popen(command, cwd=paths.ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while server.pid is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    try:
+        server.stop()
+        server.start(["mountains=mountains.mar"])
+        assert server.client.predict("mountains", CAT).status_code == 200
+    finally:
+        server.stop()
 
 
 def test_make_helps() -> None:
