@@ -20,6 +20,7 @@ local FILES = 5
 
 local KEPT = {
     ["accept"] = true,
+    ["accept-language"] = true,
     ["content-length"] = true,
     ["content-type"] = true,
     ["transfer-encoding"] = true,

@@ -45,7 +45,7 @@ class PyTorchRuntime:
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Classify a batch; see `visionserve.runtimes.Runtime`."""
-        batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device)
+        batch = torch.tensor(pixels, device=self._device)
         with torch.autocast(self._device.type, torch.float16, enabled=self._half):
             probabilities: NDArray[np.float32] = self._module(batch).cpu().numpy()
         return probabilities
@@ -53,7 +53,7 @@ class PyTorchRuntime:
     @torch.inference_mode()
     def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map a batch; see `visionserve.runtimes.Runtime`."""
-        batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device)
+        batch = torch.tensor(pixels, device=self._device)
         with torch.autocast(self._device.type, torch.float16, enabled=self._half):
             maps: NDArray[np.float32] = self._module.contributions(batch).cpu().numpy()
         return maps
