@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fp32(folder: Path) -> tuple[Runtime, Metadata]:
-    return prepare(REAL, FP32, [], folder / "fp32")
+    return prepare(REAL, FP32, photos.packaged(), folder / "fp32")
 
 
 @pytest.fixture(scope="module")
