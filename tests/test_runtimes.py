@@ -121,16 +121,16 @@ def test_nothing_behind_the_linear_layer_is_quantized(name: str) -> None:
         assert len(squeezed) == 16 and sources == {"FakeQuantize"}
 
 
-def test_int8_with_fast_decode_keeps_top_1(
+def test_int8_with_fast_decode_loses_no_top_1_beyond_chance(
     fp32: tuple[Runtime, Metadata], int8: tuple[Runtime, Metadata], samples: list[Path]
 ) -> None:
-    """Of 500 photographs, 0.2 points each; processors round INT8 a little differently."""
+    """Calibrated with the packaged ten photographs, and judged on 500, 0.2 points each."""
     ways = {"fp32": Loaded(*fp32, FP32), "int8": Loaded(*int8, INT8)}
     photographs = [(path, label_of(path, 1000)) for path in samples]
     exact, quantized = measure(ways, photographs, ["none"]).values()
     assert exact.right.mean() > 0.85
-    difference, _, p = paired_difference(quantized.right, exact.right)
-    assert difference >= -0.006, p
+    difference, width, p = paired_difference(quantized.right, exact.right)
+    assert difference + width >= 0, p
 
 
 def test_dense_tta_is_no_worse_than_one_crop(
