@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -82,24 +83,72 @@ OTHER_PATHS = r"""
 /predictions/M?/../../models  /ping?x  /ping/  /ping/..  /ping;x  /./ping  /x/../ping  /%70ing
 //ping  /ping%20  /x/..  /..  /.  //  /;  /%2e  /%2f  /models  /models/M
 /models/M/1.0/../../../predictions/M  /predictions/M/../../models
-/predictions/M/../../token?type=inference  /v1/models/M:predict  /v2/models/M/infer
-/invocations  /api-description  /metrics  /token  /keys/torchserve-1.key  /probe
+/predictions/M/../../token?type=inference  /api-description  /metrics  /token
+/keys/torchserve-1.key  /probe
 /torchserve/predictions/M  /error  http://x/models  http://x/predictions/../models
 http://x//predictions/M  *  predictions/M  ../models
+/v1  /v1/models  /v1/models/  /v1/models/M  /v1/models/M:  /v1/models/:predict  /v1/models/M:Predict
+/v1/models/M:predict:explain  /v1/models/M:explain:predict  /v1/models/M/1.0:predict
+/v1/models/..:predict  /v1/models/.:predict  /v1/models/..:explain  /v1/models/../M:predict
+/v1/models/M%3apredict  /v1/models/%2e%2e:predict  /v1/models/M:predict%3a  /v1/M:predict
+/v2  /v2/  /v2/models  /v2/models/M  /v2/models/M/  /v2/models/M/ready  /v2/models/M/config
+/v2/models/infer  /v2/models//infer  /v2/models/../infer  /v2/models/./infer  /v2/models/M/x/infer
+/v2/models/%2e%2e/infer  /v2/models/M/versions/infer  /v2/models/M/versions//infer
+/v2/models/M/versions/../infer  /v2/models/M/versions/./infer  /v2/models/M/versions/1.0/1.0/infer
+/v2/models/M/versions/%2e%2e/infer  /v2/models/M/1.0/infer  /v2/models/M/infer/explain
+/v2/models/M/versions/1.0/ready  /v2/repository/index  /v2/health/live  /v2/health  /v2/health/
+/v2/health/ready/  /v2/health/ready?x  /v2/health/%72eady  /v2/./health/ready  /v2/x/../health/ready
+/v2//health/ready  /invocations?model_name=M  /invocations/M  /models/M/invoke
 """
+DOORS = """
+/predictions/M  /predictions/M/1.0  /explanations/M  /explanations/M/1.0  /invocations
+/v1/models/M:predict  /v1/models/M:explain  /v2/models/M/infer  /v2/models/M/explain
+/v2/models/M/versions/1.0/infer  /v2/models/M/versions/1.0/explain
+""".replace("M", REAL).split()
+TAILS = (
+    *(
+        "//",
+        "/.",
+        "/..",
+        "/../",
+        "/../../models",
+        "/x/y",
+        ";",
+        ";x",
+        "/;",
+        "%2f",
+        "%2fx",
+        "%2e",
+        "%00",
+    ),
+    *("%20", "%0a", "%0d%0aX:y", "%3b", "%3f", "%23", "%25", "%", "\\", "\\x", "#x", "?", "?x=1"),
+    *("?/../../models", "é", ":", "::predict", "/ "),
+)
+
+
+def disguises(path: str) -> Iterator[str]:
+    """Write an address in ways that a careless server takes for it, or for another one."""
+    yield from (path + tail for tail in TAILS)
+    yield from (
+        head + path for head in ("/", "/.", "/x/..", "/%2e", "\\", "/;", "/..", "/models/..")
+    )
+    yield from (path.upper(), path[1:], f"/%{ord(path[1]):x}{path[2:]}", f"http://x/.{path}")
+    last = path.rindex("/")
+    for slash in ("//", "/./", "/x/../", "%2f", "%5c", "\\", ";/", "/;/", "/%2e/", "/../"):
+        yield path[:last] + slash + path[last + 1 :]
 
 
 def test_no_other_path_reaches_a_server(site: Site, state: Path) -> None:
     """A path is matched as it is written, and the log has each request that went upstream."""
-    paths = OTHER_PATHS.replace("M", REAL).split()
-    assert len(paths) > 60
+    paths = [*OTHER_PATHS.replace("M", REAL).split(), *chain(*map(disguises, DOORS))]
+    assert len(paths) > 500
     before = len(logged(state))
     for path in paths:
         for method in ("GET", "POST"):
             status, _ = send(site, f"{method} {path}", CAT)
             assert status in (400, 404, 405), path
-    assert send(site, f"GET {PREDICTIONS}")[0] == 400
-    assert [entry["path"] for entry in logged(state)[before:]] == [PREDICTIONS]
+    assert [send(site, f"GET {door}")[0] for door in DOORS] == [400] * len(DOORS)
+    assert [entry["path"] for entry in logged(state)[before:]] == DOORS
 
 
 def part(head: bytes, content: bytes = b"x") -> bytes:

@@ -1,8 +1,10 @@
-"""The ways into the archive besides /predictions, on a real TorchServe."""
+"""The ways into the archive besides /predictions, on a real TorchServe, and through nginx."""
 
 import base64
 import io
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import grpc
@@ -17,8 +19,9 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from scripts import photos
 from scripts.client import Client
 from scripts.properties import read_properties
+from scripts.proxy import Proxy
 from scripts.torchserve import TorchServe
-from tests.conftest import REAL, encode
+from tests.conftest import REAL, encode, site_of
 from visionserve.config import TTA
 from visionserve.models import MODELS
 
@@ -26,39 +29,61 @@ CAT = photos.greeting().read_bytes()
 TEXT = base64.b64encode(CAT).decode()
 
 
+@dataclass(frozen=True)
+class Entrance:
+    """Where clients ask, with what, and at which address for the default model."""
+
+    url: str
+    headers: dict[str, str]
+    invocations: str
+
+    def post(self, path: str, **request: Any) -> requests.Response:
+        headers = request.pop("headers", {}) | self.headers
+        return requests.post(f"{self.url}{path}", headers=headers, timeout=60, **request)
+
+
+@pytest.fixture(scope="module")
+def nginx(server: TorchServe, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
+    proxy, site = Proxy(tmp_path_factory.mktemp("doors") / "nginx"), site_of(server)
+    proxy.start(site)
+    yield Entrance(f"http://{site.listen}", {}, "/invocations")
+    proxy.stop()
+
+
+@pytest.fixture(params=["TorchServe", "nginx"])
+def entrance(request: pytest.FixtureRequest, client: Client, nginx: Entrance) -> Entrance:
+    if request.param == "nginx":
+        return nginx
+    token = client.token("inference")
+    return Entrance(client.inference, token, f"/invocations?model_name={REAL}")
+
+
 @pytest.fixture(scope="module")
 def answer(client: Client) -> Any:
     return client.predict(REAL, CAT).json()
 
 
-def post(client: Client, path: str, **request: Any) -> requests.Response:
-    headers = request.pop("headers", {}) | client.token("inference")
-    return requests.post(f"{client.inference}{path}", headers=headers, timeout=60, **request)
-
-
-def test_v1_predict(client: Client, answer: Any) -> None:
+def test_v1_predict(entrance: Entrance, answer: Any) -> None:
     path = f"/v1/models/{REAL}:predict"
-    response = post(client, path, json={"instances": [{"b64": TEXT}, {"b64": "&"}]})
+    response = entrance.post(path, json={"instances": [{"b64": TEXT}, {"b64": "&"}]})
     assert response.status_code == 207
     first, second = response.json()["predictions"]
     assert first == answer and second["error"]["code"] == "invalid_base64"
 
 
-def test_v1_error(client: Client) -> None:
-    response = post(client, f"/v1/models/{REAL}:predict", json={"instances": [{"b64": "eA=="}]})
+def test_v1_error(entrance: Entrance) -> None:
+    response = entrance.post(f"/v1/models/{REAL}:predict", json={"instances": [{"b64": "eA=="}]})
     assert response.status_code == 415
     assert response.json()["error"].startswith("unsupported_format: ")
 
 
-def test_invocations_answer_like_predictions(client: Client, answer: Any) -> None:
+def test_invocations_answer_like_predictions(entrance: Entrance, answer: Any) -> None:
     headers = {"Content-Type": "application/octet-stream"}
-    assert (
-        post(client, f"/invocations?model_name={REAL}", data=CAT, headers=headers).json() == answer
-    )
+    assert entrance.post(entrance.invocations, data=CAT, headers=headers).json() == answer
 
 
-def triton_client(client: Client) -> triton.InferenceServerClient:
-    return triton.InferenceServerClient(client.inference.removeprefix("http://"))
+def triton_client(entrance: Entrance) -> triton.InferenceServerClient:
+    return triton.InferenceServerClient(entrance.url.removeprefix("http://"))
 
 
 def tensor(array: "np.ndarray[Any, Any]", binary: bool) -> triton.InferInput:
@@ -81,18 +106,18 @@ def agrees(result: triton.InferResult, answer: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "pixels"])
-def test_v2_with_tritons_own_client(client: Client, answer: Any, kind: str) -> None:
+def test_v2_with_tritons_own_client(entrance: Entrance, answer: Any, kind: str) -> None:
     pixels = np.asarray(Image.open(photos.greeting()).convert("RGB"))
     array = np.array([CAT], dtype=object) if kind == "bytes" else pixels
-    result = triton_client(client).infer(
-        REAL, [tensor(array, True)], request_id="7", headers=client.token("inference")
+    result = triton_client(entrance).infer(
+        REAL, [tensor(array, True)], request_id="7", headers=dict(entrance.headers)
     )
     agrees(result, answer)
     assert result.get_response()["id"] == "7"
     assert result.get_response()["model_name"] == REAL
 
 
-def test_v2_pixels_in_json(client: Client) -> None:
+def test_v2_pixels_in_json(entrance: Entrance) -> None:
     pixels = np.asarray(Image.open(photos.greeting()).convert("RGB").resize((300, 300)))
     body = {
         "inputs": [
@@ -105,14 +130,32 @@ def test_v2_pixels_in_json(client: Client) -> None:
         ],
         "parameters": {"top_k": 1, "tta": "none"},
     }
-    (label, *_) = post(client, f"/v2/models/{REAL}/infer", json=body).json()["outputs"]
+    (label, *_) = entrance.post(f"/v2/models/{REAL}/infer", json=body).json()["outputs"]
     assert label["shape"] == [1, 1] and "cat" in label["data"][0]
 
 
-def test_v2_errors_reach_tritons_client(client: Client) -> None:
+def test_v2_errors_reach_tritons_client(entrance: Entrance) -> None:
     array = np.array([b"x"], dtype=object)
     with pytest.raises(InferenceServerException, match="unsupported_format"):
-        triton_client(client).infer(REAL, [tensor(array, True)], headers=client.token("inference"))
+        triton_client(entrance).infer(REAL, [tensor(array, True)], headers=dict(entrance.headers))
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "x", ""])
+def test_a_length_that_is_none_is_the_requests_fault(client: Client, length: str) -> None:
+    headers = client.token("inference") | {"Inference-Header-Content-Length": length}
+    url = f"{client.inference}/v2/models/{REAL}/infer"
+    response = requests.post(url, data=b"{}", headers=headers, timeout=60)
+    assert response.status_code == 400 and "invalid_data" in str(response.json()["error"])
+
+
+def test_nginx_leads_tritons_client_to_a_version(answer: Any, nginx: Entrance) -> None:
+    """TorchServe itself has no address for it."""
+    triton, given = triton_client(nginx), tensor(np.array([CAT], dtype=object), True)
+    assert triton.is_server_ready()
+    agrees(triton.infer(REAL, [given], model_version="1.0"), answer)
+    for name, version in (("absent", ""), (REAL, "9.9")):
+        with pytest.raises(InferenceServerException):
+            triton.infer(name, [given], model_version=version)
 
 
 @pytest.mark.parametrize("path", ["/v2", "/v2/health/ready", f"/v2/models/{REAL}", "/v1/models"])
@@ -171,10 +214,10 @@ def test_grpc(server: TorchServe, client: Client, answer: Any) -> None:
         predict_by_grpc(server, {}, {"data": CAT})
 
 
-def test_answers_in_the_readers_language(client: Client, answer: Any) -> None:
+def test_answers_in_the_readers_language(entrance: Entrance, answer: Any) -> None:
     headers = {"Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8", "X-Classify-Threshold": "1"}
-    chinese = post(
-        client, f"/predictions/{REAL}", data=CAT, headers=headers | {"Content-Type": "image/png"}
+    chinese = entrance.post(
+        f"/predictions/{REAL}", data=CAT, headers=headers | {"Content-Type": "image/png"}
     ).json()
     names = [p.pop("name") for p in chinese["predictions"]]
     assert chinese["predictions"] == answer["predictions"]
@@ -182,14 +225,14 @@ def test_answers_in_the_readers_language(client: Client, answer: Any) -> None:
     assert chinese["warning"].startswith("最佳结果")
 
 
-def test_explanations_tell_where(client: Client, answer: Any) -> None:
+def test_explanations_tell_where(entrance: Entrance, answer: Any) -> None:
     """The cat fills the photograph's middle; a grey band beside it holds nothing."""
     cat = Image.open(photos.greeting()).convert("RGB").resize((400, 400))
     wide = Image.new("RGB", (1000, 400), (128, 128, 128))
     wide.paste(cat, (600, 0))
     image = {"data": ("wide.png", encode(wide), "image/png")}
-    explained = post(client, f"/explanations/{REAL}", files=image, data={"tta": "dense"}).json()
-    plain = post(client, f"/predictions/{REAL}", files=image, data={"tta": "dense"}).json()
+    explained = entrance.post(f"/explanations/{REAL}", files=image, data={"tta": "dense"}).json()
+    plain = entrance.post(f"/predictions/{REAL}", files=image, data={"tta": "dense"}).json()
     maps = [prediction.pop("explanation") for prediction in explained["predictions"]]
     assert explained == plain
     for found in maps:
@@ -200,29 +243,29 @@ def test_explanations_tell_where(client: Client, answer: Any) -> None:
         assert left + (column + 0.5) * (right - left) / grid.shape[1] > 600
 
 
-def test_explanations_as_a_picture(client: Client) -> None:
+def test_explanations_as_a_picture(entrance: Entrance) -> None:
     headers = {"Content-Type": "image/png", "Accept": "image/png"}
     path = f"/explanations/{REAL}"
-    response = post(client, path, data=CAT, headers=headers)
+    response = entrance.post(path, data=CAT, headers=headers)
     assert response.headers["Content-Type"] == "image/png"
     drawn, photograph = Image.open(io.BytesIO(response.content)), Image.open(photos.greeting())
     assert (drawn.format, drawn.size) == ("PNG", photograph.size)
     corner = (0, 0, 5, photograph.height)
     assert np.array_equal(np.asarray(drawn.crop(corner)), np.asarray(photograph.crop(corner)))
     assert not np.array_equal(np.asarray(drawn), np.asarray(photograph))
-    bad = post(client, path, data=b"x", headers=headers)
+    bad = entrance.post(path, data=b"x", headers=headers)
     assert (bad.status_code, bad.json()["error"]["code"]) == (415, "unsupported_format")
     assert bad.headers["Content-Type"] == "application/json"
 
 
 @pytest.mark.parametrize("door", [":explain", "/explain"])
-def test_explanations_of_the_protocols(client: Client, door: str) -> None:
+def test_explanations_of_the_protocols(entrance: Entrance, door: str) -> None:
     if door == ":explain":
         path, body = f"/v1/models/{REAL}:explain", {"instances": [{"b64": TEXT}]}
     else:
         given: Any = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
         path, body = f"/v2/models/{REAL}/explain", {"inputs": [given]}
-    answered = post(client, path, json=body).json()
+    answered = entrance.post(path, json=body).json()
     if "outputs" in answered:
         (text, *_) = next(o for o in answered["outputs"] if o["name"] == "explanation")["data"]
         found = json.loads(text)
@@ -231,12 +274,12 @@ def test_explanations_of_the_protocols(client: Client, door: str) -> None:
     assert np.array(found["grid"]).shape == (7, 7) and len(found["box"]) == 4
 
 
-def test_a_picture_is_of_one_explained_image(client: Client) -> None:
+def test_a_picture_is_of_one_explained_image(entrance: Entrance) -> None:
     for path, files in (
         (f"/predictions/{REAL}", [("data", CAT)]),
         (f"/explanations/{REAL}", [("data", CAT), ("data", CAT)]),
     ):
-        response = post(client, path, files=files, data={"format": "png"})
+        response = entrance.post(path, files=files, data={"format": "png"})
         assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_option")
 
 

@@ -23,6 +23,7 @@ local KEPT = {
     ["accept-language"] = true,
     ["content-length"] = true,
     ["content-type"] = true,
+    ["inference-header-content-length"] = true,
     ["transfer-encoding"] = true,
 }
 
@@ -198,7 +199,7 @@ local function ready()
     end
     -- A full queue or a long one: others have answers.
     for _, name in ipairs(answers:get_keys(0)) do
-        local at = name:find("/predictions/[^ ]+$") and answers:get(name)
+        local at = not name:find(" ", 1, true) and answers:get(name)
         if at and ngx.now() - at < RECENT then
             return true
         end

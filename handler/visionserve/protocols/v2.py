@@ -16,6 +16,7 @@ from visionserve.errors import RequestError
 from visionserve.protocols.reply import OK, Outcome, Reply, errors_of, failure, message_of
 
 LENGTH_HEADER = "inference-header-content-length"
+MAX_DIGITS = 9
 BINARY_OUTPUT = "binary_data_output"
 MISSING = {"label": "", "class_id": -1, "probability": 0.0, "name": ""}
 
@@ -142,7 +143,7 @@ def split(body: bytes, length: str) -> tuple[bytes, bytes]:
     Raises:
         RequestError: 400, it is no length of this body.
     """
-    if not length.isdecimal() or int(length) > len(body):
+    if not length.isdecimal() or len(length) > MAX_DIGITS or int(length) > len(body):
         raise _invalid(f"The header {LENGTH_HEADER} does not fit the body.")
     return body[: int(length)], body[int(length) :]
 
