@@ -127,6 +127,8 @@ def test_v2_a_client_chooses_outputs() -> None:
         tensor(data=[TEXT], shape=[2]),
         tensor(data=[TEXT], shape=[-1]),
         tensor(data=[TEXT], shape=["1"]),
+        tensor(data=[TEXT], shape=[1] * 9),
+        tensor(data=[TEXT], shape=[10**4000]),
         tensor(data=[1.0], datatype="FP32"),
         tensor(data=[0, 0, 256], shape=[1, 1, 3], datatype="UINT8"),
         tensor(data=[0, 0, -1], shape=[1, 1, 3], datatype="UINT8"),
@@ -144,10 +146,10 @@ def test_v2_a_client_chooses_outputs() -> None:
 def test_v2_errors_are_the_protocols(body: dict[str, Any]) -> None:
     request = read(body)
     reply = request.form.reply([request.images[0]], request.many, "m", "1")  # type: ignore[list-item]
-    assert reply.status[0] == 400 and isinstance(reply.body["error"], str)
+    assert reply.status[0] == 400 and len(reply.body["error"]) < 300
 
 
-@pytest.mark.parametrize("length", ["x", "-1", "100000", ""])
+@pytest.mark.parametrize("length", ["x", "-1", "100000", "", "9" * 5000])
 def test_a_wrong_length_of_the_json_is_refused(length: str) -> None:
     request = read(tensor(), headers={"inference-header-content-length": length})
     assert isinstance(request.images[0], RequestError)

@@ -17,6 +17,7 @@ from visionserve.protocols.reply import OK, Outcome, Reply, errors_of, failure, 
 
 LENGTH_HEADER = "inference-header-content-length"
 MAX_DIGITS = 9
+MAX_RANK, MAX_SIDE = 8, 2**31
 BINARY_OUTPUT = "binary_data_output"
 MISSING = {"label": "", "class_id": -1, "probability": 0.0, "name": ""}
 
@@ -97,8 +98,8 @@ class V2:
 
     def _images(self, tensor: Any) -> list[Any]:
         shape, datatype = _member(tensor, "shape", list), _member(tensor, "datatype", str)
-        if not all(type(side) is int and side >= 0 for side in shape):
-            raise _invalid("A shape is a list of whole numbers.")
+        if len(shape) > MAX_RANK or not all(type(n) is int and 0 <= n <= MAX_SIDE for n in shape):
+            raise _invalid(f"A shape is a list of at most {MAX_RANK} sizes.")
         if datatype == "BYTES":
             images = tensor["data"] if "data" in tensor else self._strings()
             if not isinstance(images, list) or len(images) != math.prod(shape):
