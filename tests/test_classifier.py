@@ -176,6 +176,36 @@ def test_a_map_lies_where_the_model_looked(tmp_path: Path, tta: TTA, orientation
     assert (drawn.format, drawn.size) == ("PNG", (800, 600))
 
 
+class Dazzled(Brightness):
+    """A runtime that explains no bright image, and dark ones by NaN."""
+
+    def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        found = super().contributions(pixels)
+        if pixels.mean() > 250:
+            raise RuntimeError("too bright")
+        return np.where(found > 0.9, np.nan, found)
+
+
+def test_an_explanation_that_fails_is_an_error_of_its_image_alone(tmp_path: Path) -> None:
+    """The model itself did not fail, so that its worker goes on."""
+    dark, bright = (encode(Image.new("L", (256, 256), level)) for level in (0, 255))
+    explain, plain = Options(top_k=2, explain=True), Options(top_k=2)
+    runtime = Dazzled()
+    one = classifier(runtime, tmp_path)
+    for _ in range(2):
+        runtime.passes.clear()
+        asked = [(bright, explain), (dark, explain), (CAT, explain), (bright, plain)]
+        *failed, cat, sound = one.classify([Item(data, options) for data, options in asked])
+        for error in failed:
+            assert isinstance(error, RequestError)
+            assert (error.status, error.code) == (500, "internal_error")
+        assert isinstance(cat, dict) and cat["predictions"][0]["explanation"]
+        assert isinstance(sound, dict) and sound["predictions"][0]["label"] == "bright"
+        assert one.failures == 0 and runtime.passes in ([4], [2])
+    one.classify([Item(bright, explain)])
+    assert one.failures == 0
+
+
 class Mad(Brightness):
     """A runtime that answers dark images by NaN, and bright ones by probabilities twice as high."""
 

@@ -208,46 +208,64 @@ class Classifier:
         outcomes: dict[int, Outcome] = {}
         for indices in shapes.values():
             chosen = [items[index] for index in indices]
+            found: Sequence[NDArray[np.float32] | None]
             try:
-                answers = self._infer(chosen, [views[index] for index in indices])
+                found = self._infer(chosen, [views[index] for index in indices])
             except Exception:
                 logger.exception("Images could not be classified.")
-                answers = [_unclassified()] * len(indices)
-            failed = all(isinstance(answer, RequestError) for answer in answers)
+                found = [None] * len(indices)
+            failed = all(averaged is None for averaged in found)
             self.failures = self.failures + 1 if failed else 0
-            outcomes |= zip(indices, answers, strict=True)
+            for index, averaged in zip(indices, found, strict=True):
+                outcomes[index] = (
+                    _unclassified()
+                    if averaged is None
+                    else self._finish(items[index], views[index], averaged)
+                )
         return outcomes
 
-    def _infer(self, items: Sequence[Item], batches: Sequence[NDArray[np.uint8]]) -> list[Outcome]:
+    def _infer(
+        self, items: Sequence[Item], batches: Sequence[NDArray[np.uint8]]
+    ) -> list[NDArray[np.float32] | None]:
+        """Return each item's probabilities, averaged over its views; None where they are none."""
         with ExitStack() as stages:
             for item in items:
                 stages.enter_context(item.trace.stage("infer"))
             together = batches[0] if len(batches) == 1 else np.concatenate(batches)
             probabilities = self._runtime(together)
         ends = np.cumsum([len(batch) for batch in batches])[:-1]
-        answers: list[Outcome] = []
-        for item, views, of_views in zip(
-            items, batches, np.split(probabilities, ends), strict=True
-        ):
+        found: list[NDArray[np.float32] | None] = []
+        for of_views in np.split(probabilities, ends):
             # NaN is equal to nothing.
-            if not (abs(of_views.sum(axis=1) - 1) <= SUM_ERROR).all():
+            sound = (abs(of_views.sum(axis=1) - 1) <= SUM_ERROR).all()
+            if not sound:
                 logger.error("The model's probabilities do not sum to 1.")
-                answers.append(_unclassified())
-                continue
+            found.append(of_views.mean(axis=0) if sound else None)
+        return found
+
+    def _finish(
+        self, item: Item, views: NDArray[np.uint8], averaged: NDArray[np.float32]
+    ) -> Outcome:
+        """Answer an item, and keep the answer; a fault of its explanation is its own alone."""
+        try:
             with item.trace.stage("postprocess"):
-                answer = self._describe(of_views.mean(axis=0), item.options)
+                answer = self._describe(averaged, item.options)
             if item.options.explain:
                 with item.trace.stage("explain"):
                     self._explain(answer, item, views[:1])
-            if self._cache and not item.probe:
-                self._cache.put(item, answer)
-            answers.append(answer)
-        return answers
+        except Exception:
+            logger.exception("An answer could not be made.")
+            return _unclassified()
+        if self._cache and not item.probe:
+            self._cache.put(item, answer)
+        return answer
 
     def _explain(self, answer: dict[str, Any], item: Item, view: NDArray[np.uint8]) -> None:
         """Add to each prediction what the first view's positions contribute to it."""
         box = explanation.view_box(item.trace.size, self._metadata.transforms, item.options.tta)
         (contributions,) = self._runtime.contributions(view)
+        if not np.isfinite(contributions).all():
+            raise ValueError("The model's map is not finite.")
         answer["predictions"] = explanation.explain(contributions, answer["predictions"], box)
 
     def _names(self, language: Language) -> tuple[str, ...] | None:
