@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from PIL import Image
 
 from scripts import photos
 from tests.conftest import encode
+from visionserve import inputs
 from visionserve.classifier import Classifier, Outcome
 from visionserve.config import TTA, CacheConfig, Decode, HandlerConfig, Options
 from visionserve.errors import RequestError
@@ -80,6 +81,28 @@ def test_a_hit_says_so_and_runs_nothing(tmp_path: Path) -> None:
     assert len(runtime.passes) == 1
     classify([Item(CAT, Options(top_k=2, tta="five_crop"))])
     assert len(runtime.passes) == 2
+
+
+def test_readers_of_all_languages_share_an_answer(tmp_path: Path) -> None:
+    runtime = Brightness()
+    named = described().model_copy(update={"names": {"zh": ("黑暗", "明亮")}})
+    config = HandlerConfig(cache=CacheConfig(directory=tmp_path, size_mb=1))
+    classify = Classifier(runtime, named, config, "1.0").classify
+
+    def ask(accepted: str) -> dict[str, Any]:
+        headers = {"accept-language": accepted, "x-classify-threshold": "1"}
+        request = inputs.read({"data": bytearray(CAT)}, headers, Options(top_k=2), 1)
+        (answer,) = classify([Item(CAT, request.options)])
+        assert isinstance(answer, dict)
+        return answer
+
+    german, chinese, english = ask("de"), ask("zh-CN"), ask("en-GB")
+    assert "cached" not in german and chinese.pop("cached") and english.pop("cached")
+    assert english == german and "treat it as a guess" in english.pop("warning")
+    assert chinese.pop("warning").startswith("最佳结果")
+    words = {"dark": "黑暗", "bright": "明亮"}
+    assert all(p.pop("name") == words[p["label"]] for p in chinese["predictions"])
+    assert chinese == english and len(runtime.passes) == 1
 
 
 def test_an_answer_is_kept_with_the_temperature_that_it_was_given_at(tmp_path: Path) -> None:

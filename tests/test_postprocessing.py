@@ -5,7 +5,7 @@ import pytest
 from scipy.special import softmax
 
 from visionserve.config import Options
-from visionserve.postprocessing import predictions, temper
+from visionserve.postprocessing import predictions, temper, worded
 
 PROBABILITIES = np.array([0.1, 0.2, 0.6, 0.1], dtype=np.float32)
 CATEGORIES = ("a", "b", "高山雪景", "d")
@@ -25,8 +25,16 @@ def test_three_by_default() -> None:
 def test_the_threshold_decides_on_the_warning() -> None:
     sure = predictions(PROBABILITIES, CATEGORIES, Options(threshold=0.6 - 1e-6))
     unsure = predictions(PROBABILITIES, CATEGORIES, Options(threshold=0.61))
-    assert sure["confident"] and "warning" not in sure
-    assert not unsure["confident"] and "61%" in unsure["warning"]
+    assert sure["confident"] and "warning" not in worded(sure, Options(), None)
+    assert not unsure["confident"]
+    assert "61%" in worded(unsure, Options(threshold=0.61), None)["warning"]
+
+
+def test_a_language_adds_names_and_changes_nothing_else() -> None:
+    answer = predictions(PROBABILITIES, CATEGORIES, Options(top_k=2))
+    said = worded(answer, Options(language="zh"), ("甲", "乙", "丙", "丁"))
+    assert [p.pop("name") for p in said["predictions"]] == ["丙", "乙"]
+    assert said == answer == worded(answer, Options(), None)
 
 
 @pytest.mark.parametrize("temperature", [0.2, 0.67, 1, 3, 5])
@@ -59,7 +67,9 @@ def test_a_temperature_of_1_changes_no_bit() -> None:
 )
 def test_the_warning_names_the_very_threshold(threshold: float, text: str) -> None:
     nothing = np.full(4, 1e-9, dtype=np.float32)
-    assert text in predictions(nothing, CATEGORIES, Options(threshold=threshold))["warning"]
+    options = Options(threshold=threshold)
+    answer = predictions(nothing, CATEGORIES, options)
+    assert text in worded(answer, options, None)["warning"]
 
 
 @pytest.mark.parametrize(

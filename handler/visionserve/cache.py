@@ -12,6 +12,9 @@ import diskcache
 from visionserve.config import CacheConfig
 from visionserve.item import Item
 
+# Options of which an answer is made from the kept one.
+APPEARANCE = {"language", "format"}
+
 logger = logging.getLogger(__name__)
 
 FAILURES = (OSError, sqlite3.Error, diskcache.Timeout, ValueError)
@@ -34,6 +37,7 @@ class PlainDisk(diskcache.Disk):  # type: ignore[misc]
 class Cache:
     """A bounded cache on disk; the answers stored longest ago make room.
 
+    An answer is kept without the words of a language, so that clients of all of them share it.
     A cache that cannot be read or written, by a full disk for one, is a cache without hits.
 
     Args:
@@ -75,4 +79,5 @@ class Cache:
             logger.warning("The cache cannot be written: %s", error)
 
     def _key(self, item: Item) -> str:
-        return f"{item.digest} {item.options.model_dump_json()} {self._fingerprint}"
+        options = item.options.model_dump_json(exclude=APPEARANCE)
+        return f"{item.digest} {options} {self._fingerprint}"

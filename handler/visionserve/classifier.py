@@ -18,7 +18,7 @@ from PIL.Image import Image
 
 from visionserve import explanation, postprocessing, runtimes
 from visionserve.cache import Cache
-from visionserve.config import HandlerConfig, Language, ModelConfig, Options
+from visionserve.config import HandlerConfig, ModelConfig, Options
 from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.metadata import Metadata
@@ -166,7 +166,7 @@ class Classifier:
             return RequestError(400, "invalid_option", f"{architecture} cannot be explained.")
         answer = self._cache.get(item) if self._cache and not item.probe else None
         if answer is not None:
-            return answer | {"cached": True}
+            return self._worded(answer, item.options) | {"cached": True}
         if time.monotonic() > deadline:
             return RequestError(
                 503, "request_too_slow", "Time ran out before the image's turn: try again."
@@ -258,7 +258,7 @@ class Classifier:
             return _unclassified()
         if self._cache and not item.probe:
             self._cache.put(item, answer)
-        return answer
+        return self._worded(answer, item.options)
 
     def _explain(self, answer: dict[str, Any], item: Item, view: NDArray[np.uint8]) -> None:
         """Add to each prediction what the first view's positions contribute to it."""
@@ -268,11 +268,6 @@ class Classifier:
             raise ValueError("The model's map is not finite.")
         answer["predictions"] = explanation.explain(contributions, answer["predictions"], box)
 
-    def _names(self, language: Language) -> tuple[str, ...] | None:
-        """A model without names in a language is named by its labels."""
-        labels = self._metadata.categories
-        return None if language == "en" else self._metadata.names.get(language, labels)
-
     def _describe(self, averaged: NDArray[np.float32], options: Options) -> dict[str, Any]:
         temperature = self._metadata.temperatures.get(options.tta, 1)
         probabilities = postprocessing.temper(averaged, temperature)
@@ -281,9 +276,13 @@ class Classifier:
             "architecture": self._metadata.architecture,
             "version": self._version,
             "tta": options.tta,
-        } | postprocessing.predictions(
-            probabilities, self._metadata.categories, options, self._names(options.language)
-        )
+        } | postprocessing.predictions(probabilities, self._metadata.categories, options)
+
+    def _worded(self, answer: Mapping[str, Any], options: Options) -> dict[str, Any]:
+        """Say an answer in its request's language; a model without names there has its labels."""
+        language, labels = options.language, self._metadata.categories
+        names = None if language == "en" else self._metadata.names.get(language, labels)
+        return postprocessing.worded(answer, options, names)
 
 
 def _settled(

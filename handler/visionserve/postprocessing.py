@@ -1,6 +1,6 @@
 """Averaged probabilities to the answer that a client reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -36,40 +36,54 @@ def temper(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np
 
 
 def predictions(
-    probabilities: NDArray[np.floating[Any]],
-    categories: Sequence[str],
-    options: Options,
-    names: Sequence[str] | None = None,
+    probabilities: NDArray[np.floating[Any]], categories: Sequence[str], options: Options
 ) -> dict[str, Any]:
-    """Name the most probable classes.
+    """Tell the most probable classes.
 
     Args:
         probabilities: float of shape (classes,), summing to 1.
         categories: labels in class-index order.
-        options: `top_k`, `threshold` and `language`.
+        options: `top_k` and `threshold`.
+
+    Returns:
+        `predictions`, from the most probable down; and `confident`, whether the first one's
+        probability, as it is shown, reaches the threshold.
+    """
+    top = np.argsort(-probabilities, kind="stable")[: options.top_k]
+    found = [
+        {
+            "label": categories[index],
+            "class_id": int(index),
+            "probability": round(float(probabilities[index]), 6),
+        }
+        for index in top
+    ]
+    return {"predictions": found, "confident": found[0]["probability"] >= options.threshold}
+
+
+def worded(
+    answer: Mapping[str, Any], options: Options, names: Sequence[str] | None
+) -> dict[str, Any]:
+    """Say an answer in a language.
+
+    Args:
+        answer: with `predictions` and `confident`.
+        options: `threshold` and `language`.
         names: what people call the classes in that language; needless in English.
 
     Returns:
-        `predictions`, from the most probable down, each with its `name` where there are names;
-        `confident`, whether the first one's probability, as it is shown, reaches
-        the threshold; and `warning` where it does not.
+        The answer, each prediction with its `name` where there are names; and with a `warning`
+        where it is not confident.
     """
-    top = np.argsort(-probabilities, kind="stable")[: options.top_k]
-    answer: dict[str, Any] = {
-        "predictions": [
-            {"label": categories[index]}
-            | ({"name": names[index]} if names else {})
-            | {
-                "class_id": int(index),
-                "probability": round(float(probabilities[index]), 6),
-            }
-            for index in top
-        ],
-    }
-    answer["confident"] = answer["predictions"][0]["probability"] >= options.threshold
+    said = dict(answer)
+    if names:
+        said["predictions"] = [
+            {"label": prediction["label"], "name": names[prediction["class_id"]], **prediction}
+            for prediction in answer["predictions"]
+        ]
     if not answer["confident"]:
-        answer["warning"] = WARNINGS[options.language].format(percent(options.threshold))
-    return answer
+        said["warning"] = WARNINGS[options.language].format(percent(options.threshold))
+    return said
 
 
 def percent(fraction: float) -> str:
