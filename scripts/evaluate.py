@@ -55,7 +55,7 @@ class Loaded:
     def average(self, image: Image.Image, mode: TTA) -> NDArray[np.float32]:
         """Return the probabilities of an RGB image, averaged over its views: one a class."""
         views = to_views(image, self.metadata.transforms, self.config.decode, mode)
-        averaged: NDArray[np.float32] = self.runtime(views).mean(axis=0)
+        averaged: NDArray[np.float32] = self.runtime.averaged([views])[0]
         return averaged
 
     def classify(self, path: Path, modes: Iterable[TTA]) -> dict[TTA, NDArray[np.float32]]:

@@ -23,12 +23,13 @@ from visionserve.errors import RequestError
 from visionserve.explanation import overlay
 from visionserve.item import Budget, Item
 from visionserve.metadata import Metadata, Transforms
+from visionserve.runtimes import Runtime
 from visionserve.share import Share
 
 CAT = photos.greeting().read_bytes()
 
 
-class Brightness:
+class Brightness(Runtime):
     """A two-class runtime: how dark, how bright. It notes the views of each pass."""
 
     capacity = 16

@@ -47,7 +47,7 @@ def outcome(data: bytes, mode: TTA = "none") -> tuple[int, str]:
     try:
         image = validation.validate(data, CONFIG.max_image_bytes, CONFIG.max_image_pixels)
         rgb = preprocessing.decode(image, transforms, "exact")
-        views = preprocessing.to_views(rgb, transforms, "exact", mode)
+        views = preprocessing.to_views(rgb, transforms, "exact", mode).stacked()
     except RequestError as error:
         assert 400 <= error.status < 500
         return error.status, error.code

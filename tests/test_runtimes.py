@@ -179,7 +179,7 @@ def test_the_map_of_int8_is_that_of_fp32(
     correlations = []
     for path in samples[::20]:
         image = decode(Image.open(path), fp32[1].transforms, "exact")
-        view = to_views(image, fp32[1].transforms, "exact", "none")
+        view = to_views(image, fp32[1].transforms, "exact", "none").stacked()
         best = int(fp32[0](view)[0].argmax())
         maps = [runtime.contributions(view)[0, ..., best].ravel() for runtime, _ in (fp32, int8)]
         correlations.append(np.atleast_2d(np.corrcoef(np.stack(maps)))[0, 1])

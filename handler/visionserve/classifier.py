@@ -25,6 +25,7 @@ from visionserve.metadata import Metadata
 from visionserve.preprocessing import decode, to_views
 from visionserve.runtimes import Runtime
 from visionserve.share import Share
+from visionserve.tta import Views
 from visionserve.validation import memory, validate, work
 
 VIEW = 224 * 224 * 3
@@ -119,9 +120,9 @@ class Classifier:
             For each item, in order, an answer or the error in its place.
         """
         outcomes: dict[int, Outcome] = {}
-        waiting: dict[int, NDArray[np.uint8]] = {}
+        waiting: dict[int, Views] = {}
         for index, ready in self._prepared(items, deadline):
-            if isinstance(ready, np.ndarray):
+            if isinstance(ready, Views):
                 waiting[index] = ready
             else:
                 outcomes[index] = ready
@@ -133,7 +134,7 @@ class Classifier:
 
     def _prepared(
         self, items: Sequence[Item], deadline: float
-    ) -> Iterator[tuple[int, NDArray[np.uint8] | Outcome]]:
+    ) -> Iterator[tuple[int, Views | Outcome]]:
         """Yield each item's views, or its outcome, in order.
 
         Where there is a pool, it decodes the next images meanwhile, during forward passes too.
@@ -143,7 +144,7 @@ class Classifier:
             for index, item, image in opened:
                 yield index, self._prepare(item, image) if isinstance(image, Image) else image
             return
-        ahead: deque[tuple[int, Future[NDArray[np.uint8] | RequestError] | Outcome]] = deque()
+        ahead: deque[tuple[int, Future[Views | RequestError] | Outcome]] = deque()
         for index, item, image in opened:
             if isinstance(image, Image):
                 ahead.append((index, self._pool.submit(self._prepare, item, image)))
@@ -183,7 +184,7 @@ class Classifier:
             return _unprepared()
         return image
 
-    def _prepare(self, item: Item, image: Image) -> NDArray[np.uint8] | RequestError:
+    def _prepare(self, item: Item, image: Image) -> Views | RequestError:
         """Decode and cut an image; this may run in several threads at once."""
         transforms, how, trace = self._metadata.transforms, self._config.decode, item.trace
         try:
@@ -198,61 +199,57 @@ class Classifier:
         except Exception:
             return _unprepared()
 
-    def _answer(
-        self, items: Sequence[Item], views: Mapping[int, NDArray[np.uint8]]
-    ) -> dict[int, Outcome]:
+    def _answer(self, items: Sequence[Item], views: Mapping[int, Views]) -> dict[int, Outcome]:
         """Answer the items whose views are there, those of one shape in one forward pass."""
         shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, of_item in views.items():
-            shapes[of_item.shape[1:]].append(index)
+            shapes[of_item.shape].append(index)
         outcomes: dict[int, Outcome] = {}
         for indices in shapes.values():
             chosen = [items[index] for index in indices]
-            found: Sequence[NDArray[np.float32] | None]
+            found: Sequence[NDArray[np.float32] | RequestError]
             try:
                 found = self._infer(chosen, [views[index] for index in indices])
+            except RequestError as error:
+                found = [error] * len(indices)
             except Exception:
                 logger.exception("Images could not be classified.")
-                found = [None] * len(indices)
-            failed = all(averaged is None for averaged in found)
+                found = [_unclassified()] * len(indices)
+            failed = all(isinstance(averaged, RequestError) for averaged in found)
             self.failures = self.failures + 1 if failed else 0
             for index, averaged in zip(indices, found, strict=True):
                 outcomes[index] = (
-                    _unclassified()
-                    if averaged is None
+                    averaged
+                    if isinstance(averaged, RequestError)
                     else self._finish(items[index], views[index], averaged)
                 )
         return outcomes
 
     def _infer(
-        self, items: Sequence[Item], batches: Sequence[NDArray[np.uint8]]
-    ) -> list[NDArray[np.float32] | None]:
-        """Return each item's probabilities, averaged over its views; None where they are none."""
+        self, items: Sequence[Item], images: Sequence[Views]
+    ) -> list[NDArray[np.float32] | RequestError]:
+        """Return each item's probabilities, averaged over its views, or an error for none."""
         with ExitStack() as stages:
             for item in items:
                 stages.enter_context(item.trace.stage("infer"))
-            together = batches[0] if len(batches) == 1 else np.concatenate(batches)
-            probabilities = self._runtime(together)
-        ends = np.cumsum([len(batch) for batch in batches])[:-1]
-        found: list[NDArray[np.float32] | None] = []
-        for of_views in np.split(probabilities, ends):
+            averages = self._runtime.averaged(images)
+        found: list[NDArray[np.float32] | RequestError] = []
+        for averaged in averages:
             # NaN is equal to nothing.
-            sound = (abs(of_views.sum(axis=1) - 1) <= SUM_ERROR).all()
+            sound = abs(averaged.sum() - 1) <= SUM_ERROR
             if not sound:
                 logger.error("The model's probabilities do not sum to 1.")
-            found.append(of_views.mean(axis=0) if sound else None)
+            found.append(averaged if sound else _unclassified())
         return found
 
-    def _finish(
-        self, item: Item, views: NDArray[np.uint8], averaged: NDArray[np.float32]
-    ) -> Outcome:
+    def _finish(self, item: Item, views: Views, averaged: NDArray[np.float32]) -> Outcome:
         """Answer an item, and keep the answer; a fault of its explanation is its own alone."""
         try:
             with item.trace.stage("postprocess"):
                 answer = self._describe(averaged, item.options)
             if item.options.explain:
                 with item.trace.stage("explain"):
-                    self._explain(answer, item, views[:1])
+                    self._explain(answer, item, views.stacked(1))
         except Exception:
             logger.exception("An answer could not be made.")
             return _unclassified()
@@ -286,8 +283,8 @@ class Classifier:
 
 
 def _settled(
-    index: int, ready: Future[NDArray[np.uint8] | RequestError] | Outcome
-) -> tuple[int, NDArray[np.uint8] | Outcome]:
+    index: int, ready: Future[Views | RequestError] | Outcome
+) -> tuple[int, Views | Outcome]:
     return index, ready.result() if isinstance(ready, Future) else ready
 
 

@@ -66,7 +66,7 @@ class HandlerConfig(Strict):
 
     Attributes:
         runtime: the inference engine; `openvino` on a CPU, `pytorch` on either device.
-        precision: `fp32` for both; `int8` for openvino; `fp16` for pytorch, autocast on CUDA.
+        precision: `fp32` for both; `int8` for openvino; `fp16` for pytorch on CUDA.
         threads: inference threads of a worker; derived from cores and workers when absent.
         decoders: threads of a worker that decode the images of a batch side by side; one on a
             CPU, and as many as `threads` beside a GPU, when absent.

@@ -8,6 +8,7 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models as tv
 from torchvision.models import WeightsEnum
 
@@ -66,6 +67,7 @@ class FullyConvolutional(nn.Module):
         network: the plain network, for its state dict; the other form shares its parameters.
         dense: there is a fully convolutional form, and inputs may be larger than a crop.
         linear: the last layer, where nothing but it follows the pool; else None.
+        dtype: of the weights and of what goes through them; FP32 until `freeze`.
     """
 
     mean: Tensor
@@ -78,6 +80,7 @@ class FullyConvolutional(nn.Module):
         parts = _split(self.network) if model.any_size else None
         self.dense = parts is not None
         self.linear = None
+        self.dtype = torch.float32
         for key, values in (("mean", transforms.mean), ("std", transforms.std)):
             self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         if parts is not None:
@@ -86,6 +89,22 @@ class FullyConvolutional(nn.Module):
             with torch.inference_mode():
                 blank = torch.zeros(1, 3, transforms.crop, transforms.crop)
                 self._window = tuple(self._features(blank).shape[2:])
+
+    def freeze(self, dtype: torch.dtype) -> None:
+        """Make it one for inference alone, with loaded weights in channels-last layout.
+
+        Each BatchNorm becomes a part of the convolution before it, and the plain `network` goes
+        where there is the other form. Normalization and softmax stay FP32.
+
+        Args:
+            dtype: the weights are cast to it, once.
+        """
+        if self.dense:
+            self._features = _fold(self._features)
+            del self.network
+        mean, std = self.mean, self.std
+        self.to(dtype).to(memory_format=torch.channels_last)
+        self.mean, self.std, self.dtype = mean, std, dtype
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Classify pixels.
@@ -122,7 +141,7 @@ class FullyConvolutional(nn.Module):
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return the network's own input, of shape (N, 3, height, width), for pixels."""
         scaled = pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
-        return (scaled - self.mean) / self.std
+        return ((scaled - self.mean) / self.std).to(self.dtype)
 
 
 def _split(network: nn.Module) -> tuple[fx.GraphModule, fx.GraphModule] | None:
@@ -133,7 +152,7 @@ def _split(network: nn.Module) -> tuple[fx.GraphModule, fx.GraphModule] | None:
         where there is no such pool, or where anything but its result is used behind it.
     """
     try:
-        whole = fx.symbolic_trace(network)
+        whole = fx.GraphModule(network, _Tracer().trace(network))
     except (fx.proxy.TraceError, TypeError, RuntimeError):
         return None
     nodes = list(whole.graph.nodes)
@@ -155,6 +174,30 @@ def _split(network: nn.Module) -> tuple[fx.GraphModule, fx.GraphModule] | None:
     except KeyError:
         return None
     return fx.GraphModule(network, features), fx.GraphModule(network, head)
+
+
+def _fold(features: fx.GraphModule) -> fx.GraphModule:
+    """Fold each BatchNorm that follows a convolution alone into a copy of its weights."""
+    modules = dict(features.named_modules())
+    for node in list(features.graph.nodes):
+        before = node.all_input_nodes[0] if node.op == "call_module" else None
+        if before is None or before.op != "call_module" or len(before.users) > 1:
+            continue
+        convolution, norm = modules[before.target], modules[node.target]
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            features.add_submodule(before.target, fuse_conv_bn_eval(convolution, norm))
+            node.replace_all_uses_with(before)
+            features.graph.erase_node(node)
+    features.delete_all_unused_submodules()
+    features.recompile()
+    return features
+
+
+class _Tracer(fx.Tracer):
+    """Keeps convolutions whole, those of other packages too, so that they can be folded."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.Conv2d) or super().is_leaf_module(module, name)
 
 
 def _is_global_pool(node: fx.Node, graph: fx.GraphModule) -> bool:

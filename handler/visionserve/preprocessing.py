@@ -35,10 +35,8 @@ def decode(image: Image.Image, transforms: Transforms, how: Decode) -> Image.Ima
     return to_rgb(image)
 
 
-def to_views(
-    image: Image.Image, transforms: Transforms, how: Decode, mode: TTA
-) -> NDArray[np.uint8]:
-    """Resize an image and cut it into the views of a mode.
+def to_views(image: Image.Image, transforms: Transforms, how: Decode, mode: TTA) -> tta.Views:
+    """Resize an image and find the views of a mode in it.
 
     Args:
         image: mode RGB.
@@ -48,11 +46,11 @@ def to_views(
         mode: the views.
 
     Returns:
-        Views as `visionserve.tta.views` describes them.
+        Views as `visionserve.tta.cut` describes them.
     """
     centre_alone = how == "fast" and mode == "none"
     pixels = (resize_centre if centre_alone else resize)(image, transforms)
-    return tta.views(pixels, mode, transforms.crop)
+    return tta.cut(pixels, mode, transforms.crop)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,5 +1,8 @@
 """Test-time augmentation: the views of an image whose probabilities are averaged."""
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,6 +10,63 @@ from visionserve.config import TTA
 
 STRIDE = 32
 LONGEST = 1024
+
+
+class Place(NamedTuple):
+    """Where a view lies in pixels, and whether it is their mirror image."""
+
+    top: int
+    left: int
+    mirrored: bool = False
+
+
+@dataclass(frozen=True)
+class Views:
+    """Views of one size as places in pixels, which they share where that takes less memory.
+
+    Attributes:
+        pixels: uint8 of shape (height, width, 3), RGB, contiguous.
+        places: of the views, in order.
+        shape: height and width of each view, in pixels.
+    """
+
+    pixels: NDArray[np.uint8]
+    places: tuple[Place, ...]
+    shape: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all views."""
+        return len(self.places) * self.shape[0] * self.shape[1] * 3
+
+    def stacked(self, count: int | None = None) -> NDArray[np.uint8]:
+        """Copy the views, or the first few: uint8 of shape (views, height, width, 3)."""
+        height, width = self.shape
+        cuts = [
+            self.pixels[top : top + height, left : left + width][:, :: -1 if mirrored else 1]
+            for top, left, mirrored in self.places[:count]
+        ]
+        return np.stack(cuts)
+
+
+def whole(pixels: NDArray[np.uint8]) -> Views:
+    """Take pixels of shape (height, width, 3) as one view."""
+    return Views(np.ascontiguousarray(pixels), (Place(0, 0),), pixels.shape[:2])
+
+
+def cut(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> Views:
+    """Find the views of a mode in an image; see `views`.
+
+    Returns:
+        Views in the image's own pixels, or in a copy of their own where that is smaller: the
+        crops of a panorama, or the centre crop alone.
+    """
+    found = Views(pixels, *_places(pixels.shape[:2], mode, crop))
+    if found.size >= pixels.size:
+        return Views(np.ascontiguousarray(pixels), found.places, found.shape)
+    height, width = found.shape
+    places = tuple(Place(index * height, 0) for index in range(len(found.places)))
+    return Views(found.stacked().reshape(-1, width, 3), places, found.shape)
 
 
 def views(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> NDArray[np.uint8]:
@@ -27,18 +87,23 @@ def views(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> NDArray[np.uint8]:
         are those of `torchvision.transforms.functional.center_crop`, `five_crop` and
         `ten_crop`.
     """
+    return cut(pixels, mode, crop).stacked()
+
+
+def _places(
+    size: tuple[int, ...], mode: TTA, crop: int
+) -> tuple[tuple[Place, ...], tuple[int, int]]:
+    """Return the places of the views in an image of a height and width, and the views' shape."""
     if mode == "dense":
-        (top, height), (left, width) = (_whole_strides(side, crop) for side in pixels.shape[:2])
-        return pixels[np.newaxis, top : top + height, left : left + width]
-    bottom, right = pixels.shape[0] - crop, pixels.shape[1] - crop
-    corners = [(round(bottom / 2), round(right / 2))]
+        (top, height), (left, width) = (_whole_strides(side, crop) for side in size)
+        return (Place(top, left),), (height, width)
+    bottom, right = (side - crop for side in size)
+    places = [Place(round(bottom / 2), round(right / 2))]
     if mode != "none":
-        corners += [(0, 0), (0, right), (bottom, 0), (bottom, right)]
-    sources = [pixels, pixels[:, ::-1]] if mode == "ten_crop" else [pixels]
-    crops = [
-        source[top : top + crop, left : left + crop] for source in sources for top, left in corners
-    ]
-    return np.stack(crops)
+        places += [Place(0, 0), Place(0, right), Place(bottom, 0), Place(bottom, right)]
+    if mode == "ten_crop":
+        places += [Place(top, right - left, True) for top, left, _ in places]
+    return tuple(places), (crop, crop)
 
 
 def first_box(size: tuple[int, int], mode: TTA, crop: int) -> tuple[int, int, int, int]:

@@ -37,7 +37,7 @@ def prepare(image: bytes, metadata: Metadata) -> NDArray[np.uint8]:
         uint8 of shape (1, crop, crop, 3).
     """
     rgb = decode(Image.open(BytesIO(image)), metadata.transforms, "fast")
-    return to_views(rgb, metadata.transforms, "fast", "none")
+    return to_views(rgb, metadata.transforms, "fast", "none").stacked()
 
 
 def ceilings(

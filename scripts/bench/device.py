@@ -27,7 +27,9 @@ from visionserve.item import Item
 from visionserve.metadata import Metadata, Transforms
 from visionserve.models import MODELS
 from visionserve.runtimes import Runtime
-from visionserve.runtimes.pytorch import PyTorchRuntime
+from visionserve.runtimes.pytorch import BUCKETS, PyTorchRuntime
+from visionserve.runtimes.transfer import Transfer
+from visionserve.tta import Views
 
 SEED = 0
 SIZE = (500, 375)
@@ -43,8 +45,10 @@ METADATA = Metadata(
 )
 
 
-class Simulated:
+class Simulated(Runtime):
     """A device whose forward pass is a wait, which releases the interpreter's lock as CUDA does.
+
+    The batch is packed for the copy to the device as PyTorch's is.
 
     Args:
         seconds: time of a pass over 32 views of 224 x 224 pixels; others take it in proportion.
@@ -54,18 +58,17 @@ class Simulated:
 
     def __init__(self, seconds: float) -> None:
         self._per_byte = seconds / (32 * 224 * 224 * 3)
+        self._transfer = Transfer(BUCKETS[-1], 1024 * 1024, torch.device("cpu"))
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def averaged(self, images: Sequence[Views]) -> NDArray[np.float32]:
         """Wait; see `visionserve.runtimes.Runtime`."""
-        time.sleep(self._per_byte * pixels.nbytes)
-        return np.full((len(pixels), 1000), 1 / 1000, np.float32)
-
-    def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Map nothing: no explanation is measured."""
-        raise NotImplementedError
+        for batch in self._transfer.batches(images):
+            self._transfer.pack(batch)
+            time.sleep(self._per_byte * sum(views.size for views in batch))
+        return np.full((len(images), 1000), 1 / 1000, np.float32)
 
 
-class Clock:
+class Clock(Runtime):
     """A runtime that notes how long its device was at work.
 
     Args:
@@ -75,13 +78,12 @@ class Clock:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.capacity = runtime.capacity
-        self.contributions = runtime.contributions
         self.busy = 0.0
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def averaged(self, images: Sequence[Views]) -> NDArray[np.float32]:
         """Classify a batch; see `visionserve.runtimes.Runtime`."""
         started = time.perf_counter()
-        probabilities = self._runtime(pixels)
+        probabilities = self._runtime.averaged(images)
         self.busy += time.perf_counter() - started
         return probabilities
 

@@ -1,16 +1,17 @@
 """Inference engines behind one call: uint8 pixels to probabilities."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visionserve.config import HandlerConfig
 from visionserve.metadata import Metadata
+from visionserve.tta import Views
 
 
-class Runtime(Protocol):
+class Runtime:
     """A loaded model.
 
     Attributes:
@@ -29,6 +30,23 @@ class Runtime(Protocol):
         Returns:
             float32 of shape (N, classes), each row summing to 1.
         """
+        raise NotImplementedError
+
+    def averaged(self, images: Sequence[Views]) -> NDArray[np.float32]:
+        """Classify images, each by the mean of the probabilities of its views.
+
+        Args:
+            images: views of one shape.
+
+        Returns:
+            float32 of shape (N, classes), each row summing to 1.
+
+        Raises:
+            RequestError: 507 `internal_error`, the device has no room for them.
+        """
+        found = self(np.concatenate([views.stacked() for views in images]))
+        ends = np.cumsum([len(views.places) for views in images])[:-1]
+        return np.stack([of_image.mean(axis=0) for of_image in np.split(found, ends)])
 
     def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Tell what each position of the last feature map adds to each class's logit.
@@ -39,6 +57,7 @@ class Runtime(Protocol):
         Returns:
             float32 of shape (N, rows, columns, classes), a position for each stride of the view.
         """
+        raise NotImplementedError
 
 
 def load(

@@ -17,6 +17,8 @@ os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "0"
 import openvino
 from openvino import opset13 as opset
 
+from visionserve.runtimes import Runtime
+
 # Kernels are made for a shape. So many are those of the crop and of one or two sizes of `dense`;
 # 5000, the plugin's default, take hundreds of megabytes where images differ in size.
 KERNELS = 128
@@ -27,7 +29,7 @@ LARGE_BUFFER = 1_000_000
 M_MMAP_THRESHOLD = -3
 
 
-class OpenVINORuntime:
+class OpenVINORuntime(Runtime):
     """A compiled OpenVINO IR and its one inference request.
 
     Each view has a forward pass of its own: on a CPU a batch is no faster, as its activations leave

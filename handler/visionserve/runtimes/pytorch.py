@@ -1,27 +1,44 @@
 """PyTorch on a CPU or a CUDA device."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from visionserve import tta
+from visionserve.errors import RequestError
 from visionserve.metadata import Metadata
 from visionserve.models import FullyConvolutional
+from visionserve.runtimes import Runtime
+from visionserve.runtimes.transfer import Transfer
+
+# Numbers of views for which a CUDA graph is recorded; others are filled up to the next one.
+BUCKETS = (1, 2, 4, 8, 16, 32)
 
 logger = logging.getLogger(__name__)
 
 
-class PyTorchRuntime:
-    """An eager module in channels-last layout.
+class PyTorchRuntime(Runtime):
+    """A frozen module; see `FullyConvolutional.freeze`.
+
+    Everything behind the resize is the device's: it gets the images' pixels in one copy, cuts and
+    mirrors the views, normalizes, classifies and averages them, and gives back an image's
+    probabilities. On CUDA, views of the crop's size go through recorded graphs, so that a pass is
+    one launch in place of a hundred; `dense` views, whose sizes vary, do not.
 
     Args:
         artifact: a state dict of the network, loaded with `weights_only=True`.
         metadata: names the architecture, its transforms and classes.
         gpu_id: CUDA device index; None, or a machine without CUDA, means the CPU.
-        half: run under FP16 autocast; on CUDA only.
+        half: weights and activations in FP16; on CUDA only.
         threads: intra-op threads on the CPU.
+
+    Attributes:
+        graphs: by number of views, a recorded pass and where it leaves its probabilities.
     """
 
     # Half a batch of TorchServe's: the device computes it while the other half is decoded.
@@ -32,28 +49,79 @@ class PyTorchRuntime:
     ) -> None:
         on_gpu = gpu_id is not None and torch.cuda.is_available()
         self._device = torch.device(f"cuda:{gpu_id}" if on_gpu else "cpu")
-        self._half = half and on_gpu
         if half and not on_gpu:
             logger.warning("No CUDA device: the model runs in FP32 on the CPU.")
         torch.set_num_threads(threads)
+        transforms = metadata.transforms
         module = FullyConvolutional(
-            metadata.architecture, len(metadata.categories), metadata.transforms
+            metadata.architecture, len(metadata.categories), transforms
         ).eval()
         module.network.load_state_dict(torch.load(artifact, weights_only=True, map_location="cpu"))
-        self._module = module.to(self._device).to(memory_format=torch.channels_last)
+        module.freeze(torch.float16 if half and on_gpu else torch.float32)
+        self._module = module.to(self._device)
+        self._crop = (transforms.crop, transforms.crop)
+        most = max(BUCKETS[-1] * transforms.crop**2, tta.LONGEST**2)
+        self._transfer = Transfer(BUCKETS[-1], most, self._device)
+        self.graphs = self._record() if on_gpu else {}
 
-    @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Classify a batch; see `visionserve.runtimes.Runtime`."""
-        batch = torch.tensor(pixels, device=self._device)
-        with torch.autocast(self._device.type, torch.float16, enabled=self._half):
-            probabilities: NDArray[np.float32] = self._module(batch).cpu().numpy()
-        return probabilities
+        return self.averaged([tta.whole(view) for view in pixels])
+
+    @torch.inference_mode()
+    def averaged(self, images: Sequence[tta.Views]) -> NDArray[np.float32]:
+        """Classify images by their views; see `visionserve.runtimes.Runtime`."""
+        try:
+            return np.concatenate([self._pass(of) for of in self._transfer.batches(images)])
+        except torch.cuda.OutOfMemoryError:
+            logger.exception("The device has no memory left.")
+        torch.cuda.empty_cache()
+        raise RequestError(
+            507, "internal_error", "The device has no memory left for the image: try again."
+        )
 
     @torch.inference_mode()
     def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map a batch; see `visionserve.runtimes.Runtime`."""
         batch = torch.tensor(pixels, device=self._device)
-        with torch.autocast(self._device.type, torch.float16, enabled=self._half):
-            maps: NDArray[np.float32] = self._module.contributions(batch).cpu().numpy()
+        maps: NDArray[np.float32] = self._module.contributions(batch).cpu().numpy()
         return maps
+
+    def _pass(self, images: Sequence[tta.Views]) -> NDArray[np.float32]:
+        """Classify what fits the buffer; its end waits for the device, and frees the buffer."""
+        views, shape = sum(len(image.places) for image in images), images[0].shape
+        self._transfer.send(images)
+        bucket = next((bucket for bucket in self.graphs if bucket >= views), None)
+        if bucket is None or shape != self._crop:
+            probabilities = self._forward(views, shape)
+        else:
+            graph, probabilities = self.graphs[bucket]
+            graph.replay()
+        averages: NDArray[np.float32] = (
+            self._transfer.average(probabilities[:views], len(images)).cpu().numpy()
+        )
+        return averages
+
+    def _forward(self, views: int, shape: tuple[int, int]) -> Tensor:
+        probabilities: Tensor = self._module(self._transfer.cut(views, shape))
+        return probabilities
+
+    @torch.inference_mode()
+    def _record(self) -> dict[int, tuple[torch.cuda.CUDAGraph, Tensor]]:
+        """Record a pass for each bucket, or none where the device cannot."""
+        graphs = {}
+        try:
+            with torch.cuda.device(self._device):
+                memory = torch.cuda.graph_pool_handle()
+                for views in BUCKETS:
+                    # The first pass chooses kernels, which a recording must not.
+                    self._forward(views, self._crop)
+                    torch.cuda.synchronize()
+                    graph = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(graph, pool=memory):
+                        probabilities = self._forward(views, self._crop)
+                    graphs[views] = graph, probabilities
+        except RuntimeError as error:
+            logger.warning("No CUDA graphs, the model runs eagerly: %s", error)
+            return {}
+        return graphs
