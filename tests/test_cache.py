@@ -4,6 +4,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from visionserve.cache import Cache
@@ -48,6 +49,17 @@ def test_the_size_is_bounded(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in tmp_path.rglob("*")) < 1_000_000 + 4_500_000
     assert kept.get(Item(b"999", Options())) == large
     assert kept.get(Item(b"0", Options())) is None
+
+
+def test_a_worker_keeps_little_of_a_large_cache_in_memory(tmp_path: Path) -> None:
+    """3,000 answers of 20 kB are 60 MB on disk."""
+    kept = cache(tmp_path, size_mb=100)
+    large = {"text": "x" * 20_000}
+    before = psutil.Process().memory_full_info().uss
+    for number in range(3000):
+        kept.put(Item(str(number).encode(), Options()), large)
+        assert kept.get(Item(str(number).encode(), Options())) == large
+    assert psutil.Process().memory_full_info().uss - before < 10_000_000
 
 
 def test_a_pickled_row_is_not_read(tmp_path: Path) -> None:

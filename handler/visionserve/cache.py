@@ -17,6 +17,10 @@ APPEARANCE = {"language", "format"}
 
 logger = logging.getLogger(__name__)
 
+# SQLite's own cache of the file, in a worker. diskcache's default keeps 32 MB of pages and maps
+# another 64 MB: a worker grew by 120 MB while the cache filled, and answered no sooner for it.
+MEMORY = {"sqlite_cache_size": 512, "sqlite_mmap_size": 0}
+
 FAILURES = (OSError, sqlite3.Error, diskcache.Timeout, ValueError)
 
 
@@ -56,6 +60,7 @@ class Cache:
                 timeout=1,
                 size_limit=config.size_mb * 1_000_000,
                 eviction_policy="least-recently-stored",
+                **MEMORY,
             )
         except FAILURES as error:
             logger.warning("The cache %s cannot be opened: %s", directory, error)
