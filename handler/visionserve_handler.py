@@ -50,6 +50,7 @@ class VisionHandler:
         version = context.manifest["model"].get("modelVersion", "")
         gpu_id, name = context.system_properties.get("gpu_id"), context.model_name
         self._classifier = Classifier.from_archive(directory, config, gpu_id, version, name)
+        metadata = self._classifier.metadata
         known = {"defaults": self._classifier.defaults, "deadline_seconds": config.deadline}
         self._config = config.handler.model_copy(update=known)
         self._max_response_size = frontend.max_response_size()
@@ -57,9 +58,9 @@ class VisionHandler:
             context.metrics, context.model_name, version, self._config.slow_request_ms / 1000
         )
         self._page = Page()
-        self._card = card(context.model_name, version, Metadata.load(directory), self._config)
+        self._card = card(context.model_name, version, metadata, self._config)
         self._directory = directory
-        self._facts = describe(directory) | {"model": context.model_name}
+        self._facts = describe(directory, metadata) | {"model": context.model_name}
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """Answer a batch of requests, each with its own HTTP status and body.
@@ -162,7 +163,7 @@ class VisionHandler:
         for directory in self._directory.parent.iterdir():
             if directory != self._directory:
                 with suppress(OSError, KeyError, ValueError):
-                    models.append(describe(directory))
+                    models.append(describe(directory, Metadata.load(directory)))
         context.set_response_content_type(index, "text/html; charset=utf-8")
         context.set_response_header(
             index, "content-security-policy", self._page.content_security_policy

@@ -1,5 +1,6 @@
 """A trained network to the files that the archive's runtime loads, proved against PyTorch."""
 
+import logging
 import math
 import random
 import shutil
@@ -86,7 +87,7 @@ def convert(
         model = to_openvino(module, transforms.crop)
         proved = _search(model, calibration, directory, metadata, config, reference)
     else:
-        _save(to_openvino(module, transforms.crop), directory / metadata.artifact)
+        save(to_openvino(module, transforms.crop), directory / metadata.artifact)
         proved = _prove(directory, metadata, config, reference)
     proof.check(proved, config.precision)
     return metadata.model_copy(update={"proof": proved})
@@ -151,7 +152,7 @@ def _search(
         for spared in ([], first_convolutions(model, crop)):
             folder = Path(scratch) / str(len(spared))
             folder.mkdir()
-            _save(quantize(model, samples, spared), folder / metadata.artifact)
+            save(quantize(model, samples, spared), folder / metadata.artifact)
             candidates.append((folder, _prove(folder, metadata, config, reference)))
             if candidates[-1][1].mean_difference <= CLOSE:
                 break
@@ -160,7 +161,8 @@ def _search(
     return proved
 
 
-def _save(model: Any, path: Path) -> None:
+def save(model: Any, path: Path) -> None:
+    """Write an OpenVINO model with its weights as they are, not halved."""
     import openvino
 
     openvino.save_model(model, path, compress_to_fp16=False)
@@ -195,6 +197,7 @@ def quantize(model: Any, samples: Sequence[NDArray[np.uint8]], spared: Sequence[
     """
     import nncf
 
+    nncf.set_log_level(logging.WARNING)
     return nncf.quantize(
         model,
         nncf.Dataset(samples),

@@ -53,7 +53,8 @@ class Reference:
 
     Attributes:
         photographs: how many there are.
-        views: their views of each mode of `MODES`, as `visionserve.tta.views` cuts them.
+        views: their views, as `visionserve.tta.views` cuts them, of each mode of `MODES` that the
+            model has.
         probabilities: float32 of shape (views, classes) for each entry of `views`.
     """
 
@@ -72,6 +73,7 @@ def refer(
         tta.views(resize(photograph, transforms), mode, transforms.crop)
         for photograph in photographs
         for mode in MODES
+        if module.dense or mode != "dense"
     ]
     with torch.inference_mode():
         answers = [module(torch.tensor(of)).numpy() for of in views]

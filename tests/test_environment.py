@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
@@ -103,6 +104,20 @@ def test_an_archive_answers_there_as_where_it_was_built(
     for one, other in zip(found["predictions"], expected["predictions"], strict=True):
         assert one["label"] == other["label"]
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
+
+
+@pytest.mark.parametrize("tta", ["none", "dense"])
+def test_it_explains_there_as_where_it_was_built(served: Client, client: Client, tta: str) -> None:
+    image = photos.greeting().read_bytes()
+    found, expected = (
+        each.predict(REAL, image, tta=tta, explain="true").json() for each in (served, client)
+    )
+    for one, other in zip(found["predictions"], expected["predictions"], strict=True):
+        (grid, box), (grid_there, box_there) = (
+            (np.array(of["explanation"]["grid"]), of["explanation"]["box"]) for of in (one, other)
+        )
+        assert box == box_there and grid.shape == grid_there.shape and np.ptp(grid) > 0.1
+        assert np.abs(grid - grid_there).max() < 1e-4
 
 
 def test_the_commands_that_serving_takes_run_there(served: Client, clone: Path) -> None:

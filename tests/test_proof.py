@@ -49,6 +49,8 @@ def test_views_are_those_of_the_worker() -> None:
     """Five crops of 224 × 224 pixels, then one dense view of 256 × 320."""
 
     class Dark(torch.nn.Module):
+        dense = True
+
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return pixels.float().mean((1, 2, 3))[:, None]
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,43 @@ def test_temperatures_are_applied_to_the_averaged_probabilities(
         assert client.card("tempered")["temperatures"] == fitted
     finally:
         client.unregister("tempered")
+
+
+def test_a_model_of_a_fixed_size_refuses_what_it_cannot_do(
+    client: Client,
+    server: TorchServe,
+    exact_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The smallest network there is, taken for one that, as a transformer, has no other form."""
+    fixed = "squeezenet1_1"
+    monkeypatch.setitem(MODELS, fixed, replace(MODELS[fixed], any_size=False))
+    torch.manual_seed(0)
+    torch.save(MODELS[fixed].build(1000).state_dict(), tmp_path / "fixed.pt")
+    build(Recipe(fixed, "fixed", "1.0", exact_config, tmp_path / "fixed.pt"), server.store)
+    server.register("fixed.mar")
+    instances = {"instances": [{"b64": base64.b64encode(CAT).decode()}]}
+    try:
+        for tta in ("none", "five_crop", "ten_crop"):
+            assert client.predict("fixed", CAT, tta=tta).json()["tta"] == tta
+        dense, explained = (
+            client.predict("fixed", CAT, **option) for option in ({"tta": "dense"}, {"explain": 1})
+        )
+        assert error(dense) == error(explained) == (400, "invalid_option")
+        assert dense.json()["error"]["message"] == f"tta: {fixed} has no dense form."
+        message = f"{fixed} cannot be explained."
+        assert explained.json()["error"]["message"] == message
+        headers = {**client.token("inference"), "Content-Type": "image/png"}
+        url = f"{client.inference}/explanations/fixed"
+        assert requests.post(url, data=CAT, headers=headers, timeout=60).json() == explained.json()
+        url = f"{client.inference}/v1/models/fixed:explain"
+        of_v1 = requests.post(url, json=instances, headers=client.token("inference"), timeout=60)
+        assert (of_v1.status_code, message in of_v1.json()["error"]) == (400, True)
+        options = client.card("fixed")["options"]
+        assert "dense" not in options["tta"]["enum"] and "explain" not in options
+    finally:
+        client.unregister("fixed")
 
 
 @contextmanager

@@ -51,6 +51,7 @@ class Classifier:
             the largest image may take.
 
     Attributes:
+        metadata: what the archive knows of its model.
         defaults: options of a request that gives none, with no more predictions than classes.
         failures: how many forward passes in a row gave no answer until now.
     """
@@ -69,7 +70,7 @@ class Classifier:
         self._memory = Share(config.max_image_pixels)
         self.failures = 0
         self._runtime = runtime
-        self._metadata = metadata
+        self.metadata = metadata
         self._config = config
         self._version = version
         self._name = name or metadata.architecture
@@ -157,13 +158,13 @@ class Classifier:
 
     def _open(self, item: Item, deadline: float) -> Image | Outcome:
         """Validate an item's image, unless the item needs no decoding or its time has run out."""
-        classes = len(self._metadata.categories)
+        classes = len(self.metadata.categories)
         if item.options.top_k > classes:
             return RequestError(400, "invalid_option", f"top_k: there are {classes} classes.")
-        architecture = self._metadata.architecture
-        if item.options.tta == "dense" and not self._metadata.dense:
+        architecture = self.metadata.architecture
+        if item.options.tta == "dense" and not self.metadata.dense:
             return RequestError(400, "invalid_option", f"tta: {architecture} has no dense form.")
-        if item.options.explain and not self._metadata.explains:
+        if item.options.explain and not self.metadata.explains:
             return RequestError(400, "invalid_option", f"{architecture} cannot be explained.")
         answer = self._cache.get(item) if self._cache and not item.probe else None
         if answer is not None:
@@ -186,7 +187,7 @@ class Classifier:
 
     def _prepare(self, item: Item, image: Image) -> Views | RequestError:
         """Decode and cut an image; this may run in several threads at once."""
-        transforms, how, trace = self._metadata.transforms, self._config.decode, item.trace
+        transforms, how, trace = self.metadata.transforms, self._config.decode, item.trace
         try:
             with self._memory.holding(memory(image)):
                 with trace.stage("decode"):
@@ -259,26 +260,26 @@ class Classifier:
 
     def _explain(self, answer: dict[str, Any], item: Item, view: NDArray[np.uint8]) -> None:
         """Add to each prediction what the first view's positions contribute to it."""
-        box = explanation.view_box(item.trace.size, self._metadata.transforms, item.options.tta)
+        box = explanation.view_box(item.trace.size, self.metadata.transforms, item.options.tta)
         (contributions,) = self._runtime.contributions(view)
         if not np.isfinite(contributions).all():
             raise ValueError("The model's map is not finite.")
         answer["predictions"] = explanation.explain(contributions, answer["predictions"], box)
 
     def _describe(self, averaged: NDArray[np.float32], options: Options) -> dict[str, Any]:
-        temperature = self._metadata.temperatures.get(options.tta, 1)
+        temperature = self.metadata.temperatures.get(options.tta, 1)
         probabilities = postprocessing.temper(averaged, temperature)
         return {
             "model": self._name,
-            "architecture": self._metadata.architecture,
+            "architecture": self.metadata.architecture,
             "version": self._version,
             "tta": options.tta,
-        } | postprocessing.predictions(probabilities, self._metadata.categories, options)
+        } | postprocessing.predictions(probabilities, self.metadata.categories, options)
 
     def _worded(self, answer: Mapping[str, Any], options: Options) -> dict[str, Any]:
         """Say an answer in its request's language; a model without names there has its labels."""
-        language, labels = options.language, self._metadata.categories
-        names = None if language == "en" else self._metadata.names.get(language, labels)
+        language, labels = options.language, self.metadata.categories
+        names = None if language == "en" else self.metadata.names.get(language, labels)
         return postprocessing.worded(answer, options, names)
 
 

@@ -9,7 +9,6 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from visionserve import metadata
 from visionserve.config import ModelConfig
 from visionserve.metadata import Metadata
 
@@ -65,8 +64,12 @@ class Page:
         return f"{self._before}{FACTS.replace('{}', data)}{self._after}".encode()
 
 
-def describe(directory: Path) -> dict[str, Any]:
+def describe(directory: Path, metadata: Metadata) -> dict[str, Any]:
     """Say what the page needs to know of an unpacked archive, as JSON.
+
+    Args:
+        directory: holds the archive's files.
+        metadata: what is in its `metadata.json`.
 
     Returns:
         `model` and `version`; `runtime`; `defaults`, the options of a request that names none;
@@ -76,17 +79,15 @@ def describe(directory: Path) -> dict[str, Any]:
         OSError, KeyError, ValueError: it is not an archive of this handler.
     """
     manifest = json.loads((directory / "MAR-INF" / "MANIFEST.json").read_bytes())["model"]
-    described = json.loads((directory / metadata.FILE).read_bytes())
     config = ModelConfig.load(directory / manifest["configFile"]).handler
-    classes = len(Metadata.load(directory).categories)
     return {
         "model": manifest["modelName"],
         "version": manifest.get("modelVersion", ""),
         "runtime": f"{config.runtime} {config.precision}",
-        "defaults": config.defaults.within(classes).model_dump(),
+        "defaults": config.defaults.within(len(metadata.categories)).model_dump(),
         "max_image_bytes": config.max_image_bytes,
         "max_images": config.max_images,
-        "explains": described.get("explains", True),
+        "explains": metadata.explains,
     }
 
 

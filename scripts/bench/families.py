@@ -1,0 +1,237 @@
+"""Measure torchvision's families of classifiers, FP32 and INT8, on seeded weights."""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from scripts import circumstances, convert, photos, proof
+from visionserve.config import Precision
+from visionserve.metadata import Proof
+from visionserve.models import MODELS, FullyConvolutional
+from visionserve.runtimes.openvino import OpenVINORuntime
+
+# One of torchvision's families each, two of ResNet's, and the model whose real weights are at hand.
+FAMILIES = (
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_lite0"),
+    *("efficientnet_v2_s", "googlenet", "inception_v3", "maxvit_t", "mnasnet1_0"),
+    *("mobilenet_v2", "mobilenet_v3_large", "regnet_y_400mf", "resnet18", "resnet50"),
+    *("resnext50_32x4d", "shufflenet_v2_x1_0", "squeezenet1_1", "swin_t", "swin_v2_t"),
+    *("vgg16", "vit_b_16"),
+)
+CONFIDENCE = 0.5
+# INT8 of seeded weights tells the time and the size, which need no more.
+SAMPLES, PHOTOGRAPHS = 30, 3
+ROUNDS, PASSES, WARM_UP = 5, 10, 3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One precision of a model.
+
+    Attributes:
+        milliseconds: median processor time of one crop on one thread, from pixels to answer.
+        megabytes: the model's files as an archive holds them.
+        proof: how close it is to PyTorch in FP32.
+        accepted: whether the builder would write an archive.
+    """
+
+    milliseconds: float
+    megabytes: float
+    proof: Proof
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the table.
+
+    Attributes:
+        name: a key of `MODELS`.
+        crop: side of its crop, in pixels.
+        dense: see `visionserve.metadata.Metadata`.
+        explains: likewise.
+        fp32: in FP32.
+        int8: quantized as a whole.
+    """
+
+    name: str
+    crop: int
+    dense: bool
+    explains: bool
+    fp32: Measured
+    int8: Measured
+
+
+def seeded(name: str, pixels: Tensor) -> FullyConvolutional:
+    """Draw a network whose answers differ between images, as a trained one's do.
+
+    As torchvision draws it, an untrained network is about as sure of each class for each image,
+    so that any comparison of its probabilities succeeds. Here a pass in training mode sets the
+    batch normalizations' statistics. The last layer is drawn anew, looks away from what the
+    images have in common, and has the scale that makes the best class's mean probability
+    `CONFIDENCE`.
+
+    Args:
+        name: a key of `MODELS`.
+        pixels: images that it is to tell apart, uint8 of shape (N, crop, crop, 3).
+    """
+    torch.manual_seed(0)
+    module = FullyConvolutional(name, 1000, MODELS[name].transforms)
+    layers = list(module.network.modules())
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    last = [layer for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
+    seen: list[Tensor] = []
+    with torch.inference_mode():
+        images = module.normalize(pixels)
+        module.network.train()(images)
+        hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        module.eval().network(images)
+        hook.remove()
+        common = seen[0].transpose(1, -1).flatten(0, -2).mean(0)
+        weight = nn.init.normal_(last.weight).flatten(1)
+        weight -= torch.outer(weight @ common, common) / common.dot(common)
+        if last.bias is not None:
+            nn.init.zeros_(last.bias)
+        last.weight *= _scale(module.network(images))
+    return module.requires_grad_(False)
+
+
+def _scale(logits: Tensor) -> float:
+    """Find by bisection what to multiply logits by for a mean probability of `CONFIDENCE`."""
+    low, high = 1e-6, 1e6
+    while high / low > 1 + 1e-4:
+        middle = (low * high) ** 0.5
+        sure = (logits * middle).softmax(-1).amax(-1).mean() > CONFIDENCE
+        low, high = (low, middle) if sure else (middle, high)
+    return low
+
+
+def measure(name: str) -> Row:
+    """Convert, quantize, prove and time one model."""
+    transforms = MODELS[name].transforms
+    calibration, judges = convert.divide(photos.packaged())
+    samples = convert.random_crops(calibration, transforms.crop, SAMPLES)
+    module = seeded(name, torch.from_numpy(np.concatenate(samples)))
+    reference = proof.refer(
+        module, [photos.read(path) for path in judges[:PHOTOGRAPHS]], transforms
+    )
+    exact = convert.to_openvino(module, transforms.crop)
+    models: dict[Precision, Any] = {"fp32": exact, "int8": convert.quantize(exact, samples, [])}
+    with tempfile.TemporaryDirectory() as scratch:
+        runtimes: dict[Precision, OpenVINORuntime] = {}
+        sizes: dict[Precision, float] = {}
+        for precision, model in models.items():
+            directory = Path(scratch) / precision
+            convert.save(model, directory / "model.xml")
+            runtimes[precision] = OpenVINORuntime(directory / "model.xml", threads=1)
+            sizes[precision] = _megabytes(directory)
+        times = _times(runtimes, samples[0])
+        found = {}
+        for precision, runtime in runtimes.items():
+            figures = proof.prove(runtime, reference)
+            accepted = _accepted(figures, precision)
+            found[precision] = Measured(times[precision], sizes[precision], figures, accepted)
+    explains = module.linear is not None
+    return Row(name, transforms.crop, module.dense, explains, **found)
+
+
+def _megabytes(directory: Path) -> float:
+    target = directory.with_suffix(".mar")
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in directory.iterdir():
+            archive.write(path)
+    return target.stat().st_size / 1e6
+
+
+def _times(
+    runtimes: dict[Precision, OpenVINORuntime], crop: NDArray[np.uint8]
+) -> dict[Precision, float]:
+    """Time one crop on each runtime in turn, several rounds; the medians in milliseconds.
+
+    Processor time, as other work on the machine then matters little.
+    """
+    times: dict[Precision, list[float]] = {precision: [] for precision in runtimes}
+    for _ in range(ROUNDS):
+        for precision, runtime in runtimes.items():
+            for turn in range(WARM_UP + PASSES):
+                begin = time.process_time()
+                runtime(crop)
+                if turn >= WARM_UP:
+                    times[precision].append(time.process_time() - begin)
+    return {precision: statistics.median(values) * 1000 for precision, values in times.items()}
+
+
+def _accepted(figures: Proof, precision: Precision) -> bool:
+    try:
+        proof.check(figures, precision)
+    except proof.ProofError:
+        return False
+    return True
+
+
+def markdown(rows: list[Row]) -> str:
+    """Write the table."""
+    lines = [
+        "| model | crop | `dense` | explained | FP32 ms | INT8 ms | FP32 MB | INT8 MB "
+        "| FP32 proof | INT8 proof |",
+        "|---|---:|---|---|---:|---:|---:|---:|---|---|",
+    ]
+    for row in rows:
+        pair = (row.fp32, row.int8)
+        cells = [
+            *(f"`{row.name}`", str(row.crop)),
+            *("yes" if able else "no" for able in (row.dense, row.explains)),
+            *(f"{each.milliseconds:.1f}" for each in pair),
+            *(f"{each.megabytes:.1f}" for each in pair),
+            *(_verdict(each) for each in pair),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _verdict(measured: Measured) -> str:
+    figures = measured.proof
+    verdict = "passes" if measured.accepted else "refused"
+    return f"{verdict}: {figures.mean_difference:.2g}, {figures.agreement:.0%}"
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench.families", description=__doc__)
+    parser.add_argument(
+        "models", nargs="*", default=FAMILIES, metavar="MODEL", help="one of each family"
+    )
+    args = parser.parse_args()
+    if unknown := sorted(set(args.models) - MODELS.keys()):
+        print(f"No such model: {', '.join(unknown)}.", file=sys.stderr)
+        return 1
+    warnings.filterwarnings("ignore")
+    rows = []
+    with redirect_stdout(sys.stderr):  # NNCF's progress
+        for name in (bar := tqdm(args.models)):
+            bar.set_description(name)
+            rows.append(measure(name))
+    print(f"{circumstances.here()}; load average at the end {os.getloadavg()[0]:.1f}\n")
+    print(markdown(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
