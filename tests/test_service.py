@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import psutil
 import pytest
 import requests
 import torch
+import yaml
 from PIL import Image
 from torchvision.transforms import functional
 
@@ -277,6 +279,36 @@ def test_a_model_of_a_fixed_size_refuses_what_it_cannot_do(
         assert "dense" not in options["tta"]["enum"] and "explain" not in options
     finally:
         client.unregister("fixed")
+
+
+@pytest.mark.parametrize("profile", paths.profiles())
+def test_torchserve_takes_a_profiles_settings_as_they_are_meant(
+    client: Client, server: TorchServe, store: Path, profile: str
+) -> None:
+    """TorchServe reads some values, such as a `maxBatchDelay` of 0, as unset.
+
+    It tells no `jobQueueSize`, and serves on the CPU where there is no GPU. The handler is that of
+    the archive at hand.
+    """
+    meant = yaml.safe_load((paths.CONFIG / profile / "model-config.yaml").read_text())
+    written = yaml.safe_dump(meant | {"handler": {}})
+    name = f"as_in_{profile}"
+    with (
+        zipfile.ZipFile(store / f"{REAL}.mar") as archive,
+        zipfile.ZipFile(server.admitted / f"{name}.mar", "w") as copy,
+    ):
+        for member in archive.namelist():
+            replaced = member == "model-config.yaml"
+            copy.writestr(member, written if replaced else archive.read(member))
+    client.register(f"{name}.mar", model_name=name)
+    try:
+        (found,) = client.describe(name)
+    finally:
+        client.unregister(name)
+    if not torch.cuda.is_available():
+        meant["deviceType"] = "cpu"
+    told = meant.keys() - {"handler", "jobQueueSize"}
+    assert {key: found[key] for key in told} == {key: meant[key] for key in told}
 
 
 @contextmanager
