@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from scripts import circumstances, convert, labelled, paths, photos
+from scripts import circumstances, convert, deletion, labelled, paths, photos
 from scripts.archives import FALLBACK
+from scripts.deletion import Deletion
 from scripts.statistics import Reliability, log_loss, paired_difference, proportion, reliability
 from scripts.weights import WeightsError, resolve
 from visionserve import runtimes
@@ -51,6 +52,10 @@ class Loaded:
     def decode(self, path: Path) -> Image.Image:
         """Decode a photograph to RGB."""
         return decode(Image.open(path), self.metadata.transforms, self.config.decode)
+
+    def crop(self, path: Path) -> NDArray[np.uint8]:
+        """Return a photograph's centre crop: uint8 of shape (1, crop, crop, 3)."""
+        return to_views(self.decode(path), self.metadata.transforms, self.config.decode, "none")
 
     def average(self, image: Image.Image, mode: TTA) -> NDArray[np.float32]:
         """Return the probabilities of an RGB image, averaged over its views: one a class."""
@@ -146,17 +151,20 @@ def prepare(
     return runtimes.load(directory, metadata, config, None, THREADS), metadata
 
 
-def load(name: str, variants: Sequence[str], calibration: Sequence[Path]) -> dict[str, Loaded]:
-    """Make variants of a model ready, those of one runtime and precision from one conversion."""
+def load(
+    name: str, variants: Sequence[str], calibration: Sequence[Path], scratch: Path
+) -> dict[str, Loaded]:
+    """Make variants of a model ready, those of one runtime and precision from one conversion.
+
+    Their files stay in the scratch folder, which explanations read.
+    """
     models: dict[tuple[Engine, Precision], tuple[Runtime, Metadata]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for variant in variants:
-            config = VARIANTS[variant]
-            key = config.runtime, config.precision
-            if key not in models:
-                print(f"Converting {name} to {variant}", file=sys.stderr)
-                directory = Path(scratch) / "-".join(key)
-                models[key] = prepare(name, config, calibration, directory)
+    for variant in variants:
+        config = VARIANTS[variant]
+        key = config.runtime, config.precision
+        if key not in models:
+            print(f"Converting {name} to {variant}", file=sys.stderr)
+            models[key] = prepare(name, config, calibration, scratch / "-".join(key))
     return {
         variant: Loaded(*models[config.runtime, config.precision], config)
         for variant, config in VARIANTS.items()
@@ -190,17 +198,19 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} of the photographs")
     parser.add_argument("--output", type=Path, default=paths.MODEL_STORE, help="a folder")
     args = parser.parse_args()
-    try:
-        count = QUICK if args.quick else None
-        photographs = labelled.folder(args.folder, len(IMAGENET_CATEGORIES), count)
-        calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
-        variants = load(args.model, args.variants, calibration)
-    except (FileNotFoundError, ValueError, WeightsError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    ways = len(variants) * len(args.modes)
-    bar = tqdm(photographs, desc=f"photographs, each {ways} times", smoothing=0)
-    answers = measure(variants, bar, args.modes)
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            count = QUICK if args.quick else None
+            photographs = labelled.folder(args.folder, len(IMAGENET_CATEGORIES), count)
+            calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
+            variants = load(args.model, args.variants, calibration, Path(scratch))
+        except (FileNotFoundError, ValueError, WeightsError) as error:
+            print(error, file=sys.stderr)
+            return 1
+        ways = len(variants) * len(args.modes)
+        bar = tqdm(photographs, desc=f"photographs, each {ways} times", smoothing=0)
+        answers = measure(variants, bar, args.modes)
+        deletions = delete(variants, photographs)
     about = f"{args.model}, {len(photographs)} photographs ({circumstances.here()})"
     print(f"{about}; 95 % confidence intervals\n\n{accuracy(answers)}\n\n{confidence(answers)}\n")
     args.output.mkdir(parents=True, exist_ok=True)
@@ -208,13 +218,31 @@ def main() -> int:
         {"runtime": variant, "tta": mode} | of_way.summary()
         for (variant, mode), of_way in answers.items()
     ]
-    record = {"about": about, "figures": figures}
+    rows = [[variant, *found.row()] for variant, found in deletions.items()]
+    print(f"{table(['runtime', *deletion.COLUMNS], rows)}\n")
+    record = {
+        "about": about,
+        "figures": figures,
+        "deletion": {variant: found.summary() for variant, found in deletions.items()},
+    }
     written = args.output / "evaluation.json"
     written.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     drawn = args.output / "reliability.png"
     draw(answers, drawn)
     print(f"{written}\n{drawn}")
     return 0
+
+
+def delete(
+    variants: Mapping[str, Loaded], photographs: Sequence[tuple[Path, int]]
+) -> dict[str, Deletion]:
+    """Run the deletion test on some of the photographs, of those variants that can be explained."""
+    chosen = [path for path, _ in photographs[:: max(1, len(photographs) // QUICK)][:QUICK]]
+    return {
+        name: deletion.measure(loaded.runtime, map(loaded.crop, chosen), loaded.metadata.transforms)
+        for name, loaded in variants.items()
+        if loaded.metadata.explains and len(chosen) > 1
+    }
 
 
 def accuracy(answers: Mapping[tuple[str, TTA], Answers]) -> str:

@@ -97,6 +97,23 @@ def clustered(values: NDArray[np.float64]) -> Interval:
     return Interval(float(sums.sum() / counts.sum()), float(low), float(high))
 
 
+def ratio_of_means(over: NDArray[np.float64], under: NDArray[np.float64]) -> Interval:
+    """Compare two measurements of the same photographs: the ratio of their means.
+
+    Its interval is the bootstrap's over photographs, as in `clustered`.
+
+    Args:
+        over, under: float of shape (photographs,), two photographs at least.
+    """
+
+    def ratio(over: NDArray[np.float64], under: NDArray[np.float64], axis: int) -> Any:
+        return over.mean(axis=axis) / under.mean(axis=axis)
+
+    resampled = stats.bootstrap((over, under), ratio, paired=True, method="percentile", rng=0)
+    low, high = resampled.confidence_interval
+    return Interval(float(over.mean() / under.mean()), float(low), float(high))
+
+
 def paired_difference(
     ours: NDArray[np.bool_], reference: NDArray[np.bool_]
 ) -> tuple[float, float, float]:

@@ -20,6 +20,7 @@ from scripts.bench.contenders import (
     INT8,
     MODEL,
     OURS,
+    STOCK,
     Contender,
     running,
 )
@@ -46,6 +47,8 @@ def of_a_run() -> Results:
         results.add(Figure(contender.name, "start s"), 4.0)
         results.add(Figure(contender.name, "process 0 MB"), 100.0)
         results.add(Figure(contender.name, "process 1 MB"), 200.0)
+        if contender.explains:
+            results.add(Figure(contender.name, "explained p50 ms", clients=1), 40.0)
         for tta in contender.tta:
             for clients in contender.clients:
                 results.add(Figure(contender.name, "p50 ms", tta, clients), 3.0)
@@ -57,6 +60,7 @@ def of_a_run() -> Results:
         results.values[rate(OURS[INT8].name, clients, "dense")] = [0.5 * value]
     results.add(Figure(OURS[INT8].name, "one worker MB"), 590.0)
     results.add(Figure(OURS[INT8].name, "further worker MB"), 300.0)
+    results.values[Figure(STOCK.name, "explained p50 ms", clients=1)] = [500.0]
     results.add(rate(MODEL), 400.0)
     results.add(rate(DECODED), 300.0)
     results.add(Figure("eager fp32", "one image ms"), 30.0)
@@ -87,6 +91,7 @@ def test_bars_are_bounds_from_below_or_above() -> None:
     assert held["frontend and one worker"] and held["from start to first answer"]
     assert not held["each further worker"] and not held["archive"]
     assert not held["rate with dense TTA, to the rate without TTA"]
+    assert held["an explained answer, to Integrated Gradients"]
 
 
 def test_the_tables_show_every_contender_and_bar() -> None:
@@ -99,6 +104,8 @@ def test_the_tables_show_every_contender_and_bar() -> None:
     for bar in held:
         assert f"| {bar.claim} | {bar.value:.2f} {bar.unit} |" in text
     assert "at most 250 MB | not reached |" in text
+    assert f"| {STOCK.name} | 500.0 ms | 3.0 ms |" in text
+    assert "| 12.50 x | at least 10 x | ok |" in text
     assert all(contender.name in text for contender in ALL)
 
 

@@ -30,12 +30,13 @@ CAT = photos.greeting().read_bytes()
 
 
 class Brightness(Runtime):
-    """A two-class runtime: how dark, how bright. It notes the views of each pass."""
+    """A two-class runtime: how dark, how bright. It notes the views of each pass, and of maps."""
 
     capacity = 16
 
     def __init__(self) -> None:
         self.passes: list[int] = []
+        self.mapped: list[int] = []
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         self.passes.append(len(pixels))
@@ -44,6 +45,7 @@ class Brightness(Runtime):
 
     def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         count, height, width, _ = pixels.shape
+        self.mapped.append(count)
         cells = pixels.reshape(count, height // 32, 32, width // 32, 32, 3)
         bright = cells.mean(axis=(2, 4, 5)) / 255
         return np.stack([1 - bright, bright], axis=3).astype(np.float32)
@@ -198,6 +200,14 @@ def test_a_map_lies_where_the_model_looked(tmp_path: Path, tta: TTA, orientation
         assert abs(right - left - width) < 60 and abs(bottom - top - height) < 60
     drawn = Image.open(io.BytesIO(overlay(data, answer["predictions"][0]["explanation"])))
     assert (drawn.format, drawn.size) == ("PNG", (800, 600))
+
+
+def test_a_map_is_made_for_explanations_alone(tmp_path: Path) -> None:
+    runtime = Brightness()
+    explain = [False, True, False, True]
+    items = [Item(CAT, Options(top_k=2, tta="five_crop", explain=chosen)) for chosen in explain]
+    classifier(runtime, tmp_path, size_mb=0).classify(items)
+    assert (runtime.passes, runtime.mapped) == ([20], [1, 1])
 
 
 class Dazzled(Brightness):

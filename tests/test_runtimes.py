@@ -24,6 +24,7 @@ from visionserve.metadata import Metadata
 from visionserve.models import IMAGENET_CATEGORIES, MODELS, FullyConvolutional
 from visionserve.preprocessing import decode, to_views
 from visionserve.runtimes import Runtime
+from visionserve.runtimes.openvino import OpenVINORuntime
 
 FP32 = HandlerConfig(runtime="openvino")
 INT8 = HandlerConfig(runtime="openvino", precision="int8", decode="fast")
@@ -158,6 +159,20 @@ print(sorted({"torch", "torchvision", "nncf"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_plain_prediction_computes_no_map(precision: str, request: pytest.FixtureRequest) -> None:
+    """It runs a model of one output; that of the map is compiled by the first explanation."""
+    runtime, metadata = request.getfixturevalue(precision)
+    fresh = OpenVINORuntime(runtime._artifact, threads=2)
+    fresh(pixels(1, 224, 224))
+    compiled = fresh._request.get_compiled_model()
+    assert [output.shape[-1] for output in compiled.outputs] == [len(metadata.categories)]
+    assert "_mapping_request" not in vars(fresh)
+    fresh.contributions(pixels(1, 224, 224))
+    assert "_mapping_request" in vars(fresh)
+    assert fresh._request.get_compiled_model().outputs == compiled.outputs
 
 
 def test_contributions_add_up_to_the_logits(fp32: tuple[Runtime, Metadata]) -> None:

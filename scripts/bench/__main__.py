@@ -29,7 +29,7 @@ STORE = paths.MODEL_STORE / "bench"
 WORKERS = len(os.sched_getaffinity(0))
 IMAGES = 64
 SIZE = (500, 375)
-WARM_UP, PROFILE = 2, 10
+WARM_UP, EXPLAINED, PROFILE = 2, 10, 10
 PACKAGES = (
     *("torch", "torchvision", "openvino", "torchserve"),
     *("flask", "gunicorn", "litserve", "bentoml"),
@@ -62,6 +62,11 @@ def measure_server(
             one = sum(server.pss())
             add("one worker MB", one)
             add("further worker MB", (sum(processes) - one) / max(1, WORKERS - 1))
+        if contender.explains:
+            url = server.url.replace("/predictions/", "/explanations/")
+            load(url, contender.field, "none", 1, EXPLAINED, images)
+            found = load(url, contender.field, "none", 1, max(seconds, EXPLAINED), images)
+            add("explained p50 ms", found.p50_ms, clients=1)
 
 
 def measure_bare(images: Sequence[Path], seconds: int, results: Results) -> dict[str, float]:

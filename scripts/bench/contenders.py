@@ -39,6 +39,7 @@ class Contender:
         field: the name of the form's file; `-` for a raw body.
         tta: the TTA modes to measure.
         clients: the numbers of clients to measure with.
+        explains: whether to measure explained answers, too; TorchServe's only.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Contender:
     field: str = "-"
     tta: tuple[str, ...] = ("none",)
     clients: tuple[int, ...] = CLIENTS
+    explains: bool = False
 
 
 FLASK = (
@@ -58,11 +60,11 @@ BENTOML = (
 )
 
 OURS = {
-    model: Contender(f"ours, {model.replace('_', ' ')}", model, tta=TTA)
+    model: Contender(f"ours, {model.replace('_', ' ')}", model, tta=TTA, explains=True)
     for model in ("pytorch_fp32", "openvino_fp32", INT8)
 }
 CACHED = Contender("ours, openvino int8, cache hits", f"{INT8}_cached", clients=(1,))
-STOCK = Contender("TorchServe image_classifier, eager fp32", "image_classifier")
+STOCK = Contender("TorchServe image_classifier, eager fp32", "image_classifier", explains=True)
 EAGER = [
     STOCK,
     Contender("Flask + gunicorn, eager fp32", "weights.pt", FLASK, "image"),

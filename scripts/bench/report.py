@@ -13,7 +13,7 @@ def markdown(results: Results, about: About, held: Sequence[Bar]) -> str:
     """Return a heading and all tables."""
     size_mb = about.size_mb
     parts = [_heading(results, about), _rates(results), _starts(results, size_mb)]
-    return "\n\n".join([*parts, _bare(results, size_mb), _bars(held)])
+    return "\n\n".join([*parts, _explained(results), _bare(results, size_mb), _bars(held)])
 
 
 def _heading(results: Results, about: About) -> str:
@@ -72,6 +72,17 @@ def _starts(results: Results, size_mb: Mapping[str, float]) -> str:
         "archive",
     ]
     return _table(heading, rows)
+
+
+def _explained(results: Results) -> str:
+    """The stock handler's explanations are Integrated Gradients of 15 steps (captum)."""
+    rows = []
+    for contender in ALL:
+        if contender.explains:
+            metrics = ("explained p50 ms", "p50 ms")
+            figures = [Figure(contender.name, metric, clients=1) for metric in metrics]
+            rows.append([contender.name, *(f"{results.median(f):.1f} ms" for f in figures)])
+    return _table(["one client, p50", "explained answer", "plain answer"], rows)
 
 
 def _bare(results: Results, size_mb: Mapping[str, float]) -> str:

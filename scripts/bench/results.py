@@ -136,6 +136,7 @@ def bars(results: Results, archive_mb: float) -> list[Bar]:
         return Bar(claim, value, bound, metric.rpartition(" ")[2], at_least=False)
 
     dense = lowest((rate(ours, clients, "dense"), rate(ours, clients)) for clients in several)
+    explained = (Figure(name, "explained p50 ms", clients=1) for name in (STOCK.name, ours))
     single = (Figure(name, "one image ms") for name in ("eager fp32", "openvino int8"))
     return [
         Bar(f"rate, part of the {MODEL}", of_bare(MODEL), 0.8),
@@ -152,4 +153,5 @@ def bars(results: Results, archive_mb: float) -> list[Bar]:
         at_most("each further worker", ours, "further worker MB", 250.0),
         Bar("archive", archive_mb, 12.0, "MB", at_least=False),
         Bar("one image on one thread, to eager fp32", results.ratio(*single), 2.5),
+        Bar("an explained answer, to Integrated Gradients", results.ratio(*explained), 10.0),
     ]
