@@ -24,7 +24,7 @@ from scripts.bench.contenders import (
     Contender,
     running,
 )
-from scripts.bench.load import load
+from scripts.bench.load import load, one_by_one
 from scripts.bench.results import About, Bar, Figure, Results, bars, rate
 
 ABOUT = About(
@@ -195,6 +195,14 @@ def test_a_server_that_ends_at_once_shows_its_log(tmp_path: Path) -> None:
         running(contender, tmp_path, photos.greeting(), workers=1),
     ):
         pass
+
+
+def test_single_requests_are_timed_and_errors_refused(contender: Contender, tmp_path: Path) -> None:
+    other = next(path for path in photos.packaged() if path != photos.greeting())
+    with running(contender, tmp_path, photos.greeting(), workers=1) as server:
+        assert one_by_one(server.url, [photos.greeting()], 3) > 0
+        with pytest.raises(RuntimeError, match="422"):
+            one_by_one(server.url, [photos.greeting(), other], 3)
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is absent")

@@ -3,21 +3,25 @@
 import base64
 import io
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 import grpc
 import numpy as np
 import pytest
 import requests
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from scripts import photos
 from scripts.client import Client
+from scripts.paths import ROOT
 from scripts.properties import read_properties
 from scripts.proxy import Proxy
 from scripts.torchserve import TorchServe
@@ -25,6 +29,7 @@ from tests.conftest import REAL, encode, site_of
 from visionserve.config import TTA
 from visionserve.models import MODELS
 
+README = ROOT / "README.md"
 CAT = photos.greeting().read_bytes()
 TEXT = base64.b64encode(CAT).decode()
 
@@ -167,41 +172,17 @@ def test_torchserve_has_no_metadata_of_the_protocols(client: Client, path: str) 
     assert response.status_code == 404
 
 
-def messages() -> tuple[Any, Any]:
-    """PredictionsRequest and PredictionResponse of TorchServe's inference.proto, as it is used."""
-    file = descriptor_pb2.FileDescriptorProto(
-        name="inference.proto", package="org.pytorch.serve.grpc.inference", syntax="proto3"
-    )
-    field = descriptor_pb2.FieldDescriptorProto
-    request = file.message_type.add(name="PredictionsRequest")
-    request.field.add(name="model_name", number=1, type=field.TYPE_STRING, label=1)
-    request.field.add(name="model_version", number=2, type=field.TYPE_STRING, label=1)
-    entry = request.nested_type.add(name="InputEntry")
-    entry.options.map_entry = True
-    entry.field.add(name="key", number=1, type=field.TYPE_STRING, label=1)
-    entry.field.add(name="value", number=2, type=field.TYPE_BYTES, label=1)
-    name = ".org.pytorch.serve.grpc.inference.PredictionsRequest.InputEntry"
-    request.field.add(name="input", number=3, type=field.TYPE_MESSAGE, label=3, type_name=name)
-    response = file.message_type.add(name="PredictionResponse")
-    response.field.add(name="prediction", number=1, type=field.TYPE_BYTES, label=1)
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    named = (pool.FindMessageTypeByName(f"{file.package}.{m.name}") for m in (request, response))
-    first, second = (message_factory.GetMessageClass(found) for found in named)
-    return first, second
+def grpc_port(server: TorchServe) -> str:
+    return read_properties(server.state / "config.properties")["grpc_inference_port"]
 
 
 def predict_by_grpc(server: TorchServe, token: dict[str, str], fields: dict[str, bytes]) -> Any:
-    request, response = messages()
-    port = read_properties(server.state / "config.properties")["grpc_inference_port"]
+    protos, services = grpc.protos_and_services("config/inference.proto")
     metadata = [("protocol", "gRPC"), *((k.lower(), v) for k, v in token.items())]
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        predictions = channel.unary_unary(
-            "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions",
-            request_serializer=request.SerializeToString,
-            response_deserializer=response.FromString,
-        )
-        answered = predictions(request(model_name=REAL, input=fields), metadata=metadata)
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_port(server)}") as channel:
+        request = protos.PredictionsRequest(model_name=REAL, input=fields)
+        stub = services.InferenceAPIsServiceStub(channel)
+        answered = stub.Predictions(request, metadata=metadata)
     return json.loads(answered.prediction)
 
 
@@ -212,6 +193,47 @@ def test_grpc(server: TorchServe, client: Client, answer: Any) -> None:
     assert len(predict_by_grpc(server, token, options)["predictions"]) == 1
     with pytest.raises(grpc.RpcError):
         predict_by_grpc(server, {}, {"data": CAT})
+
+
+def example(language: str, mark: str) -> str:
+    """Find the README's one example of a language that holds a mark."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+    (found,) = (block for block in blocks if mark in block)
+    return str(found)
+
+
+def test_the_readmes_grpc_client(server: TorchServe, client: Client, answer: Any) -> None:
+    code = example("python", "grpc")
+    key = client.token("inference")["Authorization"]
+    for old, new in (
+        ("Bearer KEY", key),
+        ("cat.jpg", str(photos.greeting())),
+        ("127.0.0.1:7070", f"127.0.0.1:{grpc_port(server)}"),
+    ):
+        assert old in code
+        code = code.replace(old, new)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == f"{answer['predictions'][:1]}\n", done.stderr
+
+
+def test_the_readmes_example_of_each_door(client: Client, answer: Any, tmp_path: Path) -> None:
+    token = client.token("inference")["Authorization"]
+    address = "http://127.0.0.1:8080"
+    script = example("sh", "/v1/models/")
+    assert address in script
+    head = f"""
+        set -e
+        CAT={photos.greeting()}
+        curl() {{ command curl -sS --fail -H "Authorization: {token}" "$@"; }}
+    """
+    script = head + script.replace(address, client.inference)
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    explained, invoked, first, second = json.loads(f"[{done.stdout.replace('}{', '},{')}]")
+    assert all(p.pop("explanation")["grid"] for p in explained["predictions"])
+    assert explained == invoked == first["predictions"][0] == answer
+    assert second["outputs"][0]["data"] == [p["label"] for p in answer["predictions"]]
+    assert Image.open(tmp_path / "where.png").format == "PNG"
 
 
 def test_answers_in_the_readers_language(entrance: Entrance, answer: Any) -> None:

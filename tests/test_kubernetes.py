@@ -93,7 +93,9 @@ def test_the_inference_service_fits_kserves_schema(
     predictor = service["spec"]["predictor"]
     for member in predictor.keys() & KSERVE_MEMBERS.keys():
         assert isinstance(predictor[member], KSERVE_MEMBERS[member])
-    assert [container["name"] for container in predictor["containers"]] == ["kserve-container"]
+    (container,) = predictor["containers"]
+    assert container["name"] == "kserve-container"
+    assert {"name": "PROTOCOL", "value": "v2"} in container["env"]
     kubernetes_validate.validate(pod_of(rendered["kserve"]), KUBERNETES, strict=True)
 
 

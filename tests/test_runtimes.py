@@ -161,18 +161,15 @@ print(sorted({"torch", "torchvision", "nncf"} & set(sys.modules)))
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_plain_prediction_computes_no_map(precision: str, request: pytest.FixtureRequest) -> None:
-    """It runs a model of one output; that of the map is compiled by the first explanation."""
-    runtime, metadata = request.getfixturevalue(precision)
-    fresh = OpenVINORuntime(runtime._artifact, threads=2)
-    fresh(pixels(1, 224, 224))
-    compiled = fresh._request.get_compiled_model()
-    assert [output.shape[-1] for output in compiled.outputs] == [len(metadata.categories)]
-    assert "_mapping_request" not in vars(fresh)
-    fresh.contributions(pixels(1, 224, 224))
-    assert "_mapping_request" in vars(fresh)
-    assert fresh._request.get_compiled_model().outputs == compiled.outputs
+def test_a_plain_prediction_computes_no_map(fp32: tuple[Runtime, Metadata]) -> None:
+    """Its model has one output; that of the map is another one, which an explanation compiles."""
+    assert isinstance(fp32[0], OpenVINORuntime)
+    runtime = OpenVINORuntime(fp32[0]._artifact, threads=2)
+    runtime(pixels(1, 224, 224))
+    assert "_mapping_request" not in vars(runtime)
+    runtime.contributions(pixels(1, 224, 224))
+    assert runtime._mapping_request is not runtime._request
+    assert len(runtime._request.get_compiled_model().outputs) == 1
 
 
 def test_contributions_add_up_to_the_logits(fp32: tuple[Runtime, Metadata]) -> None:

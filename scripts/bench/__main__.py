@@ -20,7 +20,7 @@ from tqdm import tqdm
 from scripts import circumstances, paths, photos
 from scripts.bench import report
 from scripts.bench.contenders import ALL, BIN, INT8, OURS, Contender, running
-from scripts.bench.load import load
+from scripts.bench.load import load, one_by_one
 from scripts.bench.results import About, Figure, Results, bars, rate
 from scripts.torchserve import StartError
 
@@ -29,7 +29,7 @@ STORE = paths.MODEL_STORE / "bench"
 WORKERS = len(os.sched_getaffinity(0))
 IMAGES = 64
 SIZE = (500, 375)
-WARM_UP, EXPLAINED, PROFILE = 2, 10, 10
+WARM_UP, EXPLAINED, PROFILE = 2, 8, 10
 PACKAGES = (
     *("torch", "torchvision", "openvino", "torchserve"),
     *("flask", "gunicorn", "litserve", "bentoml"),
@@ -64,9 +64,7 @@ def measure_server(
             add("further worker MB", (sum(processes) - one) / max(1, WORKERS - 1))
         if contender.explains:
             url = server.url.replace("/predictions/", "/explanations/")
-            load(url, contender.field, "none", 1, EXPLAINED, images)
-            found = load(url, contender.field, "none", 1, max(seconds, EXPLAINED), images)
-            add("explained p50 ms", found.p50_ms, clients=1)
+            add("explained p50 ms", one_by_one(url, images, EXPLAINED), clients=1)
 
 
 def measure_bare(images: Sequence[Path], seconds: int, results: Results) -> dict[str, float]:

@@ -1,12 +1,17 @@
-"""Load on a server, from wrk."""
+"""Load on a server, from wrk; and single requests."""
 
 import json
 import resource
 import shutil
+import statistics
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
+
+import requests
 
 SCRIPT = Path(__file__).with_name("load.lua")
 
@@ -64,6 +69,32 @@ def load(
         p99_ms=found["p99_ms"],
         client_ms=1000 * spent / found["requests"],
     )
+
+
+def one_by_one(url: str, images: Sequence[Path], count: int) -> float:
+    """Send raw images one after another, for answers too slow for a load.
+
+    Args:
+        url: takes an image by POST.
+        images: their files.
+        count: how many answers to time, after one that is not.
+
+    Returns:
+        The median time of an answer, in milliseconds.
+
+    Raises:
+        RuntimeError: an answer was an error.
+    """
+    headers = {"Content-Type": "image/jpeg", "X-Classify-TTA": "none"}
+    times = []
+    with requests.Session() as session:
+        for image in islice(cycle(images), count + 1):
+            started = time.perf_counter()
+            response = session.post(url, data=image.read_bytes(), headers=headers, timeout=120)
+            times.append(time.perf_counter() - started)
+            if not response.ok:
+                raise RuntimeError(f"{url}: {response.status_code} {response.text[:300]}")
+    return 1000 * statistics.median(times[1:])
 
 
 def _cpu_seconds() -> float:
