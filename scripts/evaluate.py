@@ -55,7 +55,8 @@ class Loaded:
 
     def crop(self, path: Path) -> NDArray[np.uint8]:
         """Return a photograph's centre crop: uint8 of shape (1, crop, crop, 3)."""
-        return to_views(self.decode(path), self.metadata.transforms, self.config.decode, "none")
+        image, transforms = self.decode(path), self.metadata.transforms
+        return to_views(image, transforms, self.config.decode, "none").stacked()
 
     def average(self, image: Image.Image, mode: TTA) -> NDArray[np.float32]:
         """Return the probabilities of an RGB image, averaged over its views: one a class."""

@@ -7,13 +7,14 @@ from numpy.typing import NDArray
 from scripts import deletion
 from scripts.statistics import ratio_of_means
 from visionserve.metadata import Transforms
+from visionserve.runtimes import Runtime
 
 CELLS, SIDE = 10, 32
 EVIDENCE = round(0.2 * CELLS**2)
 GREY = Transforms(mean=(0.0, 0.0, 0.0))
 
 
-class Counter:
+class Counter(Runtime):
     """How many of its cells are white is what is probable; everything else changes nothing."""
 
     capacity = 1
@@ -50,26 +51,41 @@ def views(count: int) -> list[NDArray[np.uint8]]:
 
 
 def test_evidence_painted_over_is_all_of_the_probability() -> None:
-    """Of random cells a fifth is evidence, so that the ratio is 5."""
+    """Of random cells a fifth is evidence, and so it is of any shape, so that the ratios are 5."""
     found = deletion.measure(Counter(), views(60), GREY)
     assert np.allclose(found.hottest, 1)
-    assert found.random.shape == (60, deletion.DRAWS)
-    assert found.random.mean() == pytest.approx(0.2, abs=0.015)
-    assert found.ratio.low < 5 < found.ratio.high < 6
-    assert found.summary()["ratio"]["value"] == pytest.approx(1 / found.random.mean())
-    assert found.row()[0] == "100.0 points" and found.row()[-1] == "ok"
+    for falls, name in ((found.cells, "random cells"), (found.shape, "same shape elsewhere")):
+        assert falls.shape == (60, deletion.DRAWS)
+        assert falls.mean() == pytest.approx(0.2, abs=0.02)
+        ratio = found.summary()[f"ratio to {name}"]
+        assert ratio["low"] < 5 < ratio["high"] < 6
+        assert ratio["value"] == pytest.approx(1 / falls.mean())
+    first, random, ratio, *_ = found.row()
+    assert (first, random) == ("100.0 points", f"{100 * found.cells.mean():.1f} points")
+    assert ratio.startswith(f"{1 / found.cells.mean():.2f} (")
 
 
 def test_a_map_that_lies_is_found_out() -> None:
     found = deletion.measure(Counter(honest=False), views(20), GREY)
     assert np.allclose(found.hottest, 0)
-    assert found.ratio.high < 1 and found.row()[-1] == "not reached"
+    assert found.summary()["ratio to random cells"]["high"] < 1
+
+
+def test_a_shape_stays_itself_elsewhere() -> None:
+    """Evidence that is one square: scattered cells or the square elsewhere hit a part of it."""
+    view = np.zeros((1, CELLS * SIDE, CELLS * SIDE, 3), np.uint8)
+    view[0, : 4 * SIDE, : 5 * SIDE] = 255
+    found = deletion.measure(Counter(), [view] * 60, GREY)
+    assert np.allclose(found.hottest, 1)
+    overlaps = {a * b / 20 for a in range(5) for b in range(6)}
+    assert {round(fall, 3) for fall in found.shape.ravel()} <= overlaps
+    assert found.shape.std() > 2 * found.cells.std()
 
 
 def test_what_is_painted_has_the_models_mean_colour() -> None:
     view = np.zeros((1, 6, 10, 3), np.uint8)
     colour = np.array([1, 2, 3], np.uint8)
-    painted = deletion.paint(view, (2, 2), np.array([1, 2]), colour)[0]
+    painted = deletion.paint(view, np.array([[False, True], [True, False]]), colour)[0]
     assert (painted[:3, 5:] == colour).all() and (painted[3:, :5] == colour).all()
     assert not painted[:3, :5].any() and not painted[3:, 5:].any() and not view.any()
 

@@ -143,7 +143,10 @@ def test_evaluate_tells_what_pytorch_says(photographs: Path, tmp_path: Path) -> 
     record = json.loads((tmp_path / "evaluation.json").read_text())
     (figures,) = record["figures"]
     deleted = record["deletion"]["openvino fp32"]
-    assert deleted["photographs"] == 2 and f"{deleted['ratio']['value']:.1f} (" in printed
+    assert (
+        deleted["photographs"] == 2
+        and f"{deleted['ratio to random cells']['value']:.2f} (" in printed
+    )
     cat, coffee = expected(photographs / "285_cat.png"), expected(photographs / "0_coffee.png")
     nll = -np.log([cat[285], max(coffee[0], 1.1920929e-07)]).mean()
     assert figures["nll"] == pytest.approx(nll, abs=2e-3)
