@@ -23,6 +23,10 @@ REAL = "efficientnet_lite0"
 RANDOM = "random_weights_resnet18"
 SERVER_CONFIG = paths.CONFIG / "server" / "model-config.yaml"
 
+# OpenMP's threads spin while they wait, and take four times the processor time where other
+# processes, such as a TorchServe, want the cores.
+torch.set_num_threads(1)
+
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()

@@ -9,6 +9,7 @@ import openvino
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torchvision import models as tv
 from torchvision.models import WeightsEnum
 
@@ -24,9 +25,9 @@ SMALLEST = sorted(
     FIXED
     | LAYERS_BEHIND_POOL
     | {"densenet121", "efficientnet_b0", "googlenet", "inception_v3", "mnasnet0_5"}
-    | {"mobilenet_v2", "regnet_x_400mf", "regnet_y_400mf", "resnet18", "resnext50_32x4d"}
-    | {"shufflenet_v2_x0_5"}
+    | {"mobilenet_v2", "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5"}
 )
+DRAWS = ("kaiming_normal_", "kaiming_uniform_", "normal_", "trunc_normal_", "uniform_")
 OLD_NAMES = re.compile(r"(denselayer\d+\.(?:norm|conv))([12]\.)")
 
 
@@ -54,6 +55,8 @@ def test_a_family_answers_as_torchvisions_own_module(
         plain = {key: value for key, value in state.items() if not key.endswith("_tracked")}
         state = OrderedDict((OLD_NAMES.sub(r"\1.\2", key), value) for key, value in plain.items())
     torch.save(state, file)
+    for draw in DRAWS:  # What is read from the file needs no draw, which takes half of the time.
+        monkeypatch.setattr(nn.init, draw, lambda tensor, *_, **__: tensor)
     official = tv.get_model(name, weights=model.weights).eval()
     loaded = FullyConvolutional(name, 1000, model.transforms)
     loaded.network.load_state_dict(load(Weights(file, "", ""), loaded.network.state_dict()))
@@ -82,7 +85,7 @@ def test_windows_survive_the_conversion(name: str) -> None:
     model = openvino.compile_model(converted, "CPU", exact)
     with torch.inference_mode():
         expected = module(torch.from_numpy(views)).numpy()
-    assert np.abs(model(views)[0] - expected).max() < 1e-5
+    assert np.abs(model(views)[0] - expected).max() < 1e-4
     assert convert.behind_linear(converted)
 
 

@@ -223,6 +223,7 @@ def main() -> int:
         print(f"No such model: {', '.join(unknown)}.", file=sys.stderr)
         return 1
     warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)  # OpenMP's threads spin where others want the cores.
     rows = []
     with redirect_stdout(sys.stderr):  # NNCF's progress
         for name in (bar := tqdm(args.models)):
