@@ -99,3 +99,7 @@ def test_a_ratio_is_that_of_the_means_with_the_bootstraps_interval() -> None:
     # The delta method: the ratio's relative error is that of both means together.
     error = noisy.value * np.hypot(0.1 / noisy.value, 0.01)
     assert noisy.high - noisy.low == pytest.approx(2 * 1.96 * error, rel=0.2)
+    # The mean of ratios would be far above.
+    uneven = dice.gamma(2, 1, 100)
+    found = ratio_of_means(dice.normal(6, 1, 100), uneven)
+    assert found.low < found.value < found.high < 4

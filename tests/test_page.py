@@ -747,6 +747,16 @@ def test_two_models_side_by_side(page: Browser, client: Client) -> None:
     page.driver.refresh()
     page.settle(3)
     assert page.texts(".label")[::3] == shown[::3], "A reload keeps the comparison."
+    page.one("#language").click()
+    setups = page.texts("#comparison tbody th")
+    assert setups == [f"{name} · 五次裁剪" for name in (REAL, RANDOM)]
+    assert page.texts("#comparison thead th")[1] == "已完成"
+    names = [
+        client.predict(name, CAT.read_bytes(), language="zh").json()["predictions"][0]["name"]
+        for name in (REAL, RANDOM)
+    ]
+    assert page.texts(".label")[:6:3] == names
+    page.one("#language").click()
     page.one(".remove").click()
     page.until(lambda: page.texts(".setup") == [])
     assert page.texts(".label")[::3] == [entry["label"] for entry in best[0]]
