@@ -1,6 +1,7 @@
 """One real TorchServe per session, with a real classifier and a seeded random ResNet-18."""
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,8 +25,9 @@ RANDOM = "random_weights_resnet18"
 SERVER_CONFIG = paths.CONFIG / "server" / "model-config.yaml"
 
 # OpenMP's threads spin while they wait, and take four times the processor time where other
-# processes, such as a TorchServe, want the cores.
+# processes, such as a TorchServe, want the cores. What a test starts has one thread, too.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
