@@ -18,13 +18,14 @@ $(info This folder was moved: its .venv is made anew.)
 $(shell rm -f .venv/pyvenv.cfg .venv/.serves .venv/.installed)
 endif
 
-.PHONY: help audit clean status serve stop test test-ray image test-image fuzz chaos overload soak evaluate robustness bench bench-page lint lock
+.PHONY: help audit clean status serve stop test test-fast test-ray image test-image fuzz chaos overload soak evaluate robustness bench bench-page lint lock
 
 help:
 	@echo 'make serve     build, start and ask [PROFILE=local] [MODELS="resnet18 my_archive"] [ARCHIVE=file.mar]'
 	@echo 'make status    what runs, where, with which models'
 	@echo 'make stop      stop the server [PROFILE=local]'
 	@echo 'make test      lint, types and every test'
+	@echo 'make test-fast those that need no server, browser or archive, in seconds'
 	@echo 'make bench     measure beside other servers; also make bench-page, evaluate, soak, overload, chaos, fuzz'
 	@echo 'make image     build the container with buildah [IMAGE=name:tag] [DEVICE=cpu] [MODELS=resnet18]; make test-image runs it'
 	@echo 'make audit     ask for known advisories of what is installed'
@@ -53,6 +54,9 @@ audit: $(INSTALLED)
 
 test: lint $(DEBIAN)
 	$(PYTHON) -m pytest
+
+test-fast: $(INSTALLED)
+	$(PYTHON) -m pytest -m fast
 
 # What the tests drive that pip does not have: a browser, nginx and Prometheus.
 $(DEBIAN) /usr/bin/wrk:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,27 @@ SERVER_CONFIG = paths.CONFIG / "server" / "model-config.yaml"
 # processes, such as a TorchServe, want the cores. What a test starts has one thread, too.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+_running_fast = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Hold a `fast` test, and what is set up for it, to what `make test-fast` promises."""
+    global _running_fast
+    _running_fast = item.get_closest_marker("fast") is not None
+    try:
+        return (yield)
+    finally:
+        _running_fast = False
+
+
+def _refuse(event: str, _: object) -> None:
+    if _running_fast and event in ("subprocess.Popen", "socket.connect"):
+        raise AssertionError(f"a fast test starts and asks nothing: {event}")
+
+
+sys.addaudithook(_refuse)
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:

@@ -11,6 +11,8 @@ from visionserve.cache import Cache
 from visionserve.config import CacheConfig, Options
 from visionserve.item import Item
 
+pytestmark = pytest.mark.fast
+
 ITEM = Item(b"image", Options())
 ANSWER: dict[str, Any] = {"predictions": [{"label": "高山雪景", "probability": 0.5}]}
 

@@ -26,6 +26,8 @@ from visionserve.metadata import Metadata, Transforms
 from visionserve.runtimes import Runtime
 from visionserve.share import Share
 
+pytestmark = pytest.mark.fast
+
 CAT = photos.greeting().read_bytes()
 
 

@@ -9,6 +9,8 @@ from visionserve import inputs
 from visionserve.config import Options
 from visionserve.errors import RequestError
 
+pytestmark = pytest.mark.fast
+
 DEFAULTS = Options(tta="five_crop", top_k=3, threshold=0.5)
 JSON = {"content-type": "application/json"}
 

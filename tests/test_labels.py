@@ -3,8 +3,12 @@
 import unicodedata
 from pathlib import Path
 
+import pytest
+
 from scripts import labels
 from visionserve.models import IMAGENET_CATEGORIES
+
+pytestmark = pytest.mark.fast
 
 
 def test_labels_are_torchvisions_and_named_by_their_synset() -> None:

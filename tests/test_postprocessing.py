@@ -7,6 +7,8 @@ from scipy.special import softmax
 from visionserve.config import Options
 from visionserve.postprocessing import predictions, temper, worded
 
+pytestmark = pytest.mark.fast
+
 PROBABILITIES = np.array([0.1, 0.2, 0.6, 0.1], dtype=np.float32)
 CATEGORIES = ("a", "b", "高山雪景", "d")
 

@@ -20,6 +20,8 @@ from visionserve.errors import RequestError
 from visionserve.metadata import Transforms
 from visionserve.models import MODELS
 
+pytestmark = pytest.mark.fast
+
 PHOTOGRAPHS = photos.packaged()
 
 

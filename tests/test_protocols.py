@@ -13,6 +13,8 @@ from visionserve import inputs
 from visionserve.config import Options
 from visionserve.errors import RequestError
 
+pytestmark = pytest.mark.fast
+
 JSON = {"content-type": "application/json"}
 TEXT = base64.b64encode(b"x").decode()
 ANSWER = {

@@ -321,5 +321,5 @@ def test_an_interrupted_start_is_started_anew(mountains: Path, tmp_path: Path) -
 
 def test_make_helps() -> None:
     done = subprocess.run(["make", "help"], cwd=paths.ROOT, capture_output=True, text=True)
-    for target in ("serve", "stop", "status", "test", "clean", "bench"):
+    for target in ("serve", "stop", "status", "test", "test-fast", "clean", "bench"):
         assert f"make {target}" in done.stdout

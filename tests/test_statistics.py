@@ -16,6 +16,8 @@ from scripts.evaluate import Answers, judge
 from scripts.statistics import clustered, log_loss, paired_difference, proportion, reliability
 from visionserve.postprocessing import temper
 
+pytestmark = pytest.mark.fast
+
 
 def answers(count: int, classes: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Probabilities of shape (count, classes), and labels that they are too sure of."""

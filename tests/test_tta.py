@@ -8,6 +8,8 @@ from torchvision.transforms import functional
 from visionserve import tta
 from visionserve.config import TTA
 
+pytestmark = pytest.mark.fast
+
 PIXELS = np.random.default_rng(0).integers(0, 256, (256, 341, 3), dtype=np.uint8)
 TENSOR = torch.from_numpy(PIXELS).permute(2, 0, 1)
 

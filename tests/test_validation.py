@@ -10,6 +10,8 @@ from tests.conftest import encode
 from visionserve.errors import RequestError
 from visionserve.validation import validate
 
+pytestmark = pytest.mark.fast
+
 LIMITS = (1_000_000, 1_000_000)
 
 
