@@ -21,11 +21,12 @@ from PIL import Image
 
 from scripts import paths
 from tests.conftest import REAL
-from tests.corpus import CASES, OK, Case, encode, picture, tiff
+from tests.corpus import CASES, OK, SIZE, Case, encode, picture, tiff
 from visionserve import inputs, preprocessing, validation
 from visionserve.classifier import Classifier
 from visionserve.config import TTA, HandlerConfig, ModelConfig, Options
 from visionserve.errors import RequestError
+from visionserve.explanation import overlay
 from visionserve.item import Item
 from visionserve.metadata import Transforms
 
@@ -65,6 +66,16 @@ modes = st.sampled_from(["none", "five_crop", "ten_crop", "dense"])
 @pytest.mark.parametrize("case", IMAGES, ids=lambda case: case.name)
 def test_the_corpus_has_its_status(case: Case) -> None:
     assert outcome(case.data) == case.expected
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in IMAGES if case.expected == OK], ids=lambda c: c.name
+)
+def test_what_is_answered_can_be_drawn_on(case: Case) -> None:
+    """Pictures of explanations read the image anew, where nothing judges it."""
+    explained = {"grid": [[0, 1], [2, 3]], "box": (0, 0, *SIZE)}
+    drawn = Image.open(io.BytesIO(overlay(case.data, explained)))
+    assert drawn.format == "PNG" and drawn.mode == "RGB"
 
 
 @settings(max_examples=200)
