@@ -150,16 +150,25 @@ NOISE = np.random.default_rng(0).integers(0, 256, (900, 1400, 3), dtype=np.uint8
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("resize", [256, 224, 232])
 @pytest.mark.parametrize(
     "size",
-    [(300, 400), (301, 457), (481, 640), (340, 700), (200, 333), (58, 139), (640, 481), (204, 93)],
+    [
+        *((300, 400), (301, 457), (481, 640), (340, 700), (200, 333), (58, 139), (640, 481)),
+        *((204, 93), (21, 9), (1, 1), (3, 120), (900, 19)),
+    ],
 )
-def test_the_centre_alone_differs_by_rounding(size: tuple[int, int], interpolation: Any) -> None:
-    transforms = Transforms(interpolation=interpolation)
+def test_the_fast_resize_differs_by_rounding(
+    size: tuple[int, int], resize: int, interpolation: Any
+) -> None:
+    transforms = Transforms(interpolation=interpolation, resize=resize)
     image = Image.fromarray(NOISE[: size[1], : size[0]])
-    (exact,) = tta.views(preprocessing.resize(image, transforms), "none", 224)
-    centre = preprocessing.resize_centre(image, transforms)
-    assert np.abs(centre.astype(int) - exact).max() <= 2
+    exact = preprocessing.resize(image, transforms)
+    whole = preprocessing.resize_fast(image, transforms)
+    assert np.abs(whole.astype(int) - exact).max() <= 2
+    (crop,) = tta.views(exact, "none", 224)
+    centre = preprocessing.resize_fast(image, transforms, centre=True)
+    assert np.abs(centre.astype(int) - crop).max() <= 2
 
 
 def grey(value: bytes, bits: int, format: int = 1, white_is_zero: bool = False) -> bytes:

@@ -24,7 +24,7 @@ from tests.conftest import REAL
 from tests.corpus import CASES, OK, SIZE, Case, encode, picture, tiff
 from visionserve import inputs, preprocessing, validation
 from visionserve.classifier import Classifier
-from visionserve.config import TTA, HandlerConfig, ModelConfig, Options
+from visionserve.config import TTA, Decode, HandlerConfig, ModelConfig, Options
 from visionserve.errors import RequestError
 from visionserve.explanation import overlay
 from visionserve.item import Item
@@ -42,13 +42,13 @@ settings.register_profile("fixed", derandomize=True, deadline=None, database=Non
 settings.load_profile("fixed")
 
 
-def outcome(data: bytes, mode: TTA = "none") -> tuple[int, str]:
+def outcome(data: bytes, mode: TTA = "none", how: Decode = "exact") -> tuple[int, str]:
     """Bring an image to the model's door: the status, and the code of the error."""
     transforms = Transforms()
     try:
         image = validation.validate(data, CONFIG.max_image_bytes, CONFIG.max_image_pixels)
-        rgb = preprocessing.decode(image, transforms, "exact")
-        views = preprocessing.to_views(rgb, transforms, "exact", mode).stacked()
+        rgb = preprocessing.decode(image, transforms, how)
+        views = preprocessing.to_views(rgb, transforms, how, mode).stacked()
     except RequestError as error:
         assert 400 <= error.status < 500
         return error.status, error.code
@@ -63,9 +63,10 @@ def outcome(data: bytes, mode: TTA = "none") -> tuple[int, str]:
 modes = st.sampled_from(["none", "five_crop", "ten_crop", "dense"])
 
 
+@pytest.mark.parametrize("how", ["exact", "fast"])
 @pytest.mark.parametrize("case", IMAGES, ids=lambda case: case.name)
-def test_the_corpus_has_its_status(case: Case) -> None:
-    assert outcome(case.data) == case.expected
+def test_the_corpus_has_its_status(case: Case, how: Decode) -> None:
+    assert outcome(case.data, how=how) == case.expected
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ class HandlerConfig(Strict):
         threads: inference threads of a worker; derived from cores and workers when absent.
         decoders: threads of a worker that decode the images of a batch side by side; one on a
             CPU, and as many as `threads` beside a GPU, when absent.
-        decode: `exact` equals torchvision's transforms; `fast` lets libjpeg shrink large photos.
+        decode: `exact` equals torchvision's transforms; `fast` lets libjpeg shrink large
+            photos, and resizes within two levels of them.
         max_image_bytes: largest encoded image, in bytes.
         max_image_pixels: largest image by its header, in pixels, and half of it for WebP; a larger
             one is never decoded. 24 million take at most 300 MB.

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
@@ -17,6 +18,7 @@ WHITE = (255, 255, 255, 255)
 STRIP = 256
 MAX_EXIF_BYTES = 1_000_000
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+FAST_FILTERS = {"bilinear": FilterType.bilinear, "bicubic": FilterType.catmull_rom}
 
 
 def decode(image: Image.Image, transforms: Transforms, how: Decode) -> Image.Image:
@@ -41,15 +43,17 @@ def to_views(image: Image.Image, transforms: Transforms, how: Decode, mode: TTA)
     Args:
         image: mode RGB.
         transforms: the model's.
-        how: `exact` equals torchvision's transforms bit for bit; `fast` resizes no more of an
-            image than its centre crop needs.
+        how: `exact` equals torchvision's transforms bit for bit; `fast` differs by rounding, and
+            resizes no more of an image than its centre crop needs.
         mode: the views.
 
     Returns:
         Views as `visionserve.tta.cut` describes them.
     """
-    centre_alone = how == "fast" and mode == "none"
-    pixels = (resize_centre if centre_alone else resize)(image, transforms)
+    if how == "fast":
+        pixels = resize_fast(image, transforms, centre=mode == "none")
+    else:
+        pixels = resize(image, transforms)
     return tta.cut(pixels, mode, transforms.crop)
 
 
@@ -158,29 +162,47 @@ def resize(image: Image.Image, transforms: Transforms) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def resize_centre(image: Image.Image, transforms: Transforms) -> NDArray[np.uint8]:
-    """Resize only what the centre crop of the resized image shows.
+def resize_fast(
+    image: Image.Image, transforms: Transforms, centre: bool = False
+) -> NDArray[np.uint8]:
+    """Resize with `cykooz_resizer`, which takes about a third of Pillow's time.
+
+    Args:
+        image: mode RGB, any size.
+        transforms: as for `resize`.
+        centre: resize only what the centre crop of the resized image shows.
 
     Returns:
-        uint8 array of shape (crop, crop, 3). It differs from a crop of `resize` by rounding, two
-        levels at most, because Pillow takes a box's edges in single precision.
+        As `resize`, or uint8 of shape (crop, crop, 3). It differs from `resize` and its centre crop
+        by rounding, two levels at most.
     """
-    (width, height), crop = resized(image.size, transforms), transforms.crop
-    across, down = image.width / width, image.height / height
-    left, top = round((width - crop) / 2), round((height - crop) / 2)
-    sides: list[tuple[float, float]] = [
-        (left * across, (left + crop) * across),
-        (top * down, (top + crop) * down),
-    ]
+    size, crop = resized(image.size, transforms), transforms.crop
+    scales = [old / new for old, new in zip(image.size, size, strict=True)]
+    starts, lengths = (0, 0), size
+    if centre:
+        starts, lengths = (round((size[0] - crop) / 2), round((size[1] - crop) / 2)), (crop, crop)
     # Pillow clips between its two passes, so that their order shows: across first, unless a tall
-    # image shrinks. With a box it may choose another order than with the whole image.
-    tall = image.height > 2 * image.width and down > 1
+    # image shrinks.
+    tall = image.height > 2 * image.width and scales[1] > 1
     for axis in (1, 0) if tall else (0, 1):
-        size, spans = [*image.size], [(0.0, float(side)) for side in image.size]
-        size[axis], spans[axis] = crop, sides[axis]
-        box = (spans[0][0], spans[1][0], spans[0][1], spans[1][1])
-        image = image.resize((size[0], size[1]), FILTERS[transforms.interpolation], box)
+        start = starts[axis] * scales[axis]
+        length = min(lengths[axis] * scales[axis], image.size[axis] - start)
+        image = _resize_axis(image, axis, start, length, lengths[axis], transforms.interpolation)
     return np.asarray(image)
+
+
+def _resize_axis(
+    image: Image.Image, axis: int, start: float, length: float, size: int, interpolation: str
+) -> Image.Image:
+    """Resize a part of an image's width (0) or height (1), given in pixels, to another length."""
+    if axis == 0:
+        box, shape = CropBox(start, 0, length, image.height), (size, image.height)
+    else:
+        box, shape = CropBox(0, start, image.width, length), (image.width, size)
+    found = Image.new("RGB", shape)
+    options = ResizeOptions(ResizeAlg.convolution(FAST_FILTERS[interpolation]), crop_box=box)
+    Resizer().resize_pil(image, found, options)
+    return found
 
 
 def resized(size: tuple[int, int], transforms: Transforms) -> tuple[int, int]:
