@@ -26,7 +26,7 @@ help:
 	@echo 'make stop      stop the server [PROFILE=local]'
 	@echo 'make test      lint, types and every test'
 	@echo 'make test-fast those that need no server, browser or archive, in seconds'
-	@echo 'make bench     measure beside other servers; also make bench-page, evaluate, soak, overload, chaos, fuzz'
+	@echo 'make bench     measure beside other servers [QUICK=1]; also make bench-page, evaluate, soak, overload, chaos, fuzz'
 	@echo 'make image     build the container with buildah [IMAGE=name:tag] [DEVICE=cpu] [MODELS=resnet18]; make test-image runs it'
 	@echo 'make audit     ask for known advisories of what is installed'
 	@echo 'make clean     stop every server; remove .venv, logs, tokens and caches, but no archive'
@@ -101,7 +101,7 @@ robustness: $(INSTALLED)
 
 bench: $(INSTALLED) /usr/bin/wrk
 	$(PIP) '.[bench]'
-	$(PYTHON) -m scripts.bench
+	$(PYTHON) -m scripts.bench $(if $(QUICK),--quick)
 
 bench-page: $(INSTALLED) $(DEBIAN)
 	$(PYTHON) -m scripts.bench.page

@@ -25,7 +25,7 @@ from scripts.bench.contenders import (
     running,
 )
 from scripts.bench.load import load, one_by_one
-from scripts.bench.results import About, Bar, Figure, Results, bars, rate
+from scripts.bench.results import About, Bar, Figure, Results, bars, rate, repeated
 
 ABOUT = About(
     processor="A processor",
@@ -61,6 +61,8 @@ def of_a_run() -> Results:
     results.add(Figure(OURS[INT8].name, "one worker MB"), 590.0)
     results.add(Figure(OURS[INT8].name, "further worker MB"), 300.0)
     results.values[Figure(STOCK.name, "explained p50 ms", clients=1)] = [500.0]
+    for value in (100.0, 110.0, 105.0):
+        results.add(repeated(OURS[INT8].name), value)
     results.add(rate(MODEL), 400.0)
     results.add(rate(DECODED), 300.0)
     results.add(Figure("eager fp32", "one image ms"), 30.0)
@@ -104,6 +106,7 @@ def test_the_tables_show_every_contender_and_bar() -> None:
     for bar in held:
         assert f"| {bar.claim} | {bar.value:.2f} {bar.unit} |" in text
     assert "at most 250 MB | not reached |" in text
+    assert "repeated 3 times, differed by up to 10%" in text
     assert f"| {STOCK.name} | 500.0 ms | 3.0 ms |" in text
     assert "| 12.50 x | at least 10 x | ok |" in text
     assert all(contender.name in text for contender in ALL)

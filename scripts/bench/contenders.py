@@ -60,8 +60,12 @@ BENTOML = (
 )
 
 OURS = {
-    model: Contender(f"ours, {model.replace('_', ' ')}", model, tta=TTA, explains=True)
-    for model in ("pytorch_fp32", "openvino_fp32", INT8)
+    model: Contender(f"ours, {model.replace('_', ' ')}", model, tta=tta, explains=True)
+    for model, tta in (
+        ("pytorch_fp32", ("none",)),
+        ("openvino_fp32", ("none", "five_crop")),
+        (INT8, TTA),
+    )
 }
 CACHED = Contender("ours, openvino int8, cache hits", f"{INT8}_cached", clients=(1,))
 STOCK = Contender("TorchServe image_classifier, eager fp32", "image_classifier", explains=True)

@@ -61,7 +61,9 @@ def load(
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     spent = _cpu_seconds() - before
     found = json.loads(done.stdout.splitlines()[-1])
-    if found["failed"] or not found["requests"]:
+    if not found["requests"]:
+        raise RuntimeError(f"{url}: no answer in {seconds:.0f} s: give more --seconds.")
+    if found["failed"]:
         raise RuntimeError(f"{url}: {found['failed']} of {found['requests']} answers failed.")
     return Load(
         rate=found["requests"] / found["seconds"],

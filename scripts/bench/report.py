@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scripts.bench.contenders import ALL, CLIENTS, DECODED, INT8, MODEL, OURS, TTA
-from scripts.bench.results import About, Bar, Figure, Results, rate
+from scripts.bench.results import About, Bar, Figure, Results, rate, repeated
 
 CHARTED = 2
 
@@ -24,7 +24,9 @@ def _heading(results: Results, about: About) -> str:
         f"{about.weights}. {about.images} images of {about.image_kb:.0f} kB on average. "
         f"Median of {about.rounds} rounds of {about.seconds} s a load; {about.workers} workers of "
         f"one thread each. The client, wrk, runs on the same cores, where it takes {client:.2f} ms "
-        f"for a request to {OURS[INT8].name}."
+        f"for a request to {OURS[INT8].name}. The same load of it, repeated "
+        f"{len(results.values[repeated(OURS[INT8].name)])} times, differed by up to "
+        f"{results.spread(repeated(OURS[INT8].name)):.0%}: smaller differences say nothing."
     )
 
 

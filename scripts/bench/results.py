@@ -48,6 +48,10 @@ class Results:
         """Return the median of all rounds."""
         return statistics.median(self.values[figure])
 
+    def spread(self, figure: Figure) -> float:
+        """Return the largest value over the smallest, less 1."""
+        return max(self.values[figure]) / min(self.values[figure]) - 1
+
     def ratio(self, over: Figure, under: Figure) -> float:
         """Return the median of the rounds' ratios, so that both sides saw the same minutes."""
         pairs = zip(self.values[over], self.values[under], strict=True)
@@ -108,6 +112,11 @@ class Bar:
 def rate(name: str, clients: int = 0, tta: str = "none") -> Figure:
     """Name a contender's rate."""
     return Figure(name, "requests/s", tta, clients)
+
+
+def repeated(name: str) -> Figure:
+    """Name a load that is the same each time, so that only chance and the machine differ."""
+    return Figure(name, "repeated requests/s")
 
 
 def bars(results: Results, archive_mb: float) -> list[Bar]:
