@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, functional
 
 from scripts import photos
+from scripts.bench import device as bench
 from scripts.weights import load, resolve
 from tests.conftest import REAL, encode
 from visionserve import tta
@@ -208,6 +209,19 @@ def test_batches_fit_the_buffer_and_keep_their_order() -> None:
         batches = [*transfer.batches(images)]
         assert [len(batch) for batch in batches] == counts
         assert [id(one) for batch in batches for one in batch] == [id(one) for one in images]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_benchmark_counts_what_it_classifies(mode: TTA) -> None:
+    """A device that waits 0.1 s for 32 crops cannot be faster: 150,528 bytes a crop."""
+    images = bench.photographs(2)
+    one, two = bench.compare(bench.Simulated(0.1), [1, 2], images, mode, 0.01)
+    views = {"none": 1, "five_crop": 5, "ten_crop": 10, "dense": 256 * 320 / 224**2}[mode]
+    for row in (one, two):
+        assert (row["tta"], row["batch"]) == (mode, 2) and 0 < row["utilization"] <= 1
+        assert row["images_per_s"] <= 320 / views
+        assert row["ms"].keys() >= {"validate", "decode", "preprocess", "infer"}
+    assert one["ratio"] == 1 and (one["decoders"], two["decoders"]) == (1, 2)
 
 
 class Hungry(nn.Conv2d):

@@ -235,12 +235,12 @@ class Classifier:
                 stages.enter_context(item.trace.stage("infer"))
             averages = self._runtime.averaged(images)
         found: list[NDArray[np.float32] | RequestError] = []
-        for averaged in averages:
-            # NaN is equal to nothing.
-            sound = abs(averaged.sum() - 1) <= SUM_ERROR
-            if not sound:
+        # NaN is equal to nothing.
+        sound = abs(averages.sum(axis=1) - 1) <= SUM_ERROR
+        for averaged, is_sound in zip(averages, sound, strict=True):
+            if not is_sound:
                 logger.error("The model's probabilities do not sum to 1.")
-            found.append(averaged if sound else _unclassified())
+            found.append(averaged if is_sound else _unclassified())
         return found
 
     def _finish(self, item: Item, views: Views, averaged: NDArray[np.float32]) -> Outcome:

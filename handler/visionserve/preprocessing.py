@@ -199,7 +199,7 @@ def _resize_axis(
         box, shape = CropBox(start, 0, length, image.height), (size, image.height)
     else:
         box, shape = CropBox(0, start, image.width, length), (image.width, size)
-    found = Image.new("RGB", shape)
+    found = Image.new("RGB", shape, None)
     options = ResizeOptions(ResizeAlg.convolution(FAST_FILTERS[interpolation]), crop_box=box)
     Resizer().resize_pil(image, found, options)
     return found
