@@ -129,7 +129,7 @@ def main() -> int:
     except (ProofError, WeightsError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    fitted = fit_all(Loaded(runtime, described, config), photographs, args.modes)
+    fitted = fit_all(Loaded(runtime, described, config), photographs, described.modes(args.modes))
     about = f"{args.folder.name}, {len(photographs)} photographs ({circumstances.here()})"
     print(f"{args.model}, {config.runtime} {config.precision}, {about}\n")
     print(f"{summary(fitted)}\n\n{warnings(fitted)}\n")

@@ -208,9 +208,10 @@ def main() -> int:
         except (FileNotFoundError, ValueError, WeightsError) as error:
             print(error, file=sys.stderr)
             return 1
-        ways = len(variants) * len(args.modes)
+        modes = next(iter(variants.values())).metadata.modes(args.modes)
+        ways = len(variants) * len(modes)
         bar = tqdm(photographs, desc=f"photographs, each {ways} times", smoothing=0)
-        answers = measure(variants, bar, args.modes)
+        answers = measure(variants, bar, modes)
         deletions = delete(variants, photographs)
     about = f"{args.model}, {len(photographs)} photographs ({circumstances.here()})"
     print(f"{about}; 95 % confidence intervals\n\n{accuracy(answers)}\n\n{confidence(answers)}\n")

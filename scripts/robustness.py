@@ -203,7 +203,8 @@ def main() -> int:
             )
             (directory / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
             every = QUICK if args.quick else 1
-            measured = measure(directory, config, args.modes, photographs, every)
+            modes = described.modes(args.modes)
+            measured = measure(directory, config, modes, photographs, every)
     except (FileNotFoundError, ValueError, WeightsError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -65,6 +65,12 @@ def described(temperatures: dict[TTA, float] | None = None) -> Metadata:
     )
 
 
+def test_a_model_without_a_dense_form_has_the_other_modes() -> None:
+    plain = described().model_copy(update={"dense": False})
+    assert plain.modes(get_args(TTA)) == ["none", "five_crop", "ten_crop"]
+    assert described().modes(["dense", "none"]) == ["dense", "none"]
+
+
 def classifier(
     runtime: Brightness,
     directory: Path,

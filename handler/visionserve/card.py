@@ -26,8 +26,7 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
     options: dict[str, dict[str, Any]] = Options.model_json_schema()["properties"]
     defaults = config.defaults.within(classes).model_dump()
     options["top_k"]["maximum"] = classes
-    if not metadata.dense:
-        options["tta"]["enum"].remove("dense")
+    options["tta"]["enum"] = metadata.modes(options["tta"]["enum"])
     if not metadata.explains:
         del options["explain"]
     languages = [code for code in get_args(Language) if code == "en" or code in metadata.names]

@@ -1,5 +1,6 @@
 """What the archive knows of its model: architecture, weights, transforms and labels."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -82,6 +83,10 @@ class Metadata(Strict):
     dense: bool = True
     explains: bool = True
     proof: Proof | None = None
+
+    def modes(self, wanted: Iterable[TTA]) -> list[TTA]:
+        """Return those of the TTA modes that the model has."""
+        return [mode for mode in wanted if self.dense or mode != "dense"]
 
     @classmethod
     def load(cls, directory: Path) -> "Metadata":
