@@ -30,6 +30,7 @@ from visionserve.runtimes import Runtime
 VARIANTS = {
     "pytorch fp32": HandlerConfig(runtime="pytorch"),
     "openvino fp32": HandlerConfig(runtime="openvino"),
+    "openvino fp32, fast decode": HandlerConfig(runtime="openvino", decode="fast"),
     "openvino int8": HandlerConfig(runtime="openvino", precision="int8"),
     "openvino int8, fast decode": HandlerConfig(
         runtime="openvino", precision="int8", decode="fast"
@@ -196,6 +197,9 @@ def main() -> int:
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
+    parser.add_argument(
+        "--enlarge", type=int, metavar="SIDE", help="photographs with a shorter side than this"
+    )
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} of the photographs")
     parser.add_argument("--output", type=Path, default=paths.MODEL_STORE, help="a folder")
     args = parser.parse_args()
@@ -203,6 +207,8 @@ def main() -> int:
         try:
             count = QUICK if args.quick else None
             photographs = labelled.folder(args.folder, len(IMAGENET_CATEGORIES), count)
+            if args.enlarge:
+                photographs = labelled.enlarge(photographs, args.enlarge, Path(scratch))
             calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
             variants = load(args.model, args.variants, calibration, Path(scratch))
         except (FileNotFoundError, ValueError, WeightsError) as error:
@@ -213,7 +219,8 @@ def main() -> int:
         bar = tqdm(photographs, desc=f"photographs, each {ways} times", smoothing=0)
         answers = measure(variants, bar, modes)
         deletions = delete(variants, photographs)
-    about = f"{args.model}, {len(photographs)} photographs ({circumstances.here()})"
+    enlarged = f", enlarged to {args.enlarge} px where smaller" if args.enlarge else ""
+    about = f"{args.model}, {len(photographs)} photographs{enlarged} ({circumstances.here()})"
     print(f"{about}; 95 % confidence intervals\n\n{accuracy(answers)}\n\n{confidence(answers)}\n")
     args.output.mkdir(parents=True, exist_ok=True)
     figures = [

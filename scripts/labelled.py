@@ -1,7 +1,10 @@
 """Photographs whose folders or names tell their class."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+
+from PIL import Image
 
 from scripts import photos
 
@@ -50,3 +53,30 @@ def folder(directory: Path, classes: int, count: int | None = None) -> list[tupl
     count = min(count or len(found), len(found))
     chosen = [found[index * len(found) // count] for index in range(count)]
     return [(path, label_of(path, classes)) for path in chosen]
+
+
+def enlarge(
+    photographs: Sequence[tuple[Path, int]], side: int, directory: Path
+) -> list[tuple[Path, int]]:
+    """Write smaller photographs again in a size that cameras have, as JPEG files.
+
+    Decoding at a fraction of the scale does nothing to a small photograph. The detail of a large
+    one is missing here: bicubic interpolation makes up none.
+
+    Args:
+        photographs: with their labels; one whose shorter side is long enough stays as it is.
+        side: the least length of the shorter side, in pixels.
+        directory: where to write.
+
+    Raises:
+        ValueError: a photograph cannot be read; it is named.
+    """
+    enlarged = []
+    for number, (path, label) in enumerate(photographs):
+        image = photos.read(path)
+        if min(image.size) < side:
+            width, height = (round(side * length / min(image.size)) for length in image.size)
+            path = directory / f"{number}.jpg"
+            image.resize((width, height), Image.Resampling.BICUBIC).save(path, quality=95)
+        enlarged.append((path, label))
+    return enlarged

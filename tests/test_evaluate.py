@@ -55,6 +55,18 @@ def test_some_photographs_are_evenly_from_all(tmp_path: Path) -> None:
         labelled.folder(tmp_path, 9)
 
 
+def test_small_photographs_are_enlarged_and_large_ones_stay(tmp_path: Path) -> None:
+    cat, motorcycle = photos.greeting(), photos.packaged()[5]
+    enlarged = labelled.enlarge([(cat, 285), (motorcycle, 670)], 480, tmp_path)
+    (path, label), large = enlarged
+    assert (large, label) == ((motorcycle, 670), 285)
+    with Image.open(path) as image, Image.open(cat) as small:
+        assert image.format == "JPEG"
+        assert image.size == (round(480 * small.width / small.height), 480)
+        back = np.asarray(image.resize(small.size).convert("RGB"), float)
+        assert np.abs(back - np.asarray(small.convert("RGB"), float)).mean() < 4
+
+
 def test_corruptions_are_repeatable_and_the_severe_one_is_worse() -> None:
     image = scaled(Image.open(photos.greeting()).convert("RGB"))
     assert min(image.shape[1:]) == SIDE
