@@ -49,7 +49,7 @@ def int8(folder: Path, int8_archive: Path) -> tuple[Runtime, Metadata]:
 
 
 def pixels(*shape: int) -> NDArray[np.uint8]:
-    crops = convert.random_crops(photos.packaged()[:1], 320, shape[0])
+    crops = convert.calibration_samples(photos.packaged()[:1], 320, shape[0])
     return np.concatenate(crops)[:, : shape[1], : shape[2]]
 
 
@@ -115,7 +115,7 @@ def test_int8_probabilities_are_those_of_fp32(
 def test_nothing_behind_the_linear_layer_is_quantized(name: str) -> None:
     """EfficientNet-B0 has means of its own, in squeeze-and-excitation, which are quantized."""
     module = FullyConvolutional(name, 10, MODELS[name].transforms).eval()
-    samples = convert.random_crops(photos.packaged()[:1], 224, 2)
+    samples = convert.calibration_samples(photos.packaged()[:1], 224, 2)
     quantized = convert.quantize(convert.to_openvino(module, 224), samples, [])
     operations = quantized.get_ordered_ops()
     kinds = [operation.get_type_name() for operation in operations]
@@ -127,7 +127,7 @@ def test_nothing_behind_the_linear_layer_is_quantized(name: str) -> None:
         assert len(squeezed) == 16 and sources == {"FakeQuantize"}
 
 
-def test_int8_with_fast_decode_loses_no_top_1_beyond_chance(
+def test_int8_with_fast_decode_answers_as_fp32_does(
     fp32: tuple[Runtime, Metadata], int8: tuple[Runtime, Metadata], samples: list[Path]
 ) -> None:
     """Calibrated with the packaged ten photographs, and judged on 500, 0.2 points each."""
@@ -135,8 +135,9 @@ def test_int8_with_fast_decode_loses_no_top_1_beyond_chance(
     photographs = [(path, label_of(path, 1000)) for path in samples]
     exact, quantized = measure(ways, photographs, ["none"]).values()
     assert exact.right.mean() > 0.85
-    difference, width, p = paired_difference(quantized.right, exact.right)
-    assert difference + width >= 0, p
+    difference, width, _ = paired_difference(quantized.right, exact.right)
+    assert difference >= -0.006 and difference + width >= 0
+    assert np.abs(quantized.difference).mean() <= 0.025
 
 
 def test_dense_tta_is_no_worse_than_one_crop(
@@ -149,8 +150,8 @@ def test_dense_tta_is_no_worse_than_one_crop(
 
 
 def test_the_same_calibration_gives_the_same_crops() -> None:
-    first = convert.random_crops(photos.packaged(), 224, 30)
-    again = convert.random_crops(photos.packaged(), 224, 30)
+    first = convert.calibration_samples(photos.packaged(), 224, 30)
+    again = convert.calibration_samples(photos.packaged(), 224, 30)
     assert len(first) == 30 and first[0].shape == (1, 224, 224, 3)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 

@@ -127,7 +127,7 @@ def measure(name: str) -> Row:
     """Convert, quantize, prove and time one model."""
     transforms = MODELS[name].transforms
     calibration, judges = convert.divide(photos.packaged())
-    samples = convert.random_crops(calibration, transforms.crop, SAMPLES)
+    samples = convert.calibration_samples(calibration, transforms.crop, SAMPLES)
     module = seeded(name, torch.from_numpy(np.concatenate(samples)))
     reference = proof.refer(
         module, [photos.read(path) for path in judges[:PHOTOGRAPHS]], transforms
