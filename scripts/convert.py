@@ -260,8 +260,9 @@ def calibration_samples(
         side = math.ceil(crop / tiles)
         cut = RandomResizedCrop(side)
         whole = Image.new("RGB", (crop, crop))
-        for number, place in enumerate(itertools.product(range(0, crop, side), repeat=2)):
-            whole.paste(cut(images[(first + number) % len(images)]), place)
+        corners = itertools.product(range(0, crop, side), range(0, crop, side))
+        for number, corner in enumerate(corners, first):
+            whole.paste(cut(images[number % len(images)]), corner)
         return np.asarray(whole)[np.newaxis]
 
     return [mosaic(index, TILES[index % len(TILES)]) for index in range(count)]
