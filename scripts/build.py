@@ -230,7 +230,7 @@ def _folder(path: Path) -> str:
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.build", description=__doc__)
+    parser = argparse.ArgumentParser(prog="visionserve build", description=__doc__)
     parser.add_argument("model", nargs="?", default="resnet18")
     parser.add_argument("--profile", default="local", choices=paths.profiles())
     parser.add_argument("--name", help="name in the server (the model's)")

@@ -101,7 +101,7 @@ class Fitted:
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.calibrate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="visionserve calibrate", description=__doc__)
     parser.add_argument("folder", type=Path, help="photographs named or foldered by class index")
     parser.add_argument("--model", default=FALLBACK, choices=MODELS)
     parser.add_argument("--profile", default="local", choices=paths.profiles())

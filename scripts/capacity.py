@@ -285,7 +285,7 @@ def _time(milliseconds: float) -> str:
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.capacity", description=__doc__)
+    parser = argparse.ArgumentParser(prog="visionserve capacity", description=__doc__)
     parser.add_argument(
         "--service-time-ms",
         type=float,

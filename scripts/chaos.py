@@ -452,7 +452,7 @@ def run(fault: Fault, stage: Stage) -> Report:
 def main() -> int:
     """Run the command."""
     names = {fault.__name__: fault for fault in FAULTS}
-    parser = argparse.ArgumentParser(prog="python -m scripts.chaos", description=__doc__)
+    parser = argparse.ArgumentParser(prog="visionserve chaos", description=__doc__)
     parser.add_argument("faults", nargs="*", choices=[*names, []], metavar="FAULT", help="(all)")
     args = parser.parse_args()
     missed = []

@@ -129,7 +129,7 @@ def main() -> int:
 
     Ctrl-C and SIGTERM leave a whole output that the command goes on with.
     """
-    parser = argparse.ArgumentParser(prog="python -m scripts.classify", description=__doc__)
+    parser = argparse.ArgumentParser(prog="visionserve classify", description=__doc__)
     parser.add_argument("paths", nargs="*", help="files, folders or glob patterns")
     parser.add_argument("--list", metavar="FILE", help="a path per line; - for standard input")
     parser.add_argument(

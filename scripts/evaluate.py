@@ -191,7 +191,7 @@ def measure(
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="visionserve evaluate", description=__doc__)
     parser.add_argument("folder", type=Path, help="photographs named or foldered by class index")
     parser.add_argument("--model", default=FALLBACK, choices=MODELS)
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)

@@ -112,7 +112,7 @@ def fuzz(runs: int, found: Path, seeds: Path) -> None:
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="visionserve fuzz", description=__doc__)
     parser.add_argument("--runs", type=int, default=20_000, help="inputs to try")
     parser.add_argument("--seeds", type=Path, help="a folder of inputs to start from (the tests')")
     args = parser.parse_args()

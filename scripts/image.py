@@ -104,7 +104,7 @@ def _buildah(*arguments: str) -> str:
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.image", description=__doc__)
+    parser = argparse.ArgumentParser(prog="visionserve image", description=__doc__)
     parser.add_argument("--tag", default="visionserve:1.0.0")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--model", default="resnet18")

@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m scripts.manage", description=__doc__)
+    parser = argparse.ArgumentParser(prog="visionserve manage", description=__doc__)
     parser.add_argument("--profile", default="local", choices=paths.profiles())
     parser.add_argument("--state", type=Path, help="the server's state folder")
     commands = parser.add_subparsers(dest="command", required=True)

@@ -282,7 +282,7 @@ def _lines(form: str, values: tuple[str, ...] | list[str]) -> str:
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.proxy", description=__doc__)
+    parser = argparse.ArgumentParser(prog="visionserve proxy", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("start", help="start nginx, or let a running one read new values")
     run = commands.add_parser("run", help="become nginx in the foreground, as a container does")

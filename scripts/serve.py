@@ -71,7 +71,7 @@ def announce(server: TorchServe, models: Sequence[str]) -> None:
     if server.needs_token:
         keys = shlex.quote(str(_short(server.state / "key_file.json")))
         code = "import json, sys; print(json.load(open(sys.argv[1]))['inference']['key'])"
-        proxy = ".venv/bin/python -m scripts.proxy start --upstream"
+        proxy = ".venv/bin/visionserve proxy start --upstream"
         print(f'  token: TOKEN=$(.venv/bin/python -c "{code}" {keys})')
         print(f'  ask:   curl -H "Authorization: Bearer $TOKEN" -T image.jpg {url}')
         print(f"  page:  {proxy} {client.inference} {keys} --model {models[0]}")
@@ -183,7 +183,7 @@ def pair(text: str) -> tuple[str, str]:
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.serve", description=__doc__)
+    parser = argparse.ArgumentParser(prog="visionserve serve", description=__doc__)
     parser.add_argument("command", choices=("start", "restore", "stop", "status"))
     parser.add_argument("--profile", default="local", choices=paths.profiles())
     parser.add_argument(

@@ -263,7 +263,7 @@ def _listed(counts: Counter[Any]) -> str:
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog="visionserve soak", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     steady = commands.add_parser("steady", help="four clients, for long")
     steady.add_argument("--minutes", type=float, default=30)

@@ -259,11 +259,11 @@ def test_the_container_has_profiles_that_keep_torchserve_on_loopback(
 
 def test_the_containers_commands_exist(instructions: list[tuple[str, str]]) -> None:
     _, _, script = json.loads(dict(instructions)["CMD"])
-    commands = re.findall(r"python -m (scripts\.\w+) (\w+) ([^&]*)", script)
-    assert [module for module, _, _ in commands] == ["scripts.serve", "scripts.proxy"]
-    for module, command, options in commands:
-        words = [sys.executable, "-m", module]
-        words += [command, "--help"] if module == "scripts.proxy" else ["--help"]
+    commands = re.findall(r"visionserve (\w+) (\w+) ([^&]*)", script)
+    assert [name for name, _, _ in commands] == ["serve", "proxy"]
+    for name, command, options in commands:
+        words = [sys.executable, "-m", "scripts", name]
+        words += [command, "--help"] if name == "proxy" else ["--help"]
         done = subprocess.run(words, cwd=paths.ROOT, capture_output=True, text=True, check=True)
         assert command in done.stdout
         assert set(re.findall(r"--\w+", options)) <= set(re.findall(r"--\w+", done.stdout))

@@ -164,7 +164,7 @@ def profile(images: Sequence[Path], target: Path) -> None:
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="visionserve bench", description=__doc__)
     parser.add_argument("--rounds", type=int, help=f"{ROUNDS}, or 1 if quick")
     parser.add_argument("--seconds", type=int, help=f"a load's time: {SECONDS}, or 1 if quick")
     parser.add_argument("--quick", action="store_true", help="once, in under five minutes")

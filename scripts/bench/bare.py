@@ -164,7 +164,7 @@ def size_mb(network: nn.Module) -> float:
 
 def main() -> int:
     """Run the command, which prints JSON."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench.bare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="visionserve bench-bare", description=__doc__)
     parser.add_argument("store", type=Path, help="holds the weights and the unpacked archives")
     parser.add_argument("images", type=Path, nargs="+")
     parser.add_argument("--processes", type=int, required=True)

@@ -172,7 +172,7 @@ def compare(
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench.device", description=__doc__)
+    parser = argparse.ArgumentParser(prog="visionserve bench-device", description=__doc__)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu or simulated")
     parser.add_argument("--forward-ms", type=float, default=8, help="simulated, for 32 views")
     parser.add_argument("--decoders", type=int, nargs="+", default=[1, 2])

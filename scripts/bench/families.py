@@ -214,7 +214,7 @@ def _verdict(measured: Measured) -> str:
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench.families", description=__doc__)
+    parser = argparse.ArgumentParser(prog="visionserve bench-families", description=__doc__)
     parser.add_argument(
         "models", nargs="*", default=FAMILIES, metavar="MODEL", help="one of each family"
     )

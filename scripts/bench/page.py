@@ -151,7 +151,7 @@ def measure(server: TorchServe, images: Sequence[Path], rounds: int) -> list[Bar
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench.page", description=__doc__)
+    parser = argparse.ArgumentParser(prog="visionserve bench-page", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,0 +1,47 @@
+"""One command for all: `visionserve COMMAND …`, or `python -m scripts COMMAND …`."""
+
+import ast
+import sys
+from importlib import import_module
+from pathlib import Path
+
+PROGRAM = "visionserve"
+
+
+def modules() -> dict[str, Path]:
+    """Return each command's name and file: `manage`, `bench`, `bench-page`."""
+    folder = Path(__file__).parent
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        name = "-".join(path.relative_to(folder).with_suffix("").parts).removesuffix("-__main__")
+        if name != "__main__" and "\ndef main()" in path.read_text(encoding="utf-8"):
+            found[name] = path
+    return found
+
+
+def overview() -> str:
+    """Tell what each command does, by the first sentence of its module; none is imported."""
+    lines = [f"usage: {PROGRAM} COMMAND …, each with --help", ""]
+    for name, path in modules().items():
+        about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        lines.append(f"  {name:16}{about.splitlines()[0]}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the command that the first argument names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    if name not in modules():
+        print(f"{name} is no command; {PROGRAM} --help lists them.", file=sys.stderr)
+        return 2
+    package = "scripts.bench.__main__" if name == "bench" else f"scripts.{name.replace('-', '.')}"
+    sys.argv = [f"{PROGRAM} {name}", *sys.argv[2:]]
+    code: int = import_module(package).main()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
