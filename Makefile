@@ -6,6 +6,7 @@ IMAGE ?= visionserve:1.0.0
 DEVICE ?= cpu
 IMAGES ?= ../shared/imagenet-samples
 PYTHON := .venv/bin/python
+VISIONSERVE := .venv/bin/visionserve
 PIP := $(PYTHON) -m pip install --quiet --constraint config/constraints.txt --editable
 SERVES := .venv/.serves
 INSTALLED := .venv/.installed
@@ -32,19 +33,19 @@ help:
 	@echo 'make clean     stop every server; remove .venv, logs, tokens and caches, but no archive'
 
 serve: $(SERVES)
-	$(PYTHON) -m scripts.serve start --profile $(PROFILE) $(if $(ARCHIVE),--archive "$(ARCHIVE)",$(if $(MODELS),--models $(MODELS)))
+	$(VISIONSERVE) serve start --profile $(PROFILE) $(if $(ARCHIVE),--archive "$(ARCHIVE)",$(if $(MODELS),--models $(MODELS)))
 
 stop: $(SERVES)
-	$(PYTHON) -m scripts.serve stop --profile $(PROFILE)
+	$(VISIONSERVE) serve stop --profile $(PROFILE)
 
 status: $(SERVES)
-	$(PYTHON) -m scripts.serve status
+	$(VISIONSERVE) serve status
 
 # Archives stay: they may be the user's own.
 clean:
 	-for profile in $(notdir $(patsubst %/,%,$(dir $(wildcard config/*/model-config.yaml)))); do \
-		test ! -d .torchserve/$$profile || $(PYTHON) -m scripts.serve stop --profile $$profile; done
-	-test ! -d .torchserve/nginx || $(PYTHON) -m scripts.proxy stop
+		test ! -d .torchserve/$$profile || $(VISIONSERVE) serve stop --profile $$profile; done
+	-test ! -d .torchserve/nginx || $(VISIONSERVE) proxy stop
 	rm -rf .venv .torchserve .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find handler scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
@@ -71,7 +72,7 @@ test-ray: $(INSTALLED)
 
 # The container, built from Debian's packages with buildah; MODELS is the one model in it.
 image: $(SERVES) /usr/bin/buildah
-	$(PYTHON) -m scripts.image --tag $(IMAGE) --device $(DEVICE) $(if $(MODELS),--model $(MODELS))
+	$(VISIONSERVE) image --tag $(IMAGE) --device $(DEVICE) $(if $(MODELS),--model $(MODELS))
 
 # In a network of its own, as a container listens on all interfaces.
 test-image: $(INSTALLED) image
@@ -82,29 +83,29 @@ test-image: $(INSTALLED) image
 	apt-get install -qq --yes --no-install-recommends buildah debootstrap
 
 fuzz: $(INSTALLED)
-	$(PYTHON) -m scripts.fuzz --runs 20000
+	$(VISIONSERVE) fuzz --runs 20000
 
 chaos: $(INSTALLED)
-	$(PYTHON) -m scripts.chaos
+	$(VISIONSERVE) chaos
 
 overload: $(INSTALLED)
-	$(PYTHON) -m scripts.soak overload --seconds 120
+	$(VISIONSERVE) soak overload --seconds 120
 
 soak: $(INSTALLED)
-	$(PYTHON) -m scripts.soak steady --minutes 30
+	$(VISIONSERVE) soak steady --minutes 30
 
 evaluate: $(INSTALLED)
-	$(PYTHON) -m scripts.evaluate $(IMAGES)
+	$(VISIONSERVE) evaluate $(IMAGES)
 
 robustness: $(INSTALLED)
-	$(PYTHON) -m scripts.robustness $(IMAGES)
+	$(VISIONSERVE) robustness $(IMAGES)
 
 bench: $(INSTALLED) /usr/bin/wrk
 	$(PIP) '.[bench]'
-	$(PYTHON) -m scripts.bench $(if $(QUICK),--quick)
+	$(VISIONSERVE) bench $(if $(QUICK),--quick)
 
 bench-page: $(INSTALLED) $(DEBIAN)
-	$(PYTHON) -m scripts.bench.page
+	$(VISIONSERVE) bench-page
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .

@@ -129,7 +129,7 @@ def _is_own(archive: Path) -> bool:
 def _build(name: str, profile: str, store: Path, mirror: str | None) -> Path:
     """Build a model, unless that is done, or the packaged one where its weights cannot be had.
 
-    A download that failed is tried again after a day, or by `scripts.build`.
+    A download that failed is tried again after a day, or by `visionserve build`.
     """
     config = paths.CONFIG / profile / "model-config.yaml"
     try:

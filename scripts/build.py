@@ -28,6 +28,7 @@ from visionserve.config import ModelConfig
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 MIRROR_HELP = "base URL of torchvision's files of weights (WEIGHTS_MIRROR, or the official host)"
 ENOUGH = 50
+LEFT_OUT = ("*.egg-info", "__pycache__", "README.md")
 
 
 class UnknownModelError(ValueError):
@@ -47,7 +48,7 @@ class Recipe:
         labels: a file with one label a line, in class-index order; ImageNet's where it is None.
         label_map: a JSON file of labels to the names shown instead.
         calibration: a folder of photographs for INT8; those of PyPI packages where it is None.
-        temperatures: a file of `scripts.calibrate`; none where it is None.
+        temperatures: a file of `visionserve calibrate`; none where it is None.
         file: the archive's file name without `.mar`; its name in the server where it is None.
 
     Raises:
@@ -137,7 +138,7 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
 
     with tempfile.TemporaryDirectory() as scratch:
         content = Path(scratch) / "content"
-        left_out = shutil.ignore_patterns("*.egg-info", "__pycache__", paths.OPENVINO_ONLY.name)
+        left_out = shutil.ignore_patterns(*LEFT_OUT, paths.OPENVINO_ONLY.name)
         shutil.copytree(paths.HANDLER, content, ignore=left_out)
         if config.handler.runtime == "openvino":
             shutil.copytree(paths.OPENVINO_ONLY, content, dirs_exist_ok=True)
@@ -203,7 +204,7 @@ def fingerprint(recipe: Recipe, config: ModelConfig) -> str:
     if recipe.calibration and config.handler.precision == "int8":
         sources += recipe.photographs()
     for path in sorted(path for path in sources if path.is_file()):
-        if path.suffix != ".pyc" and path.parent.suffix != ".egg-info":
+        if not any(part.match(pattern) for part in (path, path.parent) for pattern in LEFT_OUT):
             digest.update(sha256_of(path).encode())
     return digest.hexdigest()
 
@@ -241,7 +242,7 @@ def main() -> int:
     parser.add_argument("--labels", type=Path, help="a file with one label a line")
     parser.add_argument("--label-map", type=Path, help='JSON, {"alp": "高山雪景"}')
     parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
-    parser.add_argument("--temperatures", type=Path, help="a file of scripts.calibrate")
+    parser.add_argument("--temperatures", type=Path, help="a file of visionserve calibrate")
     parser.add_argument("--store", type=Path, help="where to write (model_store/PROFILE)")
     args = parser.parse_args()
     try:

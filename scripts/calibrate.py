@@ -1,4 +1,4 @@
-"""Fit a temperature for each TTA mode on labelled photographs, for `scripts.build --temperatures`.
+"""Fit a temperature for each TTA mode on labelled photographs, for `build --temperatures`.
 
 The photographs should be like those that are served, and none that the model was trained on:
 it is surer of these, and the temperatures would make it too sure of all others.

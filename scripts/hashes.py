@@ -89,7 +89,7 @@ def admit(archive: Path, store: Path, unrecorded: bool = False) -> str:
     if kept is None and not unrecorded:
         raise HashError(
             f"{archive}: was not built here, as no {archive.stem}.json is beside it. "
-            "Build it by scripts.build, or take it by --allow-unrecorded."
+            "Build it by visionserve build, or take it by --allow-unrecorded."
         )
     copy = store / f"{archive.name}.part"
     copy.touch(mode=0o600)

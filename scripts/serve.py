@@ -140,7 +140,7 @@ def status() -> None:
 
 def _page(server: TorchServe, model: str) -> str:
     if server.needs_token:
-        return "behind nginx, which holds the token (scripts.proxy start)"
+        return "behind nginx, which holds the token (visionserve proxy start)"
     return f"{server.client.inference}/predictions/{model}"
 
 

@@ -286,7 +286,7 @@ local function rotate(path, limit)
     ffi.C.kill(process.get_master_pid(), SIGUSR1)
 end
 
--- Begin as a worker of a configuration, which `scripts.proxy` waits for.
+-- Begin as a worker of a configuration, which `visionserve proxy` waits for.
 function gate.begin(identity, limit)
     if ngx.worker.id() ~= 0 then
         return

@@ -1,4 +1,4 @@
-"""Measure the web page in a real browser against `scripts.classify`; `make bench-page`."""
+"""Measure the web page in a real browser against `visionserve classify`; `make bench-page`."""
 
 import argparse
 import shutil
