@@ -17,6 +17,7 @@ from scripts import convert
 from scripts.bench import families
 from scripts.weights import Weights, load
 from visionserve import tta
+from visionserve.metadata import Proof
 from visionserve.models import MODELS, FullyConvolutional
 
 FIXED = {"alexnet", "maxvit_t", "swin_t", "swin_v2_t", "vit_b_32"}
@@ -87,6 +88,25 @@ def test_windows_survive_the_conversion(name: str) -> None:
         expected = module(torch.from_numpy(views)).numpy()
     assert np.abs(model(views)[0] - expected).max() < 1e-4
     assert convert.behind_linear(converted)
+
+
+def test_the_table_of_families_has_what_was_measured() -> None:
+    close = Proof(
+        photographs=3,
+        views=18,
+        mean_difference=0.0001,
+        largest_difference=0.0,
+        agreement=1.0,
+        largest_sum_error=0.0,
+    )
+    far = close.model_copy(update={"mean_difference": 0.34, "agreement": 0.22})
+    exact = families.judged(30.04, 44.96, close, "fp32")
+    quantized = families.judged(8.06, 11.24, far, "int8")
+    row = families.Row("resnet18", 224, True, False, exact, quantized)
+    cells = families.markdown([row]).splitlines()[2].strip("| ").split(" | ")
+    assert cells[:4] == ["`resnet18`", "224", "yes", "no"]
+    assert cells[4:8] == ["30.0", "8.1", "45.0", "11.2"]
+    assert cells[8:] == ["passes: 0.0001, 100%", "refused: 0.34, 22%"]
 
 
 def test_every_classifier_of_torchvision_is_there_by_its_name() -> None:

@@ -146,8 +146,7 @@ def measure(name: str) -> Row:
         found = {}
         for precision, runtime in runtimes.items():
             figures = proof.prove(runtime, reference)
-            accepted = _accepted(figures, precision)
-            found[precision] = Measured(times[precision], sizes[precision], figures, accepted)
+            found[precision] = judged(times[precision], sizes[precision], figures, precision)
     explains = module.linear is not None
     return Row(name, transforms.crop, module.dense, explains, **found)
 
@@ -178,12 +177,13 @@ def _times(
     return {precision: statistics.median(values) * 1000 for precision, values in times.items()}
 
 
-def _accepted(figures: Proof, precision: Precision) -> bool:
+def judged(milliseconds: float, megabytes: float, figures: Proof, precision: Precision) -> Measured:
+    """Say of what was measured whether the builder would take it."""
     try:
         proof.check(figures, precision)
     except proof.ProofError:
-        return False
-    return True
+        return Measured(milliseconds, megabytes, figures, accepted=False)
+    return Measured(milliseconds, megabytes, figures, accepted=True)
 
 
 def markdown(rows: list[Row]) -> str:
