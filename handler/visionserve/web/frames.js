@@ -25,8 +25,26 @@ function drawSome() {
   if (due.size > 0) requestAnimationFrame(drawSome);
 }
 
+/**
+ * Do something with each item, as many in a frame as its share allows: one may wait for another
+ * of the browser's processes, which takes long where others want the processor.
+ *
+ * @param signal aborts; the rest is then left.
+ */
+export async function inFrames(items, signal, action) {
+  let end = performance.now() + SHARE;
+  for (const item of items) {
+    if (performance.now() > end) {
+      await nextFrame();
+      end = performance.now() + SHARE;
+    }
+    if (signal.aborted) return;
+    action(item);
+  }
+}
+
 /** Wait for the next frame; a tab in the background has none. */
-export function nextFrame() {
+function nextFrame() {
   return new Promise((go) => {
     requestAnimationFrame(go);
     setTimeout(go, 100);

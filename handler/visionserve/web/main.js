@@ -4,7 +4,7 @@ import { asCurl, asJson, copy } from "./clipboard.js";
 import { renderComparison } from "./comparison.js";
 import { toCsv } from "./csv.js";
 import { factsOf, pageOf } from "./facts.js";
-import { draw, nextFrame } from "./frames.js";
+import { draw, inFrames } from "./frames.js";
 import { isForeign, toJpeg } from "./jpeg.js";
 import { megabytes, t, watchLanguage } from "./language.js";
 import { Picture } from "./picture.js";
@@ -16,7 +16,6 @@ import { watchSources } from "./sources.js";
 import { shrinkForView } from "./thumbnail.js";
 import { askForToken, watchToken } from "./token.js";
 
-const CARDS_A_FRAME = 25;
 const REFRESH = 150;
 
 const byId = (id) => document.getElementById(id);
@@ -25,24 +24,23 @@ const cards = new Map();
 let shownSetups = setups();
 let refreshing;
 let isStale = false;
+let adding = new AbortController();
 
-/** Give images cards at the end of the list, a few in each frame; making a picture takes time. */
+/** Give images cards at the end of the list, until Clear; making a picture takes time. */
 async function put(images, toPicture) {
-  for (let start = 0; start < images.length; start += CARDS_A_FRAME) {
-    if (start > 0) await nextFrame();
-    for (const image of images.slice(start, start + CARDS_A_FRAME)) {
-      const picture = toPicture(image);
-      const card = new Card(picture, shownSetups);
-      cards.set(picture, card);
-      list.append(card.element);
-      card.element.addEventListener("contentvisibilityautostatechange", ({ skipped }) => {
-        card.isSeen = !skipped;
-        if (card.isSeen) view(card);
-      });
-      enter(picture);
-    }
-    refreshNow();
-  }
+  await inFrames(images, adding.signal, (image) => {
+    const picture = toPicture(image);
+    const card = new Card(picture, shownSetups);
+    cards.set(picture, card);
+    list.append(card.element);
+    card.element.addEventListener("contentvisibilityautostatechange", ({ skipped }) => {
+      card.isSeen = !skipped;
+      if (card.isSeen) view(card);
+    });
+    enter(picture);
+    refresh();
+  });
+  refreshNow();
 }
 
 /** A format that only the browser reads is sent as a JPEG. */
@@ -144,6 +142,8 @@ function makeThumbnail(card, isSeen) {
 }
 
 function clear() {
+  adding.abort();
+  adding = new AbortController();
   for (const [picture, card] of cards) {
     giveUp(picture);
     card.hide();

@@ -29,14 +29,19 @@ export async function post(setup, images, signal, options = {}) {
   const isOne = images.length === 1;
   headers["Content-Type"] = isOne ? "application/octet-stream" : `multipart/form-data; boundary=${EDGE}`;
   const body = isOne ? images[0] : form(images);
-  const limit = AbortSignal.any([signal, AbortSignal.timeout(TIMEOUT)]);
+  // AbortSignal.timeout would hold the images until its time is over, answered or not.
+  const limit = new AbortController();
+  const timer = setTimeout(() => limit.abort(new DOMException("", "TimeoutError")), TIMEOUT);
+  const either = AbortSignal.any([signal, limit.signal]);
   let response, text;
   try {
-    response = await fetch(endpoint(setup), { method: "POST", headers, body, signal: limit });
+    response = await fetch(endpoint(setup), { method: "POST", headers, body, signal: either });
     text = await response.text();
   } catch (error) {
     signal.throwIfAborted();
     throw new Failure(error.name === "TimeoutError" ? "timeout" : "network");
+  } finally {
+    clearTimeout(timer);
   }
   const content = parse(text);
   const outcomes = Array.isArray(content) ? content : [content];
