@@ -42,6 +42,11 @@ export function keep(picture) {
   saving ??= setTimeout(save, PAUSE);
 }
 
+// A page that is left keeps at once what it has: before the next one reads it, where told in time.
+for (const leaving of ["beforeunload", "pagehide"]) {
+  addEventListener(leaving, () => saving && save());
+}
+
 /** Keep nothing of this tab. */
 export async function forget() {
   unsaved.clear();
@@ -49,11 +54,13 @@ export async function forget() {
 }
 
 async function save() {
+  clearTimeout(saving);
   saving = undefined;
   const records = [...unsaved].filter(({ id }) => id <= MOST_KEPT).map(toRecord);
   unsaved.clear();
   await change((store) => {
     for (const record of records) store.put(record);
+    store.transaction.commit();
   }).catch(() => {});
 }
 
