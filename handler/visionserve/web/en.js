@@ -48,7 +48,7 @@ export const en = {
   copySent: "Sent as a JPEG of {width} × {height} pixels, {size}.",
   leftOut: "Files left out, as they are no images: {count}.",
   addressDropped: "This page loads nothing from elsewhere. Save the image first, then choose its file.",
-  restored: "Results kept from before the page was loaded: {count}. They stay in this browser for a day; Clear removes them.",
+  restored: "Results kept from before the page was loaded: {count}. They stay in this browser for a day; Clear removes them. For “Where?” and other models, choose the files again.",
   show: "Show",
   "show.all": "All images",
   "show.failed": "Without an answer",
