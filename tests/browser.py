@@ -88,8 +88,15 @@ class Browser:
         )
 
     def offline(self, is_offline: bool) -> None:
-        unlimited = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-        self.cdp("Network.emulateNetworkConditions", offline=is_offline, **unlimited)
+        self._network(offline=is_offline, latency=0)
+
+    def slow(self, seconds: float) -> None:
+        """Hold back each answer from now on."""
+        self._network(offline=False, latency=1000 * seconds)
+
+    def _network(self, **conditions: float) -> None:
+        unlimited = {"downloadThroughput": -1, "uploadThroughput": -1}
+        self.cdp("Network.emulateNetworkConditions", **conditions, **unlimited)
 
     def console(self) -> list[str]:
         """Take what the console has said since the last call; a refusal as its HTTP status."""
@@ -174,14 +181,7 @@ class Browser:
         faults = []
         for scheme in ("dark", "light"):
             self.prefer(scheme)
-            found = self.driver.execute_async_script(
-                AXE + "; axe.run().then(({ violations }) => arguments[0](violations));"
-            )
-            faults += [
-                f"{fault['id']}, {scheme}: {node['html']}"
-                for fault in found
-                for node in fault["nodes"]
-            ]
+            faults += [f"{scheme}: {fault}" for fault in self.axe()]
         self.resize(*PHONE)
         overflow = self.run(
             """const { scrollWidth, clientWidth } = document.documentElement;
@@ -189,3 +189,10 @@ class Browser:
         )
         self.resize(*DESK)
         return [*faults, f"A phone scrolls {overflow} pixels sideways."] if overflow else faults
+
+    def axe(self) -> list[str]:
+        """What axe-core finds on the page as it is."""
+        found = self.driver.execute_async_script(
+            AXE + "; axe.run().then(({ violations }) => arguments[0](violations));"
+        )
+        return [f"{fault['id']}: {node['html']}" for fault in found for node in fault["nodes"]]

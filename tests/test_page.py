@@ -209,6 +209,21 @@ def test_dead_server_is_told_at_once_and_mended_by_one_click(page: Browser) -> N
     assert not page.texts(".failure")
 
 
+def test_silent_server_is_left_after_30_s(page: Browser) -> None:
+    page.run(
+        """const wait = setTimeout;
+           window.setTimeout = (action, pause) => wait(action, pause === 30_000 ? 300 : pause)"""
+    )
+    page.slow(20)
+    page.pick(CAT)
+    page.settle()
+    assert page.text(".failure").startswith("The server took longer than 30 s")
+    page.offline(False)
+    page.one(".retry").click()
+    page.until(lambda: page.text(".label"))
+    assert page.texts(".label")[0] == "Egyptian cat"
+
+
 def test_busy_server_is_asked_again(page: Browser, client: Client) -> None:
     show(page, client, RANDOM)
     client.scale(RANDOM, 0)
@@ -242,6 +257,16 @@ def test_clear(page: Browser) -> None:
     page.one("#clear").click()
     assert not page.one("#results").is_displayed()
     assert page.driver.switch_to.active_element == page.one("#choose")
+
+
+def test_clear_while_images_are_added(page: Browser) -> None:
+    page.pick(*[CAT] * 600)
+    press = "document.getElementById('clear').click()"
+    count = f"const {{ length }} = document.querySelectorAll('.card'); {press}; return length"
+    assert 0 < page.run(count) < 600
+    page.driver.execute_async_script("setTimeout(arguments[0], 500)")
+    assert page.all(".card") == []
+    assert not page.one("#results").is_displayed()
 
 
 def test_several_images_and_their_csv(page: Browser, client: Client, tmp_path: Path) -> None:
@@ -454,6 +479,17 @@ def test_where_the_model_looked(page: Browser, client: Client, tmp_path: Path) -
     assert page.texts("canvas, .label input, .where-note") == []
 
 
+def test_no_map_of_a_photograph_that_the_browser_cannot_show(page: Browser, tmp_path: Path) -> None:
+    tiff = tmp_path / "cat.tiff"
+    with Image.open(CAT) as cat:
+        cat.save(tiff)
+    page.pick(CAT, tiff)
+    page.settle(2)
+    page.until(lambda: page.texts(".where") == ["Where?"])
+    assert page.texts(".label")[::3] == ["Egyptian cat"] * 2
+    assert page.run("return document.querySelectorAll('.placeholder').length") == 1
+
+
 def told(page: Browser, name: str) -> bool:
     return f"“{name}”" in page.text(".where-note")
 
@@ -572,10 +608,14 @@ def test_a_reload_keeps_the_answers(page: Browser) -> None:
     page.pick(CAT, packaged()[2])
     page.settle(2)
     before = page.texts(".name, .label, .percent, .details")
-    page.until(lambda: records(page) == 2)
+    assert page.texts(".where") == ["Where?"] * 2
+    page.until(lambda: pictures(page) == 2)
     page.driver.refresh()
     page.settle(2)
-    assert page.text("#notice").startswith("Results kept from before the page was loaded: 2.")
+    notice = page.text("#notice")
+    assert notice.startswith("Results kept from before the page was loaded: 2.")
+    assert notice.endswith("For “Where?” and other models, choose the files again.")
+    assert page.texts(".where") == []
     assert page.texts(".name, .label, .percent, .details") == before
     page.until(lambda: pictures(page) == 2)
     assert page.run("return performance.getEntriesByType('resource').length") == 0
@@ -669,6 +709,7 @@ def test_too_large_photographs_are_made_smaller(page: Browser, tmp_path: Path) -
     page.until(lambda: page.texts(".label")[::3] == ["Egyptian cat"] * 2)
     assert page.texts(".note")[0].startswith("Sent as a JPEG of 2048 × 1365 pixels, 0.")
     assert page.texts(".note")[1].startswith("Sent as a JPEG of 2048 × 1343 pixels, 0.")
+    assert page.faults() == []
 
 
 def test_formats_that_only_a_browser_reads(page: Browser, tmp_path: Path) -> None:
@@ -756,10 +797,44 @@ def test_two_models_side_by_side(page: Browser, client: Client) -> None:
         for name in (REAL, RANDOM)
     ]
     assert page.texts(".label")[:6:3] == names
+    assert page.faults() == []
     page.one("#language").click()
     page.one(".remove").click()
     page.until(lambda: page.texts(".setup") == [])
     assert page.texts(".label")[::3] == [entry["label"] for entry in best[0]]
+
+
+def test_two_versions_of_a_model_side_by_side(
+    page: Browser, server: TorchServe, client: Client, pytorch_config: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    weights = tmp_path / "newer.pt"
+    torch.save(MODELS["resnet18"].build(1000).state_dict(), weights)
+    newer = Recipe("resnet18", RANDOM, "2.0", pytorch_config, weights, file=f"{RANDOM}-2.0")
+    server.register(build(newer, server.store).name, workers=1)
+    try:
+        show(page, client, RANDOM)
+        assert page.texts("#models button") == [REAL, f"{RANDOM} 1.0", f"{RANDOM} 2.0"]
+        page.pick(CAT)
+        page.one("#compare").click()
+        Select(page.one("#others .model")).select_by_visible_text(f"{RANDOM} 2.0")
+        page.until(lambda: len(page.texts(".percent")) == 6)
+        versions = ("1.0", "2.0")
+        assert page.texts(".setup") == [f"{RANDOM} {version} · Five crops" for version in versions]
+        answers = [
+            client.predict(RANDOM, CAT.read_bytes(), version=version).json()["predictions"]
+            for version in versions
+        ]
+        assert page.texts(".label") == [entry["label"] for of in answers for entry in of]
+        assert page.texts(".percent") == [
+            f"{entry['probability']:.1%}" for of in answers for entry in of
+        ]
+        assert page.texts(".disagreement") == ["The answers disagree."]
+        head, *rows = saved_csv(page)
+        assert [row[head.index("version")] for row in rows] == list(versions)
+        assert page.faults() == []
+    finally:
+        client.unregister(RANDOM, "2.0")
 
 
 def test_filter_sort_and_counts(page: Browser, notes: Path) -> None:
@@ -835,6 +910,7 @@ def test_print_and_forced_colours(page: Browser) -> None:
                     .map((pill) => getComputedStyle(pill).borderTopWidth)"""
     )
     assert current[0] != current[1]
+    assert page.axe() == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
