@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,10 @@ SERVER_CONFIG = paths.CONFIG / "server" / "model-config.yaml"
 # processes, such as a TorchServe, want the cores. What a test starts has one thread, too.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell that starts the tests in the background lets them ignore SIGINT, and so would commands
+# that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _running_fast = False
 

@@ -146,7 +146,7 @@ def test_error_in_plain_words(page: Browser, notes: Path) -> None:
     page.settle()
     assert page.text(".failure") == "This file is not a JPEG, PNG, WebP, GIF, BMP or TIFF image."
     assert page.texts(".actions button") == [], "Nothing could be better at a second try."
-    assert page.console() == ["415"]
+    page.until(lambda: page.console() == ["415"])
     assert page.faults() == []
 
 
@@ -276,7 +276,7 @@ def test_several_images_and_their_csv(page: Browser, client: Client, tmp_path: P
     page.pick(*pictures, formula)
     page.settle(7)
     assert page.text("#progress") == "7 of 7 done, 1 without an answer"
-    assert page.console() == ["415"]
+    page.until(lambda: page.console() == ["415"])
     assert page.faults() == []
 
     head, *rows = saved_csv(page)
@@ -394,7 +394,7 @@ def test_token_field(page: Browser, client: Client) -> None:
     assert field.get_attribute("type") == "password"
     assert page.faults() == []
 
-    assert page.console() == ["400"]
+    page.until(lambda: page.console() == ["400"])
     field.send_keys(client.token("inference")["Authorization"].removeprefix("Bearer "))
     field.submit()
     page.until(lambda: page.text(".percent"))
@@ -411,7 +411,7 @@ def test_languages(page: Browser, client: Client, notes: Path) -> None:
     refusal = "此文件不是 JPEG、PNG、WebP、GIF、BMP 或 TIFF 图片。"
     page.until(lambda: page.text(".failure") == refusal)
     assert "五次裁剪" in page.text(".details")
-    assert page.console() == ["415"]
+    page.until(lambda: page.console() == ["415"])
     assert page.faults() == []
     chinese = client.predict(REAL, CAT.read_bytes(), language="zh").json()["predictions"]
     assert page.texts(".label") == [entry["name"] for entry in chinese]
@@ -703,7 +703,7 @@ def test_too_large_photographs_are_made_smaller(page: Browser, tmp_path: Path) -
         "This image has too many pi",
     ]
     assert not page.texts(".retry, #retry-failed")
-    assert page.console() == ["413"]
+    page.until(lambda: page.console() == ["413"])
     assert page.faults() == []
     page.one("#shrink-failed").click()
     page.until(lambda: page.texts(".label")[::3] == ["Egyptian cat"] * 2)
