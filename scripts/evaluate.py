@@ -317,7 +317,7 @@ def draw(answers: Mapping[tuple[str, TTA], Answers], path: Path) -> None:
                 filled = bins.counts > 0
                 axis.plot(bins.confidence[filled], bins.accuracy[filled], marker=".", label=label)
         axis.set(title=mode, xlabel="confidence", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        axis.legend(fontsize="xx-small", loc="upper left")
+        axis.legend(fontsize="xx-small", loc="lower right")
     axes[0][0].set_ylabel("share that is right")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
