@@ -4,7 +4,6 @@ MODELS ?=
 ARCHIVE ?=
 IMAGE ?= visionserve:1.0.0
 DEVICE ?= cpu
-IMAGES ?= ../shared/imagenet-samples
 PYTHON := .venv/bin/python
 VISIONSERVE := .venv/bin/visionserve
 PIP := $(PYTHON) -m pip install --quiet --constraint config/constraints.txt --editable
@@ -26,7 +25,7 @@ help:
 	@echo 'make status    what runs, where, with which models'
 	@echo 'make stop      stop the server [PROFILE=local]'
 	@echo 'make test      lint, types and every test'
-	@echo 'make test-fast those that need no server, browser or archive, in seconds'
+	@echo 'make test-fast the unit tests, which start no process and open no socket, in seconds'
 	@echo 'make bench     measure beside other servers [QUICK=1]; also make bench-page, evaluate, soak, overload, chaos, fuzz'
 	@echo 'make image     build the container with buildah [IMAGE=name:tag] [DEVICE=cpu] [MODELS=resnet18]; make test-image runs it'
 	@echo 'make audit     ask for known advisories of what is installed'
@@ -57,7 +56,7 @@ test: lint $(DEBIAN)
 	$(PYTHON) -m pytest
 
 test-fast: $(INSTALLED)
-	$(PYTHON) -m pytest -m fast
+	$(PYTHON) -m pytest tests/unit
 
 # What the tests drive that pip does not have: a browser, nginx and Prometheus.
 $(DEBIAN) /usr/bin/wrk:
@@ -68,7 +67,7 @@ $(DEBIAN) /usr/bin/wrk:
 # Ray listens on all interfaces, so that its test is not a part of `test`.
 test-ray: $(INSTALLED)
 	$(PIP) '.[ray]'
-	$(PYTHON) -m pytest tests/test_ray.py
+	$(PYTHON) -m pytest tests/end_to_end/test_ray.py
 
 # The container, built from Debian's packages with buildah; MODELS is the one model in it.
 image: $(SERVES) /usr/bin/buildah
@@ -76,7 +75,7 @@ image: $(SERVES) /usr/bin/buildah
 
 # In a network of its own, as a container listens on all interfaces.
 test-image: $(INSTALLED) image
-	IMAGE=$(IMAGE) unshare --net sh -c 'ip link set lo up && exec $(PYTHON) -m pytest tests/test_image.py'
+	IMAGE=$(IMAGE) unshare --net sh -c 'ip link set lo up && exec $(PYTHON) -m pytest tests/end_to_end/test_image.py'
 
 /usr/bin/buildah:
 	apt-get update -qq
@@ -95,10 +94,10 @@ soak: $(INSTALLED)
 	$(VISIONSERVE) soak steady --minutes 30
 
 evaluate: $(INSTALLED)
-	$(VISIONSERVE) evaluate $(IMAGES)
+	$(VISIONSERVE) evaluate
 
 robustness: $(INSTALLED)
-	$(VISIONSERVE) robustness $(IMAGES)
+	$(VISIONSERVE) robustness
 
 bench: $(INSTALLED) /usr/bin/wrk
 	$(PIP) '.[bench]'

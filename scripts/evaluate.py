@@ -192,7 +192,13 @@ def measure(
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="visionserve evaluate", description=__doc__)
-    parser.add_argument("folder", type=Path, help="photographs named or foldered by class index")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        default=paths.SAMPLES,
+        help="photographs named or foldered by class index (%(default)s)",
+    )
     parser.add_argument("--model", default=FALLBACK, choices=MODELS)
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)

@@ -1,5 +1,6 @@
 """Where things lie in the repository."""
 
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -8,6 +9,7 @@ OPENVINO_ONLY = HANDLER / "openvino_only"
 CONFIG = ROOT / "config"
 MODEL_STORE = ROOT / "model_store"
 STATE = ROOT / ".torchserve"
+SAMPLES = Path(os.environ.get("IMAGES") or ROOT.parent / "shared" / "imagenet-samples")
 
 
 def profiles() -> list[str]:

@@ -24,7 +24,6 @@ from scripts.bench.load import load, one_by_one
 from scripts.bench.results import About, Figure, Results, bars, rate, repeated
 from scripts.torchserve import StartError
 
-SAMPLES = paths.ROOT.parent / "shared" / "imagenet-samples"
 STORE = paths.MODEL_STORE / "bench"
 WORKERS = len(os.sched_getaffinity(0))
 IMAGES = 64
@@ -100,9 +99,9 @@ def photographs(folder: Path | None, scratch: Path) -> list[Path]:
         folder: of the user's own; ImageNet's samples beside the repository where it is None.
         scratch: where the packaged ones are written, where there are no samples either.
     """
-    if folder is None and not SAMPLES.is_dir():
+    if folder is None and not paths.SAMPLES.is_dir():
         return [_as_jpeg(path, scratch) for path in photos.packaged()]
-    found = photos.folder(folder or SAMPLES)
+    found = photos.folder(folder or paths.SAMPLES)
     return found[:: max(1, len(found) // IMAGES)][:IMAGES]
 
 
@@ -168,7 +167,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help=f"{ROUNDS}, or 1 if quick")
     parser.add_argument("--seconds", type=int, help=f"a load's time: {SECONDS}, or 1 if quick")
     parser.add_argument("--quick", action="store_true", help="once, in under five minutes")
-    parser.add_argument("--images", type=Path, help=f"a folder of photographs ({SAMPLES})")
+    parser.add_argument("--images", type=Path, help=f"a folder of photographs ({paths.SAMPLES})")
     parser.add_argument("--profile", action="store_true", help="draw bench-profile.svg as well")
     args = parser.parse_args()
     # One thread a worker, as there is a worker a core; more would only slow the peers.

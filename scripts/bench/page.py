@@ -14,7 +14,6 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from scripts import paths, photos, server_engine
-from scripts.bench.__main__ import SAMPLES
 from scripts.bench.results import Bar
 from scripts.build import Recipe, build
 from scripts.circumstances import processor
@@ -121,7 +120,7 @@ class Tab:
 
 def copies(folder: Path, count: int) -> list[Path]:
     """Write so many photographs into a folder: the samples, again and again."""
-    sources = photos.folder(SAMPLES) if SAMPLES.is_dir() else photos.packaged()
+    sources = photos.folder(paths.SAMPLES) if paths.SAMPLES.is_dir() else photos.packaged()
     folder.mkdir()
     made = []
     for index in range(count):

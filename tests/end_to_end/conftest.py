@@ -1,0 +1,80 @@
+"""One real TorchServe per session, with a real classifier and a seeded random ResNet-18."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts import paths
+from scripts.build import Recipe, build
+from scripts.client import Client
+from scripts.load import free_ports
+from scripts.proxy import Proxy
+from scripts.torchserve import TorchServe
+from tests.helpers import RANDOM, REAL, write_config
+from visionserve.models import MODELS
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state dict of a seeded, untrained ResNet-18."""
+    path = tmp_path_factory.mktemp("weights") / "random.pt"
+    torch.manual_seed(0)
+    torch.save(MODELS["resnet18"].build(1000).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def exact_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_config(tmp_path_factory.mktemp("exact"))
+
+
+@pytest.fixture(scope="session")
+def pytorch_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_config(tmp_path_factory.mktemp("pytorch"), runtime="pytorch")
+
+
+@pytest.fixture(scope="session")
+def store(
+    tmp_path_factory: pytest.TempPathFactory,
+    exact_config: Path,
+    random_weights: Path,
+    pytorch_config: Path,
+) -> Path:
+    """A model store with both models, which classify exactly and cache nothing."""
+    store = tmp_path_factory.mktemp("store")
+    build(Recipe(REAL, REAL, "1.0", exact_config), store)
+    build(Recipe("resnet18", RANDOM, "1.0", pytorch_config, random_weights), store)
+    return store
+
+
+@pytest.fixture(scope="session")
+def int8_archive(store: Path) -> Path:
+    """The real classifier of the local profile, in the same store: INT8, fast, with a cache."""
+    config = paths.CONFIG / "local" / "model-config.yaml"
+    return build(Recipe(REAL, "of_local", "1.0", config), store)
+
+
+@pytest.fixture(scope="session")
+def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
+    """TorchServe of the server profile, with token authorization."""
+    server = TorchServe("server", tmp_path_factory.mktemp("server"), store, free_ports())
+    server.start([f"{name}={name}.mar" for name in (REAL, RANDOM)])
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def client(server: TorchServe) -> Client:
+    return server.client
+
+
+@pytest.fixture
+def proxy(tmp_path: Path) -> Iterator[Proxy]:
+    """An nginx that a test starts."""
+    proxy = Proxy(tmp_path / "nginx")
+    yield proxy
+    proxy.stop()

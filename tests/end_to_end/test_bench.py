@@ -1,0 +1,220 @@
+import dataclasses
+import shutil
+import textwrap
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from scripts import paths, photos
+from scripts.bench import report
+from scripts.bench.__main__ import IMAGES, SIZE, photographs
+from scripts.bench.contenders import (
+    ALL,
+    CACHED,
+    CLIENTS,
+    DECODED,
+    DROPPED_IN,
+    EAGER,
+    INT8,
+    MODEL,
+    OURS,
+    STOCK,
+    Contender,
+    running,
+)
+from scripts.bench.load import load, one_by_one
+from scripts.bench.results import About, Bar, Figure, Results, bars, rate, repeated
+
+ABOUT = About(
+    processor="A processor",
+    workers=2,
+    packages={"torch": "2"},
+    weights="random",
+    images=64,
+    image_kb=110.0,
+    rounds=1,
+    seconds=1,
+    size_mb={INT8: 10.7, "eager fp32": 46.8, "eager, dynamic int8": 45.3},
+)
+
+
+def of_a_run() -> Results:
+    """One round in which ours answers 300 requests/s, at four clients 240."""
+    results = Results()
+    for contender in ALL:
+        results.add(Figure(contender.name, "start s"), 4.0)
+        results.add(Figure(contender.name, "process 0 MB"), 100.0)
+        results.add(Figure(contender.name, "process 1 MB"), 200.0)
+        if contender.explains:
+            results.add(Figure(contender.name, "explained p50 ms", clients=1), 40.0)
+        for tta in contender.tta:
+            for clients in contender.clients:
+                results.add(Figure(contender.name, "p50 ms", tta, clients), 3.0)
+                results.add(Figure(contender.name, "p99 ms", tta, clients), 9.0)
+                results.add(Figure(contender.name, "client ms", tta, clients), 0.2)
+                results.add(rate(contender.name, clients, tta), 50.0)
+    for clients, value in zip(CLIENTS, (90.0, 300.0, 240.0, 300.0), strict=True):
+        results.values[rate(OURS[INT8].name, clients)] = [value]
+        results.values[rate(OURS[INT8].name, clients, "dense")] = [0.5 * value]
+    results.add(Figure(OURS[INT8].name, "one worker MB"), 590.0)
+    results.add(Figure(OURS[INT8].name, "further worker MB"), 300.0)
+    results.values[Figure(STOCK.name, "explained p50 ms", clients=1)] = [500.0]
+    for value in (100.0, 110.0, 105.0):
+        results.add(repeated(OURS[INT8].name), value)
+    results.add(rate(MODEL), 400.0)
+    results.add(rate(DECODED), 300.0)
+    results.add(Figure("eager fp32", "one image ms"), 30.0)
+    results.add(Figure("openvino int8", "one image ms"), 10.0)
+    return results
+
+
+def test_a_ratio_pairs_the_values_of_a_round() -> None:
+    results = Results()
+    for ours, theirs in ((100.0, 10.0), (50.0, 5.0), (10.0, 10.0)):
+        results.add(rate("ours"), ours)
+        results.add(rate("theirs"), theirs)
+    assert results.median(rate("ours")) == 50
+    assert results.ratio(rate("ours"), rate("theirs")) == 10
+
+
+def test_the_lowest_ratio_from_two_clients_counts() -> None:
+    held = {bar.claim: bar for bar in bars(of_a_run(), archive_mb=10.7)}
+    assert held[f"rate, part of the {MODEL}"].value == pytest.approx(0.6)
+    assert not held[f"rate, part of the {MODEL}"].reached
+    assert held[f"rate, part of the {DECODED}"].reached
+    for peer in (*EAGER, *DROPPED_IN):
+        assert held[f"rate, to {peer.name}"].value == pytest.approx(4.8)
+
+
+def test_bars_are_bounds_from_below_or_above() -> None:
+    held = {bar.claim: bar.reached for bar in bars(of_a_run(), archive_mb=12.5)}
+    assert held["frontend and one worker"] and held["from start to first answer"]
+    assert not held["each further worker"] and not held["archive"]
+    assert not held["rate with dense TTA, to the rate without TTA"]
+    assert held["an explained answer, to Integrated Gradients"]
+
+
+def test_the_tables_show_every_contender_and_bar() -> None:
+    results = of_a_run()
+    held = bars(results, archive_mb=10.7)
+    text = report.markdown(results, ABOUT, held)
+    assert "| ours, openvino int8 | none | 90.0 (3.0 / 9.0) | 300.0 (3.0 / 9.0) |" in text
+    assert f"| {CACHED.name} | none | 50.0 (3.0 / 9.0) |  |  |  |" in text
+    assert "| 4.0 s | 300 MB | 100 + 200 | 10.7 MB |" in text
+    for bar in held:
+        assert f"| {bar.claim} | {bar.value:.2f} {bar.unit} |" in text
+    assert "at most 250 MB | not reached |" in text
+    assert "repeated 3 times, differed by up to 10%" in text
+    assert f"| {STOCK.name} | 500.0 ms | 3.0 ms |" in text
+    assert "| 12.50 x | at least 10 x | ok |" in text
+    assert all(contender.name in text for contender in ALL)
+
+
+def test_a_bar_is_reached_at_its_bound() -> None:
+    assert Bar("", 1.0, 1.0).reached
+    assert Bar("", 1.0, 1.0, at_least=False).reached
+
+
+def test_the_chart_is_a_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    report.chart(of_a_run(), tmp_path / "bench.png")
+    with Image.open(tmp_path / "bench.png") as image:
+        assert image.format == "PNG"
+
+
+def test_photographs_are_spread_over_a_folder(tmp_path: Path) -> None:
+    for number in range(2 * IMAGES):
+        (tmp_path / f"{number:03}.jpg").touch()
+    chosen = photographs(tmp_path, tmp_path)
+    assert [path.stem for path in chosen] == [f"{number:03}" for number in range(0, 2 * IMAGES, 2)]
+
+
+def test_packaged_photographs_become_small_jpeg_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "SAMPLES", tmp_path / "absent")
+    chosen = photographs(None, tmp_path)
+    assert len(chosen) == len(photos.packaged())
+    for path in chosen:
+        with Image.open(path) as image:
+            assert (image.format, image.size) == ("JPEG", SIZE)
+
+
+SERVER = """
+    import signal, subprocess, sys, time
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    if sys.argv[1] == "child":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            expected = open(sys.argv[2], "rb").read() in body
+            self.send_response(200 if expected else 422)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    if "stubborn" in sys.argv:
+        subprocess.Popen([sys.executable, __file__, "child"])
+    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def contender(tmp_path: Path) -> Contender:
+    """A server that accepts one image alone."""
+    script = tmp_path / "server.py"
+    script.write_text(textwrap.dedent(SERVER))
+    command = f"{{bin}}/python {script} {{port}} {photos.greeting()}"
+    return Contender("of one image", "none", command, "image")
+
+
+def test_a_server_is_timed_weighed_and_ended_with_its_children(
+    contender: Contender, tmp_path: Path
+) -> None:
+    """The child ignores SIGTERM."""
+    stubborn = dataclasses.replace(contender, command=f"{contender.command} stubborn")
+    with running(stubborn, tmp_path, photos.greeting(), workers=1) as server:
+        family = [psutil.Process(server.pid), *psutil.Process(server.pid).children()]
+        assert server.seconds > 0
+        assert len(server.pss()) == len(family) == 2
+    assert not any(_runs(process) for process in family)
+
+
+def _runs(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_server_that_ends_at_once_shows_its_log(tmp_path: Path) -> None:
+    contender = Contender("broken", "none", "{bin}/python -m no_such_module", "image")
+    with (
+        pytest.raises(RuntimeError, match="No module named no_such_module"),
+        running(contender, tmp_path, photos.greeting(), workers=1),
+    ):
+        pass
+
+
+def test_single_requests_are_timed_and_errors_refused(contender: Contender, tmp_path: Path) -> None:
+    other = next(path for path in photos.packaged() if path != photos.greeting())
+    with running(contender, tmp_path, photos.greeting(), workers=1) as server:
+        assert one_by_one(server.url, [photos.greeting()], 3) > 0
+        with pytest.raises(RuntimeError, match="422"):
+            one_by_one(server.url, [photos.greeting(), other], 3)
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is absent")
+def test_load_sends_the_images_and_refuses_errors(contender: Contender, tmp_path: Path) -> None:
+    other = next(path for path in photos.packaged() if path != photos.greeting())
+    with running(contender, tmp_path, photos.greeting(), workers=1) as server:
+        for field in ("-", "image"):
+            found = load(server.url, field, "none", 2, 1, [photos.greeting()])
+            assert found.rate > 0
+            assert 0 < found.p50_ms <= found.p99_ms
+        with pytest.raises(RuntimeError, match="answers failed"):
+            load(server.url, "-", "none", 2, 1, [photos.greeting(), other])

@@ -1,0 +1,332 @@
+"""Weights that are checked, and archives that hold one package."""
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from pydantic import ValidationError
+
+from scripts import paths
+from scripts.archives import ArchiveError, choose
+from scripts.build import Recipe, build, fingerprint
+from scripts.categories import read_labels, read_map
+from scripts.hashes import HashError, record, sha256_of
+from scripts.torchserve import TorchServe
+from scripts.weights import Weights, WeightsError, WeightsUnavailableError, load, resolve
+from tests.helpers import RANDOM, REAL, SERVER_CONFIG
+from visionserve.config import ModelConfig
+from visionserve.metadata import Metadata
+from visionserve.models import MODELS
+
+
+def recipe(config: Path, weights: Path | None, **more: object) -> Recipe:
+    return Recipe("resnet18", "random", "1.0", config, weights, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("profile", paths.profiles())
+def test_every_profile_is_valid(profile: str) -> None:
+    config = ModelConfig.load(paths.CONFIG / profile / "model-config.yaml")
+    assert config.responseTimeout == 30
+    assert config.minWorkers <= config.maxWorkers
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("handler", {"tta": "none"}),
+        ("handler", {"defaults": {"topk": 3}}),
+        ("handler", {"runtime": "onnx"}),
+        ("handler", {"runtime": "openvino", "precision": "fp16"}),
+        ("handler", {"runtime": "pytorch", "precision": "int8"}),
+        ("minWorker", 1),
+        ("minWorkers", 0),
+    ],
+)
+def test_an_unknown_key_or_bad_value_is_named_and_nothing_is_built(
+    tmp_path: Path, random_weights: Path, key: str, value: object
+) -> None:
+    config = tmp_path / "model-config.yaml"
+    config.write_text(yaml.safe_dump({key: value}))
+    with pytest.raises(ValidationError, match=key):
+        build(recipe(config, random_weights), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_built_archive_needs_no_weights_any_more(
+    tmp_path: Path, pytorch_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    official = Recipe("resnet18", "resnet18", "1.0", pytorch_config)
+    archive = tmp_path / "resnet18.mar"
+    archive.write_bytes(b"built before")
+    ingredients = fingerprint(official, ModelConfig.load(pytorch_config))
+    record(archive, ingredients)
+    assert build(official, tmp_path) == archive
+    assert archive.read_bytes() == b"built before" and not (tmp_path / "empty").exists()
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path, pytorch_config: Path) -> None:
+    file = tmp_path / "resnet34.pt"
+    torch.save(MODELS["resnet34"].build(1000).state_dict(), file)
+    with pytest.raises(WeightsError, match=r"resnet34\.pt: layer.* expected .* found "):
+        build(recipe(pytorch_config, file), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_weights_of_another_number_of_classes_are_refused(
+    tmp_path: Path, pytorch_config: Path
+) -> None:
+    file = tmp_path / "seven.pt"
+    torch.save(MODELS["resnet18"].build(7).state_dict(), file)
+    with pytest.raises(WeightsError, match=r"seven\.pt has 7 classes, but ImageNet .* 1000"):
+        build(recipe(pytorch_config, file), tmp_path / "store")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", b"\x80\x02}."])
+def test_corrupt_weights_are_refused(tmp_path: Path, pytorch_config: Path, content: bytes) -> None:
+    file = tmp_path / "corrupt.pt"
+    file.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"corrupt\.pt"):
+        build(recipe(pytorch_config, file), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_weights_that_hold_code_are_refused(tmp_path: Path, pytorch_config: Path) -> None:
+    file = tmp_path / "code.pt"
+    torch.save({"fc.bias": SimpleNamespace()}, file)
+    with pytest.raises(WeightsError, match="not a state dict"):
+        build(recipe(pytorch_config, file), tmp_path / "store")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"absent\.pt: no such file"):
+        resolve("resnet18", tmp_path / "absent.pt")
+
+
+def test_official_weights_come_from_the_hub_cache_and_their_hash_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"another file")
+    message = rf"expected SHA-256 f37072fd\.\.\., found {sha256_of(cached)}"
+    with pytest.raises(WeightsError, match=message):
+        resolve("resnet18")
+
+
+def test_official_weights_that_cannot_be_had_are_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(WeightsUnavailableError, match=r"download\.pytorch\.org"):
+        resolve("resnet18")
+
+
+@pytest.mark.parametrize("text", ["alp\nvalley\n", "alp\nvalley"])
+def test_fine_tuned_weights_with_labels_and_a_label_map(
+    tmp_path: Path, pytorch_config: Path, text: str
+) -> None:
+    weights, labels, names = (tmp_path / name for name in ("tuned.pt", "labels.txt", "map.json"))
+    torch.save(MODELS["resnet18"].build(2).state_dict(), weights)
+    labels.write_text(text)
+    names.write_text(json.dumps({"alp": "高山雪景"}, ensure_ascii=False), encoding="utf-8")
+    archive = build(
+        recipe(pytorch_config, weights, labels=labels, label_map=names), tmp_path / "store"
+    )
+    with zipfile.ZipFile(archive) as content:
+        metadata = Metadata.model_validate_json(content.read("metadata.json"))
+    assert metadata.categories == ("高山雪景", "valley")
+    assert metadata.weights_sha256 == sha256_of(weights)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights_sha256": "0" * 64}, r"fitted for resnet18 with weights 00000000\.\.\., not for"),
+        ({"temperatures": {"none": 0}}, r"no file of temperatures: temperatures\.none"),
+        ({"temperatures": {"six_crop": 1}}, r"no file of temperatures: temperatures\.six_crop"),
+    ],
+)
+def test_temperatures_of_other_weights_or_out_of_range_are_refused(
+    tmp_path: Path,
+    pytorch_config: Path,
+    random_weights: Path,
+    change: dict[str, object],
+    message: str,
+) -> None:
+    file = tmp_path / "temperatures.json"
+    found = {"architecture": "resnet18", "weights_sha256": sha256_of(random_weights), "about": ""}
+    file.write_text(json.dumps({**found, "temperatures": {"none": 0.7}, **change}))
+    wanted = recipe(pytorch_config, random_weights, temperatures=file)
+    with pytest.raises(ValueError, match=message):
+        build(wanted, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+    plain = recipe(pytorch_config, random_weights)
+    config = ModelConfig.load(pytorch_config)
+    assert fingerprint(wanted, config) != fingerprint(plain, config)
+
+
+def test_a_label_map_with_an_unknown_label_is_refused(
+    tmp_path: Path, pytorch_config: Path, random_weights: Path
+) -> None:
+    names = tmp_path / "map.json"
+    names.write_text('{"alps": "x"}')
+    with pytest.raises(ValueError, match="no such label: alps"):
+        build(recipe(pytorch_config, random_weights, label_map=names), tmp_path / "store")
+
+
+def test_a_second_build_does_nothing_and_a_changed_one_rebuilds(
+    tmp_path: Path, pytorch_config: Path, random_weights: Path
+) -> None:
+    wanted = recipe(pytorch_config, random_weights)
+    archive = build(wanted, tmp_path)
+    first = archive.stat().st_mtime_ns
+    record = json.loads(archive.with_suffix(".json").read_text())
+    assert record["sha256"] == sha256_of(archive)
+    assert build(wanted, tmp_path).stat().st_mtime_ns == first
+
+    archive.write_bytes(archive.read_bytes() + b"x")
+    server = TorchServe("server", tmp_path / "state", tmp_path)
+    with pytest.raises(HashError, match=r"random\.mar: changed"):
+        server.start(["random=random.mar"])
+    snapshots = tmp_path / "state" / "logs" / "config"
+    snapshots.mkdir(parents=True)
+    models = r'{"models"\:{"random"\:{"1.0"\:{"marName"\:"random.mar"}}}}'
+    (snapshots / "1-snapshot.cfg").write_text(f"model_snapshot={models}")
+    with pytest.raises(HashError, match=r"random\.mar: changed"):
+        server.restore()
+    assert build(wanted, tmp_path).stat().st_mtime_ns != first
+    second = archive.stat().st_mtime_ns
+    newer = Recipe("resnet18", "random", "2.0", pytorch_config, random_weights)
+    assert build(newer, tmp_path).stat().st_mtime_ns != second
+
+
+def test_the_archive_imports_as_one_package_of_its_own(store: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(store / f"{REAL}.mar") as archive:
+        archive.extractall(tmp_path)
+    code = """
+import visionserve_handler, visionserve.classifier
+print(visionserve_handler.__file__, visionserve.classifier.__file__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert all(str(tmp_path) in path for path in done.stdout.split())
+
+
+def test_only_an_openvino_archive_stands_in_for_torch(store: Path) -> None:
+    names = {name: zipfile.ZipFile(store / f"{name}.mar").namelist() for name in (REAL, RANDOM)}
+    assert not any(
+        name.endswith(("README.md", ".pyc")) or "egg-info" in name for name in names[REAL]
+    )
+    assert "torch.py" in names[REAL] and "torch.py" not in names[RANDOM]
+    assert not any("openvino_only" in name for of_archive in names.values() for name in of_archive)
+
+
+def test_the_builder_command_reports_an_error_without_a_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.build", "--weights", "absent.pt", "--store", tmp_path],
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "absent.pt: no such file of weights.\n"
+
+
+def test_the_server_profile_is_exact() -> None:
+    config = ModelConfig.load(SERVER_CONFIG).handler
+    assert (config.precision, config.decode, config.defaults.tta) == ("fp32", "exact", "five_crop")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"alp\n\nvalley\n", "line 2 is blank"),
+        (b"alp\nvalley\nalp\n", "alp stands in lines 1 and 3"),
+        ("Täler\n".encode("latin-1"), "is not UTF-8 (byte 0xe4 at 1)"),
+        (b"", "holds no label"),
+    ],
+)
+def test_a_file_of_labels_that_is_wrong_is_named_with_the_cause(
+    tmp_path: Path, content: bytes, complaint: str
+) -> None:
+    file = tmp_path / "labels.txt"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{file}: {complaint}")):
+        read_labels(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"{alp: x}", "is no JSON ("),
+        (b'["alp"]', "is no JSON object of labels to names"),
+        (b'{"alp": 1}', "is no JSON object of labels to names"),
+        (b'{"alps": "x"}', "no such label: alps"),
+    ],
+)
+def test_a_label_map_that_is_wrong_is_named_with_the_cause(
+    tmp_path: Path, content: bytes, complaint: str
+) -> None:
+    file = tmp_path / "map.json"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{file}: {complaint}")):
+        read_map(file, ("alp", "valley"))
+
+
+def test_a_whole_pickled_module_is_told_from_its_state_dict(tmp_path: Path) -> None:
+    module = MODELS["resnet18"].build(2)
+    torch.save(module, tmp_path / "whole.pt")
+    with pytest.raises(WeightsError, match=r"ResNet; save the module's state_dict\(\) alone"):
+        load(Weights(tmp_path / "whole.pt", "", ""), module.state_dict())
+
+
+@pytest.mark.parametrize("wrapped", ["state_dict", "model_state_dict"])
+def test_a_checkpoint_of_a_parallel_module_is_understood(tmp_path: Path, wrapped: str) -> None:
+    state = MODELS["resnet18"].build(2).state_dict()
+    parallel = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({wrapped: parallel, "epoch": 1}, tmp_path / "checkpoint.pt")
+    found = load(Weights(tmp_path / "checkpoint.pt", "", ""), state)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("bad", ["", "a/b", "../a", "a b", "é", "-a", "a\n"])
+def test_a_bad_name_is_refused_before_anything_is_read(bad: str) -> None:
+    for field in ("name", "version", "file"):
+        wanted = {"name": "a", "version": "1.0", "file": "a"} | {field: bad}
+        with pytest.raises(ValueError, match=f"is no {field}: "):
+            Recipe("resnet18", config=Path("absent"), **wanted)  # type: ignore[arg-type]
+
+
+def test_serve_takes_the_users_own_archive_and_never_overwrites_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An archive with a registry's name, and one that was built elsewhere."""
+    manifest = {"model": {"modelName": "resnet18", "modelVersion": "1.0"}}
+    for name, own in (("resnet18", True), ("mountains", None)):
+        with zipfile.ZipFile(tmp_path / f"{name}.mar", "w") as archive:
+            archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+        if own is not None:
+            record(tmp_path / f"{name}.mar", "", own=own)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    chosen = choose(["resnet18", "mountains"], "server", tmp_path)
+    assert [archive.file for archive in chosen] == ["resnet18.mar", "mountains.mar"]
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(ArchiveError, match=r"absent\.mar is not there, and absent is no model"):
+        choose(["absent"], "server", tmp_path)

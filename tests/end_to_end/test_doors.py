@@ -1,0 +1,325 @@
+"""The ways into the archive besides /predictions, on a real TorchServe, and through nginx."""
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import grpc
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+from tritonclient import http as triton
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from scripts import photos
+from scripts.client import Client
+from scripts.paths import ROOT
+from scripts.properties import read_properties
+from scripts.proxy import Proxy
+from scripts.torchserve import TorchServe
+from tests.helpers import REAL, encode, site_of
+from visionserve.config import TTA
+from visionserve.models import MODELS
+
+README = ROOT / "README.md"
+CAT = photos.greeting().read_bytes()
+TEXT = base64.b64encode(CAT).decode()
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """Where clients ask, with what, and at which address for the default model."""
+
+    url: str
+    headers: dict[str, str]
+    invocations: str
+
+    def post(self, path: str, **request: Any) -> requests.Response:
+        headers = request.pop("headers", {}) | self.headers
+        return requests.post(f"{self.url}{path}", headers=headers, timeout=60, **request)
+
+
+@pytest.fixture(scope="module")
+def nginx(server: TorchServe, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
+    proxy, site = Proxy(tmp_path_factory.mktemp("doors") / "nginx"), site_of(server)
+    proxy.start(site)
+    yield Entrance(f"http://{site.listen}", {}, "/invocations")
+    proxy.stop()
+
+
+@pytest.fixture(params=["TorchServe", "nginx"])
+def entrance(request: pytest.FixtureRequest, client: Client, nginx: Entrance) -> Entrance:
+    if request.param == "nginx":
+        return nginx
+    token = client.token("inference")
+    return Entrance(client.inference, token, f"/invocations?model_name={REAL}")
+
+
+@pytest.fixture(scope="module")
+def answer(client: Client) -> Any:
+    return client.predict(REAL, CAT).json()
+
+
+def test_v1_predict(entrance: Entrance, answer: Any) -> None:
+    path = f"/v1/models/{REAL}:predict"
+    response = entrance.post(path, json={"instances": [{"b64": TEXT}, {"b64": "&"}]})
+    assert response.status_code == 207
+    first, second = response.json()["predictions"]
+    assert first == answer and second["error"]["code"] == "invalid_base64"
+
+
+def test_v1_error(entrance: Entrance) -> None:
+    response = entrance.post(f"/v1/models/{REAL}:predict", json={"instances": [{"b64": "eA=="}]})
+    assert response.status_code == 415
+    assert response.json()["error"].startswith("unsupported_format: ")
+
+
+def test_invocations_answer_like_predictions(entrance: Entrance, answer: Any) -> None:
+    headers = {"Content-Type": "application/octet-stream"}
+    assert entrance.post(entrance.invocations, data=CAT, headers=headers).json() == answer
+
+
+def triton_client(entrance: Entrance) -> triton.InferenceServerClient:
+    return triton.InferenceServerClient(entrance.url.removeprefix("http://"))
+
+
+def tensor(array: "np.ndarray[Any, Any]", binary: bool) -> triton.InferInput:
+    name = np_to_triton_dtype(array.dtype)
+    given = triton.InferInput("image", list(array.shape), name)
+    given.set_data_from_numpy(array, binary_data=binary)
+    return given
+
+
+def agrees(result: triton.InferResult, answer: Any) -> None:
+    predictions = answer["predictions"]
+    labels = [
+        [value.decode() if isinstance(value, bytes) else value for value in row]
+        for row in result.as_numpy("label").tolist()
+    ]
+    assert labels == [[p["label"] for p in predictions]]
+    assert result.as_numpy("class_id").tolist() == [[p["class_id"] for p in predictions]]
+    expected = [[p["probability"] for p in predictions]]
+    assert np.allclose(result.as_numpy("probability"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pixels"])
+def test_v2_with_tritons_own_client(entrance: Entrance, answer: Any, kind: str) -> None:
+    pixels = np.asarray(Image.open(photos.greeting()).convert("RGB"))
+    array = np.array([CAT], dtype=object) if kind == "bytes" else pixels
+    result = triton_client(entrance).infer(
+        REAL, [tensor(array, True)], request_id="7", headers=dict(entrance.headers)
+    )
+    agrees(result, answer)
+    assert result.get_response()["id"] == "7"
+    assert result.get_response()["model_name"] == REAL
+
+
+def test_v2_pixels_in_json(entrance: Entrance) -> None:
+    pixels = np.asarray(Image.open(photos.greeting()).convert("RGB").resize((300, 300)))
+    body = {
+        "inputs": [
+            {
+                "name": "image",
+                "shape": list(pixels.shape),
+                "datatype": "UINT8",
+                "data": pixels.ravel().tolist(),
+            }
+        ],
+        "parameters": {"top_k": 1, "tta": "none"},
+    }
+    (label, *_) = entrance.post(f"/v2/models/{REAL}/infer", json=body).json()["outputs"]
+    assert label["shape"] == [1, 1] and "cat" in label["data"][0]
+
+
+def test_v2_errors_reach_tritons_client(entrance: Entrance) -> None:
+    array = np.array([b"x"], dtype=object)
+    with pytest.raises(InferenceServerException, match="unsupported_format"):
+        triton_client(entrance).infer(REAL, [tensor(array, True)], headers=dict(entrance.headers))
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "x", ""])
+def test_a_length_that_is_none_is_the_requests_fault(client: Client, length: str) -> None:
+    headers = client.token("inference") | {"Inference-Header-Content-Length": length}
+    url = f"{client.inference}/v2/models/{REAL}/infer"
+    response = requests.post(url, data=b"{}", headers=headers, timeout=60)
+    assert response.status_code == 400 and "invalid_data" in str(response.json()["error"])
+
+
+def test_nginx_leads_tritons_client_to_a_version(answer: Any, nginx: Entrance) -> None:
+    """TorchServe itself has no address for it."""
+    triton, given = triton_client(nginx), tensor(np.array([CAT], dtype=object), True)
+    assert triton.is_server_ready()
+    agrees(triton.infer(REAL, [given], model_version="1.0"), answer)
+    for name, version in (("absent", ""), (REAL, "9.9")):
+        with pytest.raises(InferenceServerException):
+            triton.infer(name, [given], model_version=version)
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/health/ready", f"/v2/models/{REAL}", "/v1/models"])
+def test_torchserve_has_no_metadata_of_the_protocols(client: Client, path: str) -> None:
+    """As the README says: it answers some of them with `ts_open_inference_protocol=oip` alone."""
+    response = requests.get(
+        f"{client.inference}{path}", headers=client.token("inference"), timeout=60
+    )
+    assert response.status_code == 404
+
+
+def grpc_port(server: TorchServe) -> str:
+    return read_properties(server.state / "config.properties")["grpc_inference_port"]
+
+
+def predict_by_grpc(server: TorchServe, token: dict[str, str], fields: dict[str, bytes]) -> Any:
+    protos, services = grpc.protos_and_services("config/inference.proto")
+    metadata = [("protocol", "gRPC"), *((k.lower(), v) for k, v in token.items())]
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_port(server)}") as channel:
+        request = protos.PredictionsRequest(model_name=REAL, input=fields)
+        stub = services.InferenceAPIsServiceStub(channel)
+        answered = stub.Predictions(request, metadata=metadata)
+    return json.loads(answered.prediction)
+
+
+def test_grpc(server: TorchServe, client: Client, answer: Any) -> None:
+    token = client.token("inference")
+    assert predict_by_grpc(server, token, {"data": CAT}) == answer
+    options = {"data": CAT, "top_k": b"1", "tta": b"none"}
+    assert len(predict_by_grpc(server, token, options)["predictions"]) == 1
+    with pytest.raises(grpc.RpcError):
+        predict_by_grpc(server, {}, {"data": CAT})
+
+
+def example(language: str, mark: str) -> str:
+    """Find the README's one example of a language that holds a mark."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+    (found,) = (block for block in blocks if mark in block)
+    return str(found)
+
+
+def test_the_readmes_grpc_client(server: TorchServe, client: Client, answer: Any) -> None:
+    code = example("python", "grpc")
+    key = client.token("inference")["Authorization"]
+    for old, new in (
+        ("Bearer KEY", key),
+        ("cat.jpg", str(photos.greeting())),
+        ("127.0.0.1:7070", f"127.0.0.1:{grpc_port(server)}"),
+    ):
+        assert old in code
+        code = code.replace(old, new)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == f"{answer['predictions'][:1]}\n", done.stderr
+
+
+def test_the_readmes_example_of_each_door(client: Client, answer: Any, tmp_path: Path) -> None:
+    token = client.token("inference")["Authorization"]
+    address = "http://127.0.0.1:8080"
+    script = example("sh", "/v1/models/")
+    assert address in script
+    head = f"""
+        set -e
+        CAT={photos.greeting()}
+        curl() {{ command curl -sS --fail -H "Authorization: {token}" "$@"; }}
+    """
+    script = head + script.replace(address, client.inference)
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    explained, invoked, first, second = json.loads(f"[{done.stdout.replace('}{', '},{')}]")
+    assert all(p.pop("explanation")["grid"] for p in explained["predictions"])
+    assert explained == invoked == first["predictions"][0] == answer
+    assert second["outputs"][0]["data"] == [p["label"] for p in answer["predictions"]]
+    assert Image.open(tmp_path / "where.png").format == "PNG"
+
+
+def test_answers_in_the_readers_language(entrance: Entrance, answer: Any) -> None:
+    headers = {"Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8", "X-Classify-Threshold": "1"}
+    chinese = entrance.post(
+        f"/predictions/{REAL}", data=CAT, headers=headers | {"Content-Type": "image/png"}
+    ).json()
+    names = [p.pop("name") for p in chinese["predictions"]]
+    assert chinese["predictions"] == answer["predictions"]
+    assert set(names) <= {"埃及猫", "虎斑猫", "虎纹猫"}
+    assert chinese["warning"].startswith("最佳结果")
+
+
+def test_explanations_tell_where(entrance: Entrance, answer: Any) -> None:
+    """The cat fills the photograph's middle; a grey band beside it holds nothing."""
+    cat = Image.open(photos.greeting()).convert("RGB").resize((400, 400))
+    wide = Image.new("RGB", (1000, 400), (128, 128, 128))
+    wide.paste(cat, (600, 0))
+    image = {"data": ("wide.png", encode(wide), "image/png")}
+    explained = entrance.post(f"/explanations/{REAL}", files=image, data={"tta": "dense"}).json()
+    plain = entrance.post(f"/predictions/{REAL}", files=image, data={"tta": "dense"}).json()
+    maps = [prediction.pop("explanation") for prediction in explained["predictions"]]
+    assert explained == plain
+    for found in maps:
+        grid = np.array(found["grid"])
+        left, top, right, bottom = found["box"]
+        assert right - left > 900 and bottom - top > 300 and grid.shape[1] > 2 * grid.shape[0]
+        column = np.unravel_index(grid.argmax(), grid.shape)[1]
+        assert left + (column + 0.5) * (right - left) / grid.shape[1] > 600
+
+
+def test_explanations_as_a_picture(entrance: Entrance) -> None:
+    headers = {"Content-Type": "image/png", "Accept": "image/png"}
+    path = f"/explanations/{REAL}"
+    response = entrance.post(path, data=CAT, headers=headers)
+    assert response.headers["Content-Type"] == "image/png"
+    drawn, photograph = Image.open(io.BytesIO(response.content)), Image.open(photos.greeting())
+    assert (drawn.format, drawn.size) == ("PNG", photograph.size)
+    corner = (0, 0, 5, photograph.height)
+    assert np.array_equal(np.asarray(drawn.crop(corner)), np.asarray(photograph.crop(corner)))
+    assert not np.array_equal(np.asarray(drawn), np.asarray(photograph))
+    bad = entrance.post(path, data=b"x", headers=headers)
+    assert (bad.status_code, bad.json()["error"]["code"]) == (415, "unsupported_format")
+    assert bad.headers["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize("door", [":explain", "/explain"])
+def test_explanations_of_the_protocols(entrance: Entrance, door: str) -> None:
+    if door == ":explain":
+        path, body = f"/v1/models/{REAL}:explain", {"instances": [{"b64": TEXT}]}
+    else:
+        given: Any = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
+        path, body = f"/v2/models/{REAL}/explain", {"inputs": [given]}
+    answered = entrance.post(path, json=body).json()
+    if "outputs" in answered:
+        (text, *_) = next(o for o in answered["outputs"] if o["name"] == "explanation")["data"]
+        found = json.loads(text)
+    else:
+        found = answered["predictions"][0]["predictions"][0]["explanation"]
+    assert np.array(found["grid"]).shape == (7, 7) and len(found["box"]) == 4
+
+
+def test_a_picture_is_of_one_explained_image(entrance: Entrance) -> None:
+    for path, files in (
+        (f"/predictions/{REAL}", [("data", CAT)]),
+        (f"/explanations/{REAL}", [("data", CAT), ("data", CAT)]),
+    ):
+        response = entrance.post(path, files=files, data={"format": "png"})
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_option")
+
+
+def test_a_model_describes_itself(client: Client) -> None:
+    found = client.card(REAL)
+    assert (found["model"], found["version"], found["architecture"]) == (REAL, "1.0", REAL)
+    assert (found["runtime"], found["precision"]) == ("openvino", "fp32")
+    assert found["weights"]["sha256"] == MODELS[REAL].weights.sha256
+    assert found["transforms"]["crop"] == 224 and found["classes"] == 1000
+    assert found["languages"] == ["en", "zh"]
+    top_k = found["options"]["top_k"]
+    assert (top_k["default"], top_k["minimum"], top_k["maximum"]) == (3, 1, 1000)
+    assert found["options"]["tta"]["enum"] == list(get_args(TTA))
+    assert found["limits"] == {
+        "max_image_bytes": 5 * 1024 * 1024,
+        "max_image_pixels": 24_000_000,
+        "max_images": 32,
+        "max_work": 2_400_000_000,
+        "deadline_seconds": 8,
+    }
+    assert found["proof"]["agreement"] == 1 and found["proof"]["views"] > 0

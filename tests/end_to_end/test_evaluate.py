@@ -1,0 +1,193 @@
+"""The commands that measure, on two photographs of PyPI packages."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+
+from scripts import labelled, paths, photos
+from scripts.corruptions import CORRUPTIONS, SIDE, MotionBlur, corrupt, scaled
+from scripts.robustness import CONDITIONS, Measured, record
+from scripts.weights import load, resolve
+from tests.helpers import REAL
+from visionserve.models import MODELS
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [
+        ("285/20240101_x.jpg", 285),
+        ("285/3_x.jpg", 285),
+        ("photos/285_n02124075_cat.JPEG", 285),
+        ("12/285_n02124075_cat.JPEG", 285),
+        ("285_cat/001.jpg", 285),
+        ("285_n02124075_cat/ILSVRC2012_val_00000293.JPEG", 285),
+        ("20240101/285_cat.jpg", 285),
+        ("photos/285.jpg", 285),
+        ("007/x.jpg", 7),
+        ("4th of July/285-cat.jpg", 285),
+    ],
+)
+def test_a_label_comes_from_folder_or_name(path: str, label: int) -> None:
+    assert labelled.label_of(Path(path), 1000) == label
+
+
+@pytest.mark.parametrize("path", ["photos/20240101_x.jpg", "photos/cat.jpg", "1000/x.jpg", "x.jpg"])
+def test_a_number_that_is_no_class_is_no_label(path: str) -> None:
+    with pytest.raises(ValueError, match="neither folder nor name begins with a class index"):
+        labelled.label_of(Path(path), 1000)
+
+
+def test_some_photographs_are_evenly_from_all(tmp_path: Path) -> None:
+    for index in range(10):
+        (tmp_path / f"{index}_x.png").touch()
+    assert [label for _, label in labelled.folder(tmp_path, 10, 3)] == [0, 3, 6]
+    assert len(labelled.folder(tmp_path, 10, 20)) == len(labelled.folder(tmp_path, 10)) == 10
+    with pytest.raises(ValueError, match="9_x"):
+        labelled.folder(tmp_path, 9)
+
+
+def test_small_photographs_are_enlarged_and_large_ones_stay(tmp_path: Path) -> None:
+    cat, motorcycle = photos.greeting(), photos.packaged()[5]
+    enlarged = labelled.enlarge([(cat, 285), (motorcycle, 670)], 480, tmp_path)
+    (path, label), large = enlarged
+    assert (large, label) == ((motorcycle, 670), 285)
+    with Image.open(path) as image, Image.open(cat) as small:
+        assert image.format == "JPEG"
+        assert image.size == (round(480 * small.width / small.height), 480)
+        back = np.asarray(image.resize(small.size).convert("RGB"), float)
+        assert np.abs(back - np.asarray(small.convert("RGB"), float)).mean() < 4
+
+
+def test_corruptions_are_repeatable_and_the_severe_one_is_worse() -> None:
+    image = scaled(Image.open(photos.greeting()).convert("RGB"))
+    assert min(image.shape[1:]) == SIDE
+    plain = image.permute(1, 2, 0).numpy().astype(float)
+    for name, forms in CORRUPTIONS.items():
+        first, again, other = (np.asarray(corrupt(image, forms[1], seed)) for seed in (1, 1, 2))
+        assert np.array_equal(first, again), name
+        if name in ("noise", "motion", "occlusion", "scale"):
+            assert not np.array_equal(first, other), name
+        size = (image.shape[2], image.shape[1])
+        worse = [corrupt(image, form, 1).resize(size) for form in forms]
+        mild, severe = (np.abs(np.asarray(one, dtype=float) - plain).mean() for one in worse)
+        assert 0 < mild < severe, name
+
+
+def test_motion_blurs_along_a_line() -> None:
+    """A point becomes a line of the variance of a uniform distribution over its length."""
+    image = torch.zeros(3, 61, 61, dtype=torch.uint8)
+    assert torch.equal(MotionBlur(21)(image + 99), image + 99)
+    image[:, 30, 30] = 255
+    torch.manual_seed(3)
+    weights = MotionBlur(21)(image)[0].double()
+    place = torch.cartesian_prod(*[torch.arange(61.0).double() - 30] * 2).T
+    variances = torch.linalg.eigvalsh((place * weights.flatten()) @ place.T / weights.sum())
+    assert float(variances[1]) == pytest.approx((21**2 - 1) / 12, rel=0.1)
+    assert float(variances[0]) < 0.5
+
+
+def test_a_mode_is_summed_up_over_its_conditions() -> None:
+    """Two photographs; one mode is wrong on the second one under severe noise."""
+    right = np.ones((2, len(CONDITIONS)))
+    wrong = right.copy()
+    wrong[1, list(CONDITIONS).index(("noise", "severe"))] = 0
+    seconds = np.full(right.shape, 0.01)
+    found = record({"none": Measured(wrong, seconds), "five_crop": Measured(right, seconds)})
+    none = found["none"]
+    assert none["milliseconds"] == pytest.approx(10)
+    assert none["clean"]["value"] == 1 and none["corrupted"]["value"] == pytest.approx(39 / 40)
+    assert none["over"]["five_crop"]["value"] == pytest.approx(-1 / 40)
+    assert none["conditions"]["noise severe"] == 0.5 and none["conditions"]["noise mild"] == 1
+    assert found["five_crop"]["corrupted"] == {"value": 1, "low": 1, "high": 1}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cat with its label, and a cup of coffee with a wrong one."""
+    folder = tmp_path_factory.mktemp("photographs")
+    cat, coffee = photos.greeting(), photos.packaged()[2]
+    shutil.copy(cat, folder / "285_cat.png")
+    shutil.copy(coffee, folder / "0_coffee.png")
+    return folder
+
+
+def command(name: str, *arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", f"scripts.{name}", *map(str, arguments)],
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def expected(path: Path) -> Any:
+    """Probabilities by torchvision's transforms and the network itself, in PyTorch."""
+    transforms = MODELS[REAL].transforms
+    network = MODELS[REAL].build(1000).eval()
+    network.load_state_dict(load(resolve(REAL), network.state_dict()))
+    steps = v2.Compose(
+        [
+            v2.Resize(transforms.resize, InterpolationMode.BICUBIC),
+            v2.CenterCrop(transforms.crop),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(transforms.mean, transforms.std),
+        ]
+    )
+    with torch.inference_mode():
+        return network(steps(Image.open(path).convert("RGB"))[None]).softmax(1)[0].numpy()
+
+
+def test_evaluate_tells_what_pytorch_says(photographs: Path, tmp_path: Path) -> None:
+    options = ("--variants", "openvino fp32", "--modes", "none", "--output", tmp_path)
+    printed = command("evaluate", photographs, "--quick", *options)
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    (figures,) = record["figures"]
+    deleted = record["deletion"]["openvino fp32"]
+    assert (
+        deleted["photographs"] == 2
+        and f"{deleted['ratio to random cells']['value']:.2f} (" in printed
+    )
+    cat, coffee = expected(photographs / "285_cat.png"), expected(photographs / "0_coffee.png")
+    nll = -np.log([cat[285], max(coffee[0], 1.1920929e-07)]).mean()
+    assert figures["nll"] == pytest.approx(nll, abs=2e-3)
+    assert figures["top1"]["value"] == (cat.argmax() == 285) / 2
+    assert figures["confident"]["value"] == ((cat.max() >= 0.5) + (coffee.max() >= 0.5)) / 2
+    assert figures["largest difference"] == 0 and figures["same top1"] == 1
+    assert f"{figures['nll']:.3f}" in printed
+    assert Image.open(tmp_path / "reliability.png").format == "PNG"
+
+
+def test_robustness_measures_every_condition(photographs: Path, tmp_path: Path) -> None:
+    printed = command("robustness", photographs, "--modes", "none", "--output", tmp_path)
+    (none,) = json.loads((tmp_path / "robustness.json").read_text())["modes"].values()
+    assert len(none["conditions"]) == 1 + 2 * len(CORRUPTIONS)
+    assert none["clean"]["value"] == none["conditions"]["clean"] == 0.5
+    corrupted = np.mean([v for name, v in none["conditions"].items() if name != "clean"])
+    assert none["corrupted"]["value"] == pytest.approx(corrupted) and corrupted <= 0.5
+    assert all(name in printed for name in CORRUPTIONS)
+    assert Image.open(tmp_path / "robustness.png").format == "PNG"
+
+
+def test_an_unlabelled_photograph_is_named(tmp_path: Path) -> None:
+    shutil.copy(photos.greeting(), tmp_path / "cat.png")
+    for name in ("evaluate", "robustness"):
+        done = subprocess.run(
+            [sys.executable, "-m", f"scripts.{name}", str(tmp_path)],
+            cwd=paths.ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1 and "cat.png: neither" in done.stderr
+        assert "Traceback" not in done.stderr

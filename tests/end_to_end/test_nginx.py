@@ -1,0 +1,424 @@
+"""nginx in front of two real TorchServes, one of which dies."""
+
+import base64
+import http.client
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import requests
+from PIL import Image
+
+from scripts import photos
+from scripts.client import Client
+from scripts.load import free_port, free_ports
+from scripts.proxy import Proxy, ProxyError, Site, Upstream
+from scripts.rows import RunError
+from scripts.server_engine import classify
+from scripts.torchserve import TorchServe
+from tests.helpers import REAL, encode, site_of, spend
+
+TIMEOUT = 60
+PREDICTIONS = f"/predictions/{REAL}"
+PNG = {"Content-Type": "image/png"}
+Start = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def other(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
+    """A second TorchServe, with keys of its own; it may run or not."""
+    other = TorchServe("server", tmp_path_factory.mktemp("other"), store, free_ports())
+    yield other
+    other.stop()
+
+
+@pytest.fixture
+def second(other: TorchServe) -> TorchServe:
+    """The second TorchServe, running."""
+    if other.pid is None:
+        other.start([f"{REAL}={REAL}.mar"])
+    return other
+
+
+@pytest.fixture
+def site(server: TorchServe, second: TorchServe) -> Site:
+    """Both servers."""
+    return site_of(server, second)
+
+
+@pytest.fixture
+def address(proxy: Proxy, site: Site) -> str:
+    """nginx in front of both servers."""
+    proxy.start(site)
+    return f"http://{site.listen}"
+
+
+def access_log(tmp_path: Path) -> list[dict[str, object]]:
+    """What a stopped nginx has logged."""
+    lines = (tmp_path / "nginx" / "logs" / "access.log").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def cat() -> bytes:
+    return photos.greeting().read_bytes()
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer of nothing"])
+def test_each_server_gets_its_own_token_and_no_client_one(
+    authorization: str | None, address: str, proxy: Proxy, cat: bytes, tmp_path: Path
+) -> None:
+    headers = PNG | ({"Authorization": authorization} if authorization else {})
+    for _ in range(4):
+        response = requests.post(address + PREDICTIONS, data=cat, headers=headers, timeout=TIMEOUT)
+        assert response.status_code == 200
+        assert response.json()["predictions"][0]["label"] == "Egyptian cat"
+    proxy.stop()
+    asked = access_log(tmp_path)
+    assert len({entry["upstream"] for entry in asked}) == 2
+    assert [entry["upstream_status"] for entry in asked] == ["200"] * 4
+
+
+def test_tokens_are_for_the_user_alone(address: str, second: TorchServe, tmp_path: Path) -> None:
+    key = second.client.token("inference")["Authorization"].removeprefix("Bearer ")
+    holders = [
+        path
+        for path in (tmp_path / "nginx").rglob("*")
+        if path.is_file() and key in path.read_text(errors="replace")
+    ]
+    assert [path.name for path in holders] == ["torchserve-2.key"]
+    assert holders[0].is_symlink() and holders[0].stat().st_mode & 0o077 == 0
+    assert (tmp_path / "nginx").stat().st_mode & 0o077 == 0
+
+
+def test_the_page_of_the_default_model_is_at_the_root(address: str, server: TorchServe) -> None:
+    direct = requests.get(
+        server.client.inference + PREDICTIONS,
+        headers={"Accept": "text/html"} | server.client.token("inference"),
+        timeout=TIMEOUT,
+    )
+    page = requests.get(f"{address}/?data=1", timeout=TIMEOUT)
+    assert page.status_code == 200
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert page.headers["Content-Security-Policy"] == direct.headers["Content-Security-Policy"]
+    assert page.headers["X-Content-Type-Options"] == "nosniff"
+    assert page.headers["Server"] == "nginx"
+    assert requests.post(address, data=b"x", timeout=TIMEOUT).status_code == 405
+
+
+def test_ping(address: str) -> None:
+    response = requests.get(f"{address}/ping", timeout=TIMEOUT)
+    assert (response.status_code, response.json()) == (200, {"status": "Healthy"})
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/models",
+        f"/models/{REAL}",
+        "/token",
+        "/metrics",
+        "/api-description",
+        "/v1/models",
+        f"/v1/models/{REAL}",
+        "/v2",
+        f"/v2/models/{REAL}",
+        f"/v2/models/{REAL}/ready",
+        "/v2/health/live",
+        "/predictions/",
+        "/predictions/../models",
+        "/predictions/%2e%2e/models",
+        f"/predictions/{REAL}/1.0/more",
+        "/error",
+    ],
+)
+def test_nothing_else_is_there(path: str, proxy: Proxy, server: TorchServe) -> None:
+    site = site_of(server)
+    proxy.start(site)
+    connection = http.client.HTTPConnection(site.listen, timeout=TIMEOUT)
+    connection.request("GET", path)
+    response = connection.getresponse()
+    assert response.status == 404
+    assert json.loads(response.read())["error"]["code"] == "not_found"
+    connection.close()
+
+
+def test_a_large_image_fits_in_every_shape(address: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1310, 1310, 3), dtype=np.uint8)
+    image = encode(Image.fromarray(noise), "PNG", compress_level=0)
+    assert 5_000_000 < len(image) <= 5 * 1024 * 1024
+    text = base64.b64encode(image).decode()
+    for response in (
+        requests.post(address + PREDICTIONS, data=image, headers=PNG, timeout=TIMEOUT),
+        requests.post(address + PREDICTIONS, files={"data": image}, timeout=TIMEOUT),
+        requests.post(address + PREDICTIONS, json={"data": text}, timeout=TIMEOUT),
+    ):
+        assert response.status_code == 200, response.text
+
+
+def test_a_larger_body_does_not(address: str) -> None:
+    files = {"data": bytes(7 * 1024 * 1024)}
+    response = requests.post(address + PREDICTIONS, files=files, timeout=TIMEOUT)
+    assert response.status_code == 413
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.json()["error"]["code"] == "body_too_large"
+
+
+def test_the_forms_that_everybody_tries_first(address: str, cat: bytes, tmp_path: Path) -> None:
+    """curl --data-binary names another content type, and curl -T another method."""
+    image, text = tmp_path / "cat.png", tmp_path / "data.txt"
+    image.write_bytes(cat)
+    text.write_text("data=1&top_k=2%")
+
+    def curl(*words: str) -> tuple[str, Any]:
+        command = ["curl", "-sS", "-w", "%{http_code}", *words, address + PREDICTIONS]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return out[-3:], json.loads(out[:-3])
+
+    for words in (("--data-binary", f"@{image}"), ("-T", str(image)), ("-F", f"data=@{image}")):
+        status, answer = curl(*words)
+        assert (status, answer["predictions"][0]["label"]) == ("200", "Egyptian cat")
+    status, answer = curl("--data-binary", f"@{text}")
+    assert (status, answer["error"]["code"]) == ("415", "unsupported_format")
+
+
+def test_torchserves_own_errors_pass(address: str) -> None:
+    unknown = requests.get(f"{address}/predictions/unknown", timeout=TIMEOUT)
+    assert (unknown.status_code, unknown.json()["type"]) == (404, "ModelNotFoundException")
+    empty = requests.post(address + PREDICTIONS, data=b"", headers=PNG, timeout=TIMEOUT)
+    assert (empty.status_code, empty.json()["error"]["code"]) == (400, "empty_request")
+
+
+def test_a_client_may_send_so_many_requests(proxy: Proxy, server: TorchServe) -> None:
+    """Whatever address it gives, where it is no load balancer."""
+    site = site_of(server, rate="1r/m")
+    proxy.start(site)
+
+    def ask(session: requests.Session, number: int) -> requests.Response:
+        headers = {"X-Forwarded-For": f"10.0.0.{number}"}
+        return session.get(f"http://{site.listen}/ping", headers=headers, timeout=TIMEOUT)
+
+    with requests.Session() as session:
+        responses = [ask(session, number) for number in range(44)]
+    assert [response.status_code for response in responses] == [200] * 41 + [429] * 3
+    assert responses[-1].json()["error"]["code"] == "too_many_requests"
+    assert responses[-1].headers["Retry-After"]
+
+
+def test_a_client_that_retries_waits_as_long_as_it_is_told(
+    proxy: Proxy, server: TorchServe, cat: bytes
+) -> None:
+    site = site_of(server, rate="1r/s")
+    proxy.start(site)
+    spend(site)
+    response = Client(f"http://{site.listen}", "", retries=6).predict(REAL, cat)
+    assert response.status_code == 200
+    retries = response.raw.retries
+    assert retries and {tried.status for tried in retries.history} == {429}
+
+
+def test_a_server_gets_no_more_large_images_than_it_holds(proxy: Proxy, server: TorchServe) -> None:
+    site = site_of(server, rate="20r/s", trusted=("127.0.0.1",))
+    proxy.start(site)
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 2400), np.uint8)
+    large = encode(Image.fromarray(noise), "PNG", compress_level=1)
+    assert 4_500_000 < len(large) < 5 * 1024 * 1024
+
+    def ask(number: int) -> requests.Response:
+        headers = PNG | {"X-Forwarded-For": f"10.0.0.{number}", "X-Classify-TTA": "none"}
+        url = f"http://{site.listen}{PREDICTIONS}"
+        return requests.post(url, data=large, headers=headers, timeout=TIMEOUT)
+
+    with ThreadPoolExecutor(120) as pool:
+        responses = list(pool.map(ask, range(120)))
+    shed = [response for response in responses if response.status_code == 502]
+    assert {response.status_code for response in responses} == {200, 502}
+    assert shed[0].headers["Retry-After"] and len(shed) <= 72
+
+
+def test_no_server_is_an_error_of_its_own(proxy: Proxy, server: TorchServe) -> None:
+    absent = Upstream(f"http://127.0.0.1:{free_port()}", server.state / "key_file.json")
+    site = replace(site_of(server), upstreams=(absent, absent))
+    proxy.start(site)
+    for _ in range(5):
+        response = requests.post(
+            f"http://{site.listen}{PREDICTIONS}", data=b"x", headers=PNG, timeout=TIMEOUT
+        )
+        assert response.status_code == 502
+        assert response.json()["error"]["code"] == "unavailable"
+    with pytest.raises(RunError, match="502"):
+        client = Client(f"http://{site.listen}", "")
+        list(classify(client, REAL, {}, [photos.greeting()], 1, retries=1))
+
+
+def test_a_bad_configuration_is_refused(proxy: Proxy, server: TorchServe) -> None:
+    with pytest.raises(ProxyError, match="rate"):
+        proxy.start(site_of(server, rate="many"))
+    assert proxy.pid is None
+
+
+def test_new_tokens_are_taken_on_at_once(proxy: Proxy, second: TorchServe, cat: bytes) -> None:
+    """nginx sends no token of yesterday, after a restart or amid a rotation."""
+    site = site_of(second)
+    proxy.start(site)
+    url = f"http://{site.listen}{PREDICTIONS}"
+    headers = PNG | {"X-Classify-TTA": "none"}
+
+    def ask(_: int = 0) -> int:
+        return requests.post(url, data=cat, headers=headers, timeout=TIMEOUT).status_code
+
+    assert ask() == 200
+    second.stop()
+    second.start([f"{REAL}={REAL}.mar"])
+    assert ask() == 200
+    with ThreadPoolExecutor(4) as pool:
+        asked = pool.map(ask, range(80))
+        for _ in range(20):
+            second.client.rotate()
+        assert set(asked) == {200}
+    metrics = requests.get(f"http://{site.probes}/metrics", timeout=TIMEOUT).text
+    assert 'refused_tokens_total{server="torchserve-1"} 0\n' in metrics
+
+
+def test_a_refused_token_is_not_the_clients_fault(
+    proxy: Proxy, server: TorchServe, cat: bytes, tmp_path: Path
+) -> None:
+    other_keys = tmp_path / "key_file.json"
+    other_keys.write_text('{"inference": {"key": "x", "expiration time": "2026-01-02T03:04:05Z"}}')
+    site = replace(site_of(server), upstreams=(Upstream(server.client.inference, other_keys),))
+    proxy.start(site)
+    url = f"http://{site.listen}{PREDICTIONS}"
+    response = requests.post(url, data=cat, headers=PNG, timeout=TIMEOUT)
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "2")
+    assert response.json()["error"]["code"] == "unavailable"
+    metrics = requests.get(f"http://{site.probes}/metrics", timeout=TIMEOUT).text
+    samples = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if line[0] != "#")
+    server_1 = '{server="torchserve-1"}'
+    assert int(samples[f"visionserve_gate_refused_tokens_total{server_1}"]) > 0
+    written = int(samples[f"visionserve_gate_key_written_seconds{server_1}"])
+    assert written == int(other_keys.stat().st_mtime)
+    assert samples[f"visionserve_gate_key_expires_seconds{server_1}"] == "1767323040"
+    assert samples["visionserve_gate_ready"] == "0"
+
+
+def test_what_cannot_answer_is_not_ready_and_says_so_at_once(
+    proxy: Proxy, second: TorchServe
+) -> None:
+    """A server whose workers hang is healthy by TorchServe's own `/ping`."""
+    site = site_of(second)
+    proxy.start(site)
+    pings = [f"http://{address}/ping" for address in (site.listen, site.probes)]
+    unknown = f"http://{site.listen}/predictions/unknown"
+
+    def statuses() -> list[int]:
+        return [requests.get(ping, timeout=TIMEOUT).status_code for ping in pings]
+
+    def ask(timeout: float = TIMEOUT) -> requests.Response:
+        url = f"http://{site.listen}{PREDICTIONS}"
+        return requests.post(url, data=b"x", headers=PNG, timeout=timeout)
+
+    def refused_at_once() -> bool:
+        try:
+            response = ask(timeout=1)
+        except requests.Timeout:
+            return False
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
+        return True
+
+    def until(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    assert statuses() == [200, 200]
+    assert requests.get(unknown, timeout=TIMEOUT).status_code == 404
+    assert requests.post(pings[1], timeout=TIMEOUT).status_code == 405
+    workers = [worker["pid"] for worker in second.client.describe(REAL)[0]["workers"]]
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    try:
+        until(lambda: statuses() == [503, 503])
+        token = second.client.token("inference")
+        healthy = requests.get(f"{second.client.inference}/ping", headers=token, timeout=TIMEOUT)
+        assert healthy.status_code == 200
+        with ThreadPoolExecutor(1) as pool:
+            hanging = pool.submit(ask)
+            until(refused_at_once)
+            assert not hanging.done()
+            assert requests.get(unknown, timeout=TIMEOUT).status_code == 404
+            for worker in workers:
+                os.kill(worker, signal.SIGCONT)
+            assert hanging.result().status_code == 415
+    finally:
+        for worker in workers:
+            os.kill(worker, signal.SIGCONT)
+    until(lambda: statuses() == [200, 200])
+    until(lambda: ask().status_code == 415)
+
+
+def test_start_says_where_the_earlier_configuration_goes_on(
+    proxy: Proxy, server: TorchServe
+) -> None:
+    site = site_of(server)
+    proxy.start(site)
+    with closing(socket.socket()) as bystander:
+        bystander.bind(("127.0.0.1", 0))
+        bystander.listen()
+        taken = f"127.0.0.1:{bystander.getsockname()[1]}"
+        with pytest.raises(ProxyError, match=r"earlier configuration: .*in use"):
+            proxy.start(replace(site, listen=taken))
+    assert requests.get(f"http://{site.listen}/ping", timeout=TIMEOUT).status_code == 200
+    for _ in range(5):
+        site = replace(site, listen=f"127.0.0.1:{free_port()}")
+        proxy.start(site)
+        assert requests.get(f"http://{site.listen}/ping", timeout=TIMEOUT).status_code == 200
+
+
+def test_no_request_is_lost_when_a_server_dies(
+    address: str, proxy: Proxy, client: Client, second: TorchServe, tmp_path: Path
+) -> None:
+    images = [path.read_bytes() for path in photos.packaged()[:3]]
+    answers = [client.predict(REAL, image, tta="none").json() for image in images]
+    headers = PNG | {"X-Classify-TTA": "none"}
+    total = 240
+
+    def ask(number: int) -> bool:
+        response = requests.post(
+            address + PREDICTIONS, data=images[number % 3], headers=headers, timeout=TIMEOUT
+        )
+        assert response.status_code == 200, response.text
+        return bool(response.json() == answers[number % 3])
+
+    assert second.pid is not None
+    family = psutil.Process(second.pid).children(recursive=True)
+    assert family
+    with ThreadPoolExecutor(12) as pool:
+        futures = [pool.submit(ask, number) for number in range(total)]
+        for _ in itertools.islice(as_completed(futures), total // 4):
+            pass
+        os.killpg(os.getpgid(second.pid), signal.SIGKILL)
+        assert [future.result() for future in futures] == [True] * total
+    _, alive = psutil.wait_procs(family, timeout=TIMEOUT)
+    assert not alive
+    assert second.pid is None
+
+    proxy.stop()
+    asked = access_log(tmp_path)
+    assert len(asked) == total
+    dead = "unix:torchserve-2.sock"
+    assert any(entry["upstream"] == dead for entry in asked), "it never answered"
+    assert any(f"{dead}, " in str(entry["upstream"]) for entry in asked), "nothing was asked again"

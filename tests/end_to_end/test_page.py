@@ -1,0 +1,946 @@
+import base64
+import csv
+import gzip
+import io
+import itertools
+import json
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from graphlib import CycleError
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+import torch
+from PIL import Image
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
+
+from scripts.build import Recipe, build
+from scripts.client import Client
+from scripts.formats import record
+from scripts.photos import greeting, packaged
+from scripts.proxy import Proxy
+from scripts.rows import columns
+from scripts.torchserve import TorchServe
+from tests.end_to_end.browser import Browser
+from tests.helpers import RANDOM, REAL, site_of, spend
+from visionserve.models import MODELS
+from visionserve.page import WEB, Page, bundle
+
+CAT = greeting()
+LIMIT = 5 * 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("browser"))
+    try:
+        yield browser
+    finally:
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium: Browser, client: Client) -> Iterator[Browser]:
+    """The page of the real model; whatever a test leaves on the console fails it."""
+    chromium.forget()
+    chromium.send(client.token("inference"))
+    show(chromium, client, REAL)
+    yield chromium
+    assert chromium.console() == []
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    path = tmp_path / "notes.txt"
+    path.write_text("not an image")
+    return path
+
+
+def show(page: Browser, client: Client, model: str) -> None:
+    page.driver.get(f"{client.inference}/predictions/{model}")
+
+
+def choose_model(page: Browser, name: str) -> None:
+    page.driver.find_element("xpath", f"//*[@id='models']/button[.='{name}']").click()
+
+
+def saved_csv(page: Browser) -> list[list[str]]:
+    file = page.downloads / "classifications.csv"
+    file.unlink(missing_ok=True)
+    page.one("#download").click()
+    page.until(file.exists)
+    return list(csv.reader(file.read_bytes().decode("utf-8-sig").splitlines()))
+
+
+def labels(client: Client, model: str, path: Path, tta: str) -> list[str]:
+    answer = client.predict(model, path.read_bytes(), tta=tta).json()
+    return [prediction["label"] for prediction in answer["predictions"]]
+
+
+def test_first_look(page: Browser) -> None:
+    assert page.text("h1") == "What is in the picture?"
+    assert page.text("#limits").endswith("up to 5 MB each")
+    assert page.texts("dd") == [REAL, "1.0", "openvino fp32"]
+    assert Select(page.one("#tta")).first_selected_option.text == "Five crops"
+    assert not page.one("#results").is_displayed()
+    assert len(page.run("return document.querySelector('#examples img').src")) > 10_000
+    assert page.faults() == []
+
+
+def test_pick_shows_labelled_bars(page: Browser, client: Client) -> None:
+    page.pick(CAT)
+    page.settle()
+    answer = client.predict(REAL, CAT.read_bytes()).json()
+    assert page.texts(".label") == [entry["label"] for entry in answer["predictions"]]
+    shown = [f"{entry['probability']:.1%}" for entry in answer["predictions"]]
+    assert page.texts(".percent") == shown
+    widths = page.run(
+        "return [...document.querySelectorAll('.bar > span')].map((bar) => bar.style.width)"
+    )
+    assert [f"{float(width.rstrip('%')):.1f}%" for width in widths] == shown
+    assert page.run("return document.querySelector('.picture img').naturalWidth") == 451
+    assert re.fullmatch(rf"{REAL} 1\.0 · Five crops · [\d,]+ ms", page.text(".details"))
+    assert page.run("return document.getElementById('status').textContent").startswith(
+        f"chelsea.png: {answer['predictions'][0]['label']}, {shown[0]}"
+    )
+    assert not page.texts(".warning")
+    assert page.faults() == []
+
+
+@pytest.mark.parametrize("event", ["drop", "paste"])
+def test_drop_and_paste(page: Browser, event: str) -> None:
+    page.transfer(CAT, event)
+    page.settle()
+    assert page.texts(".name") == ["chelsea.png"]
+    assert page.texts(".label")[0] == "Egyptian cat"
+
+
+def test_camera(page: Browser) -> None:
+    page.one("#camera").click()
+    page.until(lambda: page.one("#shoot").is_enabled())
+    assert page.faults() == []
+    page.one("#shoot").click()
+    page.settle()
+    assert page.texts(".name") == ["camera.jpg"]
+    assert len(page.texts(".label")) == 3
+
+
+def test_low_confidence_warns(page: Browser, client: Client) -> None:
+    show(page, client, RANDOM)
+    page.pick(CAT)
+    page.settle()
+    warning = "Low confidence: the best match is under 50%. Take it as a guess."
+    assert page.text(".warning") == warning
+    assert page.faults() == []
+
+
+def test_error_in_plain_words(page: Browser, notes: Path) -> None:
+    page.pick(notes)
+    page.settle()
+    assert page.text(".failure") == "This file is not a JPEG, PNG, WebP, GIF, BMP or TIFF image."
+    assert page.texts(".actions button") == [], "Nothing could be better at a second try."
+    page.until(lambda: page.console() == ["415"])
+    assert page.faults() == []
+
+
+def test_too_large_is_never_sent(page: Browser, tmp_path: Path) -> None:
+    large = tmp_path / "large.bmp"
+    large.write_bytes(bytes(LIMIT + 1))
+    page.pick(large)
+    page.settle()
+    assert page.text(".failure") == "This file is too large. An image may have up to 5 MB."
+    assert page.run("return performance.getEntriesByType('resource').length") == 0
+
+
+def test_unreachable_server_is_asked_again(page: Browser, notes: Path, tmp_path: Path) -> None:
+    changing, going = tmp_path / "changing.png", tmp_path / "going.png"
+    for path in (changing, going):
+        path.write_bytes(CAT.read_bytes())
+    page.offline(True)
+    page.pick(CAT, CAT, changing, going, notes)
+    away = "The server cannot be reached. Trying again…"
+    page.until(lambda: page.texts(".state").count(away) == 2)
+    os.utime(changing, (1, 1))
+    going.unlink()
+    page.console()
+    page.offline(False)
+    page.settle(5)
+    assert page.text("#progress") == "5 of 5 done, 3 without an answer"
+    assert page.texts(".label")[::3] == ["Egyptian cat"] * 2
+    assert [text[:30] for text in page.texts(".failure")] == [
+        "This file has changed since it",
+        "This file is no longer there. ",
+        "This file is not a JPEG, PNG, ",
+    ]
+    assert page.texts(".retry") == ["Retry"] * 2
+    page.console()
+
+
+def test_dead_server_is_told_at_once_and_mended_by_one_click(page: Browser) -> None:
+    page.run(
+        """window.pauses = [];
+           const wait = setTimeout;
+           window.setTimeout = (action, pause) => {
+             if (pause > 300) pauses.push(pause);
+             return wait(action, pause / 10);
+           }"""
+    )
+    page.offline(True)
+    page.pick(CAT, *packaged()[2:7])
+    page.settle(6)
+    assert {text[:31] for text in page.texts(".failure")} == {
+        "The server cannot be reached. Ch"[:31]
+    }
+    assert len(page.console()) <= 14, "Those that waited fail with the first, unasked."
+    patience = page.run("return pauses.reduce((sum, pause) => sum + pause, 0)")
+    assert patience > 2 * 15_000, "Two requests, each tried again for longer than a restart takes."
+    assert page.run("return document.querySelector('.retry').ariaLabel") == "Retry: chelsea.png"
+    page.offline(False)
+    page.one("#retry-failed").click()
+    page.until(lambda: page.text("#progress") == "6 of 6 done")
+    assert page.texts(".label")[0] == "Egyptian cat"
+    assert not page.texts(".failure")
+
+
+def test_silent_server_is_left_after_30_s(page: Browser) -> None:
+    page.run(
+        """const wait = setTimeout;
+           window.setTimeout = (action, pause) => wait(action, pause === 30_000 ? 300 : pause)"""
+    )
+    page.slow(20)
+    page.pick(CAT)
+    page.settle()
+    assert page.text(".failure").startswith("The server took longer than 30 s")
+    page.offline(False)
+    page.one(".retry").click()
+    page.until(lambda: page.text(".label"))
+    assert page.texts(".label")[0] == "Egyptian cat"
+
+
+def test_busy_server_is_asked_again(page: Browser, client: Client) -> None:
+    show(page, client, RANDOM)
+    client.scale(RANDOM, 0)
+    try:
+        page.pick(CAT)
+        page.until(lambda: page.texts(".state") == ["The server is busy. Trying again…"])
+        client.scale(RANDOM, 1)
+        page.settle()
+    finally:
+        client.scale(RANDOM, 2)
+    assert page.texts(".warning")
+    assert set(page.console()) == {"503"}
+
+
+def test_busy_nginx_is_asked_again(chromium: Browser, server: TorchServe, proxy: Proxy) -> None:
+    site = site_of(server, rate="1r/s")
+    proxy.start(site)
+    chromium.forget()
+    chromium.driver.get(f"http://{site.listen}/")
+    spend(site)
+    chromium.pick(CAT)
+    chromium.until(lambda: chromium.texts(".state") == ["The server is busy. Trying again…"])
+    chromium.settle()
+    assert chromium.texts(".label")[0] == "Egyptian cat"
+    assert set(chromium.console()) == {"429"}
+
+
+def test_clear(page: Browser) -> None:
+    page.pick(CAT)
+    page.settle()
+    page.one("#clear").click()
+    assert not page.one("#results").is_displayed()
+    assert page.driver.switch_to.active_element == page.one("#choose")
+
+
+def test_clear_while_images_are_added(page: Browser) -> None:
+    page.pick(*[CAT] * 600)
+    press = "document.getElementById('clear').click()"
+    count = f"const {{ length }} = document.querySelectorAll('.card'); {press}; return length"
+    assert 0 < page.run(count) < 600
+    page.driver.execute_async_script("setTimeout(arguments[0], 500)")
+    assert page.all(".card") == []
+    assert not page.one("#results").is_displayed()
+
+
+def test_several_images_and_their_csv(page: Browser, client: Client, tmp_path: Path) -> None:
+    formula = tmp_path / '=cmd, "x".txt'
+    formula.write_text("not an image")
+    pictures = [CAT, *packaged()[2:7]]
+    page.pick(*pictures, formula)
+    page.settle(7)
+    assert page.text("#progress") == "7 of 7 done, 1 without an answer"
+    page.until(lambda: page.console() == ["415"])
+    assert page.faults() == []
+
+    head, *rows = saved_csv(page)
+    assert head == list(columns(3))
+    for path, row in zip(pictures, rows[:-1], strict=True):
+        answer = client.predict(REAL, path.read_bytes()).json()
+        cells = dict(zip(head, row, strict=True))
+        assert (cells["path"], cells["error"]) == (path.name, "")
+        assert cells["confident"] == str(answer["confident"]).lower()
+        for name in ("model", "version", "tta"):
+            assert cells[name] == answer[name]
+        for rank, entry in enumerate(answer["predictions"], 1):
+            assert cells[f"label_{rank}"] == entry["label"]
+            assert cells[f"class_id_{rank}"] == str(entry["class_id"])
+            expected = pytest.approx(entry["probability"], abs=1e-4)
+            assert float(cells[f"probability_{rank}"]) == expected
+    failed = dict(zip(head, rows[-1], strict=True))
+    assert failed["path"] == '\'=cmd, "x".txt'
+    assert failed["error"].startswith("unsupported_format: ")
+    assert failed["label_1"] == failed["confident"] == ""
+
+
+def test_a_csv_field_of_the_page_and_of_classify(chromium: Browser) -> None:
+    fields: dict[str | float | bool | None, str] = {
+        "cat": '"cat"',
+        "": '""',
+        None: '""',
+        True: '"true"',
+        285: "285",
+        0.35: "0.35",
+        -2: "-2",
+        'say "cheese", please': '"say ""cheese"", please"',
+        "two\nlines": '"two\nlines"',
+        "a;=1+1;.jpg": '"a;\'=1+1;.jpg"',
+        'a;"=1+1': '"a;\'""=1+1"',
+        "a; -1;b": '"a;\' -1;b"',
+        "a\n=1\t@x": "\"a\n'=1\t'@x\"",
+        "a-b; c=d": '"a-b; c=d"',
+        "=1+1": '"\'=1+1"',
+        '=HYPERLINK("x")': '"\'=HYPERLINK(""x"")"',
+        **{f"{first}x": f'"\'{first}x"' for first in "+-@\t\r\n＝＋－＠"},
+        "'=1": '"\'=1"',
+        "高山;雪景": '"高山;雪景"',
+    }
+    chromium.forget()
+    found = chromium.driver.execute_async_script(
+        """const [module, values, done] = arguments;
+           import(`data:text/javascript;base64,${module}`)
+             .then(({ cell }) => done(values.map(cell)))""",
+        base64.b64encode((WEB / "csv.js").read_bytes()).decode(),
+        list(fields),
+    )
+    assert found == list(fields.values())
+    assert [record([value, 0]) for value in fields] == [f"{f},0\r\n" for f in fields.values()]
+    for value, separator in itertools.product(fields, ",;\t"):
+        line = record(["cat", value, value]) if isinstance(value, str) else ""
+        cells = itertools.chain(*csv.reader(line.splitlines(keepends=True), delimiter=separator))
+        runs = re.compile(r"\s*[=+\-@＝＋－＠]")
+        assert not any(map(runs.match, cells)), "A spreadsheet runs no part as a formula."
+
+
+def test_images_travel_together_in_two_requests_at_a_time(page: Browser, notes: Path) -> None:
+    page.pick(*[notes] * 20, CAT, *[notes] * 19)
+    page.settle(40)
+    assert page.text("#progress") == "40 of 40 done, 39 without an answer"
+    assert page.texts(".label")[0] == "Egyptian cat", "A fault stays in its place."
+    assert "in one request" in page.text(".details")
+    spans = page.run(
+        """return performance.getEntriesByType("resource")
+                             .map(({ startTime, responseEnd }) => [startTime, responseEnd])"""
+    )
+    events = sorted([(end, -1) for _, end in spans] + [(start, 1) for start, _ in spans])
+    in_flight = [sum(step for _, step in events[: index + 1]) for index in range(len(events))]
+    assert max(in_flight) == 2
+    assert len(spans) < 40
+    page.console()
+
+
+def test_tta_choice(page: Browser, client: Client) -> None:
+    page.pick(CAT)
+    page.settle()
+    Select(page.one("#tta")).select_by_visible_text("Ten crops")
+    page.until(lambda: "Ten crops" in page.text(".details"))
+    assert page.texts(".label") == labels(client, REAL, CAT, "ten_crop")
+
+
+def test_model_choice_keeps_the_images(page: Browser, client: Client) -> None:
+    assert page.texts("#models button") == [REAL, RANDOM]
+    assert page.text("#models [aria-pressed=true]") == REAL
+    page.pick(CAT)
+    page.settle()
+    before = page.texts(".label, .details")
+    page.one("#models [aria-pressed=true]").click()
+    assert page.texts(".label, .details") == before
+    choose_model(page, RANDOM)
+    page.until(lambda: page.texts(".label") == labels(client, RANDOM, CAT, "five_crop"))
+    assert page.text("#models [aria-pressed=true]") == RANDOM
+    assert page.texts("dd") == [RANDOM, "1.0", "pytorch fp32"]
+    assert page.driver.current_url.endswith(f"/predictions/{RANDOM}")
+    requests = "return performance.getEntriesByType('resource').length"
+    asked = page.run(requests)
+    choose_model(page, REAL)
+    page.until(lambda: page.texts(".label, .details") == before)
+    assert page.run(requests) == asked, "What is known is not asked again."
+
+
+def test_token_field(page: Browser, client: Client) -> None:
+    page.send({})
+    page.pick(CAT)
+    page.settle()
+    refusal = "The server asks for an API token. Enter a valid one and retry."
+    assert page.text(".failure") == refusal
+    field = page.one("#token")
+    assert page.driver.switch_to.active_element == field
+    assert field.get_attribute("type") == "password"
+    assert page.faults() == []
+
+    page.until(lambda: page.console() == ["400"])
+    field.send_keys(client.token("inference")["Authorization"].removeprefix("Bearer "))
+    field.submit()
+    page.until(lambda: page.text(".percent"))
+    assert page.texts(".label")[0] == "Egyptian cat"
+
+
+def test_languages(page: Browser, client: Client, notes: Path) -> None:
+    assert page.run("return document.documentElement.lang") == "en"
+    page.pick(CAT, notes)
+    page.settle(2)
+    page.one("#language").click()
+    assert page.run("return document.documentElement.lang") == "zh-CN"
+    assert page.text("h1") == "图片里是什么？"
+    refusal = "此文件不是 JPEG、PNG、WebP、GIF、BMP 或 TIFF 图片。"
+    page.until(lambda: page.text(".failure") == refusal)
+    assert "五次裁剪" in page.text(".details")
+    page.until(lambda: page.console() == ["415"])
+    assert page.faults() == []
+    chinese = client.predict(REAL, CAT.read_bytes(), language="zh").json()["predictions"]
+    assert page.texts(".label") == [entry["name"] for entry in chinese]
+    page.one("#counts summary").click()
+    assert page.texts("#counts button")[0].startswith("埃及猫")
+    page.one("#counts button").click()
+    assert page.text("#shown") == "显示 1/2：埃及猫。"
+    assert saved_csv(page)[1][1] == "Egyptian cat"
+    assert page.run("return performance.getEntriesByType('resource').length") == 2
+    page.one("#show-all").click()
+    page.one("#language").click()
+    page.until(lambda: page.texts(".label") == [entry["label"] for entry in chinese])
+    page.one("#language").click()
+
+    page.driver.refresh()
+    assert page.text("h1") == "图片里是什么？"
+    page.one("#language").click()
+    assert page.text("h1") == "What is in the picture?"
+
+
+def test_where_the_model_looked(page: Browser, client: Client, tmp_path: Path) -> None:
+    """A cat on a plain, wide picture that the camera stored turned."""
+    with Image.open(CAT) as cat:
+        wide = Image.new("RGB", (1000, 400), (128, 128, 128))
+        wide.paste(cat.resize((400, 400)), (600, 0))
+    path = tmp_path / "wide.jpg"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    wide.transpose(Image.Transpose.ROTATE_90).save(path, quality=95, exif=turned)
+    Select(page.one("#tta")).select_by_value("dense")
+    page.pick(path)
+    page.settle()
+    assert page.texts("canvas, .label input") == []
+    page.one(".where").click()
+    page.until(lambda: page.texts("canvas"))
+    drawn = canvas(page)
+    assert drawn.size == (640, 256)
+    heat = 2 * np.asarray(drawn, float) - np.asarray(wide.resize(drawn.size), float)
+    red = heat[..., 0].reshape(8, 32, 20, 32).mean((1, 3))
+    assert np.unravel_index(red.argmax(), red.shape)[1] >= 12, "The hottest place is on the cat."
+    assert red[:, :8].mean() < red[:, 12:].mean() / 2
+    reference = requests.post(
+        f"{client.inference}/explanations/{REAL}",
+        path.read_bytes(),
+        headers={"Content-Type": "image/jpeg", "Accept": "image/png", "X-Classify-TTA": "dense"}
+        | client.token("inference"),
+        timeout=60,
+    )
+    with Image.open(io.BytesIO(reference.content)) as image:
+        theirs = np.asarray(image.convert("RGB").resize(drawn.size), float)
+    assert np.abs(theirs - np.asarray(drawn, float)).mean() < 4, "As the server draws it."
+    assert page.faults() == []
+
+    names = page.texts(".label")
+    assert told(page, names[0])
+    page.one(".where").send_keys(Keys.SHIFT, Keys.TAB)
+    for name in names[1:]:
+        page.driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+        page.until(partial(told, page, name))
+        assert page.driver.switch_to.active_element.accessible_name == name
+        before, drawn = drawn, canvas(page)
+        assert before.tobytes() != drawn.tobytes()
+    assert page.run("return performance.getEntriesByType('resource').length") == 2
+    page.one(".where").click()
+    assert page.texts("canvas, .label input, .where-note") == []
+
+
+def test_no_map_of_a_photograph_that_the_browser_cannot_show(page: Browser, tmp_path: Path) -> None:
+    tiff = tmp_path / "cat.tiff"
+    with Image.open(CAT) as cat:
+        cat.save(tiff)
+    page.pick(CAT, tiff)
+    page.settle(2)
+    page.until(lambda: page.texts(".where") == ["Where?"])
+    assert page.texts(".label")[::3] == ["Egyptian cat"] * 2
+    assert page.run("return document.querySelectorAll('.placeholder').length") == 1
+
+
+def told(page: Browser, name: str) -> bool:
+    return f"“{name}”" in page.text(".where-note")
+
+
+def canvas(page: Browser) -> Image.Image:
+    """What the map's canvas shows."""
+    data = page.run("return document.querySelector('.picture canvas').toDataURL()")
+    return Image.open(io.BytesIO(base64.b64decode(data.split(",")[1]))).convert("RGB")
+
+
+def test_two_classes_with_long_names(
+    page: Browser, server: TorchServe, client: Client, pytorch_config: Path, tmp_path: Path
+) -> None:
+    weights, labels = tmp_path / "weights.pt", tmp_path / "labels.txt"
+    torch.save(MODELS["resnet18"].build(2).state_dict(), weights)
+    labels.write_text("alp, high mountain\nvalley, vale\n")
+    build(Recipe("resnet18", "land", "1.0", pytorch_config, weights, labels), server.store)
+    server.register("land.mar", workers=1)
+    try:
+        show(page, client, "land")
+        page.pick(CAT)
+        page.settle()
+        answer = client.predict("land", CAT.read_bytes()).json()
+        whole = [entry["label"] for entry in answer["predictions"]]
+        assert page.texts(".label") == [label.split(",")[0] for label in whole]
+        assert [one.get_attribute("title") for one in page.all(".label")] == whole
+        assert page.texts(".percent") == [f"{p['probability']:.1%}" for p in answer["predictions"]]
+        head, row = saved_csv(page)
+        assert head == list(columns(2))
+        assert row[1] == whole[0]
+        page.one(".where").click()
+        page.until(lambda: page.texts("canvas"))
+        assert len(page.texts(".label input")) == 2
+        assert page.faults() == []
+    finally:
+        client.unregister("land")
+
+
+def test_the_browser_s_language_comes_first(page: Browser) -> None:
+    page.cdp("Emulation.setUserAgentOverride", userAgent="", acceptLanguage="zh-TW")
+    page.driver.refresh()
+    assert page.text("#choose") == "选择图片"
+
+
+def test_languages_say_the_same_things() -> None:
+    en, zh = (
+        re.findall(r'^  "?([\w.]+)"?: "(.*)",$', (WEB / name).read_text("utf-8"), re.MULTILINE)
+        for name in ("en.js", "zh.js")
+    )
+    assert [key for key, _ in en] == [key for key, _ in zh]
+    blanks = [[sorted(re.findall(r"\{\w+\}", text)) for _, text in side] for side in (en, zh)]
+    assert blanks[0] == blanks[1]
+
+
+def test_keyboard(page: Browser) -> None:
+    focused = [page.tab() for _ in range(12)]
+    names = ["中文", "Choose images", "Choose folder", "Use the camera"]
+    assert [element.text for element in focused[:4]] == names
+    assert [element.accessible_name for element in focused[4:7]] == [
+        "Try the cat",
+        "Try the cup of coffee",
+        "Try the rocket",
+    ]
+    assert [element.text for element in focused[7:9]] == [REAL, RANDOM]
+    assert focused[9] == page.one("#tta")
+    assert [element.text for element in focused[10:]] == ["Compare with another", "API token"]
+    style = page.run("return getComputedStyle(document.activeElement).outlineStyle")
+    assert style == "solid"
+
+
+def test_policy_is_sent_and_obeyed(page: Browser, client: Client) -> None:
+    response = requests.get(
+        f"{client.inference}/predictions/{REAL}",
+        headers={"Accept": "text/html"} | client.token("inference"),
+        timeout=30,
+    )
+    policy = response.headers["content-security-policy"]
+    assert policy == Page().content_security_policy
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in policy
+    page.run(
+        """
+        const script = document.createElement("script");
+        script.textContent = "window.injected = true";
+        document.body.append(script);
+        """
+    )
+    assert page.run("return window.injected") is None
+    (refusal,) = page.console()
+    assert "Content Security Policy" in refusal
+
+
+def test_facts_cannot_end_their_block() -> None:
+    facts = {"model": "</script><script>alert(1)</script><!--", "version": "猫"}
+    html = Page().render(facts, [facts]).decode()
+    block = re.search(r'<script type="application/json" id="facts">(.*?)</script>', html)
+    assert block is not None
+    assert json.loads(block[1]) == {**facts, "models": [facts]}
+
+
+def test_size() -> None:
+    assert len(gzip.compress(Page().render({"model": "m", "version": "1"}, []))) < 250_000
+
+
+def test_modules_are_joined_behind_their_imports() -> None:
+    modules = {
+        "main.js": 'import { one } from "./one.js";\n\none();\n',
+        "one.js": "/** One. */\nexport function one() {}\n",
+    }
+    assert bundle(modules) == "/** One. */\nfunction one() {}\n\none();\n"
+    with pytest.raises(CycleError):
+        bundle(modules | {"one.js": 'import { main } from "./main.js";\n'})
+
+
+def test_a_reload_keeps_the_answers(page: Browser) -> None:
+    page.pick(CAT)
+    page.until(lambda: records(page) == 1)
+    page.run(
+        """const wait = setTimeout;
+           window.setTimeout = (action, pause) => (pause === 500 ? 1 : wait(action, pause))"""
+    )
+    page.pick(packaged()[2])
+    page.settle(2)
+    before = page.texts(".name, .label, .percent, .details")
+    assert page.texts(".where") == ["Where?"] * 2
+    page.until(lambda: pictures(page) == 2)
+    page.driver.refresh()
+    page.settle(2)
+    notice = page.text("#notice")
+    assert notice.startswith("Results kept from before the page was loaded: 2.")
+    assert notice.endswith("For “Where?” and other models, choose the files again.")
+    assert page.texts(".where") == []
+    assert page.texts(".name, .label, .percent, .details") == before
+    page.until(lambda: pictures(page) == 2)
+    assert page.run("return performance.getEntriesByType('resource').length") == 0
+    assert page.faults() == []
+    choose_model(page, RANDOM)
+    page.until(lambda: page.texts(".failure"))
+    assert page.texts(".failure")[0].startswith("Only the earlier answers of this image are kept.")
+    page.one("#clear").click()
+    page.until(lambda: records(page) == 0)
+    page.driver.refresh()
+    assert not page.one("#results").is_displayed()
+
+
+def records(page: Browser) -> int:
+    """How many images the browser keeps."""
+    count: int = page.driver.execute_async_script(
+        """indexedDB.open("visionserve", 1).onsuccess = ({ target: { result } }) => {
+             result.transaction("pictures").objectStore("pictures").count().onsuccess =
+               ({ target }) => { arguments[0](target.result); result.close(); };
+           }"""
+    )
+    return count
+
+
+def pictures(page: Browser) -> int:
+    """How many thumbnails or photographs are shown."""
+    shown: int = page.run(
+        """return [...document.querySelectorAll(".picture img")]
+             .filter(({ naturalWidth }) => naturalWidth > 0).length"""
+    )
+    return shown
+
+
+def test_a_reload_in_the_middle_asks_first(page: Browser) -> None:
+    page.offline(True)
+    page.pick(CAT)
+    page.until(lambda: page.texts(".state"))
+    leave = """const event = new Event("beforeunload", { cancelable: true });
+               return !window.dispatchEvent(event)"""
+    assert page.run(leave), "A driver answers the question itself, so that it cannot be seen."
+    page.offline(False)
+    page.settle()
+    assert not page.run(leave)
+    page.console()
+
+
+@pytest.mark.parametrize("way", ["choose", "drop"])
+def test_folder(page: Browser, tmp_path: Path, way: str) -> None:
+    folder = tmp_path / "trip"
+    (folder / "day 2").mkdir(parents=True)
+    for path in (folder / "b.png", folder / "day 2" / "a.png"):
+        path.write_bytes(CAT.read_bytes())
+    (folder / "notes.txt").write_text("not an image")
+    if way == "choose":
+        page.one("#folder-picker").send_keys(str(folder))
+    else:
+        page.drop(folder)
+    page.settle(2)
+    assert page.texts(".name") == ["trip/b.png", "trip/day 2/a.png"]
+    assert page.text("#notice") == "Files left out, as they are no images: 1."
+
+
+def test_an_address_is_not_loaded(page: Browser) -> None:
+    page.run(
+        """const transfer = new DataTransfer();
+           transfer.setData("text/uri-list", "https://example.org/cat.jpg");
+           for (const type of ["dragover", "drop"]) {
+             document.body.dispatchEvent(new DragEvent(
+               type, { bubbles: true, cancelable: true, dataTransfer: transfer }));
+           }"""
+    )
+    page.until(lambda: page.text("#notice").startswith("This page loads nothing from elsewhere."))
+    assert not page.one("#results").is_displayed()
+
+
+def test_too_large_photographs_are_made_smaller(page: Browser, tmp_path: Path) -> None:
+    large, wide = tmp_path / "large.bmp", tmp_path / "wide.jpg"
+    with Image.open(CAT) as cat:
+        cat.resize((3000, 2000)).save(large)
+        cat.resize((6100, 4000)).save(wide, quality=70)
+    page.pick(large, wide)
+    page.settle(2)
+    assert [text[:26] for text in page.texts(".failure")] == [
+        "This file is too large. An",
+        "This image has too many pi",
+    ]
+    assert not page.texts(".retry, #retry-failed")
+    page.until(lambda: page.console() == ["413"])
+    assert page.faults() == []
+    page.one("#shrink-failed").click()
+    page.until(lambda: page.texts(".label")[::3] == ["Egyptian cat"] * 2)
+    assert page.texts(".note")[0].startswith("Sent as a JPEG of 2048 × 1365 pixels, 0.")
+    assert page.texts(".note")[1].startswith("Sent as a JPEG of 2048 × 1343 pixels, 0.")
+    assert page.faults() == []
+
+
+def test_formats_that_only_a_browser_reads(page: Browser, tmp_path: Path) -> None:
+    avif, heic = tmp_path / "cat.avif", tmp_path / "phone.heic"
+    with Image.open(CAT) as cat:
+        cat.save(avif, quality=90)
+    heic.write_bytes(b"\0\0\0\x18ftypheic")
+    page.pick(avif, heic)
+    page.settle(2)
+    assert page.texts(".label")[0] == "Egyptian cat"
+    (note,) = page.texts(".note")
+    assert note.startswith("Sent as a JPEG of 451 × 300 pixels, ")
+    assert page.text(".failure").endswith("Save the image as JPEG.")
+
+
+def test_examples(page: Browser) -> None:
+    for button in page.driver.find_elements("css selector", "#examples button"):
+        page.run("arguments[0].click()", button)
+    page.settle(3)
+    assert page.texts(".name") == ["cat.jpg", "coffee.jpg", "rocket.jpg"]
+    assert page.texts(".label")[::3] == ["Egyptian cat", "espresso", "missile"]
+
+
+def test_json_and_curl_of_a_card(page: Browser, client: Client) -> None:
+    page.run("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    page.pick(CAT)
+    page.settle()
+    page.one(".copy-json").click()
+    page.until(lambda: page.text("#notice") == "Copied.")
+    answer = client.predict(REAL, CAT.read_bytes()).json()
+    assert json.loads(page.run("return window.copied")) == answer
+    page.one(".copy-curl").click()
+    page.until(lambda: page.run("return window.copied").startswith("curl "))
+    command = page.run("return window.copied").replace("'chelsea.png'", shlex.quote(str(CAT)))
+    token = client.token("inference").get("Authorization", "")
+    run = subprocess.run(
+        ["bash", "-c", command.replace("curl ", f"curl -s -H 'Authorization: {token}' ")],
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(run.stdout) == answer
+
+
+def test_two_models_side_by_side(page: Browser, client: Client) -> None:
+    images = [CAT, *packaged()[3:5]]
+    page.pick(*images)
+    page.settle(3)
+    page.one("#compare").click()
+    page.until(lambda: len(page.texts(".percent")) == 18)
+    answers = [
+        [client.predict(name, path.read_bytes()).json() for path in images]
+        for name in (REAL, RANDOM)
+    ]
+    best = [[answer["predictions"][0] for answer in of] for of in answers]
+    shown = page.texts(".label")
+    assert shown[::3] == [entry["label"] for pair in zip(*best, strict=True) for entry in pair]
+    assert page.texts(".setup")[:2] == [f"{REAL} · Five crops", f"{RANDOM} · Five crops"]
+    agreed = sum(one["label"] == other["label"] for one, other in zip(*best, strict=True))
+    assert len(page.texts(".disagreement")) == 3 - agreed > 0
+    assert page.text("#agreement") == f"All agree on {agreed} of 3 images ({agreed / 3:.1%})."
+    rows = [page.texts(f"tbody tr:nth-child({row}) :is(th, td)") for row in (1, 2)]
+    for row, of, same in zip(rows, best, ("–", f"{agreed / 3:.1%}"), strict=True):
+        mean = sum(entry["probability"] for entry in of) / 3
+        assert row[1:4] == ["3", same, f"{mean:.1%}"]
+        assert re.fullmatch(r"[\d,]+ ms", row[4])
+    assert page.faults() == []
+
+    head, *saved = saved_csv(page)
+    assert head == list(columns(3))
+    assert [(row[0], row[1]) for row in saved] == [
+        (path.name, of[index]["label"]) for index, path in enumerate(images) for of in best
+    ]
+    Select(page.one("#show")).select_by_value("disagreement")
+    page.until(lambda: len(page.texts(".card")) == 3 - agreed)
+
+    page.driver.refresh()
+    page.settle(3)
+    assert page.texts(".label")[::3] == shown[::3], "A reload keeps the comparison."
+    page.one("#language").click()
+    setups = page.texts("#comparison tbody th")
+    assert setups == [f"{name} · 五次裁剪" for name in (REAL, RANDOM)]
+    assert page.texts("#comparison thead th")[1] == "已完成"
+    names = [
+        client.predict(name, CAT.read_bytes(), language="zh").json()["predictions"][0]["name"]
+        for name in (REAL, RANDOM)
+    ]
+    assert page.texts(".label")[:6:3] == names
+    assert page.faults() == []
+    page.one("#language").click()
+    page.one(".remove").click()
+    page.until(lambda: page.texts(".setup") == [])
+    assert page.texts(".label")[::3] == [entry["label"] for entry in best[0]]
+
+
+def test_two_versions_of_a_model_side_by_side(
+    page: Browser, server: TorchServe, client: Client, pytorch_config: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    weights = tmp_path / "newer.pt"
+    torch.save(MODELS["resnet18"].build(1000).state_dict(), weights)
+    newer = Recipe("resnet18", RANDOM, "2.0", pytorch_config, weights, file=f"{RANDOM}-2.0")
+    server.register(build(newer, server.store).name, workers=1)
+    try:
+        show(page, client, RANDOM)
+        assert page.texts("#models button") == [REAL, f"{RANDOM} 1.0", f"{RANDOM} 2.0"]
+        page.pick(CAT)
+        page.one("#compare").click()
+        Select(page.one("#others .model")).select_by_visible_text(f"{RANDOM} 2.0")
+        page.until(lambda: len(page.texts(".percent")) == 6)
+        versions = ("1.0", "2.0")
+        assert page.texts(".setup") == [f"{RANDOM} {version} · Five crops" for version in versions]
+        answers = [
+            client.predict(RANDOM, CAT.read_bytes(), version=version).json()["predictions"]
+            for version in versions
+        ]
+        assert page.texts(".label") == [entry["label"] for of in answers for entry in of]
+        assert page.texts(".percent") == [
+            f"{entry['probability']:.1%}" for of in answers for entry in of
+        ]
+        assert page.texts(".disagreement") == ["The answers disagree."]
+        head, *rows = saved_csv(page)
+        assert [row[head.index("version")] for row in rows] == list(versions)
+        assert page.faults() == []
+    finally:
+        client.unregister(RANDOM, "2.0")
+
+
+def test_filter_sort_and_counts(page: Browser, notes: Path) -> None:
+    images = [*packaged()[:4], CAT, notes]
+    page.pick(*images)
+    page.settle(6)
+    names = page.texts(".name")
+    page.one("#counts summary").click()
+    counted = page.texts("#counts button")
+    assert counted[0].split("\n")[0].startswith("Egyptian cat")
+    page.one("#counts button").click()
+    assert page.texts(".name") == ["chelsea.png", "chelsea.png"]
+    assert page.text("#shown") == "Showing 2 of 6: Egyptian cat."
+    assert page.faults() == []
+    page.one("#show-all").click()
+    Select(page.one("#sort")).select_by_value("sure")
+    shares = [float(text.rstrip("%")) for text in page.texts(".percent")[::3]]
+    assert shares == sorted(shares, reverse=True)
+    assert page.texts(".name")[-1] == "notes.txt"
+    Select(page.one("#sort")).select_by_value("added")
+    assert page.texts(".name") == names
+    Select(page.one("#show")).select_by_value("failed")
+    assert page.texts(".name") == ["notes.txt"]
+    Select(page.one("#show")).select_by_value("unsure")
+    assert len(page.texts(".warning")) == len(page.texts(".name")) > 0
+    page.console()
+
+
+def test_long_runs_are_spoken_now_and_then(page: Browser) -> None:
+    page.run(
+        """window.heard = [];
+           new MutationObserver(() => heard.push([
+             performance.now(), document.getElementById("status").textContent,
+           ])).observe(document.getElementById("status"), { childList: true });
+           window.titles = new Set();
+           new MutationObserver(() => titles.add(document.title))
+             .observe(document.querySelector("title"), { childList: true });"""
+    )
+    page.pick(*[CAT] * 60)
+    page.settle(60)
+    heard = page.run("return heard")
+    assert heard[-1][1] == "60 of 60 done"
+    times = [time for time, _ in heard[:-1]]
+    assert all(later - sooner >= 4990 for sooner, later in itertools.pairwise(times))
+    titles = page.run("return [...titles]")
+    assert any(re.fullmatch(r"\d+/60 – visionserve", title) for title in titles)
+    assert page.driver.title == "visionserve"
+
+
+def test_print_and_forced_colours(page: Browser) -> None:
+    page.pick(CAT, CAT)
+    page.settle(2)
+    page.cdp("Emulation.setEmulatedMedia", media="print")
+    assert not page.texts("button")
+    assert page.texts(".percent") and page.texts(".name")
+    bar = "return getComputedStyle(document.querySelector('.bar > span'))"
+    assert page.run(f"{bar}.printColorAdjust") == "exact"
+    card = "return getComputedStyle(document.querySelector('.card'))"
+    assert page.run(f"{card}.breakInside") == "avoid"
+    assert page.run(f"{card}.contentVisibility") == "visible"
+    page.cdp(
+        "Emulation.setEmulatedMedia",
+        media="",
+        features=[{"name": "forced-colors", "value": "active"}],
+    )
+    bars, track = (
+        page.run(f"return getComputedStyle(document.querySelector('{part}')).backgroundColor")
+        for part in (".bar > span", ".bar")
+    )
+    assert bars != track, "Forced colours paint both alike where nobody sees to it."
+    current = page.run(
+        """return [...document.querySelectorAll("#models button")]
+                    .map((pill) => getComputedStyle(pill).borderTopWidth)"""
+    )
+    assert current[0] != current[1]
+    assert page.axe() == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_bars_stand_out(page: Browser, scheme: str) -> None:
+    page.prefer(scheme)
+    page.pick(CAT)
+    page.settle()
+    track, *bars = page.run(
+        """const color = (part) =>
+             getComputedStyle(part).backgroundColor.match(/\\d+/g).map(Number);
+           return [document.querySelector(".bar"), ...document.querySelectorAll(".bar > span")]
+             .map(color)"""
+    )
+    assert len(bars) == 3
+    assert all(contrast(bar, track) >= 3 for bar in bars)
+
+
+def contrast(one: list[int], other: list[int]) -> float:
+    """WCAG 2.2's contrast ratio of two sRGB colours."""
+
+    def luminance(color: list[int]) -> float:
+        shares = [value / 255 for value in color[:3]]
+        linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)

@@ -1,0 +1,158 @@
+"""No archive is written whose probabilities are not those of its weights."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from scripts import convert, photos, proof
+from scripts.build import Recipe, build
+from scripts.proof import ProofError, Reference
+from tests.helpers import RANDOM, REAL, write_config
+from visionserve.metadata import Metadata, Proof, Transforms
+from visionserve.models import MODELS, FullyConvolutional
+
+EXPECTED = np.array([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.405, 0.4, 0.195]], dtype=np.float32)
+VIEWS = np.zeros((3, 224, 224, 3), dtype=np.uint8)
+REFERENCE = Reference(2, (VIEWS[:1], VIEWS[1:]), (EXPECTED[:1], EXPECTED[1:]))
+
+
+class Answers:
+    """A runtime with answers of its own."""
+
+    capacity = 16
+
+    def __init__(self, probabilities: NDArray[np.float32]) -> None:
+        self._left = probabilities
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        given, self._left = np.split(self._left, [len(pixels)])
+        return given
+
+
+def test_the_figures_are_those_of_the_differences() -> None:
+    """The second view has another best class; the third's two best are a tie."""
+    found = np.array([[0.6, 0.3, 0.1], [0.3, 0.5, 0.2], [0.395, 0.41, 0.2]], dtype=np.float32)
+    figures = proof.prove(Answers(found), REFERENCE)
+    assert (figures.photographs, figures.views) == (2, 3)
+    assert figures.mean_difference == pytest.approx((0.1 + 0.2 + 0.01) / 3, abs=1e-6)
+    assert figures.largest_difference == pytest.approx(0.2, abs=1e-6)
+    assert figures.agreement == pytest.approx(2 / 3)
+    assert figures.largest_sum_error == pytest.approx(0.005, abs=1e-6)
+
+
+def test_views_are_those_of_the_worker() -> None:
+    """Five crops of 224 × 224 pixels, then one dense view of 256 × 320."""
+
+    class Dark(torch.nn.Module):
+        dense = True
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return pixels.float().mean((1, 2, 3))[:, None]
+
+    photograph = Image.new("RGB", (682, 512), (255, 0, 0))
+    reference = proof.refer(Dark(), [photograph], Transforms())  # type: ignore[arg-type]
+    assert [views.shape[:3] for views in reference.views] == [(5, 224, 224), (1, 256, 320)]
+    assert all(np.allclose(answers, 85) for answers in reference.probabilities)
+
+
+GOOD = {
+    "photographs": 10,
+    "views": 60,
+    "mean_difference": 0.0,
+    "largest_difference": 0.0,
+    "agreement": 1.0,
+    "largest_sum_error": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("precision", "figure", "allowed", "refused"),
+    [
+        ("int8", "mean_difference", 0.059, 0.061),
+        ("int8", "agreement", 0.9, 0.89),
+        ("int8", "largest_sum_error", 0.0009, 0.0011),
+        ("int8", "mean_difference", 0.0, float("nan")),
+        ("fp32", "mean_difference", 0.0009, 0.0011),
+        ("fp32", "agreement", 1.0, 0.99),
+    ],
+)
+def test_what_is_refused(precision: str, figure: str, allowed: float, refused: float) -> None:
+    proof.check(Proof.model_validate(GOOD | {figure: allowed}), precision)  # type: ignore[arg-type]
+    with pytest.raises(ProofError, match="60 views of 10 photographs"):
+        proof.check(Proof.model_validate(GOOD | {figure: refused}), precision)  # type: ignore[arg-type]
+
+
+def test_an_archive_with_quantized_probabilities_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault itself: NNCF's default also quantizes the mean behind the softmax."""
+    monkeypatch.setattr(convert, "behind_linear", lambda model: [])
+    monkeypatch.setattr(convert, "CLOSE", 1)
+    monkeypatch.setattr(convert, "SAMPLES", 20)
+    config = write_config(tmp_path, precision="int8")
+    with pytest.raises(ProofError, match=r"0\.\d+ in the mean, .* sums off 1 by at most 0\.\d+"):
+        build(Recipe(REAL, REAL, "1.0", config), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_archive_carries_its_proof(store: Path) -> None:
+    for name in (REAL, RANDOM):
+        with zipfile.ZipFile(store / f"{name}.mar") as archive:
+            figures = Metadata.model_validate_json(archive.read("metadata.json")).proof
+        assert figures is not None and figures.views == 6 * figures.photographs > 0
+        assert figures.mean_difference < 1e-4 and figures.agreement == 1
+        assert figures.largest_sum_error < 1e-4
+
+
+def test_photographs_prove_that_did_not_calibrate() -> None:
+    many = [Path(f"{index}.jpg") for index in range(100)]
+    calibration, judges = convert.divide(many)
+    assert len(judges) == 20 and sorted(calibration + judges) == sorted(many)
+    assert convert.divide(many) == (calibration, judges)
+    assert len(convert.divide(many * 5)[1]) == convert.LARGEST_PROOF
+    few = many[:10]
+    assert sorted(convert.divide(few)[0]) == sorted(convert.divide(few)[1]) == sorted(few)
+
+
+def _bomb(path: Path) -> None:
+    """A PNG of 400 million pixels in 50 kB."""
+    Image.new("1", (20_000, 20_000)).save(path, "PNG")
+
+
+def _eps(path: Path) -> None:
+    Image.new("RGB", (300, 300)).save(path, "EPS")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"), [(_bomb, "over 80000000 pixels"), (_eps, "none of JPEG, PNG")]
+)
+def test_a_calibration_image_is_validated_as_a_clients(
+    tmp_path: Path,
+    random_weights: Path,
+    make: object,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Pillow's EPS plugin would run Ghostscript on it, whatever its name."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    make(folder / "bad.jpg")  # type: ignore[operator]
+    config = write_config(tmp_path, precision="int8")
+    recipe = Recipe("resnet18", "r", "1.0", config, random_weights, calibration=folder)
+    with pytest.raises(ValueError, match=rf"bad\.jpg: .*{message}"):
+        build(recipe, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+    assert f"{folder}: 1 photographs; " in capsys.readouterr().err
+    assert photos.folder(folder) == [folder / "bad.jpg"]
+
+
+@pytest.mark.parametrize(("name", "count"), [("resnet18", 1), ("efficientnet_lite0", 3)])
+def test_first_convolutions_stay_in_fp32_while_they_are_cheap(name: str, count: int) -> None:
+    """ResNet-18's stem does 6.5 % of its multiplications, and the next layer as many again."""
+    module = FullyConvolutional(name, 10, MODELS[name].transforms).eval()
+    assert len(convert.first_convolutions(convert.to_openvino(module, 224), 224)) == count

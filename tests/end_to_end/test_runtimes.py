@@ -1,0 +1,204 @@
+"""Runtimes that agree, and INT8 that is small and as accurate."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from scripts import convert, photos
+from scripts.build import Recipe, build
+from scripts.evaluate import Loaded, measure, prepare
+from scripts.labelled import label_of
+from scripts.statistics import paired_difference
+from scripts.weights import load, resolve
+from tests.helpers import REAL, write_config
+from visionserve import runtimes
+from visionserve.config import HandlerConfig
+from visionserve.metadata import Metadata
+from visionserve.models import IMAGENET_CATEGORIES, MODELS, FullyConvolutional
+from visionserve.preprocessing import decode, to_views
+from visionserve.runtimes import Runtime
+from visionserve.runtimes.openvino import OpenVINORuntime
+
+FP32 = HandlerConfig(runtime="openvino")
+INT8 = HandlerConfig(runtime="openvino", precision="int8", decode="fast")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runtimes")
+
+
+@pytest.fixture(scope="module")
+def fp32(folder: Path) -> tuple[Runtime, Metadata]:
+    return prepare(REAL, FP32, photos.packaged(), folder / "fp32")
+
+
+@pytest.fixture(scope="module")
+def int8(folder: Path, int8_archive: Path) -> tuple[Runtime, Metadata]:
+    with zipfile.ZipFile(int8_archive) as archive:
+        archive.extractall(folder / "int8")
+    metadata = Metadata.load(folder / "int8")
+    return runtimes.load(folder / "int8", metadata, INT8, None, threads=2), metadata
+
+
+def pixels(*shape: int) -> NDArray[np.uint8]:
+    crops = convert.calibration_samples(photos.packaged()[:1], 320, shape[0])
+    return np.concatenate(crops)[:, : shape[1], : shape[2]]
+
+
+@pytest.mark.parametrize("shape", [(1, 224, 224), (5, 224, 224), (1, 256, 320), (2, 320, 257)])
+def test_openvino_equals_pytorch(fp32: tuple[Runtime, Metadata], shape: tuple[int, ...]) -> None:
+    classifier = FullyConvolutional(REAL, 1000, MODELS[REAL].transforms).eval()
+    classifier.network.load_state_dict(load(resolve(REAL), classifier.network.state_dict()))
+    batch = pixels(*shape)
+    with torch.inference_mode():
+        expected = classifier(torch.from_numpy(batch)).numpy()
+    found = fp32[0](batch)
+    assert found.dtype == np.float32 and found.shape == (shape[0], 1000)
+    assert np.abs(found - expected).max() < 1e-4
+    assert np.allclose(found.sum(axis=1), 1, atol=1e-5)
+
+
+def test_a_result_outlives_the_next_inference(fp32: tuple[Runtime, Metadata]) -> None:
+    first = fp32[0](pixels(1, 224, 224))
+    kept = first.copy()
+    fp32[0](255 - pixels(1, 224, 224))
+    assert np.array_equal(first, kept)
+
+
+def test_fp16_without_cuda_runs_on_the_cpu(tmp_path: Path, random_weights: Path) -> None:
+    metadata = Metadata(
+        architecture="resnet18",
+        weights="random",
+        weights_sha256="",
+        artifact=random_weights.name,
+        transforms=MODELS["resnet18"].transforms,
+        categories=IMAGENET_CATEGORIES,
+    )
+    config = HandlerConfig(runtime="pytorch", precision="fp16")
+    half = runtimes.load(random_weights.parent, metadata, config, None, 1)
+    full = runtimes.load(random_weights.parent, metadata, HandlerConfig(runtime="pytorch"), None, 1)
+    assert np.array_equal(half(pixels(1, 224, 224)), full(pixels(1, 224, 224)))
+
+
+def test_an_int8_resnet18_archive_has_at_most_12_mb(
+    tmp_path: Path, random_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its size depends neither on the samples nor on how close it comes."""
+    monkeypatch.setattr(convert, "SAMPLES", 10)
+    monkeypatch.setattr(convert, "CLOSE", 1)
+    config = write_config(tmp_path, precision="int8")
+    archive = build(Recipe("resnet18", "small", "1.0", config, random_weights), tmp_path / "store")
+    assert archive.stat().st_size <= 12_000_000
+
+
+def test_int8_probabilities_are_those_of_fp32(
+    fp32: tuple[Runtime, Metadata], int8: tuple[Runtime, Metadata]
+) -> None:
+    """On crops that are larger than those of the calibration, one window and several."""
+    for batch in (pixels(50, 224, 224), pixels(20, 320, 320)):
+        exact, quantized = fp32[0](batch), int8[0](batch)
+        assert np.abs(quantized.sum(axis=1) - 1).max() < 1e-3
+        best = exact.argmax(axis=1)[:, np.newaxis]
+        difference = np.take_along_axis(quantized - exact, best, axis=1)
+        assert np.abs(difference).mean() < 0.06
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
+def test_nothing_behind_the_linear_layer_is_quantized(name: str) -> None:
+    """EfficientNet-B0 has means of its own, in squeeze-and-excitation, which are quantized."""
+    module = FullyConvolutional(name, 10, MODELS[name].transforms).eval()
+    samples = convert.calibration_samples(photos.packaged()[:1], 224, 2)
+    quantized = convert.quantize(convert.to_openvino(module, 224), samples, [])
+    operations = quantized.get_ordered_ops()
+    kinds = [operation.get_type_name() for operation in operations]
+    last = max(index for index, kind in enumerate(kinds) if kind == "MatMul")
+    assert "FakeQuantize" in kinds[:last] and "FakeQuantize" not in kinds[last:]
+    if name == "efficientnet_b0":
+        squeezed = [o for o in operations[:last] if o.get_type_name() == "ReduceMean"]
+        sources = {o.input_value(0).get_node().get_type_name() for o in squeezed}
+        assert len(squeezed) == 16 and sources == {"FakeQuantize"}
+
+
+def test_int8_with_fast_decode_answers_as_fp32_does(
+    fp32: tuple[Runtime, Metadata], int8: tuple[Runtime, Metadata], samples: list[Path]
+) -> None:
+    """Calibrated with the packaged ten photographs, and judged on 500, 0.2 points each."""
+    ways = {"fp32": Loaded(*fp32, FP32), "int8": Loaded(*int8, INT8)}
+    photographs = [(path, label_of(path, 1000)) for path in samples]
+    exact, quantized = measure(ways, photographs, ["none"]).values()
+    assert exact.right.mean() > 0.85
+    difference, width, _ = paired_difference(quantized.right, exact.right)
+    assert difference >= -0.006 and difference + width >= 0
+    assert np.abs(quantized.difference).mean() <= 0.025
+
+
+def test_dense_tta_is_no_worse_than_one_crop(
+    fp32: tuple[Runtime, Metadata], samples: list[Path]
+) -> None:
+    photographs = [(path, label_of(path, 1000)) for path in samples[::2]]
+    one, dense = measure({"fp32": Loaded(*fp32, FP32)}, photographs, ["none", "dense"]).values()
+    difference, width, _ = paired_difference(dense.right, one.right)
+    assert difference + width >= 0
+
+
+def test_the_same_calibration_gives_the_same_crops() -> None:
+    first = convert.calibration_samples(photos.packaged(), 224, 30)
+    again = convert.calibration_samples(photos.packaged(), 224, 30)
+    assert len(first) == 30 and first[0].shape == (1, 224, 224, 3)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_an_openvino_worker_imports_no_torch_of_its_own() -> None:
+    code = """
+import sys
+import visionserve.classifier, visionserve.page, visionserve.inputs
+import visionserve.runtimes.openvino
+print(sorted({"torch", "torchvision", "nncf"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_plain_prediction_computes_no_map(fp32: tuple[Runtime, Metadata]) -> None:
+    """Its model has one output; that of the map is another one, which an explanation compiles."""
+    assert isinstance(fp32[0], OpenVINORuntime)
+    runtime = OpenVINORuntime(fp32[0]._artifact, threads=2)
+    runtime(pixels(1, 224, 224))
+    assert "_mapping_request" not in vars(runtime)
+    runtime.contributions(pixels(1, 224, 224))
+    assert runtime._mapping_request is not runtime._request
+    assert len(runtime._request.get_compiled_model().outputs) == 1
+
+
+def test_contributions_add_up_to_the_logits(fp32: tuple[Runtime, Metadata]) -> None:
+    network = MODELS[REAL].build(1000).eval()
+    network.load_state_dict(load(resolve(REAL), network.state_dict()))
+    batch = pixels(2, 224, 224)
+    scaled = (torch.from_numpy(batch).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+    with torch.inference_mode():
+        logits = network(scaled).numpy()
+    found = fp32[0].contributions(batch)
+    assert found.shape == (2, 7, 7, 1000)
+    bias = network.get_parameter("_fc.bias").detach().numpy()
+    assert np.abs(found.mean(axis=(1, 2)) + bias - logits).max() < 1e-3
+
+
+def test_the_map_of_int8_is_that_of_fp32(
+    fp32: tuple[Runtime, Metadata], int8: tuple[Runtime, Metadata], samples: list[Path]
+) -> None:
+    correlations = []
+    for path in samples[::20]:
+        image = decode(Image.open(path), fp32[1].transforms, "exact")
+        view = to_views(image, fp32[1].transforms, "exact", "none").stacked()
+        best = int(fp32[0](view)[0].argmax())
+        maps = [runtime.contributions(view)[0, ..., best].ravel() for runtime, _ in (fp32, int8)]
+        correlations.append(np.atleast_2d(np.corrcoef(np.stack(maps)))[0, 1])
+    assert min(correlations) > 0.9 and np.median(correlations) > 0.95

@@ -1,0 +1,325 @@
+"""The life of a server: who answers, what stands in its way, and what is left of it."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+import torch
+
+from scripts import hashes, paths, photos, processes
+from scripts.archives import Archive
+from scripts.build import Recipe, build
+from scripts.hashes import HashError, read_record
+from scripts.load import free_ports
+from scripts.private import ForeignFileError, make_private
+from scripts.torchserve import NotRunningError, StartError, TorchServe, connect
+from tests.helpers import write_config
+from visionserve.models import MODELS
+
+CAT = photos.greeting().read_bytes()
+
+
+def local_ports() -> dict[str, str]:
+    """Free ports, and the local profile's Unix socket."""
+    return free_ports() | {"management_address": "unix:management.sock"}
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=paths.ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def mountains(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a fine-tuned model of two classes."""
+    store = tmp_path_factory.mktemp("own")
+    config = write_config(store, runtime="pytorch", cache={"size_mb": 8})
+    torch.manual_seed(3)
+    state = {f"module.{name}": of for name, of in MODELS["resnet18"].build(2).state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, store / "tuned.pt")
+    (store / "labels.txt").write_bytes("\ufeffalp\r\nvalley\r\n".encode())
+    recipe = Recipe(
+        *("resnet18", "mountains", "1.0", config, store / "tuned.pt"), store / "labels.txt"
+    )
+    build(recipe, store)
+    return store
+
+
+@pytest.fixture(scope="module")
+def local(mountains: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
+    """A server of the local profile with that model, started where PYTHONPATH is a trap."""
+    trap = tmp_path_factory.mktemp("trap")
+    (trap / "visionserve_handler.py").write_text("raise SystemExit('trapped')")
+    state = tmp_path_factory.mktemp("local") / "a state"
+    state.mkdir(mode=0o755)
+    (state / "old.log").touch(mode=0o644)
+    server = TorchServe("local", state, mountains, local_ports())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(trap))
+        server.start(["mountains=mountains.mar"])
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def test_a_model_of_two_classes_answers_by_its_name(local: TorchServe) -> None:
+    response = local.client.predict("mountains", CAT)
+    answer = response.json()
+    assert response.status_code == 200, answer
+    assert (answer["model"], answer["architecture"]) == ("mountains", "resnet18")
+    assert {p["label"] for p in answer["predictions"]} == {"alp", "valley"}
+    assert sum(p["probability"] for p in answer["predictions"]) == pytest.approx(1, abs=1e-5)
+    refused = local.client.predict("mountains", CAT, top_k=3)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_option")
+    page = requests.get(
+        f"{local.client.inference}/predictions/mountains", headers={"Accept": "text/html"}
+    )
+    assert "&quot;top_k&quot;: 2" in page.text or '"top_k": 2' in page.text
+
+
+def test_two_classes_are_classified_into_rows_of_three(local: TorchServe, tmp_path: Path) -> None:
+    """`classify` asks for no more predictions than the model has by default."""
+    image = tmp_path / "cat.png"
+    image.write_bytes(CAT)
+    (answered,) = local.client.predict("mountains", CAT).json()["predictions"][:1]
+    arguments = ["--server", local.client.inference, "--model", "mountains"]
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.classify", str(image), *arguments],
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = csv.DictReader(io.StringIO(done.stdout))
+    assert (row["label_1"], row["probability_1"]) == (
+        answered["label"],
+        str(answered["probability"]),
+    )
+    assert row["label_2"] and row["label_3"] == row["error"] == ""
+
+
+def test_one_archive_under_two_names_answers_with_each(local: TorchServe) -> None:
+    """The workers of a machine share a cache of answers."""
+    local.client.register("mountains.mar", model_name="hills")
+    answers = [local.client.predict(name, CAT).json() for name in ("mountains", "hills")]
+    local.client.unregister("hills")
+    assert [answer["model"] for answer in answers] == ["mountains", "hills"]
+
+
+def test_no_web_page_reaches_the_management_api(local: TorchServe) -> None:
+    """What a page of another origin can send: a form's POST, with any Host after a rebinding."""
+    tcp = [local.properties[f"{api}_address"] for api in ("inference", "metrics")]
+    for address in tcp:
+        for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
+            for method, path in (
+                ("POST", "/models?url=mountains.mar&model_name=evil"),
+                ("DELETE", "/models/mountains"),
+                ("PUT", "/models/mountains?min_worker=0"),
+                ("GET", "/models"),
+            ):
+                sent = headers | {"Content-Type": "text/plain"}
+                response = requests.request(method, address + path, headers=sent, timeout=60)
+                assert response.status_code in (403, 404, 405), (method, address + path)
+    assert local.client.models() == ["mountains"]
+    listening = processes.listeners(*range(1, 65536))
+    assert sum(pid == local.pid for pid in listening.values()) == 4
+    (management,) = local.temp.glob("management.sock")
+    assert management.is_socket()
+
+
+def test_nobody_else_can_look_into_the_state(local: TorchServe) -> None:
+    found = [local.state, *local.state.rglob("*")]
+    assert len(found) > 10
+    assert [path for path in found if path.lstat().st_mode & 0o077] == []
+    assert any(path.is_socket() for path in local.temp.iterdir())
+    assert (local.temp / "models").is_dir()
+
+
+def test_links_in_the_state_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "key_file.json").symlink_to(tmp_path.parent / "elsewhere.json")
+    with pytest.raises(ForeignFileError, match=r"key_file\.json is a symbolic link"):
+        make_private(tmp_path)
+
+
+def test_a_path_too_long_for_a_socket_has_its_sockets_elsewhere(tmp_path: Path) -> None:
+    server = TorchServe("local", tmp_path / ("long" * 20), tmp_path)
+    assert not server.temp.is_relative_to(server.state)
+    assert len(str(server.temp)) < 60
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("inference_address", "metrics_address"),
+        *("grpc_inference_port", "grpc_management_port"),
+    ],
+)
+def test_a_taken_port_is_named_with_its_owner_and_nothing_is_started(
+    tmp_path: Path, mountains: Path, key: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        address = f"http://127.0.0.1:{port}" if key.endswith("address") else str(port)
+        server = TorchServe("local", tmp_path / "state", mountains, local_ports() | {key: address})
+        with pytest.raises(StartError) as refusal:
+            server.start(["mountains.mar"])
+    message = str(refusal.value)
+    assert message.startswith(f"Port {port}: taken by process {os.getpid()} (")
+    assert len(message.splitlines()) == 1
+    assert not (tmp_path / "state" / "console.log").exists()
+
+
+@pytest.mark.parametrize(
+    "taken", [["inference_address", "metrics_address"], ["grpc_inference_port"]]
+)
+def test_a_server_that_dies_does_not_answer_by_its_neighbour(
+    local: TorchServe, tmp_path: Path, mountains: Path, taken: list[str]
+) -> None:
+    """The ports are taken behind the check: what answers then is not what was started."""
+    same = local_ports() | {key: local.properties[key] for key in taken}
+    second = TorchServe("local", tmp_path / "state", mountains, same)
+    second.check_ports = lambda: None  # type: ignore[method-assign]
+    with pytest.raises(StartError, match=r"(?i)address already in use|failed to bind") as refusal:
+        second.start(["mountains=mountains.mar"])
+    assert len(str(refusal.value).splitlines()) < 12
+    assert second.pid is None and local.client.predict("mountains", CAT).ok
+    with pytest.raises(NotRunningError, match="no server runs"):
+        connect(second.state)
+    refused = run("scripts.manage", "--state", str(second.state), "scale", "mountains", "2")
+    assert (refused.returncode, refused.stderr) == (1, f"{second.state}: no server runs.\n")
+
+
+def test_an_unknown_property_leaves_the_server_alone() -> None:
+    done = run("scripts.serve", "start", "--set", "job_queue_sizes=3")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == ("TorchServe has no property job_queue_sizes (is it job_queue_size?).\n")
+
+
+def test_only_local_takes_an_archive_without_a_record(tmp_path: Path, mountains: Path) -> None:
+    shutil.copy(mountains / "mountains.mar", tmp_path / "strange.mar")
+    for profile, more, taken in (
+        ("server", None, False),
+        ("edge", None, False),
+        ("server", True, True),
+        ("local", None, True),
+    ):
+        server = TorchServe(profile, tmp_path / "state", tmp_path, unrecorded=more)
+        server.state.mkdir(exist_ok=True)
+        if taken:
+            assert len(server.admit("strange.mar")) == 64
+        else:
+            with pytest.raises(HashError, match="--allow-unrecorded"):
+                server.admit("strange.mar")
+
+
+def test_what_is_loaded_is_what_was_checked(tmp_path: Path, mountains: Path) -> None:
+    for name in ("mountains.mar", "mountains.json"):
+        shutil.copy(mountains / name, tmp_path)
+    server = TorchServe("server", tmp_path / "state", tmp_path)
+    server.state.mkdir()
+    digest = server.admit("mountains.mar")
+    (tmp_path / "mountains.mar").write_bytes(b"swapped after the check")
+    loaded = server.admitted / "mountains.mar"
+    assert server.properties["model_store"] == str(loaded.parent)
+    kept = read_record(tmp_path / "mountains.mar")
+    assert kept is not None and Archive.read(loaded).sha256 == digest == kept["sha256"]
+    with pytest.raises(HashError, match="changed since it was built"):
+        server.admit("mountains.mar")
+    with pytest.raises(OSError, match="give the file name"):
+        server.admit("../mountains.mar")
+
+
+@contextmanager
+def workshop(tmp_path: Path) -> Iterator[Path]:
+    """A folder with the files that the environment is made by."""
+    root = tmp_path / "a folder"
+    (root / "config").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "config/constraints.txt"):
+        shutil.copy(paths.ROOT / name, root / name)
+    yield root
+
+
+def test_an_interrupted_environment_is_made_anew(tmp_path: Path) -> None:
+    """The state that Ctrl-C leaves: Python is there and pip is not; and that of a moved folder."""
+    with workshop(tmp_path) as root:
+        make = ["make", "--silent", "PIP=true", ".venv/.serves"]
+        python = root / ".venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.symlink_to(Path(sys.executable).resolve())
+        subprocess.run(make, cwd=root, check=True)
+        version = subprocess.run([python, "-m", "pip", "--version"], capture_output=True, text=True)
+        assert str(root) in version.stdout
+        moved = root.rename(tmp_path / "moved")
+        done = subprocess.run(make, cwd=moved, check=True, capture_output=True, text=True)
+        assert "moved" in done.stdout
+        pip = (moved / ".venv" / "bin" / "pip").read_text()
+        assert str(moved) in pip
+
+
+def test_an_interrupted_build_is_built_anew(mountains: Path, tmp_path: Path) -> None:
+    """Ctrl-C among the imports, and amid the build."""
+    own = ["--weights", str(mountains / "tuned.pt"), "--labels", str(mountains / "labels.txt")]
+    where = ["--profile", "gpu-t4", "--name", "hills", "--store", str(tmp_path / "store")]
+    build_it = [sys.executable, "-m", "scripts.build", "resnet18", *own, *where]
+    for seconds in (1, 4):
+        process = subprocess.Popen(
+            build_it, cwd=paths.ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+    done = subprocess.run(build_it, cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    archive = tmp_path / "store" / "hills.mar"
+    record = read_record(archive)
+    assert record is not None and record["sha256"] == hashes.sha256_of(archive)
+    assert Archive.read(archive).model == "hills"
+
+
+def test_an_interrupted_start_is_started_anew(mountains: Path, tmp_path: Path) -> None:
+    ports = local_ports()
+    code = (
+        "import json, sys; from pathlib import Path; from scripts.torchserve import TorchServe; "
+        "state, store, ports = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]); "
+        "TorchServe('local', state, store, ports).start(['mountains=mountains.mar'])"
+    )
+    state = tmp_path / "state"
+    command = [sys.executable, "-c", code, str(state), str(mountains), json.dumps(ports)]
+    server = TorchServe("local", state, mountains, ports)
+    process = subprocess.Popen(command, cwd=paths.ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while server.pid is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    try:
+        server.stop()
+        server.start(["mountains=mountains.mar"])
+        assert server.client.predict("mountains", CAT).status_code == 200
+    finally:
+        server.stop()
+
+
+def test_make_helps() -> None:
+    done = subprocess.run(["make", "help"], cwd=paths.ROOT, capture_output=True, text=True)
+    for target in ("serve", "stop", "status", "test", "test-fast", "clean", "bench"):
+        assert f"make {target}" in done.stdout

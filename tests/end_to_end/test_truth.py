@@ -1,0 +1,149 @@
+"""Every figure of an answer, over HTTP, against torchvision's own transforms and PyTorch."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, functional
+
+from scripts import paths, photos
+from scripts.build import Recipe, build
+from scripts.client import Client
+from scripts.torchserve import TorchServe
+from scripts.weights import load, resolve
+from tests.helpers import REAL
+from visionserve.config import TTA, ModelConfig
+from visionserve.models import IMAGENET_CATEGORIES, MODELS
+
+CLASSES = len(IMAGENET_CATEGORIES)
+PHOTOGRAPHS = [path for path in photos.packaged() if path.name in ("coffee.png", "china.jpg")]
+# Largest difference of any class's probability: by rounding, by a resize of the centre alone,
+# by eight bits.
+PROFILES = {"server": 2e-5, "gpu-t4": 0.02, "local": 0.2}
+
+
+def crops(resized: Image.Image, mode: TTA) -> list[Image.Image]:
+    """Cut as torchvision's transforms do."""
+    match mode:
+        case "none":
+            return [functional.center_crop(resized, [224])]
+        case "five_crop":
+            return list(functional.five_crop(resized, [224]))
+        case "ten_crop":
+            return list(functional.ten_crop(resized, [224]))
+    raise KeyError(mode)
+
+
+def dense(network: Any, resized: Image.Image, tensor_of: Callable[[Image.Image], Tensor]) -> Tensor:
+    """Average the softmax over every 7 x 7 window of the features of the image's centre."""
+    width, height = (side // 32 * 32 for side in resized.size)
+    left, top = (resized.width - width) // 2, (resized.height - height) // 2
+    features = network.extract_features(
+        tensor_of(functional.crop(resized, top, left, height, width))
+    )
+    windows = features.unfold(2, 7, 1).unfold(3, 7, 1).mean((-1, -2)).permute(0, 2, 3, 1)
+    probabilities: Tensor = network._fc(windows).softmax(-1).mean((1, 2))[0]
+    return probabilities
+
+
+@pytest.fixture(scope="module")
+def expected() -> Callable[[Path, TTA], NDArray[np.float32]]:
+    """Probabilities by PyTorch in FP32, of all classes."""
+    network = MODELS[REAL].build(CLASSES).eval()
+    network.load_state_dict(load(resolve(REAL), network.state_dict()))
+
+    def tensor_of(image: Image.Image) -> Tensor:
+        normalized: Tensor = functional.normalize(functional.to_tensor(image), [0.5] * 3, [0.5] * 3)
+        return normalized[None]
+
+    @torch.inference_mode()
+    def probabilities(path: Path, mode: TTA) -> NDArray[np.float32]:
+        image = Image.open(path).convert("RGB")
+        resized = functional.resize(image, [256], InterpolationMode.BICUBIC)
+        if mode == "dense":
+            averaged = dense(network, resized, tensor_of)
+        else:
+            batch = torch.cat([tensor_of(crop) for crop in crops(resized, mode)])
+            averaged = network(batch).softmax(-1).mean(0)
+        found: NDArray[np.float32] = averaged.numpy()
+        return found
+
+    return probabilities
+
+
+@pytest.fixture(scope="module")
+def served(
+    client: Client, server: TorchServe, store: Path, int8_archive: Path
+) -> Iterator[dict[str, str]]:
+    """Each profile's archive in the session's server; the server profile's is there already."""
+    names = {"server": REAL, "local": int8_archive.stem, "gpu-t4": "of_gpu_t4"}
+    config = paths.CONFIG / "gpu-t4" / "model-config.yaml"
+    built = build(Recipe(REAL, names["gpu-t4"], "1.0", config), store)
+    for archive in (int8_archive, built):
+        server.admit(archive.name)
+        client.register(archive.name, model_name=archive.stem)
+    try:
+        yield names
+    finally:
+        for archive in (int8_archive, built):
+            client.unregister(archive.stem)
+
+
+def test_the_edge_profile_answers_as_the_local_one() -> None:
+    edge, local = (
+        ModelConfig.load(paths.CONFIG / profile / "model-config.yaml").handler
+        for profile in ("edge", "local")
+    )
+    assert edge.model_copy(update={"cache": local.cache}) == local
+    assert {"edge", *PROFILES} == set(paths.profiles())
+
+
+@pytest.mark.parametrize("mode", get_args(TTA))
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_whole_distribution_is_pytorchs(
+    client: Client,
+    served: dict[str, str],
+    expected: Callable[[Path, TTA], NDArray[np.float32]],
+    profile: str,
+    mode: TTA,
+) -> None:
+    """Sum, largest difference and order; and an answer from the cache says the same."""
+    for path in PHOTOGRAPHS:
+        reference, data = expected(path, mode), path.read_bytes()
+        fresh = client.predict(served[profile], data, top_k=CLASSES, tta=mode).json()
+        assert "cached" not in fresh and fresh["tta"] == mode
+        shown = [prediction["probability"] for prediction in fresh["predictions"]]
+        order = [prediction["class_id"] for prediction in fresh["predictions"]]
+        assert abs(sum(shown) - 1) < 1e-3
+        assert shown == sorted(shown, reverse=True) and sorted(order) == list(range(CLASSES))
+        assert np.abs(np.array(shown) - reference[order]).max() < PROFILES[profile]
+        assert order[0] == reference.argmax()
+        assert fresh["confident"] == (shown[0] >= 0.5)
+        labels = [prediction["label"] for prediction in fresh["predictions"]]
+        assert labels == [IMAGENET_CATEGORIES[index] for index in order]
+        if profile == "server":
+            assert order[:5] == list((-reference).argsort()[:5])
+        else:
+            again = client.predict(served[profile], data, top_k=CLASSES, tta=mode).json()
+            assert again == fresh | {"cached": True}
+
+
+def test_as_many_answers_are_confident_as_in_fp32(
+    client: Client, served: dict[str, str], samples: list[Path]
+) -> None:
+    """Of 100 photographs, within five points."""
+
+    def confident(model: str) -> int:
+        answers = [client.predict(model, path.read_bytes(), tta="none") for path in samples[::5]]
+        return sum(answer.json()["confident"] for answer in answers)
+
+    fp32 = confident(served["server"])
+    assert fp32 > 60
+    assert abs(confident(served["local"]) - fp32) <= 5
+    assert abs(confident(served["gpu-t4"]) - fp32) <= 5

@@ -1,0 +1,50 @@
+"""Functions and names that many tests share."""
+
+import io
+from pathlib import Path
+
+import requests
+import yaml
+from PIL import Image
+
+from scripts import paths
+from scripts.load import free_port
+from scripts.proxy import Site, Upstream
+from scripts.torchserve import TorchServe
+
+REAL = "efficientnet_lite0"
+RANDOM = "random_weights_resnet18"
+SERVER_CONFIG = paths.CONFIG / "server" / "model-config.yaml"
+
+
+def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def write_config(directory: Path, **handler: object) -> Path:
+    """Write the server profile's model-config.yaml with other handler settings and no cache."""
+    config = yaml.safe_load(SERVER_CONFIG.read_text())
+    config["handler"] |= {"cache": {"size_mb": 0}} | handler
+    path = directory / "model-config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def upstream_of(server: TorchServe) -> Upstream:
+    return Upstream(server.client.inference, server.state / "key_file.json")
+
+
+def site_of(*servers: TorchServe, rate: str = "10000r/s", trusted: tuple[str, ...] = ()) -> Site:
+    """A site on free ports, at a rate that no test meets unless it gives another one."""
+    listen, probes = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    upstreams = tuple(upstream_of(server) for server in servers)
+    return Site(upstreams, listen, probes, REAL, rate, trusted)
+
+
+def spend(site: Site) -> None:
+    """Send as many requests as an nginx lets one client send at once."""
+    with requests.Session() as session:
+        while session.get(f"http://{site.listen}/ping", timeout=60).status_code != 429:
+            pass

@@ -1,0 +1,352 @@
+"""Images to answers, many at once, on a runtime that is quick."""
+
+import io
+import itertools
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from scripts import photos
+from tests.helpers import encode
+from visionserve import inputs
+from visionserve.classifier import Classifier, Outcome
+from visionserve.config import TTA, CacheConfig, Decode, HandlerConfig, Options
+from visionserve.errors import RequestError
+from visionserve.explanation import overlay
+from visionserve.item import Budget, Item
+from visionserve.metadata import Metadata, Transforms
+from visionserve.runtimes import Runtime
+from visionserve.share import Share
+
+CAT = photos.greeting().read_bytes()
+
+
+class Brightness(Runtime):
+    """A two-class runtime: how dark, how bright. It notes the views of each pass, and of maps."""
+
+    capacity = 16
+
+    def __init__(self) -> None:
+        self.passes: list[int] = []
+        self.mapped: list[int] = []
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.passes.append(len(pixels))
+        bright = pixels.mean(axis=(1, 2, 3)) / 255
+        return np.stack([1 - bright, bright], axis=1).astype(np.float32)
+
+    def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        count, height, width, _ = pixels.shape
+        self.mapped.append(count)
+        cells = pixels.reshape(count, height // 32, 32, width // 32, 32, 3)
+        bright = cells.mean(axis=(2, 4, 5)) / 255
+        return np.stack([1 - bright, bright], axis=3).astype(np.float32)
+
+
+def described(temperatures: dict[TTA, float] | None = None) -> Metadata:
+    return Metadata(
+        architecture="brightness",
+        weights="none",
+        weights_sha256="",
+        artifact="",
+        transforms=Transforms(),
+        categories=("dark", "bright"),
+        temperatures=temperatures or {},
+    )
+
+
+def test_a_model_without_a_dense_form_has_the_other_modes() -> None:
+    plain = described().model_copy(update={"dense": False})
+    assert plain.modes(get_args(TTA)) == ["none", "five_crop", "ten_crop"]
+    assert described().modes(["dense", "none"]) == ["dense", "none"]
+
+
+def classifier(
+    runtime: Brightness,
+    directory: Path,
+    size_mb: int = 1,
+    temperatures: dict[TTA, float] | None = None,
+) -> Classifier:
+    kept = CacheConfig(directory=directory, size_mb=size_mb)
+    config = HandlerConfig(cache=kept, defaults=Options(top_k=2))
+    return Classifier(runtime, described(temperatures), config, "1.0")
+
+
+def test_a_hit_says_so_and_runs_nothing(tmp_path: Path) -> None:
+    runtime = Brightness()
+    classify = classifier(runtime, tmp_path).classify
+    options = Options(top_k=2)
+    (first,) = classify([Item(CAT, options)])
+    assert isinstance(first, dict) and "cached" not in first and len(runtime.passes) == 1
+    assert classify([Item(CAT, options)]) == [first | {"cached": True}]
+    assert len(runtime.passes) == 1
+    classify([Item(CAT, Options(top_k=2, tta="five_crop"))])
+    assert len(runtime.passes) == 2
+
+
+def test_readers_of_all_languages_share_an_answer(tmp_path: Path) -> None:
+    runtime = Brightness()
+    named = described().model_copy(update={"names": {"zh": ("黑暗", "明亮")}})
+    config = HandlerConfig(cache=CacheConfig(directory=tmp_path, size_mb=1))
+    classify = Classifier(runtime, named, config, "1.0").classify
+
+    def ask(accepted: str) -> dict[str, Any]:
+        headers = {"accept-language": accepted, "x-classify-threshold": "1"}
+        request = inputs.read({"data": bytearray(CAT)}, headers, Options(top_k=2), 1)
+        (answer,) = classify([Item(CAT, request.options)])
+        assert isinstance(answer, dict)
+        return answer
+
+    german, chinese, english = ask("de"), ask("zh-CN"), ask("en-GB")
+    assert "cached" not in german and chinese.pop("cached") and english.pop("cached")
+    assert english == german and "treat it as a guess" in english.pop("warning")
+    assert chinese.pop("warning").startswith("最佳结果")
+    words = {"dark": "黑暗", "bright": "明亮"}
+    assert all(p.pop("name") == words[p["label"]] for p in chinese["predictions"])
+    assert chinese == english and len(runtime.passes) == 1
+
+
+def test_an_answer_is_kept_with_the_temperature_that_it_was_given_at(tmp_path: Path) -> None:
+    item = Item(CAT, Options(top_k=2))
+    (plain,) = classifier(Brightness(), tmp_path).classify([item])
+    warm = classifier(Brightness(), tmp_path, temperatures={"none": 2.0}).classify
+    (first,), (again,) = warm([item]), warm([item])
+    assert isinstance(plain, dict) and isinstance(first, dict) and "cached" not in first
+    assert again == first | {"cached": True}
+    found = [one["probability"] for one in first["predictions"]]
+    roots = np.sqrt([one["probability"] for one in plain["predictions"]])
+    assert np.allclose(found, roots / roots.sum(), atol=1e-5)
+
+
+def test_without_a_size_nothing_is_kept(tmp_path: Path) -> None:
+    runtime = Brightness()
+    classify = classifier(runtime, tmp_path, size_mb=0).classify
+    for _ in range(2):
+        (answer,) = classify([Item(CAT, Options(top_k=2))])
+        assert isinstance(answer, dict) and "cached" not in answer
+    assert len(runtime.passes) == 2 and not list(tmp_path.iterdir())
+
+
+def test_errors_are_not_kept(tmp_path: Path) -> None:
+    classify = classifier(Brightness(), tmp_path).classify
+    bad = Item(b"bad", Options(top_k=2))
+    for _ in range(2):
+        (error,) = classify([bad])
+        assert isinstance(error, RequestError) and error.code == "unsupported_format"
+    with closing(sqlite3.connect(tmp_path / "cache.db")) as database:
+        assert database.execute("SELECT count(*) FROM Cache").fetchone() == (0,)
+
+
+def test_views_of_one_shape_share_a_forward_pass(tmp_path: Path) -> None:
+    runtime = Brightness()
+    modes = [Options(top_k=2, tta=mode) for mode in ("none", "five_crop", "ten_crop")]
+    answers = classifier(runtime, tmp_path).classify([Item(CAT, options) for options in modes])
+    assert len(runtime.passes) == 1
+    alone = Brightness()
+    for options, answer in zip(modes, answers, strict=True):
+        assert classifier(alone, tmp_path, size_mb=0).classify([Item(CAT, options)]) == [answer]
+
+
+def test_many_views_take_several_passes(tmp_path: Path) -> None:
+    runtime = Brightness()
+    items = [Item(CAT, Options(top_k=2, tta="ten_crop"))] * 5
+    assert len(classifier(runtime, tmp_path, size_mb=0).classify(items)) == 5
+    assert runtime.passes == [20, 20, 10]
+
+
+class Partial(Brightness):
+    """A runtime that fails on all but the size of a crop."""
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if pixels.shape[1:] != (224, 224, 3):
+            raise RuntimeError("not that size")
+        return super().__call__(pixels)
+
+
+def test_a_fault_in_the_model_is_an_error_of_its_images_alone(tmp_path: Path) -> None:
+    modes = [Options(top_k=2, tta=mode) for mode in ("none", "dense", "five_crop")]
+    crop, dense, crops = classifier(Partial(), tmp_path).classify(
+        [Item(CAT, options) for options in modes]
+    )
+    assert isinstance(dense, RequestError)
+    assert (dense.status, dense.code) == (500, "internal_error")
+    assert isinstance(crop, dict) and isinstance(crops, dict)
+
+
+@pytest.mark.parametrize("tta", ["none", "ten_crop", "dense"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_map_lies_where_the_model_looked(tmp_path: Path, tta: TTA, orientation: int) -> None:
+    """A white square of 100 pixels on a dark photograph, which the camera stored turned."""
+    upright = Image.new("RGB", (800, 600), (20, 20, 20))
+    upright.paste((255, 255, 255), (350, 150, 450, 250))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose.ROTATE_90)
+    data = encode(stored, "JPEG", exif=exif)
+    item = Item(data, Options(top_k=2, tta=tta, explain=True))
+    (answer,) = classifier(Brightness(), tmp_path).classify([item])
+    assert isinstance(answer, dict)
+    for prediction in answer["predictions"]:
+        found = prediction["explanation"]
+        grid, (left, top, right, bottom) = np.array(found["grid"]), found["box"]
+        place = grid.argmax() if prediction["label"] == "bright" else grid.argmin()
+        row, column = np.unravel_index(place, grid.shape)
+        x = left + (column + 0.5) * (right - left) / grid.shape[1]
+        y = top + (row + 0.5) * (bottom - top) / grid.shape[0]
+        assert 350 <= x <= 450 and 150 <= y <= 250
+        width, height = (800, 600) if tta == "dense" else (525, 525)
+        assert abs(right - left - width) < 60 and abs(bottom - top - height) < 60
+    drawn = Image.open(io.BytesIO(overlay(data, answer["predictions"][0]["explanation"])))
+    assert (drawn.format, drawn.size) == ("PNG", (800, 600))
+
+
+def test_a_map_is_made_for_explanations_alone(tmp_path: Path) -> None:
+    runtime = Brightness()
+    explain = [False, True, False, True]
+    items = [Item(CAT, Options(top_k=2, tta="five_crop", explain=chosen)) for chosen in explain]
+    classifier(runtime, tmp_path, size_mb=0).classify(items)
+    assert (runtime.passes, runtime.mapped) == ([20], [1, 1])
+
+
+class Dazzled(Brightness):
+    """A runtime that explains no bright image, and dark ones by NaN."""
+
+    def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        found = super().contributions(pixels)
+        if pixels.mean() > 250:
+            raise RuntimeError("too bright")
+        return np.where(found > 0.9, np.nan, found)
+
+
+def test_an_explanation_that_fails_is_an_error_of_its_image_alone(tmp_path: Path) -> None:
+    """The model itself did not fail, so that its worker goes on."""
+    dark, bright = (encode(Image.new("L", (256, 256), level)) for level in (0, 255))
+    explain, plain = Options(top_k=2, explain=True), Options(top_k=2)
+    runtime = Dazzled()
+    one = classifier(runtime, tmp_path)
+    for _ in range(2):
+        runtime.passes.clear()
+        asked = [(bright, explain), (dark, explain), (CAT, explain), (bright, plain)]
+        *failed, cat, sound = one.classify([Item(data, options) for data, options in asked])
+        for error in failed:
+            assert isinstance(error, RequestError)
+            assert (error.status, error.code) == (500, "internal_error")
+        assert isinstance(cat, dict) and cat["predictions"][0]["explanation"]
+        assert isinstance(sound, dict) and sound["predictions"][0]["label"] == "bright"
+        assert one.failures == 0 and runtime.passes in ([4], [2])
+    one.classify([Item(bright, explain)])
+    assert one.failures == 0
+
+
+class Mad(Brightness):
+    """A runtime that answers dark images by NaN, and bright ones by probabilities twice as high."""
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        found = super().__call__(pixels)
+        found[found[:, 0] > 0.9] = np.nan
+        found[found[:, 1] > 0.9] *= 2
+        return found
+
+
+def test_probabilities_that_are_none_are_an_error_of_their_image_alone(tmp_path: Path) -> None:
+    one = classifier(Mad(), tmp_path)
+    dark, bright = (encode(Image.new("L", (256, 256), level)) for level in (0, 255))
+    mad, sound, high = one.classify([Item(data, Options(top_k=2)) for data in (dark, CAT, bright)])
+    for error in (mad, high):
+        assert isinstance(error, RequestError)
+        assert (error.status, error.code) == (500, "internal_error")
+    assert isinstance(sound, dict) and one.failures == 0
+    for count in (1, 2, 3):
+        one.classify([Item(dark, Options(top_k=2))])
+        assert one.failures == count
+    one.classify([Item(CAT, Options(top_k=1))])
+    assert one.failures == 0
+
+
+def test_after_the_deadline_only_what_is_known_is_answered(tmp_path: Path) -> None:
+    one = classifier(Brightness(), tmp_path)
+    known, new = Item(CAT, Options(top_k=2)), Item(CAT, Options(top_k=1))
+    one.classify([known])
+    answer, error = one.classify([known, new], deadline=0)
+    assert isinstance(answer, dict) and answer["cached"]
+    assert isinstance(error, RequestError)
+    assert (error.status, error.code) == (503, "request_too_slow")
+
+
+def test_the_images_of_a_request_share_its_budget(tmp_path: Path) -> None:
+    one = classifier(Brightness(), tmp_path, size_mb=0)
+    progressive = encode(Image.new("RGB", (100, 100)), "JPEG", progressive=True)
+    baseline = encode(Image.new("RGB", (100, 100)), "JPEG")
+    budget = Budget(130_000)
+    items = [
+        Item(data, Options(top_k=2), budget=budget)
+        for data in (baseline, progressive, baseline, baseline, baseline)
+    ]
+    answers = one.classify(items)
+    assert [getattr(answer, "code", "ok") for answer in answers] == [*["ok"] * 4, "too_much_work"]
+    other = Item(baseline, Options(top_k=2), budget=Budget(130_000))
+    assert isinstance(one.classify([other])[0], dict)
+
+
+def test_another_model_file_is_another_answer(tmp_path: Path) -> None:
+    """Two archives of one version, metadata and configuration, that differ in calibration."""
+    metadata, config = described(), HandlerConfig(cache=CacheConfig(directory=tmp_path, size_mb=1))
+    item = Item(CAT, Options(top_k=2))
+    answers = [
+        Classifier(Brightness(), metadata, config, "1.0", files=files).classify([item])[0]
+        for files in ("one", "another", "one")
+    ]
+    assert [isinstance(a, dict) and "cached" in a for a in answers] == [False, False, True]
+
+
+@pytest.mark.parametrize("count", [1, 7, 32, 33])
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+def test_a_pool_of_decoders_answers_as_one_thread_does(
+    count: int, decode: Decode, tmp_path: Path
+) -> None:
+    """Every mode, format and shape mixed, with faults and known answers amid them."""
+    cat = Image.open(io.BytesIO(CAT)).convert("RGB")
+    formats = ("JPEG", "PNG", "WEBP", "TIFF")
+    images = [encode(cat.resize((300 + 9 * i, 400 - 5 * i)), formats[i % 4]) for i in range(9)]
+    images += [images[0][:2000], b"bad", b"", CAT]
+    choices = itertools.product(images, get_args(TTA))
+    asked = [(data, Options(tta=tta, top_k=2)) for data, tta in choices]
+    asked = [asked[7 * index % len(asked)] for index in range(count)]
+
+    def answer(decoders: int) -> tuple[list[Outcome], list[set[str]]]:
+        config = HandlerConfig(decode=decode)
+        one = Classifier(Brightness(), described(), config, "1.0", decoders=decoders)
+        items = [Item(data, options) for data, options in asked]
+        return one.classify(items), [set(item.trace.seconds) for item in items]
+
+    plain, pooled = answer(1), answer(4)
+    assert [_comparable(a) for a in pooled[0]] == [_comparable(a) for a in plain[0]]
+    assert pooled[1] == plain[1]
+    assert count < 7 or {type(outcome) for outcome in plain[0]} == {dict, RequestError}
+
+
+def _comparable(outcome: Outcome) -> object:
+    return (outcome.status, outcome.code) if isinstance(outcome, RequestError) else outcome
+
+
+def test_decoders_share_the_memory_of_the_largest_image() -> None:
+    share, held, peaks = Share(10), [0], []
+
+    def hold(amount: int) -> None:
+        with share.holding(amount):
+            held[0] += min(amount, 10)
+            peaks.append(held[0])
+            time.sleep(0.001)
+            held[0] -= min(amount, 10)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(hold, [3, 4, 12, 1, 10, 5] * 10))
+    assert 5 < max(peaks) <= 10 and len(peaks) == 60

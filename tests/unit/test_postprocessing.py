@@ -1,0 +1,84 @@
+"""Probabilities to answers."""
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from visionserve.config import Options
+from visionserve.postprocessing import predictions, temper, worded
+
+PROBABILITIES = np.array([0.1, 0.2, 0.6, 0.1], dtype=np.float32)
+CATEGORIES = ("a", "b", "高山雪景", "d")
+
+
+def test_the_most_probable_come_first_and_ties_by_class() -> None:
+    answer = predictions(PROBABILITIES, CATEGORIES, Options(top_k=4))
+    assert [p["label"] for p in answer["predictions"]] == ["高山雪景", "b", "a", "d"]
+    assert answer["predictions"][0] == {"label": "高山雪景", "class_id": 2, "probability": 0.6}
+    assert [p["class_id"] for p in answer["predictions"]] == [2, 1, 0, 3]
+
+
+def test_three_by_default() -> None:
+    assert len(predictions(PROBABILITIES, CATEGORIES, Options())["predictions"]) == 3
+
+
+def test_the_threshold_decides_on_the_warning() -> None:
+    sure = predictions(PROBABILITIES, CATEGORIES, Options(threshold=0.6 - 1e-6))
+    unsure = predictions(PROBABILITIES, CATEGORIES, Options(threshold=0.61))
+    assert sure["confident"] and "warning" not in worded(sure, Options(), None)
+    assert not unsure["confident"]
+    assert "61%" in worded(unsure, Options(threshold=0.61), None)["warning"]
+
+
+def test_a_language_adds_names_and_changes_nothing_else() -> None:
+    answer = predictions(PROBABILITIES, CATEGORIES, Options(top_k=2))
+    said = worded(answer, Options(language="zh"), ("甲", "乙", "丙", "丁"))
+    assert [p.pop("name") for p in said["predictions"]] == ["丙", "乙"]
+    assert said == answer == worded(answer, Options(), None)
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.67, 1, 3, 5])
+def test_a_temperature_divides_the_logits(temperature: float) -> None:
+    logits = np.random.default_rng(0).normal(0, 12, (20, 1000)).astype(np.float32)
+    plain = softmax(logits, axis=1)
+    tempered = temper(plain, temperature)
+    expected = softmax(logits.astype(float) / temperature, axis=1)
+    assert np.allclose(tempered, expected, atol=1e-5)
+    assert np.allclose(tempered.sum(axis=1), 1, atol=1e-6)
+    order = np.argsort(-plain, axis=1, kind="stable")
+    assert np.array_equal(np.argsort(-tempered, axis=1, kind="stable"), order)
+
+
+def test_a_temperature_of_1_changes_no_bit() -> None:
+    assert temper(PROBABILITIES, 1) is PROBABILITIES
+
+
+@pytest.mark.parametrize(
+    ("threshold", "text"),
+    [
+        (0.5, "under 50%:"),
+        (0.07, "under 7%:"),
+        (0.996, "under 99.6%:"),
+        (0.004, "under 0.4%:"),
+        (1e-7, "under 0.00001%:"),
+        (0.9999999, "under 99.99999%:"),
+        (1.0, "under 100%:"),
+    ],
+)
+def test_the_warning_names_the_very_threshold(threshold: float, text: str) -> None:
+    nothing = np.full(4, 1e-9, dtype=np.float32)
+    options = Options(threshold=threshold)
+    answer = predictions(nothing, CATEGORIES, options)
+    assert text in worded(answer, options, None)["warning"]
+
+
+@pytest.mark.parametrize(
+    ("probability", "threshold", "confident"),
+    [(0.7, 0.7, True), (0.4999997, 0.5, True), (0.4999994, 0.5, False), (0.5, 0.5000001, False)],
+)
+def test_what_is_shown_is_what_is_judged(
+    probability: float, threshold: float, confident: bool
+) -> None:
+    """A float32 of 0.7 is under 0.7; an answer that shows 0.5 is not under 50%."""
+    given = np.array([probability, 0, 0, 0], dtype=np.float32)
+    assert predictions(given, CATEGORIES, Options(threshold=threshold))["confident"] is confident

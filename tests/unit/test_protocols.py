@@ -1,0 +1,191 @@
+"""The Open Inference Protocol's bodies to requests, and outcomes to its answers."""
+
+import base64
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visionserve import inputs
+from visionserve.config import Options
+from visionserve.errors import RequestError
+
+JSON = {"content-type": "application/json"}
+TEXT = base64.b64encode(b"x").decode()
+ANSWER = {
+    "predictions": [
+        {"label": "a", "class_id": 0, "probability": 0.7},
+        {"label": "b", "class_id": 1, "probability": 0.2},
+    ],
+    "confident": True,
+}
+FAULT = RequestError(422, "corrupt_image", "The image is corrupt.")
+
+
+def read(
+    body: dict[str, Any], tail: bytes = b"", headers: dict[str, str] | None = None
+) -> inputs.Request:
+    data = json.dumps(body).encode()
+    headers = headers or ({"inference-header-content-length": str(len(data))} if tail else JSON)
+    return inputs.read({"body": bytearray(data + tail)}, headers, Options(), max_images=4)
+
+
+def tensor(**members: Any) -> dict[str, Any]:
+    return {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES"} | members]}
+
+
+@pytest.mark.parametrize(
+    "instance", [{"data": TEXT}, {"b64": TEXT}, {"image_bytes": {"b64": TEXT}}, TEXT]
+)
+def test_v1_instances(instance: object) -> None:
+    request = read({"instances": [instance], "top_k": 1})
+    assert (request.images, request.options.top_k) == ([b"x"], 1)
+    assert request.form.reply([ANSWER], request.many, "m", "1").body == {"predictions": [ANSWER]}
+
+
+def test_v1_faults_stand_in_their_places() -> None:
+    request = read({"instances": [{"b64": TEXT}, {"image": 7}]})
+    assert isinstance(request.images[1], RequestError)
+    reply = request.form.reply([ANSWER, FAULT], request.many, "m", "1")
+    assert reply.status[0] == 207
+    assert reply.body == {"predictions": [ANSWER, FAULT.body()]}
+
+
+@pytest.mark.parametrize("body", [{"instances": {}}, {"instances": []}, {"instances": [1], "x": 1}])
+def test_v1_errors_are_the_protocols(body: dict[str, Any]) -> None:
+    request = read(body)
+    reply = request.form.reply([request.images[0]], request.many, "m", "1")  # type: ignore[list-item]
+    assert reply.status[0] == 400 and isinstance(reply.body["error"], str)
+
+
+def test_v2_bytes_and_parameters() -> None:
+    body = tensor(data=[TEXT, TEXT], shape=[2, 1]) | {"id": "7", "parameters": {"top_k": 2}}
+    request = read(body)
+    assert (request.images, request.options.top_k) == ([b"x", b"x"], 2)
+    reply = request.form.reply([ANSWER, ANSWER], request.many, "m", "1.0")
+    assert reply.status[0] == 200
+    assert reply.body["id"] == "7"
+    assert (reply.body["model_name"], reply.body["model_version"]) == ("m", "1.0")
+    expected = {
+        "label": ("BYTES", ["a", "b", "a", "b"]),
+        "class_id": ("INT64", [0, 1, 0, 1]),
+        "probability": ("FP32", [0.7, 0.2, 0.7, 0.2]),
+    }
+    assert {o["name"]: (o["datatype"], o["data"]) for o in reply.body["outputs"]} == expected
+    assert all(output["shape"] == [2, 2] for output in reply.body["outputs"])
+
+
+def test_v2_strings_follow_the_json() -> None:
+    strings = b"".join(len(s).to_bytes(4, "little") + s for s in (b"one", b"second"))
+    request = read(tensor(shape=[2]), strings)
+    assert request.images == [b"one", b"second"]
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_v2_pixels_are_an_image(binary: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    given = tensor(shape=[40, 30, 3], datatype="UINT8")
+    if not binary:
+        given["inputs"][0]["data"] = pixels.ravel().tolist()
+    request = read(given, pixels.tobytes() if binary else b"")
+    (image,) = request.images
+    assert isinstance(image, bytes)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(image))), pixels)
+
+
+def test_v2_a_fault_in_a_list_is_told_beside_the_answers() -> None:
+    request = read(tensor(data=[TEXT, "&"], shape=[2]))
+    assert isinstance(request.images[1], RequestError)
+    reply = request.form.reply([ANSWER, request.images[1]], request.many, "m", "1")
+    outputs = {output["name"]: output for output in reply.body["outputs"]}
+    assert reply.status[0] == 200
+    assert outputs["class_id"]["data"] == [0, 1, -1, -1]
+    assert outputs["error"]["shape"] == [2]
+    assert outputs["error"]["data"][0] == ""
+    assert outputs["error"]["data"][1].startswith("invalid_base64: ")
+
+
+def test_v2_a_client_chooses_outputs() -> None:
+    request = read(tensor(data=[TEXT]) | {"outputs": [{"name": "confident"}, {"name": "name"}]})
+    outputs = request.form.reply([ANSWER], request.many, "m", "1").body["outputs"]
+    assert [(o["name"], o["data"]) for o in outputs] == [
+        ("confident", [True]),
+        ("name", ["a", "b"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"inputs": []},
+        {"inputs": [7]},
+        tensor(),
+        tensor(data="x"),
+        tensor(data=[TEXT], shape=[2]),
+        tensor(data=[TEXT], shape=[-1]),
+        tensor(data=[TEXT], shape=["1"]),
+        tensor(data=[TEXT], shape=[1] * 9),
+        tensor(data=[TEXT], shape=[10**4000]),
+        tensor(data=[1.0], datatype="FP32"),
+        tensor(data=[0, 0, 256], shape=[1, 1, 3], datatype="UINT8"),
+        tensor(data=[0, 0, -1], shape=[1, 1, 3], datatype="UINT8"),
+        tensor(data=[0, 0, 1.5], shape=[1, 1, 3], datatype="UINT8"),
+        tensor(data=[0, 0, "7"], shape=[1, 1, 3], datatype="UINT8"),
+        tensor(data=[0, 0], shape=[1, 1, 3], datatype="UINT8"),
+        tensor(data=[], shape=[0, 1, 3], datatype="UINT8"),
+        tensor(data=[[0], 0, [0, 1]], shape=[1, 1, 3], datatype="UINT8"),
+        tensor(data=[TEXT]) | {"parameters": [1]},
+        tensor(data=[TEXT]) | {"parameters": {"colour": 1}},
+        tensor(data=[TEXT]) | {"outputs": [{"name": "heat"}]},
+        tensor(data=[TEXT]) | {"outputs": 7},
+    ],
+)
+def test_v2_errors_are_the_protocols(body: dict[str, Any]) -> None:
+    request = read(body)
+    reply = request.form.reply([request.images[0]], request.many, "m", "1")  # type: ignore[list-item]
+    assert reply.status[0] == 400 and len(reply.body["error"]) < 300
+
+
+@pytest.mark.parametrize("length", ["x", "-1", "100000", "", "9" * 5000])
+def test_a_wrong_length_of_the_json_is_refused(length: str) -> None:
+    request = read(tensor(), headers={"inference-header-content-length": length})
+    assert isinstance(request.images[0], RequestError)
+
+
+def test_binary_data_that_end_amid_a_string_are_refused() -> None:
+    request = read(tensor(), b"\x05\0\0\0abc")
+    assert isinstance(request.images[0], RequestError)
+
+
+def test_json_is_bounded_before_it_is_parsed() -> None:
+    for body in (b"[" + b"[]," * 2000 + b"[]]", b"[" + b"1," * 3_000_000 + b"1]"):
+        request = inputs.read({"body": body}, JSON, Options(), max_images=4)
+        (fault,) = request.images
+        assert isinstance(fault, RequestError) and fault.code == "invalid_json"
+
+
+@pytest.mark.parametrize(
+    ("accepted", "language"),
+    [
+        ("zh-CN,zh;q=0.9,en;q=0.8", "zh"),
+        ("en-GB,zh;q=0.5", "en"),
+        ("fr,zh;q=0.2,en;q=0.4", "en"),
+        ("fr", "en"),
+        ("zh;q=0", "en"),
+        ("zh;q=x, , ;", "en"),
+        ("", "en"),
+    ],
+)
+def test_the_language_that_a_client_likes_best(accepted: str, language: str) -> None:
+    row = {"data": bytearray(b"x")}
+    request = inputs.read(row, {"accept-language": accepted}, Options(), max_images=4)
+    assert request.options.language == language
+
+
+def test_an_option_goes_before_accept_language() -> None:
+    headers = {"accept-language": "zh", "x-classify-language": "en"}
+    request = inputs.read({"data": bytearray(b"x")}, headers, Options(), max_images=4)
+    assert request.options.language == "en"

@@ -1,0 +1,153 @@
+"""Statistics against scikit-learn, SciPy and figures worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn import metrics
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.calibration import CalibratedClassifierCV, calibration_curve
+from sklearn.frozen import FrozenEstimator
+
+from scripts.calibrate import fit
+from scripts.evaluate import Answers, judge
+from scripts.statistics import clustered, log_loss, paired_difference, proportion, reliability
+from visionserve.postprocessing import temper
+
+
+def answers(count: int, classes: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Probabilities of shape (count, classes), and labels that they are too sure of."""
+    generator = np.random.default_rng(0)
+    probabilities = generator.dirichlet(np.full(classes, 0.3), count)
+    flattened = np.sqrt(probabilities)
+    flattened /= flattened.sum(axis=1, keepdims=True)
+    labels = np.array([generator.choice(classes, p=row) for row in flattened])
+    return probabilities.astype(np.float32), labels
+
+
+def test_log_loss_is_scikit_learns() -> None:
+    probabilities, labels = answers(200, 7)
+    probabilities[0] = np.eye(7)[(labels[0] + 1) % 7]
+    found = log_loss(probabilities[np.arange(200), labels].astype(float))
+    assert found == pytest.approx(
+        metrics.log_loss(labels, probabilities, labels=range(7)), abs=1e-5
+    )
+
+
+def test_ece_is_the_one_worked_out_by_hand() -> None:
+    """Bins of 1/15: two answers at 0.5 and 0.52, one right; three at 0.9, all right; one at 1."""
+    confidence = np.array([0.5, 0.52, 0.9, 0.9, 0.9, 1.0])
+    right = np.array([True, False, True, True, True, False])
+    found = reliability(confidence, right)
+    assert found.counts.tolist() == [0] * 7 + [2] + [0] * 5 + [3, 1]
+    assert found.ece == pytest.approx((2 * abs(0.5 - 0.51) + 3 * abs(1 - 0.9) + 1 * abs(0 - 1)) / 6)
+
+
+def test_bins_are_scikit_learns() -> None:
+    probabilities, labels = answers(2000, 5)
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    found = reliability(confidence.astype(float), right)
+    accuracy, mean = calibration_curve(right, confidence, n_bins=15, strategy="uniform")
+    filled = found.counts > 0
+    assert np.allclose(found.accuracy[filled], accuracy)
+    assert np.allclose(found.confidence[filled], mean)
+    assert found.counts.sum() == 2000 and found.ece > 0.05
+
+
+def test_a_bin_holds_its_upper_edge() -> None:
+    assert reliability(np.array([0.0, 1 / 15, 1.0]), np.ones(3, bool)).counts.tolist() == [
+        2,
+        *[0] * 13,
+        1,
+    ]
+
+
+def test_wilsons_interval() -> None:
+    """8 of 10, from the formula: centre (8 + z²/2) / (10 + z²)."""
+    z = stats.norm.ppf(0.975)
+    found = proportion(np.arange(10) < 8)
+    centre = (8 + z**2 / 2) / (10 + z**2)
+    half = z / (10 + z**2) * math.sqrt(8 * 2 / 10 + z**2 / 4)
+    assert found.value == 0.8
+    assert (found.low, found.high) == pytest.approx((centre - half, centre + half))
+    assert math.isnan(proportion(np.zeros(0, bool)).value)
+
+
+def test_an_interval_counts_photographs_and_not_answers() -> None:
+    generator = np.random.default_rng(1)
+    one = (generator.random((300, 1)) < 0.7).astype(float)
+    alike = clustered(np.repeat(one, 20, axis=1))
+    assert alike == clustered(one)
+    expected = stats.ttest_1samp(one[:, 0], 0).confidence_interval()
+    assert (alike.low, alike.high) == pytest.approx((expected.low, expected.high), abs=0.004)
+    sparse = np.where(generator.random((300, 20)) < 0.25, one, np.nan)
+    assert clustered(sparse).value == pytest.approx(np.nanmean(sparse))
+    independent = clustered((generator.random((300, 20)) < 0.7).astype(float))
+    assert independent.high - independent.low < (alike.high - alike.low) / 3
+
+
+def test_pairs_are_compared() -> None:
+    ours = np.array([True, True, False, True])
+    reference = np.array([True, False, True, True])
+    difference, width, p = paired_difference(ours, reference)
+    assert (difference, p) == (0, 1) and abs(width - 1.96 * 2**0.5 / 4) < 1e-12
+    difference, width, p = paired_difference(np.ones(100, bool), np.zeros(100, bool))
+    assert (difference, width) == (1.0, 0.0) and p < 1e-20
+
+
+def test_an_answer_is_judged_by_its_label_and_by_the_reference() -> None:
+    reference = np.array([0.1, 0.6, 0.3, 0, 0, 0, 0], dtype=np.float32)
+    ours = np.array([0.1, 0.3, 0.55, 0.02, 0.02, 0.01, 0], dtype=np.float32)
+    found = judge(ours, 2, reference)
+    assert found.right and found.among_five and not found.same
+    assert (found.confidence, found.label_probability) == pytest.approx((0.55, 0.55))
+    assert found.difference == pytest.approx(-0.3)
+    assert not judge(ours, 6, reference).among_five and judge(ours, 4, reference).among_five
+
+
+def test_a_summary_is_the_one_worked_out_by_hand() -> None:
+    """Confident and right, confident and wrong, unsure and right, twice unsure and wrong."""
+    rows = [[0.9, 0.1, 0], [0.8, 0.2, 0], [0.4, 0.3, 0.3], [0.45, 0.3, 0.25], [0.3, 0.3, 0.4]]
+    labels = [0, 1, 0, 2, 0]
+    ours = np.array(rows, dtype=np.float32)
+    reference = np.array([[0.7, 0.2, 0.1]] * 5, dtype=np.float32)
+    found = Answers([judge(*row) for row in zip(ours, labels, reference, strict=True)]).summary()
+    assert found["top1"]["value"] == pytest.approx(2 / 5)
+    assert found["top5"]["value"] == 1
+    assert found["confident"]["value"] == pytest.approx(2 / 5)
+    assert found["right where confident"]["value"] == pytest.approx(1 / 2)
+    assert found["warned where wrong"]["value"] == pytest.approx(2 / 3)
+    assert found["nll"] == pytest.approx(-np.log([0.9, 0.2, 0.4, 0.25, 0.3]).mean())
+    assert found["mean difference"] == pytest.approx((0.2 + 0.1 + 0.3 + 0.25 + 0.4) / 5)
+    assert found["largest difference"] == pytest.approx(0.4)
+    assert found["same top1"] == pytest.approx(4 / 5)
+
+
+def test_a_temperature_is_the_one_that_scikit_learn_fits() -> None:
+    probabilities, labels = answers(3000, 6)
+    found = fit(probabilities, labels)
+    model = FrozenEstimator(Logits().fit(probabilities.astype(float), labels))
+    reference = CalibratedClassifierCV(model, method="temperature")
+    logits = np.log(np.maximum(probabilities.astype(float), 1e-7))
+    reference.fit(logits, labels)
+    scaled = reference.predict_proba(logits)
+    expected = np.ptp(logits, axis=1) / np.ptp(np.log(scaled), axis=1)
+    assert found.value == pytest.approx(np.median(expected), rel=0.01)
+    assert found.low < found.value < found.high < 1.2 * found.low
+    assert fit(temper(probabilities, found.value), labels).value == pytest.approx(1, abs=0.01)
+
+
+class Logits(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """An estimator whose logits are its input."""
+
+    def fit(self, logits: NDArray[np.float64], labels: NDArray[np.int64]) -> "Logits":
+        self.classes_ = np.unique(labels)
+        return self
+
+    def decision_function(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        return logits
+
+    def predict(self, logits: NDArray[np.float64]) -> NDArray[np.int64]:
+        return np.asarray(logits.argmax(axis=1))
