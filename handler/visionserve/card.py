@@ -24,7 +24,7 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
     """
     classes = len(metadata.categories)
     options: dict[str, dict[str, Any]] = Options.model_json_schema()["properties"]
-    defaults = config.defaults.within(classes).model_dump()
+    defaults = metadata.suited(config.defaults).model_dump()
     options["top_k"]["maximum"] = classes
     options["tta"]["enum"] = metadata.modes(options["tta"]["enum"])
     if not metadata.explains:

@@ -52,7 +52,7 @@ class Classifier:
 
     Attributes:
         metadata: what the archive knows of its model.
-        defaults: options of a request that gives none, with no more predictions than classes.
+        defaults: options of a request that gives none, as far as the model can follow them.
         failures: how many forward passes in a row gave no answer until now.
     """
 
@@ -74,7 +74,7 @@ class Classifier:
         self._config = config
         self._version = version
         self._name = name or metadata.architecture
-        self.defaults = config.defaults.within(len(metadata.categories))
+        self.defaults = metadata.suited(config.defaults)
         described = "".join(
             [metadata.model_dump_json(), config.model_dump_json(), version, self._name, files]
         )

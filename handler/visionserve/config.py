@@ -44,10 +44,6 @@ class Options(Strict):
     explain: bool = False
     format: Literal["json", "png"] = "json"
 
-    def within(self, classes: int) -> Self:
-        """Return the options with no more predictions than there are classes."""
-        return self.model_copy(update={"top_k": min(self.top_k, classes)})
-
 
 class CacheConfig(Strict):
     """A bounded cache of answers, shared by the workers of a machine.

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from visionserve.config import TTA, Language, Strict
+from visionserve.config import TTA, Language, Options, Strict
 
 FILE = "metadata.json"
 COLDEST, HOTTEST = 0.2, 5
@@ -83,6 +83,16 @@ class Metadata(Strict):
     dense: bool = True
     explains: bool = True
     proof: Proof | None = None
+
+    def suited(self, options: Options) -> Options:
+        """Return a profile's options as far as the model can follow them.
+
+        Where there are fewer classes, all of them are predicted; a model without a dense form
+        looks at five crops instead.
+        """
+        top_k = min(options.top_k, len(self.categories))
+        tta = options.tta if self.dense or options.tta != "dense" else "five_crop"
+        return options.model_copy(update={"top_k": top_k, "tta": tta})
 
     def modes(self, wanted: Iterable[TTA]) -> list[TTA]:
         """Return those of the TTA modes that the model has."""

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from visionserve.config import ModelConfig
+from visionserve.config import TTA, ModelConfig
 from visionserve.metadata import Metadata
 
 WEB = Path(__file__).with_name("web")
@@ -73,7 +73,8 @@ def describe(directory: Path, metadata: Metadata) -> dict[str, Any]:
 
     Returns:
         `model` and `version`; `runtime`; `defaults`, the options of a request that names none;
-        `max_image_bytes` and `max_images`; `explains`, whether its answers can be explained.
+        `max_image_bytes` and `max_images`; `modes`, the TTA modes that it has; `explains`,
+        whether its answers can be explained.
 
     Raises:
         OSError, KeyError, ValueError: it is not an archive of this handler.
@@ -84,9 +85,10 @@ def describe(directory: Path, metadata: Metadata) -> dict[str, Any]:
         "model": manifest["modelName"],
         "version": manifest.get("modelVersion", ""),
         "runtime": f"{config.runtime} {config.precision}",
-        "defaults": config.defaults.within(len(metadata.categories)).model_dump(),
+        "defaults": metadata.suited(config.defaults).model_dump(),
         "max_image_bytes": config.max_image_bytes,
         "max_images": config.max_images,
+        "modes": metadata.modes(get_args(TTA)),
         "explains": metadata.explains,
     }
 

@@ -250,7 +250,7 @@ def test_the_builder_command_reports_an_error_without_a_traceback(tmp_path: Path
 
 def test_the_server_profile_is_exact() -> None:
     config = ModelConfig.load(SERVER_CONFIG).handler
-    assert (config.precision, config.decode, config.defaults.tta) == ("fp32", "exact", "five_crop")
+    assert (config.precision, config.decode, config.defaults.tta) == ("fp32", "exact", "dense")
 
 
 @pytest.mark.parametrize(

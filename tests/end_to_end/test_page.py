@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from graphlib import CycleError
 from pathlib import Path
@@ -35,6 +36,7 @@ from visionserve.page import WEB, Page, bundle
 
 CAT = greeting()
 LIMIT = 5 * 1024 * 1024
+SMALLEST = "squeezenet1_1"
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def test_first_look(page: Browser) -> None:
     assert page.text("h1") == "What is in the picture?"
     assert page.text("#limits").endswith("up to 5 MB each")
     assert page.texts("dd") == [REAL, "1.0", "openvino fp32"]
-    assert Select(page.one("#tta")).first_selected_option.text == "Five crops"
+    assert Select(page.one("#tta")).first_selected_option.text == "Whole image"
     assert not page.one("#results").is_displayed()
     assert len(page.run("return document.querySelector('#examples img').src")) > 10_000
     assert page.faults() == []
@@ -106,7 +108,7 @@ def test_pick_shows_labelled_bars(page: Browser, client: Client) -> None:
     )
     assert [f"{float(width.rstrip('%')):.1f}%" for width in widths] == shown
     assert page.run("return document.querySelector('.picture img').naturalWidth") == 451
-    assert re.fullmatch(rf"{REAL} 1\.0 · Five crops · [\d,]+ ms", page.text(".details"))
+    assert re.fullmatch(rf"{REAL} 1\.0 · Whole image · [\d,]+ ms", page.text(".details"))
     assert page.run("return document.getElementById('status').textContent").startswith(
         f"chelsea.png: {answer['predictions'][0]['label']}, {shown[0]}"
     )
@@ -372,7 +374,7 @@ def test_model_choice_keeps_the_images(page: Browser, client: Client) -> None:
     page.one("#models [aria-pressed=true]").click()
     assert page.texts(".label, .details") == before
     choose_model(page, RANDOM)
-    page.until(lambda: page.texts(".label") == labels(client, RANDOM, CAT, "five_crop"))
+    page.until(lambda: page.texts(".label") == labels(client, RANDOM, CAT, "dense"))
     assert page.text("#models [aria-pressed=true]") == RANDOM
     assert page.texts("dd") == [RANDOM, "1.0", "pytorch fp32"]
     assert page.driver.current_url.endswith(f"/predictions/{RANDOM}")
@@ -410,7 +412,7 @@ def test_languages(page: Browser, client: Client, notes: Path) -> None:
     assert page.text("h1") == "图片里是什么？"
     refusal = "此文件不是 JPEG、PNG、WebP、GIF、BMP 或 TIFF 图片。"
     page.until(lambda: page.text(".failure") == refusal)
-    assert "五次裁剪" in page.text(".details")
+    assert "整张图片" in page.text(".details")
     page.until(lambda: page.console() == ["415"])
     assert page.faults() == []
     chinese = client.predict(REAL, CAT.read_bytes(), language="zh").json()["predictions"]
@@ -526,6 +528,38 @@ def test_two_classes_with_long_names(
         assert page.faults() == []
     finally:
         client.unregister("land")
+
+
+def test_views_that_a_model_lacks_are_not_offered(
+    page: Browser,
+    server: TorchServe,
+    client: Client,
+    exact_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The smallest network there is, taken for one that, as a transformer, has no dense form."""
+    monkeypatch.setitem(MODELS, SMALLEST, replace(MODELS[SMALLEST], any_size=False))
+    torch.save(MODELS[SMALLEST].build(1000).state_dict(), tmp_path / "weights.pt")
+    weights = tmp_path / "weights.pt"
+    build(Recipe(SMALLEST, "fixed", "1.0", exact_config, weights), server.store)
+    server.register("fixed.mar", workers=1)
+    try:
+        page.driver.refresh()
+        views = Select(page.one("#tta"))
+        assert views.first_selected_option.text == "Whole image"
+        choose_model(page, "fixed")
+        assert views.first_selected_option.text == "Five crops"
+        dense = page.one("#tta [value=dense]")
+        assert not dense.is_enabled()
+        page.pick(CAT)
+        page.settle()
+        assert page.texts(".label") == labels(client, "fixed", CAT, "five_crop")
+        choose_model(page, REAL)
+        assert dense.is_enabled()
+        assert page.faults() == []
+    finally:
+        client.unregister("fixed")
 
 
 def test_the_browser_s_language_comes_first(page: Browser) -> None:
@@ -772,7 +806,7 @@ def test_two_models_side_by_side(page: Browser, client: Client) -> None:
     best = [[answer["predictions"][0] for answer in of] for of in answers]
     shown = page.texts(".label")
     assert shown[::3] == [entry["label"] for pair in zip(*best, strict=True) for entry in pair]
-    assert page.texts(".setup")[:2] == [f"{REAL} · Five crops", f"{RANDOM} · Five crops"]
+    assert page.texts(".setup")[:2] == [f"{REAL} · Whole image", f"{RANDOM} · Whole image"]
     agreed = sum(one["label"] == other["label"] for one, other in zip(*best, strict=True))
     assert len(page.texts(".disagreement")) == 3 - agreed > 0
     assert page.text("#agreement") == f"All agree on {agreed} of 3 images ({agreed / 3:.1%})."
@@ -796,7 +830,7 @@ def test_two_models_side_by_side(page: Browser, client: Client) -> None:
     assert page.texts(".label")[::3] == shown[::3], "A reload keeps the comparison."
     page.one("#language").click()
     setups = page.texts("#comparison tbody th")
-    assert setups == [f"{name} · 五次裁剪" for name in (REAL, RANDOM)]
+    assert setups == [f"{name} · 整张图片" for name in (REAL, RANDOM)]
     assert page.texts("#comparison thead th")[1] == "已完成"
     names = [
         client.predict(name, CAT.read_bytes(), language="zh").json()["predictions"][0]["name"]
@@ -826,7 +860,7 @@ def test_two_versions_of_a_model_side_by_side(
         Select(page.one("#others .model")).select_by_visible_text(f"{RANDOM} 2.0")
         page.until(lambda: len(page.texts(".percent")) == 6)
         versions = ("1.0", "2.0")
-        assert page.texts(".setup") == [f"{RANDOM} {version} · Five crops" for version in versions]
+        assert page.texts(".setup") == [f"{RANDOM} {version} · Whole image" for version in versions]
         answers = [
             client.predict(RANDOM, CAT.read_bytes(), version=version).json()["predictions"]
             for version in versions

@@ -62,7 +62,7 @@ def test_an_answer_has_what_it_says(client: Client) -> None:
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/json"
     answer = response.json()
-    assert (answer["model"], answer["version"], answer["tta"]) == (REAL, "1.0", "five_crop")
+    assert (answer["model"], answer["version"], answer["tta"]) == (REAL, "1.0", "dense")
     assert len(answer["predictions"]) == 3
     assert {p["class_id"] for p in answer["predictions"]} == TABBY_EGYPTIAN_OR_TIGER_CAT
     probabilities = [p["probability"] for p in answer["predictions"]]
@@ -262,6 +262,7 @@ def test_a_model_of_a_fixed_size_refuses_what_it_cannot_do(
     try:
         for tta in ("none", "five_crop", "ten_crop"):
             assert client.predict("fixed", CAT, tta=tta).json()["tta"] == tta
+        assert client.predict("fixed", CAT).json()["tta"] == "five_crop"
         dense, explained = (
             client.predict("fixed", CAT, **option) for option in ({"tta": "dense"}, {"explain": 1})
         )
@@ -277,6 +278,7 @@ def test_a_model_of_a_fixed_size_refuses_what_it_cannot_do(
         assert (of_v1.status_code, message in of_v1.json()["error"]) == (400, True)
         options = client.card("fixed")["options"]
         assert "dense" not in options["tta"]["enum"] and "explain" not in options
+        assert options["tta"]["default"] == "five_crop"
     finally:
         client.unregister("fixed")
 

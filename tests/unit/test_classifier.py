@@ -65,6 +65,9 @@ def described(temperatures: dict[TTA, float] | None = None) -> Metadata:
 
 def test_a_model_without_a_dense_form_has_the_other_modes() -> None:
     plain = described().model_copy(update={"dense": False})
+    assert plain.suited(Options(tta="dense")) == Options(tta="five_crop", top_k=2)
+    assert plain.suited(Options(tta="none")) == Options(tta="none", top_k=2)
+    assert described().suited(Options(tta="dense")) == Options(tta="dense", top_k=2)
     assert plain.modes(get_args(TTA)) == ["none", "five_crop", "ten_crop"]
     assert described().modes(["dense", "none"]) == ["dense", "none"]
 

@@ -11,8 +11,10 @@ const ttaField = document.getElementById("tta");
 const rowsOfOthers = document.getElementById("others");
 const compare = document.getElementById("compare");
 
-/** What images are sent to: a model, its version and a test-time augmentation. */
-function toSetup({ model, version, tta }) {
+/** What images are sent to: a model, its version and a test-time augmentation that it has. */
+function toSetup({ model, version, tta: wanted }) {
+  const { modes, defaults } = factsOf({ model, version });
+  const tta = modes.includes(wanted) ? wanted : defaults.tta;
   return { model, version, tta, key: JSON.stringify([model, version, tta]) };
 }
 
@@ -85,17 +87,24 @@ export function renderSetups() {
     const { model, version } = facts.models[pill.value];
     pill.ariaPressed = String(model === first.model && version === first.version);
   }
-  ttaField.value = first.tta;
+  renderViews(ttaField, first);
   while (rowsOfOthers.childElementCount > others.length) rowsOfOthers.lastElementChild.remove();
   while (rowsOfOthers.childElementCount < others.length) rowsOfOthers.append(toRow());
   others.forEach((setup, index) => {
     const row = rowsOfOthers.children[index];
     row.querySelector(".model").value = indexOfModel(setup);
-    row.querySelector(".tta").value = setup.tta;
+    renderViews(row.querySelector(".tta"), setup);
     const remove = row.querySelector(".remove");
     remove.ariaLabel = `${t("remove")}: ${setupName(setup)}`;
   });
   compare.hidden = chosen.length === MOST_SETUPS;
+}
+
+/** Show the chosen views in a field, and disable those that the model does not have. */
+function renderViews(field, setup) {
+  const { modes } = factsOf(setup);
+  for (const option of field.options) option.disabled = !modes.includes(option.value);
+  field.value = setup.tta;
 }
 
 function toPill(facts, index) {
