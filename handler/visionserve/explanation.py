@@ -87,19 +87,24 @@ def overlay(data: bytes, explanation: Mapping[str, Any]) -> bytes:
     photograph = preprocessing.to_rgb(image)
     size = upright(stored, photograph.size)
     photograph.thumbnail((LONGEST, LONGEST))
-    across, down = photograph.width / size[0], photograph.height / size[1]
-    left, top, right, bottom = explanation["box"]
-    box = (round(left * across), round(top * down), round(right * across), round(bottom * down))
+    box = _scaled(explanation["box"], size, photograph.size)
     grid = np.array(explanation["grid"], np.float32)
     shade = (grid - grid.min()) / max(float(np.ptp(grid)), 1e-6)
     heat = Image.fromarray((255 * shade).astype(np.uint8)).resize(
-        (max(1, box[2] - box[0]), max(1, box[3] - box[1])), Image.Resampling.BICUBIC
+        (box[2] - box[0], box[3] - box[1]), Image.Resampling.BICUBIC
     )
     coloured = ImageOps.colorize(heat, LEAST, MOST, MIDDLE)
     photograph.paste(Image.blend(photograph.crop(box), coloured, OPACITY), box)
     file = io.BytesIO()
     photograph.save(file, "PNG")
     return file.getvalue()
+
+
+def _scaled(box: Box, size: Size, drawn: Size) -> tuple[int, int, int, int]:
+    """Scale a box in an image of one size to whole pixels of another, at least one each way."""
+    across, down = drawn[0] / size[0], drawn[1] / size[1]
+    left, top = min(round(box[0] * across), drawn[0] - 1), min(round(box[1] * down), drawn[1] - 1)
+    return left, top, max(round(box[2] * across), left + 1), max(round(box[3] * down), top + 1)
 
 
 def upright(stored: Size, decoded: Size) -> Size:

@@ -1,0 +1,75 @@
+"""A batch of TorchServe's rows to responses, on a runtime that is quick."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+from ts.context import Context, RequestProcessor
+from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+
+from scripts import paths
+from tests.helpers import encode
+from tests.unit.test_classifier import Brightness, described
+from visionserve.classifier import Classifier
+from visionserve.config import ModelConfig
+from visionserve_handler import VisionHandler
+
+MAP = {"explain": "True", "accept": "image/png"}
+Response = tuple[int, str, bytes]
+
+
+class Worker:
+    """A handler and its context, as TorchServe's worker holds them."""
+
+    def __init__(self, directory: Path) -> None:
+        metrics = MetricsCacheYamlImpl(config_file_path=str(paths.CONFIG / "metrics.yaml"))
+        metrics.initialize_cache()
+        model = {"modelName": "m", "modelVersion": "1.0", "configFile": "config.yaml"}
+        config = {"handler": {"defaults": {"top_k": 2}}}
+        (directory / "MAR-INF").mkdir()
+        (directory / "MAR-INF" / "MANIFEST.json").write_text(json.dumps({"model": model}))
+        (directory / "config.yaml").write_text(yaml.safe_dump(config))
+        self._context = Context(
+            *("m", str(directory), {"model": model}, 8, None, "0.12.0", True, metrics, config)
+        )
+        self._handler = VisionHandler()
+        self._handler.initialize(self._context)
+
+    def answer(self, *requests: tuple[Mapping[str, Any], dict[str, str]]) -> list[Response]:
+        """Handle rows with their headers; return each one's status, content type and body."""
+        self._context.request_ids = dict(enumerate("abcdefgh"))
+        self._context.request_processor = [RequestProcessor(headers) for _, headers in requests]
+        bodies = self._handler.handle([row for row, _ in requests], self._context)
+        return [
+            (
+                self._context.get_response_status(index)[0],
+                self._context.get_response_content_type(index) or "",
+                body,
+            )
+            for index, body in enumerate(bodies)
+        ]
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    def load(
+        directory: Path, config: ModelConfig, gpu_id: int | None, version: str, name: str
+    ) -> Classifier:
+        return Classifier(Brightness(), described(), config.handler, version, name)
+
+    monkeypatch.setattr(Classifier, "from_archive", load)
+    return Worker(tmp_path)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (50, 1), (2, 100)])
+def test_a_map_of_the_smallest_image_is_drawn(worker: Worker, size: tuple[int, int]) -> None:
+    """The centre crop of such an image may lie within a single pixel, or between two."""
+    tiny = encode(Image.new("RGB", size))
+    (response,) = worker.answer(({"body": tiny}, MAP))
+    assert response[:2] == (200, "image/png")
+    assert Image.open(io.BytesIO(response[2])).size == size
