@@ -114,12 +114,12 @@ lint: $(INSTALLED)
 lock: $(INSTALLED)
 	$(PYTHON) -m pip freeze --exclude-editable | sed 's/+cpu$$//' > config/constraints.txt
 
-# What serving takes; `scripts.serve` itself installs what building takes, where it has to build.
+# What serving takes; `visionserve serve` itself installs what building takes, where it has to build.
 $(SERVES): pyproject.toml config/constraints.txt
 	{ test -f .venv/pyvenv.cfg && $(PYTHON) -m pip --version; } >/dev/null 2>&1 || python3.11 -m venv --clear .venv
 	$(PIP) .
 	touch $@
 
 $(INSTALLED): $(SERVES)
-	$(PYTHON) -m scripts.environment dev
+	$(VISIONSERVE) install dev
 	touch $@

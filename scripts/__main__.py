@@ -12,7 +12,7 @@ def modules() -> dict[str, Path]:
     """Return each command's name and file: `manage`, `bench`, `bench-page`."""
     folder = Path(__file__).parent
     found = {}
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted([*folder.glob("*.py"), *folder.glob("bench/*.py")]):
         name = "-".join(path.relative_to(folder).with_suffix("").parts).removesuffix("-__main__")
         if name != "__main__" and "\ndef main()" in path.read_text(encoding="utf-8"):
             found[name] = path

@@ -16,14 +16,17 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from tqdm import tqdm
 
-from scripts import circumstances, convert, labelled, paths, photos
-from scripts.archives import FALLBACK
-from scripts.build import Recipe, read_categories
+from scripts import paths, photos
+from scripts.archive import convert
+from scripts.archive.proof import ProofError
+from scripts.archive.recipe import Recipe, read_categories
+from scripts.archive.store import FALLBACK
+from scripts.archive.temperatures import Temperatures
+from scripts.archive.weights import WeightsError, resolve
 from scripts.evaluate import MODES, THREADS, Loaded, table
-from scripts.proof import ProofError
-from scripts.statistics import EPSILON, Interval, log_loss, reliability
-from scripts.temperatures import Temperatures
-from scripts.weights import WeightsError, resolve
+from scripts.quality import labelled
+from scripts.quality.statistics import EPSILON, Interval, log_loss, reliability
+from scripts.report import circumstances
 from visionserve import runtimes
 from visionserve.config import TTA, ModelConfig
 from visionserve.metadata import COLDEST, HOTTEST

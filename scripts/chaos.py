@@ -23,10 +23,10 @@ import requests
 import yaml
 from PIL import Image
 
-from scripts.load import MODEL, Load, Question, Sent, plain, serving
-from scripts.properties import read_properties
-from scripts.retire import retire
-from scripts.torchserve import StartError, TorchServe, client_of
+from scripts.server.properties import read_properties
+from scripts.server.retire import retire
+from scripts.server.torchserve import StartError, TorchServe, client_of
+from scripts.stress.clients import MODEL, Load, Question, Sent, plain, serving
 
 CLIENTS = 3
 RETRIES = 6

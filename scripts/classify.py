@@ -12,13 +12,14 @@ from typing import get_args
 import requests
 from tqdm import tqdm
 
-from scripts import listing, paths, server_engine
-from scripts.client import Client
-from scripts.hashes import sha256_of
-from scripts.provenance import Provenance
-from scripts.rows import Body, RunError, row
-from scripts.sinks import open_sink
-from scripts.torchserve import client_of
+from scripts import paths
+from scripts.archive.hashes import sha256_of
+from scripts.batch import listing, server_engine
+from scripts.batch.provenance import Provenance
+from scripts.batch.rows import Body, RunError, row
+from scripts.batch.sinks import open_sink
+from scripts.server.client import Client
+from scripts.server.torchserve import client_of
 from visionserve.config import Language, Options
 
 Engine = Callable[[Iterator[Path]], Generator[tuple[Path, Body]]]
@@ -82,7 +83,7 @@ def choose(args: argparse.Namespace) -> tuple[Engine, Provenance]:
             {**where, **wanted},
         )
     try:
-        from scripts import ray_engine
+        from scripts.batch import ray_engine
     except ImportError:
         raise RunError("The engine needs Ray: pip install '.[ray]'.") from None
     return (

@@ -6,6 +6,7 @@ import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -57,14 +58,25 @@ def install(extra: str) -> None:
         raise InstallError(f"pip could not install `{extra}`; its last lines say why.")
 
 
+def extras() -> list[str]:
+    """Name the extras."""
+    return list(_project()["optional-dependencies"])
+
+
 def pinned(extra: str) -> list[str]:
     """Return the requirements `NAME==RELEASE` of an extra and of the extras that it names."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = _project()
     found: list[str] = []
     for requirement in project["optional-dependencies"][extra]:
         inner = requirement.removeprefix(f"{project['name']}[").removesuffix("]")
         found += [requirement] if inner == requirement else pinned(inner)
     return found
+
+
+def _project() -> dict[str, Any]:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project: dict[str, Any] = tomllib.loads(text)["project"]
+    return project
 
 
 def _is_installed(requirement: str) -> bool:
@@ -80,17 +92,3 @@ def _answers(url: str) -> bool:
         return requests.head(url, timeout=3).ok
     except requests.RequestException:
         return False
-
-
-def main() -> int:
-    """Install the extra that is named."""
-    try:
-        install(sys.argv[1])
-    except InstallError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,11 +15,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from scripts import circumstances, convert, deletion, labelled, paths, photos
-from scripts.archives import FALLBACK
-from scripts.deletion import Deletion
-from scripts.statistics import Reliability, log_loss, paired_difference, proportion, reliability
-from scripts.weights import WeightsError, resolve
+from scripts import paths, photos
+from scripts.archive import convert
+from scripts.archive.store import FALLBACK
+from scripts.archive.weights import WeightsError, resolve
+from scripts.quality import deletion, labelled
+from scripts.quality.deletion import Deletion
+from scripts.quality.statistics import (
+    Reliability,
+    log_loss,
+    paired_difference,
+    proportion,
+    reliability,
+)
+from scripts.report import circumstances
 from visionserve import runtimes
 from visionserve.config import TTA, Engine, HandlerConfig, Options, Precision
 from visionserve.metadata import Metadata

@@ -10,11 +10,11 @@ from typing import Any
 import requests
 
 from scripts import paths
-from scripts.archives import ArchiveError
-from scripts.client import Client
-from scripts.hashes import HashError
-from scripts.retire import retire
-from scripts.torchserve import NotRunningError, TorchServe
+from scripts.archive.hashes import HashError
+from scripts.archive.store import ArchiveError
+from scripts.server.client import Client
+from scripts.server.retire import retire
+from scripts.server.torchserve import NotRunningError, TorchServe
 
 
 def main() -> int:

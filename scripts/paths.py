@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 HANDLER = ROOT / "handler"
 OPENVINO_ONLY = HANDLER / "openvino_only"
+SCRIPTS = ROOT / "scripts"
 CONFIG = ROOT / "config"
 MODEL_STORE = ROOT / "model_store"
 STATE = ROOT / ".torchserve"

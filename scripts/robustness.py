@@ -21,12 +21,15 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from scripts import circumstances, convert, labelled, paths, photos
-from scripts.archives import FALLBACK
-from scripts.corruptions import CORRUPTIONS, corrupt, scaled
+from scripts import paths, photos
+from scripts.archive import convert
+from scripts.archive.store import FALLBACK
+from scripts.archive.weights import WeightsError, resolve
 from scripts.evaluate import MODES, VARIANTS, Loaded, table
-from scripts.statistics import Interval, clustered, proportion
-from scripts.weights import WeightsError, resolve
+from scripts.quality import labelled
+from scripts.quality.corruptions import CORRUPTIONS, corrupt, scaled
+from scripts.quality.statistics import Interval, clustered, proportion
+from scripts.report import circumstances
 from visionserve import metadata, runtimes
 from visionserve.config import TTA, HandlerConfig
 from visionserve.metadata import Metadata

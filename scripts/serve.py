@@ -13,13 +13,13 @@ import requests
 import yaml
 
 from scripts import environment, paths, photos
-from scripts.archives import Archive, ArchiveError, adopt, choose, runtime
-from scripts.build import MIRROR_HELP
+from scripts.archive.hashes import HashError
+from scripts.archive.recipe import MIRROR_HELP
+from scripts.archive.store import Archive, ArchiveError, adopt, choose, runtime
+from scripts.archive.weights import WeightsError
 from scripts.environment import InstallError
-from scripts.hashes import HashError
 from scripts.manage import listing
-from scripts.torchserve import NotRunningError, StartError, TorchServe
-from scripts.weights import WeightsError
+from scripts.server.torchserve import NotRunningError, StartError, TorchServe
 
 DEFAULT = "resnet18"
 
@@ -31,7 +31,7 @@ def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
         server: not yet started, or running.
         names: of models that can be built, and of archives in the store, without `.mar`. Without
             any, those that the profile served last.
-        mirror: see `scripts.weights.resolve`.
+        mirror: see `scripts.archive.weights.resolve`.
 
     Raises:
         ArchiveError: a name stands for no archive.

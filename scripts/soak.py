@@ -16,8 +16,8 @@ from typing import Any
 
 import psutil
 
-from scripts.load import MODEL, Load, Sent, mixed, plain, serving
-from scripts.torchserve import TorchServe
+from scripts.server.torchserve import TorchServe
+from scripts.stress.clients import MODEL, Load, Sent, mixed, plain, serving
 
 WORKERS = 2
 RETRIES = 6

@@ -8,9 +8,9 @@ import yaml
 from PIL import Image
 
 from scripts import paths
-from scripts.load import free_port
-from scripts.proxy import Site, Upstream
-from scripts.torchserve import TorchServe
+from scripts.server.nginx import Site, Upstream
+from scripts.server.ports import free_port
+from scripts.server.torchserve import TorchServe
 
 REAL = "efficientnet_lite0"
 RANDOM = "random_weights_resnet18"

@@ -17,12 +17,13 @@ import psutil
 from PIL import Image
 from tqdm import tqdm
 
-from scripts import circumstances, paths, photos
+from scripts import paths, photos
 from scripts.bench import report
 from scripts.bench.contenders import ALL, BIN, INT8, OURS, Contender, running
 from scripts.bench.load import load, one_by_one
 from scripts.bench.results import About, Figure, Results, bars, rate, repeated
-from scripts.torchserve import StartError
+from scripts.report import circumstances
+from scripts.server.torchserve import StartError
 
 STORE = paths.MODEL_STORE / "bench"
 WORKERS = len(os.sched_getaffinity(0))

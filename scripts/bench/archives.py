@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 import yaml
 
+from scripts.archive.recipe import Recipe, build
+from scripts.archive.weights import WeightsUnavailableError, resolve
 from scripts.bench.peers import stock_model
-from scripts.build import Recipe, build
-from scripts.weights import WeightsUnavailableError, resolve
 from visionserve.models import IMAGENET_CATEGORIES, MODELS
 
 ARCHITECTURE = "resnet18"

@@ -14,8 +14,8 @@ import psutil
 import requests
 
 from scripts import paths
-from scripts.load import free_port, free_ports
-from scripts.torchserve import TorchServe
+from scripts.server.ports import free_port, free_ports
+from scripts.server.torchserve import TorchServe
 
 START_TIMEOUT = 120
 BIN = Path(sys.executable).parent

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from scripts import circumstances, convert, photos, proof
+from scripts import photos
+from scripts.archive import convert, proof
+from scripts.report import circumstances
 from visionserve.config import Precision
 from visionserve.metadata import Proof
 from visionserve.models import MODELS, FullyConvolutional

@@ -13,12 +13,13 @@ import psutil
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from scripts import paths, photos, server_engine
+from scripts import paths, photos
+from scripts.archive.recipe import Recipe, build
+from scripts.batch import server_engine
 from scripts.bench.results import Bar
-from scripts.build import Recipe, build
-from scripts.circumstances import processor
-from scripts.load import free_ports
-from scripts.torchserve import TorchServe
+from scripts.report.circumstances import processor
+from scripts.server.ports import free_ports
+from scripts.server.torchserve import TorchServe
 
 MODEL = "efficientnet_lite0"
 FEW, MANY = 500, 2000

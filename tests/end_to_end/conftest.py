@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from scripts import paths
-from scripts.build import Recipe, build
-from scripts.client import Client
-from scripts.load import free_ports
-from scripts.proxy import Proxy
-from scripts.torchserve import TorchServe
+from scripts.archive.recipe import Recipe, build
+from scripts.server.client import Client
+from scripts.server.nginx import Proxy
+from scripts.server.ports import free_ports
+from scripts.server.torchserve import TorchServe
 from tests.helpers import RANDOM, REAL, write_config
 from visionserve.models import MODELS
 

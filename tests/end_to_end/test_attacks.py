@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from scripts import photos, proxy
-from scripts.proxy import Proxy, Site, Upstream
-from scripts.torchserve import TorchServe
+from scripts import photos
+from scripts.server.nginx import Proxy, Site, Upstream
+from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL, site_of
 
 TIMEOUT = 60
@@ -299,7 +299,7 @@ def test_refusals_are_counted_and_not_logged(site: Site, state: Path) -> None:
 def test_a_full_log_makes_room(
     server: TorchServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proxy, "LOG_BYTES", 2000)
+    monkeypatch.setattr("scripts.server.nginx.LOG_BYTES", 2000)
     site = site_of(server)
     nginx = Proxy(tmp_path / "nginx")
     nginx.start(site)

@@ -14,12 +14,12 @@ import yaml
 from pydantic import ValidationError
 
 from scripts import paths
-from scripts.archives import ArchiveError, choose
-from scripts.build import Recipe, build, fingerprint
-from scripts.categories import read_labels, read_map
-from scripts.hashes import HashError, record, sha256_of
-from scripts.torchserve import TorchServe
-from scripts.weights import Weights, WeightsError, WeightsUnavailableError, load, resolve
+from scripts.archive.categories import read_labels, read_map
+from scripts.archive.hashes import HashError, record, sha256_of
+from scripts.archive.recipe import Recipe, build, fingerprint
+from scripts.archive.store import ArchiveError, choose
+from scripts.archive.weights import Weights, WeightsError, WeightsUnavailableError, load, resolve
+from scripts.server.torchserve import TorchServe
 from tests.helpers import RANDOM, REAL, SERVER_CONFIG
 from visionserve.config import ModelConfig
 from visionserve.metadata import Metadata

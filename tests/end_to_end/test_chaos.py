@@ -9,8 +9,17 @@ import pytest
 from PIL import Image
 
 from scripts import chaos
-from scripts.load import FORMATS, LENGTHS, MODEL, VIEWS, Load, WrongAnswerError, mixed, plain
-from scripts.server_engine import LARGEST
+from scripts.batch.server_engine import LARGEST
+from scripts.stress.clients import (
+    FORMATS,
+    LENGTHS,
+    MODEL,
+    VIEWS,
+    Load,
+    WrongAnswerError,
+    mixed,
+    plain,
+)
 
 
 @pytest.fixture(scope="module")

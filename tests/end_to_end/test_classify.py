@@ -19,15 +19,16 @@ import psutil
 import pytest
 from tqdm.utils import disp_len
 
-from scripts import listing, paths, photos, server_engine
+from scripts import paths, photos
+from scripts.batch import listing, server_engine
+from scripts.batch.formats import CSV, NAME_WIDTH, JSONLines, Table
+from scripts.batch.rows import SERVER_FAULTS, Row, RunError, columns, fault, is_server_fault, row
+from scripts.batch.server_engine import LARGEST, delay, windowed
+from scripts.batch.sinks import File, Kept, open_sink
 from scripts.classify import connect
-from scripts.client import Client
-from scripts.formats import CSV, NAME_WIDTH, JSONLines, Table
-from scripts.load import free_port
-from scripts.rows import SERVER_FAULTS, Row, RunError, columns, fault, is_server_fault, row
-from scripts.server_engine import LARGEST, delay, windowed
-from scripts.sinks import File, Kept, open_sink
-from scripts.torchserve import TorchServe
+from scripts.server.client import Client
+from scripts.server.ports import free_port
+from scripts.server.torchserve import TorchServe
 from tests.helpers import RANDOM, REAL
 
 COMMAND = [sys.executable, "-m", "scripts.classify"]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, functional
 
 from scripts import photos
+from scripts.archive.weights import load, resolve
 from scripts.bench import device as bench
-from scripts.weights import load, resolve
 from tests.helpers import REAL, encode
 from visionserve import tta
 from visionserve.classifier import Classifier, Outcome

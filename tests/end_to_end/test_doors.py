@@ -20,11 +20,11 @@ from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from scripts import photos
-from scripts.client import Client
 from scripts.paths import ROOT
-from scripts.properties import read_properties
-from scripts.proxy import Proxy
-from scripts.torchserve import TorchServe
+from scripts.server.client import Client
+from scripts.server.nginx import Proxy
+from scripts.server.properties import read_properties
+from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL, encode, site_of
 from visionserve.config import TTA
 from visionserve.models import MODELS

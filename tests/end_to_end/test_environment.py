@@ -15,9 +15,9 @@ import pytest
 from packaging.requirements import Requirement
 
 from scripts import paths, photos
-from scripts.client import Client
 from scripts.environment import pinned
-from scripts.load import free_ports
+from scripts.server.client import Client
+from scripts.server.ports import free_ports
 from tests.helpers import REAL
 
 

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from scripts import labelled, paths, photos
-from scripts.corruptions import CORRUPTIONS, SIDE, MotionBlur, corrupt, scaled
+from scripts import paths, photos
+from scripts.archive.weights import load, resolve
+from scripts.quality import labelled
+from scripts.quality.corruptions import CORRUPTIONS, SIDE, MotionBlur, corrupt, scaled
 from scripts.robustness import CONDITIONS, Measured, record
-from scripts.weights import load, resolve
 from tests.helpers import REAL
 from visionserve.models import MODELS
 

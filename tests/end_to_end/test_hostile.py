@@ -9,7 +9,7 @@ import requests
 from PIL import Image
 
 from scripts import photos
-from scripts.client import Client
+from scripts.server.client import Client
 from tests.corpus import CASES, Case
 from tests.helpers import REAL, encode
 

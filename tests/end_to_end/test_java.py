@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import java
+from scripts.server import java
 
 
 def test_without_java_the_packaged_one_is_found_and_runs(

@@ -13,8 +13,8 @@ import requests
 import yaml
 
 from scripts import paths
-from scripts.properties import read_properties
-from scripts.torchserve import TorchServe
+from scripts.server.properties import read_properties
+from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL
 
 KUBERNETES = "1.37"

@@ -13,9 +13,9 @@ from torch import nn
 from torchvision import models as tv
 from torchvision.models import WeightsEnum
 
-from scripts import convert
+from scripts.archive import convert
+from scripts.archive.weights import Weights, load
 from scripts.bench import families
-from scripts.weights import Weights, load
 from visionserve import tta
 from visionserve.metadata import Proof
 from visionserve.models import MODELS, FullyConvolutional

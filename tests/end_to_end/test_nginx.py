@@ -23,12 +23,12 @@ import requests
 from PIL import Image
 
 from scripts import photos
-from scripts.client import Client
-from scripts.load import free_port, free_ports
-from scripts.proxy import Proxy, ProxyError, Site, Upstream
-from scripts.rows import RunError
-from scripts.server_engine import classify
-from scripts.torchserve import TorchServe
+from scripts.batch.rows import RunError
+from scripts.batch.server_engine import classify
+from scripts.server.client import Client
+from scripts.server.nginx import Proxy, ProxyError, Site, Upstream
+from scripts.server.ports import free_port, free_ports
+from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL, encode, site_of, spend
 
 TIMEOUT = 60

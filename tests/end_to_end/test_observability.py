@@ -17,11 +17,11 @@ import yaml
 from PIL import Image
 
 from scripts import paths, photos
-from scripts.build import Recipe, build
-from scripts.client import Client
-from scripts.load import free_port
-from scripts.properties import read_properties
-from scripts.torchserve import TorchServe
+from scripts.archive.recipe import Recipe, build
+from scripts.server.client import Client
+from scripts.server.ports import free_port
+from scripts.server.properties import read_properties
+from scripts.server.torchserve import TorchServe
 from tests.helpers import RANDOM, encode, write_config
 
 PROMETHEUS = paths.CONFIG / "prometheus"

@@ -22,13 +22,13 @@ from PIL import Image
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
-from scripts.build import Recipe, build
-from scripts.client import Client
-from scripts.formats import record
+from scripts.archive.recipe import Recipe, build
+from scripts.batch.formats import record
+from scripts.batch.rows import columns
 from scripts.photos import greeting, packaged
-from scripts.proxy import Proxy
-from scripts.rows import columns
-from scripts.torchserve import TorchServe
+from scripts.server.client import Client
+from scripts.server.nginx import Proxy
+from scripts.server.torchserve import TorchServe
 from tests.end_to_end.browser import Browser
 from tests.helpers import RANDOM, REAL, site_of, spend
 from visionserve.models import MODELS

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 from scripts import paths
-from scripts.processes import describe, find, listeners
-from scripts.torchserve import TorchServe
+from scripts.server.processes import describe, find, listeners
+from scripts.server.torchserve import TorchServe
 
 
 @contextmanager

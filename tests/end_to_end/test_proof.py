@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from scripts import convert, photos, proof
-from scripts.build import Recipe, build
-from scripts.proof import ProofError, Reference
+from scripts import photos
+from scripts.archive import convert, proof
+from scripts.archive.proof import ProofError, Reference
+from scripts.archive.recipe import Recipe, build
 from tests.helpers import RANDOM, REAL, write_config
 from visionserve.metadata import Metadata, Proof, Transforms
 from visionserve.models import MODELS, FullyConvolutional

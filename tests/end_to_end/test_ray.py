@@ -11,10 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts import listing, paths, photos
-from scripts.formats import CSV
-from scripts.sinks import File
-from scripts.torchserve import TorchServe
+from scripts import paths, photos
+from scripts.batch import listing
+from scripts.batch.formats import CSV
+from scripts.batch.sinks import File
+from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL
 
 pytest.importorskip("ray", reason="the `ray` extra is not installed")

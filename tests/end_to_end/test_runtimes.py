@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from scripts import convert, photos
-from scripts.build import Recipe, build
+from scripts import photos
+from scripts.archive import convert
+from scripts.archive.recipe import Recipe, build
+from scripts.archive.weights import load, resolve
 from scripts.evaluate import Loaded, measure, prepare
-from scripts.labelled import label_of
-from scripts.statistics import paired_difference
-from scripts.weights import load, resolve
+from scripts.quality.labelled import label_of
+from scripts.quality.statistics import paired_difference
 from tests.helpers import REAL, write_config
 from visionserve import runtimes
 from visionserve.config import HandlerConfig

@@ -18,13 +18,15 @@ import pytest
 import requests
 import torch
 
-from scripts import hashes, paths, photos, processes
-from scripts.archives import Archive
-from scripts.build import Recipe, build
-from scripts.hashes import HashError, read_record
-from scripts.load import free_ports
-from scripts.private import ForeignFileError, make_private
-from scripts.torchserve import NotRunningError, StartError, TorchServe, connect
+from scripts import paths, photos
+from scripts.archive import hashes
+from scripts.archive.hashes import HashError, read_record
+from scripts.archive.recipe import Recipe, build
+from scripts.archive.store import Archive
+from scripts.server import processes
+from scripts.server.ports import free_ports
+from scripts.server.private import ForeignFileError, make_private
+from scripts.server.torchserve import NotRunningError, StartError, TorchServe, connect
 from tests.helpers import write_config
 from visionserve.models import MODELS
 
@@ -297,7 +299,8 @@ def test_an_interrupted_build_is_built_anew(mountains: Path, tmp_path: Path) -> 
 def test_an_interrupted_start_is_started_anew(mountains: Path, tmp_path: Path) -> None:
     ports = local_ports()
     code = (
-        "import json, sys; from pathlib import Path; from scripts.torchserve import TorchServe; "
+        "import json, sys; from pathlib import Path; "
+        "from scripts.server.torchserve import TorchServe; "
         "state, store, ports = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]); "
         "TorchServe('local', state, store, ports).start(['mountains=mountains.mar'])"
     )

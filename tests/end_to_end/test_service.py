@@ -27,11 +27,12 @@ import yaml
 from PIL import Image
 from torchvision.transforms import functional
 
-from scripts import hashes, paths, photos
-from scripts.build import Recipe, build
-from scripts.client import Client
-from scripts.torchserve import TorchServe, client_of
-from scripts.weights import load, resolve
+from scripts import paths, photos
+from scripts.archive import hashes
+from scripts.archive.recipe import Recipe, build
+from scripts.archive.weights import load, resolve
+from scripts.server.client import Client
+from scripts.server.torchserve import TorchServe, client_of
 from tests.helpers import RANDOM, REAL, encode
 from visionserve.metadata import Metadata
 from visionserve.models import MODELS

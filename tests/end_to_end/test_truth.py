@@ -13,10 +13,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, functional
 
 from scripts import paths, photos
-from scripts.build import Recipe, build
-from scripts.client import Client
-from scripts.torchserve import TorchServe
-from scripts.weights import load, resolve
+from scripts.archive.recipe import Recipe, build
+from scripts.archive.weights import load, resolve
+from scripts.server.client import Client
+from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL
 from visionserve.config import TTA, ModelConfig
 from visionserve.models import IMAGENET_CATEGORIES, MODELS

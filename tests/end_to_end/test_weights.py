@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scripts import weights
-from scripts.build import Recipe, build
-from scripts.load import free_port
-from scripts.weights import WeightsError, WeightsUnavailableError, remembered, resolve
+from scripts.archive import weights
+from scripts.archive.recipe import Recipe, build
+from scripts.archive.weights import WeightsError, WeightsUnavailableError, remembered, resolve
+from scripts.server.ports import free_port
 from tests.helpers import SERVER_CONFIG
 from visionserve.models import MODELS
 

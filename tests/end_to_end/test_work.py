@@ -12,9 +12,9 @@ import requests
 import torch
 
 from scripts import photos
-from scripts.client import Client
-from scripts.properties import read_properties
-from scripts.torchserve import TorchServe
+from scripts.server.client import Client
+from scripts.server.properties import read_properties
+from scripts.server.torchserve import TorchServe
 from tests.corpus import chunk, png, scans
 from tests.end_to_end.test_hostile import workers
 from tests.helpers import RANDOM, REAL

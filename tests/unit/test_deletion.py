@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from scripts import deletion
-from scripts.statistics import ratio_of_means
+from scripts.quality import deletion
+from scripts.quality.statistics import ratio_of_means
 from visionserve.metadata import Transforms
 from visionserve.runtimes import Runtime
 

@@ -3,7 +3,7 @@
 import unicodedata
 from pathlib import Path
 
-from scripts import labels
+from scripts.archive import labels
 from visionserve.models import IMAGENET_CATEGORIES
 
 

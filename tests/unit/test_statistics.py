@@ -13,7 +13,13 @@ from sklearn.frozen import FrozenEstimator
 
 from scripts.calibrate import fit
 from scripts.evaluate import Answers, judge
-from scripts.statistics import clustered, log_loss, paired_difference, proportion, reliability
+from scripts.quality.statistics import (
+    clustered,
+    log_loss,
+    paired_difference,
+    proportion,
+    reliability,
+)
 from visionserve.postprocessing import temper
 
 

@@ -6,7 +6,7 @@ const FORMULA = /(^|[;\t\r\n])(?=[ "]*[=+\-@\t\r\n＝＋－＠])/g;
  * What a spreadsheet would run as a formula gets an apostrophe in front:
  * https://owasp.org/www-community/attacks/CSV_Injection. One that separates fields by semicolons
  * splits all texts but a row's first, so that each part of a text is looked at.
- * `scripts/formats.py` has the same rule.
+ * `scripts/batch/formats.py` has the same rule.
  *
  * @param rows objects of `path`, and of `answer` or `error`, a text.
  */

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from scripts.batch.rows import RunError
 from scripts.photos import SUFFIXES
-from scripts.rows import RunError
 
 
 def expand(names: Sequence[str]) -> Iterator[Path]:

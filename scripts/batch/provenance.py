@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from scripts.rows import RunError, Value
+from scripts.batch.rows import RunError, Value
 
 WAYS_OUT = "Begin it anew with --overwrite, or name another file."
 

@@ -15,8 +15,8 @@ import requests
 from tqdm import tqdm
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-from scripts.client import Client
-from scripts.rows import Body, RunError, fault, is_server_fault, read_image, unreadable
+from scripts.batch.rows import Body, RunError, fault, is_server_fault, read_image, unreadable
+from scripts.server.client import Client
 from visionserve.config import HandlerConfig
 
 AHEAD = 8

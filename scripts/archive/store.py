@@ -10,9 +10,9 @@ from pathlib import Path
 import yaml
 
 from scripts import paths
-from scripts.build import Recipe, UnknownModelError, build
-from scripts.hashes import HashError, admit, read_record, sha256_of, write_record
-from scripts.weights import WeightsUnavailableError
+from scripts.archive.hashes import HashError, admit, read_record, sha256_of, write_record
+from scripts.archive.recipe import Recipe, UnknownModelError, build
+from scripts.archive.weights import WeightsUnavailableError
 from visionserve.config import ModelConfig
 
 FALLBACK = "efficientnet_lite0"
@@ -101,7 +101,7 @@ def choose(
         names: of models that can be built, and of archives in the store, without `.mar`.
         profile: whose configuration a built archive gets.
         store: the folder of archives.
-        mirror: see `scripts.weights.resolve`.
+        mirror: see `scripts.archive.weights.resolve`.
 
     Raises:
         ArchiveError: a name stands for no archive, or its file is none.

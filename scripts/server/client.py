@@ -135,7 +135,7 @@ class Client:
     def unregister(self, model: str, version: str | None = None) -> None:
         """Remove a version of a model at once; without one, the default version.
 
-        Requests under way are never answered: `scripts.retire` waits for them.
+        Requests under way are never answered: `scripts.server.retire` waits for them.
         """
         self._manage("DELETE", f"/models/{model}/{version}" if version else f"/models/{model}")
 

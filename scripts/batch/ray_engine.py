@@ -21,7 +21,7 @@ import yaml
 from tqdm import tqdm
 
 import scripts
-from scripts.rows import Body, RunError, read_image, unreadable
+from scripts.batch.rows import Body, RunError, read_image, unreadable
 from visionserve.config import ModelConfig
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import requests
 from tqdm import tqdm
 
-from scripts.hashes import sha256_of
+from scripts.archive.hashes import sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor

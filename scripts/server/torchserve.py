@@ -17,12 +17,13 @@ from urllib.parse import quote, urlsplit
 
 import psutil
 
-from scripts import java, paths, processes
-from scripts.archives import Archive
-from scripts.client import Client
-from scripts.hashes import admit
-from scripts.private import make_private
-from scripts.properties import check_properties, read_properties
+from scripts import paths
+from scripts.archive.hashes import admit
+from scripts.archive.store import Archive
+from scripts.server import java, processes
+from scripts.server.client import Client
+from scripts.server.private import make_private
+from scripts.server.properties import check_properties, read_properties
 
 START_TIMEOUT = 120
 STOP_TIMEOUT = 60

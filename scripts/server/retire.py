@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from scripts.client import TIMEOUT, Client
+from scripts.server.client import TIMEOUT, Client
 
 GRACE = 2.0
 PLACEHOLDER = "retired"

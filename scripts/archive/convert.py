@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from scripts import photos, proof
-from scripts.weights import Weights, load
+from scripts import photos
+from scripts.archive import proof
+from scripts.archive.weights import Weights, load
 from visionserve import runtimes
 from visionserve.config import HandlerConfig
 from visionserve.metadata import Metadata, Proof

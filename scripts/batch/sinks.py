@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from scripts import provenance
-from scripts.formats import CSV, JSONLines, Table
-from scripts.provenance import Provenance, settle
-from scripts.rows import Row, RunError, Value, columns, is_server_fault, name
+from scripts.batch import provenance
+from scripts.batch.formats import CSV, JSONLines, Table
+from scripts.batch.provenance import Provenance, settle
+from scripts.batch.rows import Row, RunError, Value, columns, is_server_fault, name
 
 CHUNK = 1 << 20
 ROW_GROUP = 10_000

@@ -5,12 +5,11 @@ import io
 import itertools
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -25,11 +24,12 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, functional
 
 from scripts import paths, photos
-from scripts.archives import FALLBACK
-from scripts.build import Recipe, build
-from scripts.client import Client
-from scripts.torchserve import TorchServe, client_of
-from scripts.weights import load, resolve
+from scripts.archive.recipe import Recipe, build
+from scripts.archive.store import FALLBACK
+from scripts.archive.weights import load, resolve
+from scripts.server.client import Client
+from scripts.server.ports import free_ports
+from scripts.server.torchserve import TorchServe, client_of
 from visionserve.models import MODELS, FullyConvolutional
 
 MODEL = FALLBACK
@@ -324,20 +324,3 @@ def serving(folder: Path, handler: dict[str, Any], **config: Any) -> Iterator[To
         yield server
     finally:
         server.stop()
-
-
-def free_ports() -> dict[str, str]:
-    """Return properties that put every API of a TorchServe on a free port."""
-    addresses = {
-        f"{api}_address": f"http://127.0.0.1:{free_port()}"
-        for api in ("inference", "management", "metrics")
-    }
-    grpc = {f"grpc_{api}_port": str(free_port()) for api in ("inference", "management")}
-    return addresses | grpc
-
-
-def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nothing listens on."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

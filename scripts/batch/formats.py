@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from tqdm.utils import disp_len
 
-from scripts.rows import Row, Value, columns
+from scripts.batch.rows import Row, Value, columns
 
 _FORMULA = re.compile(r"(^|[;\t\r\n])(?=[ \"]*[=+\-@\t\r\n＝＋－＠])")
 NAME_WIDTH = 40

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.statistics import clustered, ratio_of_means
+from scripts.quality.statistics import clustered, ratio_of_means
 from visionserve.metadata import Transforms
 from visionserve.runtimes import Runtime
 

@@ -1,0 +1,230 @@
+"""What an archive is made of, and how it is built."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts import environment, paths, photos
+from scripts.archive import labels, proof, temperatures
+from scripts.archive.categories import read_labels, read_map
+from scripts.archive.hashes import is_recorded, record, sha256_of
+from scripts.archive.weights import (
+    ClassCountError,
+    WeightsError,
+    WeightsUnavailableError,
+    remembered,
+    resolve,
+)
+from visionserve import metadata
+from visionserve.config import ModelConfig
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+MIRROR_HELP = "base URL of torchvision's files of weights (WEIGHTS_MIRROR, or the official host)"
+ENOUGH = 50
+LEFT_OUT = ("*.egg-info", "__pycache__", "README.md")
+# The code whose changes make an archive another one.
+MAKERS = ("archive/convert.py", "archive/proof.py", "photos.py")
+
+
+class UnknownModelError(ValueError):
+    """There is no such architecture."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that an archive is made of.
+
+    Attributes:
+        architecture: a key of `visionserve.models.MODELS`.
+        name: the archive's name in the server.
+        version: the archive's version.
+        config: its `model-config.yaml`.
+        weights: a state dict of the user's own; the official one where it is None.
+        labels: a file with one label a line, in class-index order; ImageNet's where it is None.
+        label_map: a JSON file of labels to the names shown instead.
+        calibration: a folder of photographs for INT8; those of PyPI packages where it is None.
+        temperatures: a file of `visionserve calibrate`; none where it is None.
+        file: the archive's file name without `.mar`; its name in the server where it is None.
+
+    Raises:
+        ValueError: a name, version or file name is none that a URL and TorchServe take.
+    """
+
+    architecture: str
+    name: str
+    version: str
+    config: Path
+    weights: Path | None = None
+    labels: Path | None = None
+    label_map: Path | None = None
+    calibration: Path | None = None
+    temperatures: Path | None = None
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the names before anything is computed."""
+        for what in ("name", "version", "file"):
+            text = getattr(self, what)
+            if text is not None and not NAME.fullmatch(text):
+                raise ValueError(
+                    f"{text!r} is no {what}: give letters, digits and _ . - after a first "
+                    "letter or digit, 100 at most."
+                )
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it differs from what `serve` builds of the architecture."""
+        return self != Recipe(self.architecture, self.architecture, "1.0", self.config)
+
+    def photographs(self) -> list[Path]:
+        """Name the photographs to calibrate with."""
+        return photos.folder(self.calibration) if self.calibration else photos.packaged()
+
+
+def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = True) -> Path:
+    """Build an archive, unless the store has one of the same ingredients.
+
+    PyTorch is needed, and installed, only where there is something to build. The SHA-256 of the
+    archive and of its ingredients are recorded beside it, in `NAME.json`.
+
+    Args:
+        recipe: what to build.
+        store: where to write.
+        mirror: see `scripts.archive.weights.resolve`.
+        again: try a download again that failed within the last day.
+
+    Returns:
+        The archive's path.
+
+    Raises:
+        WeightsError: the weights are missing, corrupt or another model's, or the labels are
+            not as many as its classes; nothing is written.
+        ProofError: the model's answers are not those of its weights; nothing is written.
+        UnknownModelError: there is no such architecture.
+        ValueError: the labels, the label map, the temperatures or a photograph cannot be used.
+        InstallError: pip could not install what building takes.
+        OSError: a file of the recipe cannot be read.
+        pydantic.ValidationError: the configuration has an unknown key or a bad value.
+    """
+    config = ModelConfig.load(recipe.config)
+    archive = store / f"{recipe.file or recipe.name}.mar"
+    ingredients = fingerprint(recipe, config)
+    if is_recorded(archive, ingredients):
+        return archive
+    if not (again or recipe.weights) and (reason := remembered(recipe.architecture, mirror)):
+        raise WeightsUnavailableError(reason)
+    environment.require("build", f"{archive} has to be built")
+    from scripts.archive import convert
+    from visionserve.models import MODELS
+
+    if recipe.architecture not in MODELS:
+        raise UnknownModelError(
+            f"{recipe.architecture} is no model that can be built: {', '.join(MODELS)} are."
+        )
+    categories = read_categories(recipe)
+    weights = resolve(recipe.architecture, recipe.weights, mirror)
+    photographs = recipe.photographs()
+    if recipe.calibration and config.handler.precision == "int8" and len(photographs) < ENOUGH:
+        print(
+            f"{recipe.calibration}: {len(photographs)} photographs; INT8 is closer to FP32 with "
+            f"{ENOUGH} and more.",
+            file=sys.stderr,
+        )
+
+    with tempfile.TemporaryDirectory() as scratch:
+        content = Path(scratch) / "content"
+        left_out = shutil.ignore_patterns(*LEFT_OUT, paths.OPENVINO_ONLY.name)
+        shutil.copytree(paths.HANDLER, content, ignore=left_out)
+        if config.handler.runtime == "openvino":
+            shutil.copytree(paths.OPENVINO_ONLY, content, dirs_exist_ok=True)
+        try:
+            described = convert.convert(
+                recipe.architecture,
+                weights,
+                categories,
+                config.handler,
+                photographs,
+                content,
+            )
+        except ClassCountError as error:
+            source = recipe.labels or "ImageNet (give --labels FILE)"
+            raise WeightsError(f"{error}, but {source} has {len(categories)} labels.") from None
+        if recipe.temperatures:
+            fitted = temperatures.read(recipe.temperatures, described)
+            described = described.model_copy(update={"temperatures": fitted})
+        if recipe.labels is None:
+            described = described.model_copy(update={"names": labels.translate(categories)})
+        if described.proof:
+            print(f"{archive.name}: {proof.describe(described.proof)}.", file=sys.stderr)
+        (content / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
+        built = _package(recipe, content, Path(scratch))
+        store.mkdir(parents=True, exist_ok=True)
+        record(archive, ingredients, recipe.is_own, built)
+    return archive
+
+
+def read_categories(recipe: Recipe) -> tuple[str, ...]:
+    """Read the labels, in class-index order, renamed by the label map.
+
+    Raises:
+        ValueError: a file is not as it should be, or the map names a label that is not there.
+    """
+    from visionserve.models import IMAGENET_CATEGORIES
+
+    found = read_labels(recipe.labels) if recipe.labels else IMAGENET_CATEGORIES
+    names = read_map(recipe.label_map, found) if recipe.label_map else {}
+    return tuple(names.get(label, label) for label in found)
+
+
+def fingerprint(recipe: Recipe, config: ModelConfig) -> str:
+    """Return a SHA-256 in hex of all that goes into an archive.
+
+    The official weights, ImageNet's labels and the packaged photographs are named by the
+    releases of the packages that they belong to, so that none of them has to be there.
+
+    Raises:
+        WeightsError: a file of the user's is missing.
+    """
+    digest = hashlib.sha256()
+    pinned = environment.pinned("build")
+    for text in (recipe.name, recipe.architecture, recipe.version, *pinned):
+        digest.update(text.encode() + b"\0")
+    for what in ("weights", "labels", "label_map", "temperatures"):
+        own: Path | None = getattr(recipe, what)
+        if own and not own.is_file():
+            raise WeightsError(f"{own}: no such file of {what.replace('_', ' ')}.")
+        digest.update((sha256_of(own) if own else "").encode() + b"\0")
+    makers = (paths.SCRIPTS / name for name in MAKERS)
+    sources = [*paths.HANDLER.rglob("*"), *makers, labels.FILE, recipe.config]
+    if recipe.calibration and config.handler.precision == "int8":
+        sources += recipe.photographs()
+    for path in sorted(path for path in sources if path.is_file()):
+        if not any(part.match(pattern) for part in (path, path.parent) for pattern in LEFT_OUT):
+            digest.update(sha256_of(path).encode())
+    return digest.hexdigest()
+
+
+def _package(recipe: Recipe, content: Path, scratch: Path) -> Path:
+    """Run torch-model-archiver, whose own scratch folder is `$TMPDIR/NAME`."""
+    handler = content / "visionserve_handler.py"
+    config = scratch / "model-config.yaml"
+    shutil.copy(recipe.config, config)
+    command = [
+        *(str(Path(sys.executable).with_name("torch-model-archiver")),),
+        *("--model-name", recipe.name, "--version", recipe.version),
+        *("--handler", str(handler), "--extra-files", str(content)),
+        *("--config-file", str(config), "--export-path", str(scratch)),
+    ]
+    subprocess.run(command, check=True, env={**os.environ, "TMPDIR": _folder(scratch / "tmp")})
+    return scratch / f"{recipe.name}.mar"
+
+
+def _folder(path: Path) -> str:
+    path.mkdir()
+    return str(path)

@@ -1,0 +1,23 @@
+"""Install an extra of `pyproject.toml`, in the releases of `config/constraints.txt`."""
+
+import argparse
+import sys
+
+from scripts import environment
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="visionserve install", description=__doc__)
+    parser.add_argument("extra", choices=environment.extras())
+    args = parser.parse_args()
+    try:
+        environment.install(args.extra)
+    except environment.InstallError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

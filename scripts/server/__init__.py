@@ -1,0 +1,1 @@
+"""The processes of the service: TorchServe and nginx, and the client that asks them."""

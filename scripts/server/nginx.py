@@ -1,0 +1,276 @@
+"""One nginx in front of one or several TorchServes: its configuration, start, reload and stop."""
+
+import ipaddress
+import os
+import re
+import resource
+import secrets
+import shutil
+import signal
+import string
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from scripts import paths
+from scripts.server.processes import find
+
+START_TIMEOUT = 20
+STOP_TIMEOUT = 40
+LOG_BYTES = 100_000_000
+MOST_FILES = 16_384
+FILES_OF_A_CLIENT = 8
+MODULES = ("ndk_http_module", "ngx_http_lua_module", "ngx_stream_module")
+
+
+class ProxyError(Exception):
+    """Nginx is missing, refuses its configuration, or does not start or stop."""
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """A TorchServe.
+
+    Attributes:
+        url: address of its inference API, such as ``http://127.0.0.1:8080``.
+        key_file: its `key_file.json`, whose inference token nginx reads for each request.
+    """
+
+    url: str
+    key_file: Path
+
+
+@dataclass(frozen=True)
+class Site:
+    """What differs from one nginx to another.
+
+    Attributes:
+        upstreams: the TorchServes.
+        listen: address that clients use, as nginx writes it.
+        probes: address of `/ping` and `/metrics` for whoever watches over nginx.
+        model: the model whose page `/` shows, and which `/ping` asks.
+        rate: requests that one client may send, as nginx writes it: ``20r/s``, ``30r/m``.
+        trusted: networks of load balancers, whose X-Forwarded-For is believed.
+    """
+
+    upstreams: tuple[Upstream, ...]
+    listen: str = "127.0.0.1:8000"
+    probes: str = "127.0.0.1:8001"
+    model: str = "resnet18"
+    rate: str = "20r/s"
+    trusted: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raise `ProxyError` for a value that nginx would not take, or take for something else."""
+        address = r"(\d+\.\d+\.\d+\.\d+|\[[0-9a-f:]+\]):\d+"
+        url = r"http://[\w.:\[\]-]+:\d+"
+        for name, value, pattern in (
+            ("listen", self.listen, address),
+            ("probes", self.probes, address),
+            ("model", self.model, r"[\w.-]+"),
+            ("rate", self.rate, r"\d+r/[sm]"),
+            *(("upstream", upstream.url, url) for upstream in self.upstreams),
+        ):
+            if not re.fullmatch(pattern, value):
+                raise ProxyError(f"{name}: {value!r} does not look like {pattern}")
+        for network in self.trusted:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise ProxyError(f"trust: {error}.") from None
+
+
+class Proxy:
+    """An nginx with its configuration, sockets, logs and temporary files in a folder.
+
+    nginx runs in that folder and names what lies in it by relative paths.
+
+    Args:
+        state: the folder.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self._state = state.resolve()
+
+    @property
+    def pid(self) -> int | None:
+        """The master's process id, where it runs."""
+        master = self._master()
+        return master.pid if master else None
+
+    def start(self, site: Site) -> None:
+        """Start nginx, or have a running one take on the site, and wait until it has.
+
+        Raises:
+            ProxyError: nginx is not installed, refuses the configuration, or cannot use it, as
+                another process has its port.
+            OSError: a key file cannot be read.
+        """
+        identity = self._write(site)
+        before = self._workers()
+        logged = self._log.stat().st_size if self._log.exists() else 0
+        if master := self._master():
+            master.send_signal(signal.SIGHUP)
+        else:
+            self._run()
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self._answers_as(identity, before):
+            faults = re.findall(r"\[emerg\] \S+ (.*)", self._log.read_text()[logged:])
+            if time.monotonic() > deadline or any("still could not" in fault for fault in faults):
+                cause = faults[0] if faults else f"no answer in {START_TIMEOUT} s"
+                raise ProxyError(f"nginx goes on with its earlier configuration: {cause}.")
+            time.sleep(0.05)
+
+    def run(self, site: Site) -> None:
+        """Become nginx in the foreground, its logs on standard output and error.
+
+        Raises as `start` does.
+        """
+        self._write(site)
+        command = self._command(directives="daemon off;")
+        for name, stream in (("access", 1), ("error", 2)):
+            log = self._state / "logs" / f"{name}.log"
+            log.unlink(missing_ok=True)
+            log.symlink_to(f"/proc/self/fd/{stream}")
+            # Nginx opens the stream by its path, which fails where it is another user's file, or
+            # a socket. A pipe of its own it can open.
+            copy = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=stream)
+            assert copy.stdin
+            os.dup2(copy.stdin.fileno(), stream)
+        os.chdir(self._state)
+        os.execv(command[0], command)
+
+    def stop(self) -> None:
+        """Stop nginx, if it runs, once it has answered the requests that it has.
+
+        Raises:
+            ProxyError: it still runs after 40 s.
+        """
+        if (master := self._master()) is None:
+            return
+        with suppress(psutil.NoSuchProcess):
+            master.send_signal(signal.SIGQUIT)
+            try:
+                master.wait(STOP_TIMEOUT)
+            except psutil.TimeoutExpired:
+                raise ProxyError(f"nginx {master.pid} does not stop.") from None
+
+    @property
+    def _log(self) -> Path:
+        return self._state / "logs" / "error.log"
+
+    def _master(self) -> psutil.Process | None:
+        return find("nginx", "master process", f"-c {self._state}/nginx.conf")
+
+    def _workers(self) -> list[psutil.Process]:
+        master = self._master()
+        return master.children() if master else []
+
+    def _answers_as(self, identity: str, before: list[psutil.Process]) -> bool:
+        """Tell whether new workers run with a configuration, and no earlier one takes requests."""
+        file = self._state / "identity"
+        if not file.exists() or file.read_text() != identity:
+            return False
+        for worker in before:
+            with suppress(psutil.NoSuchProcess):
+                if "shutting down" not in " ".join(worker.cmdline()):
+                    return False
+        return True
+
+    def _write(self, site: Site) -> str:
+        """Write the configuration, for the user alone, check it, and return its identity."""
+        site.check()
+        for folder in (self._state, self._state / "logs", self._state / "temp"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        for old in (*self._state.glob("torchserve-*.conf"), *self._state.glob("*.key")):
+            old.unlink()
+        names = [f"torchserve-{number}" for number in range(1, len(site.upstreams) + 1)]
+        for name, upstream in zip(names, site.upstreams, strict=True):
+            upstream.key_file.read_bytes()
+            (self._state / f"{name}.key").symlink_to(upstream.key_file.resolve())
+            host, _, port = urlsplit(upstream.url).netloc.rpartition(":")
+            self._render("torchserve.conf", f"{name}.conf", name=name, host=host, port=port)
+        limits = "max_conns=48 max_fails=3 fail_timeout=2s"
+        identity = secrets.token_hex(8)
+        files = min(MOST_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        self._render("gate.lua", "gate.lua")
+        self._render(
+            "nginx.conf",
+            "nginx.conf",
+            modules=self._modules(),
+            files=str(files),
+            clients=str(min(1024, files // FILES_OF_A_CLIENT)),
+            identity=identity,
+            log_bytes=str(LOG_BYTES),
+            listen=site.listen,
+            probes=site.probes,
+            model=site.model,
+            rate=site.rate,
+            balancers=_lines("{} 1;", site.trusted),
+            trusted=_lines("set_real_ip_from {};", site.trusted),
+            names=", ".join(f'"{name}"' for name in names),
+            servers=_lines(f"server unix:{{}}.sock {limits};", names),
+        )
+        if self._master() is None:
+            for socket in self._state.glob("*.sock"):
+                socket.unlink()
+        self._run("-t")
+        return identity
+
+    def _render(self, template: str, file: str, /, **values: str) -> None:
+        text = (paths.CONFIG / "nginx" / template).read_text(encoding="utf-8")
+        path = self._state / file
+        path.touch(mode=0o600)
+        path.write_text(_Template(text).substitute(values), encoding="utf-8")
+
+    def _modules(self) -> str:
+        """Return the folder of nginx's modules."""
+        told = subprocess.run([self._nginx(), "-V"], capture_output=True, text=True).stderr
+        found = re.search(r"--modules-path=(\S+)", told)
+        folder = Path(found[1]) if found else Path("/usr/lib/nginx/modules")
+        if not all((folder / f"{module}.so").exists() for module in MODULES):
+            raise ProxyError(
+                "nginx lacks its Lua or its stream module; on Debian: "
+                "apt-get install libnginx-mod-http-lua libnginx-mod-stream."
+            )
+        return str(folder)
+
+    def _run(self, *arguments: str) -> None:
+        done = subprocess.run(
+            self._command(*arguments), cwd=self._state, capture_output=True, text=True
+        )
+        if done.returncode != 0:
+            raise ProxyError(done.stderr.strip())
+
+    @staticmethod
+    def _nginx() -> str:
+        nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+        if nginx is None:
+            raise ProxyError("nginx is not installed; on Debian: apt-get install nginx.")
+        return nginx
+
+    def _command(self, *arguments: str, directives: str = "") -> list[str]:
+        """Where root starts nginx, its workers stay root, as the folder is closed to others."""
+        if os.geteuid() == 0:
+            directives += "user root;"
+        return [
+            *(self._nginx(), "-p", str(self._state), "-c", str(self._state / "nginx.conf")),
+            *("-e", "logs/error.log", "-g", directives),
+            *arguments,
+        ]
+
+
+class _Template(string.Template):
+    """Placeholders that nginx's own `$variables` do not meet."""
+
+    delimiter = "@"
+
+
+def _lines(form: str, values: tuple[str, ...] | list[str]) -> str:
+    return "\n        ".join(form.format(value) for value in values)
