@@ -18,7 +18,7 @@ $(info This folder was moved: its .venv is made anew.)
 $(shell rm -f .venv/pyvenv.cfg .venv/.serves .venv/.installed)
 endif
 
-.PHONY: help audit clean status serve stop test test-fast test-ray image test-image fuzz chaos overload soak evaluate robustness bench bench-page lint lock
+.PHONY: help audit clean status serve stop test test-fast test-ray image test-image fuzz chaos overload soak evaluate robustness bench bench-page lint format lock
 
 help:
 	@echo 'make serve     build, start and ask [PROFILE=local] [MODELS="resnet18 my_archive"] [ARCHIVE=file.mar]'
@@ -26,6 +26,7 @@ help:
 	@echo 'make stop      stop the server [PROFILE=local]'
 	@echo 'make test      lint, types and every test'
 	@echo 'make test-fast the unit tests, which start no process and open no socket, in seconds'
+	@echo 'make format    ruff and biome write their style, make lint asks for it'
 	@echo 'make bench     measure beside other servers [QUICK=1]; also make bench-page, evaluate, soak, overload, chaos, fuzz'
 	@echo 'make image     build the container with buildah [IMAGE=name:tag] [DEVICE=cpu] [MODELS=resnet18]; make test-image runs it'
 	@echo 'make audit     ask for known advisories of what is installed'
@@ -110,6 +111,12 @@ lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+	.venv/bin/biome check --config-path=config handler/visionserve/web
+
+format: $(INSTALLED)
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+	.venv/bin/biome check --write --config-path=config handler/visionserve/web
 
 lock: $(INSTALLED)
 	$(PYTHON) -m pip freeze --exclude-editable | sed 's/+cpu$$//' > config/constraints.txt

@@ -112,8 +112,17 @@ def test_pick_shows_labelled_bars(page: Browser, client: Client) -> None:
     assert page.run("return document.getElementById('status').textContent").startswith(
         f"chelsea.png: {answer['predictions'][0]['label']}, {shown[0]}"
     )
-    assert not page.texts(".warning")
     assert page.faults() == []
+
+
+def test_only_a_guess_carries_the_warning(page: Browser, client: Client) -> None:
+    images = [CAT, packaged()[2]]
+    answers = [client.predict(REAL, path.read_bytes()).json() for path in images]
+    assert [answer["confident"] for answer in answers] == [False, True]
+    page.pick(*images)
+    page.settle(2)
+    cards = [card.text for card in page.all(".card")]
+    assert ["Low confidence" in card for card in cards] == [True, False]
 
 
 @pytest.mark.parametrize("event", ["drop", "paste"])
@@ -570,7 +579,7 @@ def test_the_browser_s_language_comes_first(page: Browser) -> None:
 
 def test_languages_say_the_same_things() -> None:
     en, zh = (
-        re.findall(r'^  "?([\w.]+)"?: "(.*)",$', (WEB / name).read_text("utf-8"), re.MULTILINE)
+        re.findall(r'^  "?([\w.]+)"?:\s+"(.*)",$', (WEB / name).read_text("utf-8"), re.MULTILINE)
         for name in ("en.js", "zh.js")
     )
     assert [key for key, _ in en] == [key for key, _ in zh]

@@ -14,8 +14,7 @@ let label = null;
 const KINDS = {
   all: () => true,
   failed: (picture, setups) => setups.some((setup) => picture.failure(setup)),
-  unsure: (picture, setups) =>
-    setups.some((setup) => picture.answer(setup)?.confident === false),
+  unsure: (picture, setups) => setups.some((setup) => picture.answer(setup)?.confident === false),
   disagreement: isDisagreement,
 };
 

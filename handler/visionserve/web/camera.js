@@ -11,7 +11,9 @@ export async function photograph(onFile) {
   notice.textContent = t("cameraWaiting");
   dialog.showModal();
   try {
-    const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    const stream = await navigator.mediaDevices.getUserMedia({
+      video: { facingMode: "environment" },
+    });
     if (!dialog.open) return release(stream);
     dialog.addEventListener("close", () => release(stream), { once: true });
     video.srcObject = stream;

@@ -32,7 +32,10 @@ export class Card {
     this.say("note", picture.copy ? t("copySent", sizeOf(picture.copy)) : "");
     this.say("disagreement", isDisagreement(picture, setups) ? t("disagreement") : "");
     this.button("retry", isDone && failures.some(({ retryable }) => retryable));
-    this.button("shrink", isDone && picture.canShrink && failures.some(({ shrinkable }) => shrinkable));
+    this.button(
+      "shrink",
+      isDone && picture.canShrink && failures.some(({ shrinkable }) => shrinkable),
+    );
     this.button("where", this.explainable.length > 0);
     this.part("where").ariaPressed = String(Boolean(this.where));
     this.button("copy-json", isAnswered);

@@ -1,19 +1,26 @@
-import { endpoint } from "./facts.js";
-import { NAMED, isNamed } from "./language.js";
+import { endpoint, factsOf } from "./facts.js";
+import { isNamed, NAMED, percent } from "./language.js";
 import { token } from "./token.js";
+
+/** The server's own warning in English: the page asks for the other language, and shows both. */
+const englishWarning = (threshold) => `The best match is under ${threshold}: treat it as a guess.`;
 
 /** The answers of an image as the server gives them in the person's language, one or a list. */
 export function asJson(picture, setups) {
   const answers = setups
-    .map((setup) => picture.answer(setup))
-    .filter(Boolean)
-    .map(({ milliseconds, together, ...answer }) => (isNamed() ? answer : inEnglish(answer)));
+    .filter((setup) => picture.answer(setup))
+    .map((setup) => {
+      const { milliseconds, together, ...answer } = picture.answer(setup);
+      return isNamed() ? answer : inEnglish(answer, setup);
+    });
   return JSON.stringify(answers.length === 1 ? answers[0] : answers, null, 2);
 }
 
-/** An answer without what is in the other language. */
-function inEnglish({ warning, predictions, ...answer }) {
-  return { ...answer, predictions: predictions.map(({ name, ...prediction }) => prediction) };
+function inEnglish(answer, setup) {
+  const predictions = answer.predictions.map(({ name, ...prediction }) => prediction);
+  if (!("warning" in answer)) return { ...answer, predictions };
+  const threshold = percent(factsOf(setup).defaults.threshold, 0);
+  return { ...answer, predictions, warning: englishWarning(threshold) };
 }
 
 /** The commands that ask the same, one a line. A token is named, never shown. */

@@ -33,9 +33,13 @@ export class Column {
   offer(where) {
     const { picture, setup } = this;
     const isOffered = where && picture.answer(setup) && factsOf(setup).explains;
-    [...this.part("predictions").children].forEach(({ firstElementChild: label }, rank) => {
+    const labels = [...this.part("predictions").children].map((row) => row.firstElementChild);
+    for (const [rank, label] of labels.entries()) {
       let radio = label.querySelector("input");
-      if (!isOffered) return radio?.remove();
+      if (!isOffered) {
+        radio?.remove();
+        continue;
+      }
       if (!radio) {
         radio = document.createElement("input");
         Object.assign(radio, { type: "radio", name: `where-${picture.id}` });
@@ -43,14 +47,14 @@ export class Column {
         label.prepend(radio);
       }
       radio.checked = where.isOf(setup, rank);
-    });
+    }
   }
 
   bars(predictions) {
     const list = this.part("predictions");
     while (list.childElementCount > predictions.length) list.lastElementChild.remove();
     while (list.childElementCount < predictions.length) list.append(clone("prediction"));
-    predictions.forEach((prediction, rank) => bar(list.children[rank], prediction));
+    for (const [rank, prediction] of predictions.entries()) bar(list.children[rank], prediction);
   }
 
   part(name) {

@@ -34,5 +34,7 @@ export function toCsv(rows) {
 /** A field: a number as it is, a text in quotes. */
 export function cell(value) {
   if (typeof value === "number") return String(value);
-  return `"${String(value ?? "").replace(FORMULA, "$1'").replaceAll('"', '""')}"`;
+  return `"${String(value ?? "")
+    .replace(FORMULA, "$1'")
+    .replaceAll('"', '""')}"`;
 }

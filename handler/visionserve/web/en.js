@@ -47,8 +47,10 @@ export const en = {
   copied: "Copied.",
   copySent: "Sent as a JPEG of {width} × {height} pixels, {size}.",
   leftOut: "Files left out, as they are no images: {count}.",
-  addressDropped: "This page loads nothing from elsewhere. Save the image first, then choose its file.",
-  restored: "Results kept from before the page was loaded: {count}. They stay in this browser for a day; Clear removes them. For “Where?” and other models, choose the files again.",
+  addressDropped:
+    "This page loads nothing from elsewhere. Save the image first, then choose its file.",
+  restored:
+    "Results kept from before the page was loaded: {count}. They stay in this browser for a day; Clear removes them. For “Where?” and other models, choose the files again.",
   show: "Show",
   "show.all": "All images",
   "show.failed": "Without an answer",
@@ -86,11 +88,15 @@ export const en = {
   "error.unauthorized": "The server asks for an API token. Enter a valid one and retry.",
   "error.network": "The server cannot be reached. Check the connection and retry.",
   "error.timeout": "The server took longer than 30 seconds. Retry later.",
-  "error.file_gone": "This file is no longer there. It was moved, renamed or deleted. Choose it again.",
-  "error.file_changed": "This file has changed since it was chosen, or cannot be read. Choose it again.",
-  "error.original_missing": "Only the earlier answers of this image are kept. Choose its file again to classify it anew.",
+  "error.file_gone":
+    "This file is no longer there. It was moved, renamed or deleted. Choose it again.",
+  "error.file_changed":
+    "This file has changed since it was chosen, or cannot be read. Choose it again.",
+  "error.original_missing":
+    "Only the earlier answers of this image are kept. Choose its file again to classify it anew.",
   "error.unexplained": "The server gives no map for this answer. Retry the image.",
-  "error.save_as_jpeg": "The server does not read this format, nor does this browser. Save the image as JPEG.",
+  "error.save_as_jpeg":
+    "The server does not read this format, nor does this browser. Save the image as JPEG.",
   "error.undecodable": "This browser cannot read the image. Make it smaller with another program.",
   "error.image_too_large": "This file is too large. An image may have up to {limit}.",
   "error.too_many_pixels": "This image has too many pixels. Make it smaller and try again.",

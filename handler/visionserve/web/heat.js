@@ -3,7 +3,11 @@ import { Failure } from "./failure.js";
 const MAP_SIDE = 640;
 const OPACITY = 0.5;
 /** Dark blue, red and yellow, as `visionserve.explanation` draws a map: least, middle, most. */
-const STOPS = [[0, 0, 77], [212, 20, 90], [255, 225, 77]];
+const STOPS = [
+  [0, 0, 77],
+  [212, 20, 90],
+  [255, 225, 77],
+];
 const PALETTE = Array.from({ length: 256 }, (_, value) => blend(value / 127.5));
 
 /** A photograph with a map over it of where a model looked. */
@@ -17,7 +21,9 @@ export class HeatMap {
       throw new Failure("undecodable");
     });
     const scale = Math.min(1, MAP_SIDE / Math.max(bitmap.width, bitmap.height));
-    const sides = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.round(side * scale)));
+    const sides = [bitmap.width, bitmap.height].map((side) =>
+      Math.max(1, Math.round(side * scale)),
+    );
     const photograph = new OffscreenCanvas(...sides);
     const context = photograph.getContext("2d");
     context.imageSmoothingQuality = "high";

@@ -1,6 +1,6 @@
 import { en } from "./en.js";
-import { zh } from "./zh.js";
 import { recall, remember } from "./memory.js";
+import { zh } from "./zh.js";
 
 const LANGUAGE = "visionserve-language";
 const languages = {

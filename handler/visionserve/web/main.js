@@ -1,4 +1,11 @@
-import { arrange, isShown, isSorted, renderArrangement, showAll, watchArrangement } from "./arrangement.js";
+import {
+  arrange,
+  isShown,
+  isSorted,
+  renderArrangement,
+  showAll,
+  watchArrangement,
+} from "./arrangement.js";
 import { Card } from "./card.js";
 import { asCurl, asJson, copy } from "./clipboard.js";
 import { renderComparison } from "./comparison.js";

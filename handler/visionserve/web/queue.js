@@ -104,8 +104,10 @@ async function run(jobs) {
   if (asked.length === 0) return;
   const { signal, release } = whileWanted(asked);
   try {
-    const [outcomes, milliseconds] = await patiently(asked, signal, () => timed(asked, images, signal));
-    outcomes.forEach((outcome, index) => settle(asked, index, outcome, milliseconds));
+    const [outcomes, milliseconds] = await patiently(asked, signal, () =>
+      timed(asked, images, signal),
+    );
+    for (const [index, outcome] of outcomes.entries()) settle(asked, index, outcome, milliseconds);
   } catch (error) {
     fail(asked, error);
   } finally {

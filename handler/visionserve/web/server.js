@@ -27,7 +27,9 @@ export async function post(setup, images, signal, options = {}) {
   };
   if (token()) headers.Authorization = `Bearer ${token()}`;
   const isOne = images.length === 1;
-  headers["Content-Type"] = isOne ? "application/octet-stream" : `multipart/form-data; boundary=${EDGE}`;
+  headers["Content-Type"] = isOne
+    ? "application/octet-stream"
+    : `multipart/form-data; boundary=${EDGE}`;
   const body = isOne ? images[0] : form(images);
   // AbortSignal.timeout would hold the images until its time is over, answered or not.
   const limit = new AbortController();

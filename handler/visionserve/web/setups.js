@@ -119,7 +119,9 @@ function toRow() {
   const row = clone("other");
   const options = facts.models.map((model, index) => new Option(modelName(model), index));
   row.querySelector(".model").append(...options);
-  row.querySelector(".tta").append(...[...ttaField.options].map((option) => option.cloneNode(true)));
+  row
+    .querySelector(".tta")
+    .append(...[...ttaField.options].map((option) => option.cloneNode(true)));
   translate(row);
   return row;
 }

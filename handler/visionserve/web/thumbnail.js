@@ -21,9 +21,9 @@ export function shrinkForView(file, isWanted, onDone, isSeen) {
 async function work() {
   if (isWorking) return;
   isWorking = true;
-  for (let task; (task = urgent.shift() ?? later.shift()); ) {
-    if (!task.isWanted()) continue;
-    task.onDone(await small(task.file).catch(() => null));
+  while (urgent.length || later.length) {
+    const { file, isWanted, onDone } = urgent.shift() ?? later.shift();
+    if (isWanted()) onDone(await small(file).catch(() => null));
   }
   isWorking = false;
 }

@@ -50,9 +50,12 @@ export class Where {
   render() {
     const { setup, state, failure, prediction } = this;
     const label = prediction && shortName(prediction);
-    say(this.note, failure && state === "failed"
-      ? failure.explain(factsOf(setup).max_image_bytes)
-      : t(`where.${state}`, { label }));
+    say(
+      this.note,
+      failure && state === "failed"
+        ? failure.explain(factsOf(setup).max_image_bytes)
+        : t(`where.${state}`, { label }),
+    );
     this.canvas.ariaLabel = this.note.textContent;
   }
 

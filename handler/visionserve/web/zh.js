@@ -48,7 +48,8 @@ export const zh = {
   copySent: "已作为 {width} × {height} 像素、{size} 的 JPEG 发送。",
   leftOut: "已略过 {count} 个非图片文件。",
   addressDropped: "此页面不会从其他网址加载内容。请先保存图片，再选择该文件。",
-  restored: "已恢复刷新前的 {count} 个结果。它们在此浏览器中保留一天，点“清除”即可删除。如需“看哪里”或换用其他模型，请重新选择文件。",
+  restored:
+    "已恢复刷新前的 {count} 个结果。它们在此浏览器中保留一天，点“清除”即可删除。如需“看哪里”或换用其他模型，请重新选择文件。",
   show: "显示",
   "show.all": "全部图片",
   "show.failed": "没有结果",
