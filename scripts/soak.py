@@ -113,7 +113,10 @@ def soak(minutes: float, interval: float) -> bool:
                 time.sleep(interval)
                 watch.read(len(account))
     outcomes = Counter(sent.outcome for sent in [*first, *account])
-    print(f"{len(account):,} requests of every kind in {minutes:g} minutes: {_listed(outcomes)}.\n")
+    print(
+        f"{len(first):,} requests of one shape, then {len(account):,} of every kind in "
+        f"{minutes:g} minutes: {_listed(outcomes)}.\n"
+    )
     print(
         "| process | one shape | every kind | ratio | at first | at last | MB per 10,000 requests "
         "| files | more files |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|"
@@ -195,11 +198,11 @@ class Overload:
 def overload(times: float, seconds: float) -> bool:
     """Send more than the server can do, and tell whether it sheds the rest and stays quick.
 
-    All ask for five crops, the profile's default. A client that retries, as `Client` does, asks
+    All ask for `dense`, the profile's default. A client that retries, as `Client` does, asks
     throughout and gets its answers.
     """
     with _server({"size_mb": 0}, jobQueueSize=QUEUE) as server:
-        load, watch = Load(server.state, plain("five_crop"), top_k=3), Watch(server)
+        load, watch = Load(server.state, plain("dense"), top_k=3), Watch(server)
         capacity = _capacity(load)
         print(f"Capacity {capacity:.1f} requests/s; {WORKERS} workers, a queue of {QUEUE}.")
         seen = _overload(load, watch, times * capacity, seconds)
