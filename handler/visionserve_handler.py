@@ -1,171 +1,164 @@
-"""TorchServe's entry point, named by the archive's manifest."""
+"""TorchServe's entry point, which the archive's manifest names."""
 
-import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ts.context import Context
 
-from visionserve import explanation, form, frontend, inputs
+from visionserve import inputs, responses, workarounds
+from visionserve.answer import Outcome
 from visionserve.card import card
-from visionserve.classifier import Classifier, Outcome
+from visionserve.classifier import Classifier
 from visionserve.config import ModelConfig
 from visionserve.errors import RequestError
-from visionserve.item import Budget, Item
 from visionserve.metadata import Metadata
 from visionserve.page import Page, describe
 from visionserve.protocols.reply import OK
+from visionserve.responses import Response
 from visionserve.telemetry import Telemetry
-
-PROBE = "x-visionserve-probe"
-
-# TorchServe's worker logs a line per request at INFO; its metrics are lines at INFO as well.
-logging.getLogger().setLevel(logging.WARNING)
-logging.getLogger("ts.metrics").setLevel(logging.INFO)
-
-form.keep_repeated_parts()
+from visionserve.workarounds.response_size import max_response_size
 
 MAX_FAILURES = 10
-SECONDS_TO_ANSWER = 1.0
+SECONDS_TO_RESPOND = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 class VisionHandler:
-    """TorchServe's custom handler contract: `initialize` once, `handle` per batch."""
+    """TorchServe's contract for custom handlers: `initialize` once, then `handle` per batch."""
 
     def initialize(self, context: Context) -> None:
-        """Load the archive that TorchServe unpacked.
+        """Load the archive that TorchServe has unpacked.
 
         Raises:
             pydantic.ValidationError: `model-config.yaml` has an unknown key or a bad value.
         """
-        directory = Path(context.system_properties["model_dir"])
+        workarounds.apply()
+        self._directory = Path(context.system_properties["model_dir"])
         config = ModelConfig.model_validate(context.model_yaml_config)
-        version = context.manifest["model"].get("modelVersion", "")
-        gpu_id, name = context.system_properties.get("gpu_id"), context.model_name
-        self._classifier = Classifier.from_archive(directory, config, gpu_id, version, name)
+        self._name = context.model_name
+        self._version = context.manifest["model"].get("modelVersion", "")
+        self._classifier = Classifier.from_archive(
+            self._directory,
+            config,
+            context.system_properties.get("gpu_id"),
+            self._version,
+            self._name,
+        )
         metadata = self._classifier.metadata
-        known = {"defaults": self._classifier.defaults, "deadline_seconds": config.deadline}
-        self._config = config.handler.model_copy(update=known)
-        self._max_response_size = frontend.max_response_size()
+        adapted = {"defaults": self._classifier.defaults, "deadline_seconds": config.deadline}
+        self._config = config.handler.model_copy(update=adapted)
+        self._max_response_size = max_response_size()
         self._telemetry = Telemetry(
-            context.metrics, context.model_name, version, self._config.slow_request_ms / 1000
+            context.metrics, self._name, self._version, self._config.slow_request_ms / 1000
         )
         self._page = Page()
-        self._card = card(context.model_name, version, metadata, self._config)
-        self._directory = directory
-        self._facts = describe(directory, metadata) | {"model": context.model_name}
+        self._card = card(self._name, self._version, metadata, self._config)
+        self._facts = describe(self._directory, metadata) | {"model": self._name}
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
-        """Answer a batch of requests, each with its own HTTP status and body.
+        """Respond to a batch of requests, to each with its own HTTP status, headers and body.
 
-        A browser's GET is answered with the web page, and a description that is asked for
-        through the management API with the model card.
+        A request for a description through the management API, which is a batch of its own, gets
+        the model card.
         """
         if context.get_request_header(0, "describe") == "True":
-            return [json.dumps(self._card, ensure_ascii=False).encode()]
+            return [responses.to_json(self._card)]
         started = time.monotonic()
         requests = [self._read(row, context, index) for index, row in enumerate(rows)]
-        items = [self._items(request) for request in requests]
-        sound = [item for of_request in items for item in of_request if isinstance(item, Item)]
-        outcomes = iter(self._classifier.classify(sound, started + self._config.deadline_seconds))
-        responses = []
-        for index, (request, of_request) in enumerate(zip(requests, items, strict=True)):
-            if request is None:
-                responses.append(self._show_page(context, index))
-                continue
-            answers = [next(outcomes) if isinstance(i, Item) else i for i in of_request]
-            response = self._respond(request, answers, context, index)
-            if len(response) > self._max_response_size:
-                error = RequestError(
-                    413,
-                    "answer_too_large",
-                    f"The answer has {len(response)} bytes; at most {self._max_response_size} may "
-                    "be: ask for a smaller top_k, or send fewer images.",
-                )
-                answers = [error] * len(answers)
-                alone = replace(request, many=False)
-                response = self._respond(alone, [error], context, index)
-            responses.append(response)
-            if not request.probe:
+        items = [item for request in requests for item in request.items]
+        deadline = started + self._config.deadline_seconds
+        classified = iter(self._classifier.classify(items, deadline))
+        bodies = []
+        for index, request in enumerate(requests):
+            outcomes = list(islice(classified, len(request.items)))
+            try:
+                response = self._respond(request, outcomes)
+            except RequestError as error:
+                outcomes = [error] * len(outcomes)
+                response = responses.refuse(request, error, self._name, self._version)
+            bodies.append(_send(response, context, index))
+            if request.items and not request.probe:
                 seconds = time.monotonic() - started
-                self._telemetry.observe(context.get_request_id(index), of_request, answers, seconds)
+                request_id = context.get_request_id(index)
+                self._telemetry.observe(request_id, request.items, outcomes, seconds)
         if self._classifier.failures >= MAX_FAILURES:
             self._end()
-        return responses
+        return bodies
 
-    def _end(self) -> None:
-        """End this worker once its answers are sent, so that TorchServe starts another.
-
-        A model whose every pass fails does not recover: after some CUDA errors, each later call
-        of the process fails.
-        """
-        logging.error("%d forward passes in a row failed: this worker ends.", MAX_FAILURES)
-        self._telemetry.flush()
-        threading.Timer(SECONDS_TO_ANSWER, os._exit, (1,)).start()
-
-    def _items(self, request: inputs.Request | None) -> list[Item | RequestError]:
-        if request is None:
-            return []
-        budget = Budget(self._config.max_work)
-        return [
-            image
-            if isinstance(image, RequestError)
-            else Item(image, request.options, request.probe, budget)
-            for image in request.images
-        ]
-
-    def _read(self, row: Mapping[str, Any], context: Context, index: int) -> inputs.Request | None:
-        """Read a request; None stands for a browser's GET.
-
-        TorchServe does not tell a handler the method, and a GET looks like a POST of nothing:
-        only a client that accepts HTML gets the page, any other an error.
-        """
+    def _read(self, row: Mapping[str, Any], context: Context, index: int) -> inputs.Request:
+        """Read a request. TorchServe adds the headers of form parts, as dicts, to its headers."""
         headers = {
             name.lower(): value
             for name, value in context.get_all_request_header(index).items()
             if isinstance(value, str)
         }
-        if row == {"body": b""} and "text/html" in headers.get("accept", ""):
-            return None
-        request = inputs.read(row, headers, self._config.defaults, self._config.max_images)
-        return replace(request, probe=PROBE in headers)
+        return inputs.read(row, headers, self._config)
 
-    def _respond(
-        self, request: inputs.Request, outcomes: Sequence[Outcome], context: Context, index: int
-    ) -> bytes:
-        if request.options.format == "png" and isinstance(outcomes[0], dict):
-            context.set_response_content_type(index, "image/png")
-            (photograph,) = request.images
-            assert isinstance(photograph, bytes)
-            return explanation.overlay(photograph, outcomes[0]["predictions"][0]["explanation"])
-        reply = request.form.reply(
-            outcomes, request.many, self._facts["model"], self._facts["version"]
-        )
-        if reply.status != OK:
-            context.set_response_status(*reply.status, index)
-        context.set_response_content_type(index, "application/json")
-        return json.dumps(reply.body, ensure_ascii=False, allow_nan=False).encode()
+    def _respond(self, request: inputs.Request, outcomes: Sequence[Outcome]) -> Response:
+        """Write a request's response.
 
-    def _show_page(self, context: Context, index: int) -> bytes:
-        """TorchServe unpacks each registered archive beside this one, manifest included.
+        Raises:
+            RequestError: 500 `internal_error`, the response cannot be written; or
+                413 `answer_too_large`, TorchServe would kill the worker for its size.
+        """
+        try:
+            if not request.items:
+                return self._show_page()
+            response = responses.respond(request, outcomes, self._name, self._version)
+        except Exception:
+            logger.exception("A response could not be written.")
+            raise RequestError(
+                500, "internal_error", "The response could not be written."
+            ) from None
+        size = len(response.body)
+        if size > self._max_response_size:
+            raise RequestError(
+                413,
+                "answer_too_large",
+                f"The answer has {size} bytes; at most {self._max_response_size} may "
+                "be: ask for a smaller top_k, or send fewer images.",
+            )
+        return response
 
-        One of another handler, or one that is being removed, cannot be described: the page does
-        without it.
+    def _show_page(self) -> Response:
+        """Show the web page, which offers all models whose archives TorchServe has unpacked.
+
+        Each archive lies in a folder beside this one. A folder that holds another handler, or
+        that is being removed, cannot be described, and is left out.
         """
         models = [self._facts]
         for directory in self._directory.parent.iterdir():
             if directory != self._directory:
                 with suppress(OSError, KeyError, ValueError):
                     models.append(describe(directory, Metadata.load(directory)))
-        context.set_response_content_type(index, "text/html; charset=utf-8")
-        context.set_response_header(
-            index, "content-security-policy", self._page.content_security_policy
-        )
-        return self._page.render(self._facts, models)
+        policy = {"content-security-policy": self._page.content_security_policy}
+        html = self._page.render(self._facts, models)
+        return Response(html, "text/html; charset=utf-8", headers=policy)
+
+    def _end(self) -> None:
+        """End this worker shortly after it has responded, so that TorchServe starts another.
+
+        A model whose passes all fail does not recover: after some CUDA errors, each further call
+        of the process fails.
+        """
+        logger.error("%d forward passes in a row failed: this worker ends.", MAX_FAILURES)
+        self._telemetry.flush()
+        threading.Timer(SECONDS_TO_RESPOND, os._exit, (1,)).start()
+
+
+def _send(response: Response, context: Context, index: int) -> bytes:
+    """Tell TorchServe a response's status and headers; return its body."""
+    if response.status != OK:
+        context.set_response_status(*response.status, index)
+    context.set_response_content_type(index, response.content_type)
+    for name, value in response.headers.items():
+        context.set_response_header(index, name, value)
+    return response.body

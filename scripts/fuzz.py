@@ -23,6 +23,7 @@ with atheris.instrument_imports(include=["PIL", "visionserve"]):
     from visionserve import inputs
     from visionserve.config import HandlerConfig
     from visionserve.errors import RequestError
+    from visionserve.item import Item
     from visionserve.metadata import Transforms
     from visionserve.preprocessing import decode, to_views
     from visionserve.validation import validate
@@ -77,12 +78,12 @@ def take(data: bytes) -> None:
     Raises:
         RequestError: of a status that blames the server.
     """
-    request = inputs.read({"body": data}, JSON, CONFIG.defaults, CONFIG.max_images)
-    for image in (data, *request.images):
+    request = inputs.read({"body": data}, JSON, CONFIG)
+    for item in (Item(data, CONFIG.defaults), *request.items):
         try:
-            if isinstance(image, RequestError):
-                raise image
-            classify(image)
+            if item.fault:
+                raise item.fault
+            classify(item.data)
         except RequestError as error:
             if not 400 <= error.status < 500:
                 raise

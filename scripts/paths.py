@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HANDLER = ROOT / "handler"
-OPENVINO_ONLY = HANDLER / "openvino_only"
+TORCH_STAND_IN = HANDLER / "visionserve" / "workarounds" / "torch_stand_in.py"
 SCRIPTS = ROOT / "scripts"
 CONFIG = ROOT / "config"
 MODEL_STORE = ROOT / "model_store"

@@ -1,4 +1,4 @@
-"""Answers kept by the hash of their image, shared by the workers of a machine."""
+"""A cache of answers on disk, which the workers of a machine share."""
 
 import json
 import logging
@@ -9,29 +9,31 @@ from typing import Any
 
 import diskcache
 
+from visionserve.answer import Answer
 from visionserve.config import CacheConfig
 from visionserve.item import Item
 
-# Options of which an answer is made from the kept one.
+# Options that change how an answer is shown, but not what the cache stores of it.
 APPEARANCE = {"language", "format"}
 
 logger = logging.getLogger(__name__)
 
-# SQLite's own cache of the file, in a worker. diskcache's default keeps 32 MB of pages and maps
-# another 64 MB: a worker grew by 120 MB while the cache filled, and answered no sooner for it.
+# Memory that SQLite may use in each worker, in pages and bytes. With diskcache's defaults, 32 MB
+# of pages and a mapping of 64 MB, a worker grew by 120 MB while the cache filled, and lookups
+# were no faster.
 MEMORY = {"sqlite_cache_size": 512, "sqlite_mmap_size": 0}
 
 FAILURES = (OSError, sqlite3.Error, diskcache.Timeout, ValueError)
 
 
 class PlainDisk(diskcache.Disk):  # type: ignore[misc]
-    """A disk of text and bytes: a pickled row, which this project never writes, is not read."""
+    """Storage that never unpickles, so that whoever can write its file cannot run code here."""
 
     def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
         """Return a stored value.
 
         Raises:
-            ValueError: the value is pickled.
+            ValueError: the value is pickled. This project stores text alone.
         """
         if mode == diskcache.core.MODE_PICKLE:
             raise ValueError("The cache holds a pickled value.")
@@ -39,19 +41,22 @@ class PlainDisk(diskcache.Disk):  # type: ignore[misc]
 
 
 class Cache:
-    """A bounded cache on disk; the answers stored longest ago make room.
+    """A bounded cache of answers by image, options and model. The oldest ones make room.
 
-    An answer is kept without the words of a language, so that clients of all of them share it.
-    A cache that cannot be read or written, by a full disk for one, is a cache without hits.
+    Answers are stored before they are localized, so clients of all languages share them. A
+    failure to read or write, such as a full disk, is logged and counts as a miss. The answers of
+    probes are neither looked up nor stored, so that a probe always runs the model.
 
     Args:
-        config: where it lives, and its bound.
-        fingerprint: names everything but the item that an answer depends on.
+        config: where the cache lives and how large it gets; no cache if its size is 0.
+        fingerprint: names everything that an answer depends on, except the item.
     """
 
     def __init__(self, config: CacheConfig, fingerprint: str) -> None:
         self._fingerprint = fingerprint
         self._store: diskcache.Cache | None = None
+        if not config.size_mb:
+            return
         directory = Path(tempfile.gettempdir()) / config.directory
         try:
             self._store = diskcache.Cache(
@@ -65,21 +70,24 @@ class Cache:
         except FAILURES as error:
             logger.warning("The cache %s cannot be opened: %s", directory, error)
 
-    def get(self, item: Item) -> dict[str, Any] | None:
-        """Return the answer kept for an item, or None."""
+    def get(self, item: Item) -> Answer | None:
+        """Return the answer that is stored for an item, or None."""
+        if self._store is None or item.probe:
+            return None
         try:
-            text = None if self._store is None else self._store.get(self._key(item))
-            answer: dict[str, Any] | None = None if text is None else json.loads(text)
+            text = self._store.get(self._key(item))
+            answer: Answer | None = None if text is None else json.loads(text)
         except FAILURES as error:
             logger.warning("The cache cannot be read: %s", error)
             return None
         return answer
 
-    def put(self, item: Item, answer: dict[str, Any]) -> None:
-        """Keep an answer."""
+    def put(self, item: Item, answer: Answer) -> None:
+        """Store an answer that is not localized yet."""
+        if self._store is None or item.probe:
+            return
         try:
-            if self._store is not None:
-                self._store.set(self._key(item), json.dumps(answer, ensure_ascii=False))
+            self._store.set(self._key(item), json.dumps(answer, ensure_ascii=False))
         except FAILURES as error:
             logger.warning("The cache cannot be written: %s", error)
 

@@ -1,4 +1,4 @@
-"""The stages in order, for many images at once, each with its own outcome."""
+"""Items to outcomes: all stages in order, for many images at once."""
 
 import hashlib
 import logging
@@ -9,14 +9,15 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
 from visionserve import explanation, postprocessing, runtimes
+from visionserve.answer import Answer, Outcome, Prediction
 from visionserve.cache import Cache
 from visionserve.config import HandlerConfig, ModelConfig, Options
 from visionserve.errors import RequestError
@@ -28,32 +29,41 @@ from visionserve.share import Share
 from visionserve.tta import Views
 from visionserve.validation import memory, validate, work
 
-VIEW = 224 * 224 * 3
-SUM_ERROR = 0.01
-AHEAD = 32
+VIEW_BYTES = 224 * 224 * 3
+MAX_SUM_ERROR = 0.01
+MAX_AHEAD = 32
+
+Probabilities = NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
 
-Outcome = dict[str, Any] | RequestError
+
+@dataclass(frozen=True)
+class Prepared:
+    """An item whose image is decoded, resized and cut into views."""
+
+    item: Item
+    views: Views
 
 
 class Classifier:
-    """Images to answers.
+    """A model with everything that turns encoded images into answers.
 
     Args:
         runtime: the loaded model.
-        metadata: its transforms and labels.
-        config: limits and decoding.
-        version: the archive's version, named in each answer.
-        name: the model's name in the server, named in each answer; its architecture's if None.
-        files: hash of the model's file and of the stages' code, on which answers depend as well.
-        decoders: threads that decode a batch's images side by side, together in the memory that
-            the largest image may take.
+        metadata: the model's transforms and labels.
+        config: limits, decoding and the cache.
+        version: the archive's version, which each answer names.
+        name: the model's name in the server, which each answer names; None means the
+            architecture's name.
+        files: a hash of the model's file and of this package's code. Cached answers depend on it.
+        decoders: threads that decode a batch's images side by side. Together they use no more
+            memory than the largest image may take.
 
     Attributes:
-        metadata: what the archive knows of its model.
-        defaults: options of a request that gives none, as far as the model can follow them.
-        failures: how many forward passes in a row gave no answer until now.
+        metadata: as given.
+        defaults: the options of a request that names none, adapted to the model.
+        failures: how many forward passes in a row have failed for all of their images.
     """
 
     def __init__(
@@ -78,8 +88,7 @@ class Classifier:
         described = "".join(
             [metadata.model_dump_json(), config.model_dump_json(), version, self._name, files]
         )
-        fingerprint = hashlib.sha256(described.encode()).hexdigest()
-        self._cache = Cache(config.cache, fingerprint) if config.cache.size_mb else None
+        self._cache = Cache(config.cache, hashlib.sha256(described.encode()).hexdigest())
 
     @classmethod
     def from_archive(
@@ -93,11 +102,11 @@ class Classifier:
         """Load an unpacked archive.
 
         Args:
-            directory: holds the archive's files.
-            config: its `model-config.yaml`.
+            directory: where the archive's files are.
+            config: the archive's `model-config.yaml`.
             gpu_id: CUDA device index; None for the CPU.
             version: the archive's version.
-            name: the model's name in the server; its architecture's if None.
+            name: the model's name in the server; None means the architecture's name.
         """
         metadata = Metadata.load(directory)
         cores = len(os.sched_getaffinity(0))
@@ -109,84 +118,98 @@ class Classifier:
         return cls(runtime, metadata, config.handler, version, name, files, decoders)
 
     def classify(self, items: Sequence[Item], deadline: float = math.inf) -> list[Outcome]:
-        """Classify images, each on its own: one that fails leaves the others untouched.
+        """Classify images. One that fails does not affect the others.
 
-        Views of equal shape share forward passes, once as many wait as fill one.
+        Views of equal shape share forward passes. A pass starts as soon as the waiting views
+        fill it, so decoded images never pile up.
 
         Args:
-            items: the images.
-            deadline: when no further image is begun, by `time.monotonic`.
+            items: the images; one with a fault has that fault as its outcome.
+            deadline: time, by `time.monotonic`, after which no further image is begun.
 
         Returns:
-            For each item, in order, an answer or the error in its place.
+            For each item, in order, its answer or the error in place of it.
         """
+        full = VIEW_BYTES * self._runtime.capacity
         outcomes: dict[int, Outcome] = {}
-        waiting: dict[int, Views] = {}
-        for index, ready in self._prepared(items, deadline):
-            if isinstance(ready, Views):
-                waiting[index] = ready
+        waiting: dict[int, Prepared] = {}
+        for index, image in enumerate(self._prepare_all(items, deadline)):
+            if isinstance(image, Prepared):
+                waiting[index] = image
             else:
-                outcomes[index] = ready
-            if sum(views.size for views in waiting.values()) >= VIEW * self._runtime.capacity:
-                outcomes |= self._answer(items, waiting)
+                outcomes[index] = image
+            if sum(one.views.size for one in waiting.values()) >= full:
+                outcomes |= self._answer_all(waiting)
                 waiting = {}
-        outcomes |= self._answer(items, waiting)
+        outcomes |= self._answer_all(waiting)
         return [outcomes[index] for index in range(len(items))]
 
-    def _prepared(
-        self, items: Sequence[Item], deadline: float
-    ) -> Iterator[tuple[int, Views | Outcome]]:
-        """Yield each item's views, or its outcome, in order.
+    def _prepare_all(self, items: Sequence[Item], deadline: float) -> Iterator[Prepared | Outcome]:
+        """Yield each item prepared, or its outcome if that is known already, in order.
 
-        Where there is a pool, it decodes the next images meanwhile, during forward passes too.
+        A pool of decoders, if there is one, works ahead while the consumer runs forward passes.
         """
-        opened = ((index, item, self._open(item, deadline)) for index, item in enumerate(items))
+        images = (self._open(item, deadline) for item in items)
         if self._pool is None or len(items) == 1:
-            for index, item, image in opened:
-                yield index, self._prepare(item, image) if isinstance(image, Image) else image
+            yield from map(self._prepare, items, images)
             return
-        ahead: deque[tuple[int, Future[Views | RequestError] | Outcome]] = deque()
-        for index, item, image in opened:
-            if isinstance(image, Image):
-                ahead.append((index, self._pool.submit(self._prepare, item, image)))
-            else:
-                ahead.append((index, image))
-            if len(ahead) > AHEAD:
-                yield _settled(*ahead.popleft())
+        ahead: deque[Future[Prepared | Outcome]] = deque()
+        for item, image in zip(items, images, strict=True):
+            ahead.append(self._pool.submit(self._prepare, item, image))
+            if len(ahead) > MAX_AHEAD:
+                yield ahead.popleft().result()
         while ahead:
-            yield _settled(*ahead.popleft())
+            yield ahead.popleft().result()
 
     def _open(self, item: Item, deadline: float) -> Image | Outcome:
-        """Validate an item's image, unless the item needs no decoding or its time has run out."""
-        classes = len(self.metadata.categories)
-        if item.options.top_k > classes:
-            return RequestError(400, "invalid_option", f"top_k: there are {classes} classes.")
-        architecture = self.metadata.architecture
-        if item.options.tta == "dense" and not self.metadata.dense:
-            return RequestError(400, "invalid_option", f"tta: {architecture} has no dense form.")
-        if item.options.explain and not self.metadata.explains:
-            return RequestError(400, "invalid_option", f"{architecture} cannot be explained.")
-        answer = self._cache.get(item) if self._cache and not item.probe else None
-        if answer is not None:
-            return self._worded(answer, item.options) | {"cached": True}
-        if time.monotonic() > deadline:
-            return RequestError(
-                503, "request_too_slow", "Time ran out before the image's turn: try again."
-            )
-        config = self._config
+        """Return an item's validated image, or the item's outcome if that is known already."""
+        if item.fault:
+            return item.fault
         try:
-            with item.trace.stage("validate"):
-                image = validate(item.data, config.max_image_bytes, config.max_image_pixels)
-            item.trace.size = image.size
-            item.budget.spend(work(image, item.data))
+            self._check_options(item.options)
+            answer = self._cache.get(item)
+            if answer is not None:
+                return self._localize(answer, item.options) | {"cached": True}
+            if time.monotonic() > deadline:
+                raise RequestError(
+                    503, "request_too_slow", "Time ran out before the image's turn: try again."
+                )
+            return self._validate(item)
         except RequestError as error:
             return error
         except Exception:
             return _unprepared()
+
+    def _check_options(self, options: Options) -> None:
+        """Refuse options that the model cannot follow.
+
+        Raises:
+            RequestError: 400 `invalid_option`.
+        """
+        classes, architecture = len(self.metadata.categories), self.metadata.architecture
+        if options.top_k > classes:
+            raise _invalid_option(f"top_k: there are {classes} classes.")
+        if options.tta == "dense" and not self.metadata.dense:
+            raise _invalid_option(f"tta: {architecture} has no dense form.")
+        if options.explain and not self.metadata.explains:
+            raise _invalid_option(f"{architecture} cannot be explained.")
+
+    def _validate(self, item: Item) -> Image:
+        """Open an item's image by its header, and take its work from its request's budget.
+
+        Raises:
+            RequestError: as `validate` and `Budget.spend` do.
+        """
+        with item.trace.stage("validate"):
+            image = validate(item.data, self._config.max_image_bytes, self._config.max_image_pixels)
+        item.trace.size = image.size
+        item.budget.spend(work(image, item.data))
         return image
 
-    def _prepare(self, item: Item, image: Image) -> Views | RequestError:
-        """Decode and cut an image; this may run in several threads at once."""
+    def _prepare(self, item: Item, image: Image | Outcome) -> Prepared | Outcome:
+        """Decode, resize and cut an image; pass an outcome on. Threads of the pool run this."""
+        if not isinstance(image, Image):
+            return image
         transforms, how, trace = self.metadata.transforms, self._config.decode, item.trace
         try:
             with self._memory.holding(memory(image)):
@@ -194,99 +217,110 @@ class Classifier:
                     rgb = decode(image, transforms, how)
                 trace.size = explanation.upright(trace.size, rgb.size)
                 with trace.stage("preprocess"):
-                    return to_views(rgb, transforms, how, item.options.tta)
+                    return Prepared(item, to_views(rgb, transforms, how, item.options.tta))
         except RequestError as error:
             return error
         except Exception:
             return _unprepared()
 
-    def _answer(self, items: Sequence[Item], views: Mapping[int, Views]) -> dict[int, Outcome]:
-        """Answer the items whose views are there, those of one shape in one forward pass."""
-        shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, of_item in views.items():
-            shapes[of_item.shape].append(index)
+    def _answer_all(self, images: Mapping[int, Prepared]) -> dict[int, Outcome]:
+        """Answer prepared images, those of one shape with one call of the runtime."""
+        by_shape: dict[tuple[int, int], dict[int, Prepared]] = defaultdict(dict)
+        for index, image in images.items():
+            by_shape[image.views.shape][index] = image
         outcomes: dict[int, Outcome] = {}
-        for indices in shapes.values():
-            chosen = [items[index] for index in indices]
-            found: Sequence[NDArray[np.float32] | RequestError]
-            try:
-                found = self._infer(chosen, [views[index] for index in indices])
-            except RequestError as error:
-                found = [error] * len(indices)
-            except Exception:
-                logger.exception("Images could not be classified.")
-                found = [_unclassified()] * len(indices)
-            failed = all(isinstance(averaged, RequestError) for averaged in found)
+        for alike in by_shape.values():
+            inferred = self._infer([*alike.values()])
+            failed = all(isinstance(one, RequestError) for one in inferred)
             self.failures = self.failures + 1 if failed else 0
-            for index, averaged in zip(indices, found, strict=True):
-                outcomes[index] = (
-                    averaged
-                    if isinstance(averaged, RequestError)
-                    else self._finish(items[index], views[index], averaged)
-                )
+            for (index, image), one in zip(alike.items(), inferred, strict=True):
+                outcomes[index] = one if isinstance(one, RequestError) else self._answer(image, one)
         return outcomes
 
-    def _infer(
-        self, items: Sequence[Item], images: Sequence[Views]
-    ) -> list[NDArray[np.float32] | RequestError]:
-        """Return each item's probabilities, averaged over its views, or an error for none."""
-        with ExitStack() as stages:
-            for item in items:
-                stages.enter_context(item.trace.stage("infer"))
-            averages = self._runtime.averaged(images)
-        found: list[NDArray[np.float32] | RequestError] = []
-        # NaN is equal to nothing.
-        sound = abs(averages.sum(axis=1) - 1) <= SUM_ERROR
-        for averaged, is_sound in zip(averages, sound, strict=True):
-            if not is_sound:
-                logger.error("The model's probabilities do not sum to 1.")
-            found.append(averaged if is_sound else _unclassified())
-        return found
+    def _infer(self, images: Sequence[Prepared]) -> Sequence[Probabilities | RequestError]:
+        """Return each image's probabilities, averaged over its views, or an error.
 
-    def _finish(self, item: Item, views: Views, averaged: NDArray[np.float32]) -> Outcome:
-        """Answer an item, and keep the answer; a fault of its explanation is its own alone."""
+        Args:
+            images: images whose views have one shape.
+        """
         try:
-            with item.trace.stage("postprocess"):
-                answer = self._describe(averaged, item.options)
-            if item.options.explain:
-                with item.trace.stage("explain"):
-                    self._explain(answer, item, views.stacked(1))
+            with ExitStack() as stages:
+                for image in images:
+                    stages.enter_context(image.item.trace.stage("infer"))
+                averages = self._runtime.averaged([image.views for image in images])
+            return _checked(averages)
+        except RequestError as error:
+            return [error] * len(images)
+        except Exception:
+            logger.exception("Images could not be classified.")
+            return [_unclassified()] * len(images)
+
+    def _answer(self, image: Prepared, probabilities: Probabilities) -> Outcome:
+        """Make an image's answer, store it in the cache, and return it in the client's language."""
+        try:
+            answer = self._describe(image, probabilities)
+            localized = self._localize(answer, image.item.options)
         except Exception:
             logger.exception("An answer could not be made.")
             return _unclassified()
-        if self._cache and not item.probe:
-            self._cache.put(item, answer)
-        return self._worded(answer, item.options)
+        self._cache.put(image.item, answer)
+        return localized
 
-    def _explain(self, answer: dict[str, Any], item: Item, view: NDArray[np.uint8]) -> None:
-        """Add to each prediction what the first view's positions contribute to it."""
-        box = explanation.view_box(item.trace.size, self.metadata.transforms, item.options.tta)
-        (contributions,) = self._runtime.contributions(view)
-        if not np.isfinite(contributions).all():
-            raise ValueError("The model's map is not finite.")
-        answer["predictions"] = explanation.explain(contributions, answer["predictions"], box)
-
-    def _describe(self, averaged: NDArray[np.float32], options: Options) -> dict[str, Any]:
-        temperature = self.metadata.temperatures.get(options.tta, 1)
-        probabilities = postprocessing.temper(averaged, temperature)
+    def _describe(self, image: Prepared, probabilities: Probabilities) -> Answer:
+        """Make an answer, without the words of any language."""
+        options, trace = image.item.options, image.item.trace
+        with trace.stage("postprocess"):
+            temperature = self.metadata.temperatures.get(options.tta, 1)
+            tempered = postprocessing.temper(probabilities, temperature)
+            predictions = postprocessing.most_probable(
+                tempered, self.metadata.categories, options.top_k
+            )
+        if options.explain:
+            with trace.stage("explain"):
+                predictions = self._explain(image, predictions)
         return {
             "model": self._name,
             "architecture": self.metadata.architecture,
             "version": self._version,
             "tta": options.tta,
-        } | postprocessing.predictions(probabilities, self.metadata.categories, options)
+            "predictions": predictions,
+            "confident": postprocessing.is_confident(predictions, options.threshold),
+        }
 
-    def _worded(self, answer: Mapping[str, Any], options: Options) -> dict[str, Any]:
-        """Say an answer in its request's language; a model without names there has its labels."""
+    def _explain(self, image: Prepared, predictions: Sequence[Prediction]) -> list[Prediction]:
+        """Return the predictions, each with the map of what speaks for it in the first view.
+
+        Raises:
+            ValueError: the map is not finite.
+        """
+        item, transforms = image.item, self.metadata.transforms
+        box = explanation.view_box(item.trace.size, transforms, item.options.tta)
+        (contributions,) = self._runtime.contributions(image.views.stacked(1))
+        if not np.isfinite(contributions).all():
+            raise ValueError("The model's map is not finite.")
+        return explanation.explain(contributions, predictions, box)
+
+    def _localize(self, answer: Answer, options: Options) -> Answer:
+        """Add the words of a request's language; a model without names in it shows its labels."""
         language, labels = options.language, self.metadata.categories
         names = None if language == "en" else self.metadata.names.get(language, labels)
-        return postprocessing.worded(answer, options, names)
+        return postprocessing.localize(answer, options, names)
 
 
-def _settled(
-    index: int, ready: Future[Views | RequestError] | Outcome
-) -> tuple[int, Views | Outcome]:
-    return index, ready.result() if isinstance(ready, Future) else ready
+def _checked(averages: Probabilities) -> list[Probabilities | RequestError]:
+    """Put an error in place of each row that does not sum to 1, such as one with NaN in it."""
+    checked: list[Probabilities | RequestError] = []
+    for average, error in zip(averages, abs(averages.sum(axis=1) - 1), strict=True):
+        if error <= MAX_SUM_ERROR:
+            checked.append(average)
+        else:
+            logger.error("The model's probabilities do not sum to 1.")
+            checked.append(_unclassified())
+    return checked
+
+
+def _invalid_option(message: str) -> RequestError:
+    return RequestError(400, "invalid_option", message)
 
 
 def _unprepared() -> RequestError:
@@ -299,7 +333,7 @@ def _unclassified() -> RequestError:
 
 
 def _hash(paths: Sequence[Path]) -> str:
-    """SHA-256 of files, in hex."""
+    """Return one SHA-256 of files, in hex."""
     digests = []
     for path in sorted(paths):
         with path.open("rb") as file:

@@ -1,15 +1,15 @@
-"""The one error that a client sees."""
+"""The error that a client gets in place of an answer."""
 
 from typing import Any
 
 
 class RequestError(Exception):
-    """A request, or one image of it, that cannot be answered.
+    """A request, or one image of a request, that gets no answer.
 
     Args:
-        status: HTTP status code, 4xx for the client's faults and 5xx for ours.
+        status: HTTP status code, 4xx if the client is at fault and 5xx if the service is.
         code: stable machine-readable name, such as ``unsupported_format``.
-        message: one sentence for people; never holds image content or a traceback.
+        message: one sentence for people, without image content and without a traceback.
     """
 
     def __init__(self, status: int, code: str, message: str) -> None:
@@ -19,5 +19,5 @@ class RequestError(Exception):
         self.message = message
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON object that answers the request."""
+        """Return the error as a JSON object."""
         return {"error": {"code": self.code, "message": self.message}}

@@ -1,19 +1,20 @@
 """Where in a photograph the model looked: class activation maps (Zhou et al., CVPR 2016).
 
-A network that ends in a global average pool and a linear layer finds a class by adding up what
-each position of its last feature map contributes, so that the map needs no gradient and no
-approximation. It shows the first view: the centre crop, or the whole view of `dense`.
+A network that ends in a global average pool and a linear layer sums up, for each class, what each
+position of its last feature map contributes. The map shows these contributions themselves, so it
+needs no gradient and no approximation. It covers the first view: the centre crop, or for `dense`
+the whole view.
 """
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from visionserve import preprocessing, tta
+from visionserve.answer import Explanation, Prediction
 from visionserve.config import TTA
 from visionserve.metadata import Transforms
 
@@ -23,63 +24,63 @@ OPACITY = 0.5
 LEAST, MIDDLE, MOST = "#00004d", "#d4145a", "#ffe14d"
 
 Size = tuple[int, int]
-Box = tuple[float, float, float, float]
+Box = Sequence[float]
 
 
 def view_box(size: Size, transforms: Transforms, mode: TTA) -> Box:
-    """Tell where the first view of an image lies.
+    """Return the box of an image's first view, in pixels of the image.
 
     Args:
-        size: width and height of the upright original, in pixels.
-        transforms: the model's.
-        mode: its test-time augmentation.
+        size: width and height of the upright image, in pixels.
+        transforms: the model's resize and crop.
+        mode: the image's test-time augmentation.
 
     Returns:
-        Left, top, right and bottom in pixels of the upright original.
+        Left, top, right and bottom.
     """
-    resized = preprocessing.resized(size, transforms)
+    resized = preprocessing.resized_size(size, transforms)
     left, top, right, bottom = tta.first_box(resized, mode, transforms.crop)
     across, down = size[0] / resized[0], size[1] / resized[1]
     return left * across, top * down, right * across, bottom * down
 
 
 def explain(
-    contributions: NDArray[np.float32], predictions: Sequence[Mapping[str, Any]], box: Box
-) -> list[dict[str, Any]]:
-    """Add its map to each prediction.
+    contributions: NDArray[np.float32], predictions: Sequence[Prediction], box: Box
+) -> list[Prediction]:
+    """Add to each prediction the map of its class.
 
     Args:
-        contributions: float32 of shape (height, width, classes), of one view.
-        predictions: those of its image.
-        box: where the view lies.
+        contributions: float32 of shape (rows, columns, classes): what each position of the first
+            view's feature map adds to each class's logit.
+        predictions: the image's predictions; they stay as they are.
+        box: the first view's box, in pixels of the upright image.
 
     Returns:
-        The predictions, each with `explanation`: `method`, `grid`, rows of what each position
-        adds to the class's logit, and `box`, in pixels of the upright original.
+        Copies of the predictions, each with its `explanation`.
     """
-    place = [round(side, 1) for side in box]
+    rounded = [round(side, 1) for side in box]
     return [
         {
             **prediction,
             "explanation": {
                 "method": METHOD,
                 "grid": np.round(contributions[..., prediction["class_id"]], 4).tolist(),
-                "box": place,
+                "box": rounded,
             },
         }
         for prediction in predictions
     ]
 
 
-def overlay(data: bytes, explanation: Mapping[str, Any]) -> bytes:
-    """Draw a map over its photograph, from dark blue for its least value to yellow for its most.
+def overlay(data: bytes, explanation: Explanation) -> bytes:
+    """Draw a map over its photograph, dark blue where it is lowest and yellow where it is highest.
 
     Args:
-        data: the encoded photograph, which was classified before.
-        explanation: of one prediction.
+        data: the encoded photograph, which was validated before.
+        explanation: the map of one prediction.
 
     Returns:
-        A PNG of the upright photograph, at most 1,024 pixels long.
+        A PNG of the upright photograph, whose longer side has at most 1,024 pixels.
     """
     image = Image.open(io.BytesIO(data))
     stored = image.size
@@ -101,13 +102,18 @@ def overlay(data: bytes, explanation: Mapping[str, Any]) -> bytes:
 
 
 def _scaled(box: Box, size: Size, drawn: Size) -> tuple[int, int, int, int]:
-    """Scale a box in an image of one size to whole pixels of another, at least one each way."""
+    """Scale a box from an image of one size to whole pixels of another, at least one each way."""
     across, down = drawn[0] / size[0], drawn[1] / size[1]
     left, top = min(round(box[0] * across), drawn[0] - 1), min(round(box[1] * down), drawn[1] - 1)
     return left, top, max(round(box[2] * across), left + 1), max(round(box[3] * down), top + 1)
 
 
 def upright(stored: Size, decoded: Size) -> Size:
-    """Turn a size as the EXIF orientation turned the decoded image, which may be smaller."""
+    """Return the width and height of an upright image at full size.
+
+    Args:
+        stored: width and height in the file, before the EXIF orientation is applied.
+        decoded: width and height of the decoded upright image, which may have been shrunk.
+    """
     turned = (stored[0] < stored[1]) != (decoded[0] < decoded[1]) and stored[0] != stored[1]
     return (stored[1], stored[0]) if turned else stored

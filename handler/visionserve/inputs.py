@@ -1,4 +1,4 @@
-"""A TorchServe row and its headers to images and options."""
+"""From a TorchServe row and its headers to a request's items."""
 
 import base64
 import binascii
@@ -10,15 +10,17 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from visionserve.config import Language, Options
+from visionserve.config import HandlerConfig, Language, Options
 from visionserve.errors import RequestError
+from visionserve.item import Budget, Item
 from visionserve.protocols import Form, Plain, form_of
 from visionserve.protocols.v2 import LENGTH_HEADER, split
 
-HEADER_PREFIX = "x-classify-"
+OPTION_PREFIX = "x-classify-"
+PROBE_HEADER = "x-visionserve-probe"
 MAX_JSON_MEMBERS = 1000
 MAX_JSON_NUMBERS = 3_000_000
-MAX_OPTION = 100
+MAX_OPTION_LENGTH = 100
 MAX_SHOWN_NAME = 50
 
 
@@ -27,62 +29,77 @@ class Request:
     """One HTTP request.
 
     Attributes:
-        images: encoded images in the client's order, or the fault of one in its place; a request
-            that failed as a whole has its fault alone.
-        options: what holds for all of them.
-        many: whether the answer is a list, in the same order.
-        form: how the answer is written.
-        probe: nginx asks whether the model answers: it is neither counted nor kept.
+        items: the images in the client's order, each with its own fault if it has one. A request
+            that fails as a whole has a single item, with that fault. A browser that opens the web
+            page sends no image, and so its request has no items.
+        many: whether the client sent a list of images, and so gets a list in return.
+        form: how the response is written.
+        probe: whether nginx sent it to see if the model answers. Probes are not counted.
     """
 
-    images: list[bytes | RequestError]
-    options: Options
+    items: list[Item]
     many: bool
     form: Form
-    probe: bool = False
+    probe: bool
 
 
-def read(
-    row: Mapping[str, Any], headers: Mapping[str, str], defaults: Options, max_images: int
-) -> Request:
-    """Read one row.
+def read(row: Mapping[str, Any], headers: Mapping[str, str], config: HandlerConfig) -> Request:
+    """Read one row. Whatever is wrong with it becomes a fault of its items.
 
     Args:
-        row: parameter name to value. A raw body is `body`; form fields and JSON members are
-            `data` (one or several images) and options by their names.
-        headers: HTTP headers, names in lower case; `x-classify-<option>` gives an option, and
-            `accept-language` a language where no option does. `explain` is TorchServe's mark of
-            a request to /explanations; `accept: image/png` there is the option `format`.
-        defaults: options that neither the row nor the headers name.
-        max_images: most images in the row.
+        row: parameter name to value. A raw body is `body`. Form fields and members of a JSON
+            object are `data`, one image or several, and options by their names.
+        headers: HTTP headers, names in lower case. `x-classify-<option>` sets an option, and
+            `accept-language` sets the language if no option does. TorchServe adds `explain` to a
+            request to /explanations, for which `accept: image/png` sets the option `format`.
+        config: the limits, and the defaults of options that the client does not set.
 
     Returns:
-        The request. Its fault is 400 for anything that is not such a row, and 413 for too many
-        images.
+        The request. Its fault is 413 if there are too many images, and otherwise 400.
     """
     form: Form = Plain({})
+    probe = PROBE_HEADER in headers
+    if _opens_page(row, headers):
+        return Request([], many=False, form=form, probe=probe)
     try:
         form = _form(row, headers)
         fields = form.fields()
         data = fields.pop("data", None)
-        options = _read_options(fields, headers, defaults)
+        options = _read_options(fields, headers, config.defaults)
         many = isinstance(data, list)
         if options.format == "png" and (many or not options.explain):
             raise RequestError(400, "invalid_option", "format: png is for one explained image.")
         parts = data if isinstance(data, list) else [data]
         if not parts or data is None or data == b"":
             raise RequestError(400, "empty_request", "The request holds no image.")
-        if len(parts) > max_images:
+        if len(parts) > config.max_images:
             raise RequestError(
-                413, "too_many_images", f"A request may hold {max_images} images, not {len(parts)}."
+                413,
+                "too_many_images",
+                f"A request may hold {config.max_images} images, not {len(parts)}.",
             )
     except RequestError as error:
-        return Request([error], defaults, many=False, form=form)
-    return Request([_read_image(part) for part in parts], options, many, form)
+        failed = Item(b"", config.defaults, probe, fault=error)
+        return Request([failed], many=False, form=form, probe=probe)
+    budget = Budget(config.max_work)
+    return Request([_item(part, options, probe, budget) for part in parts], many, form, probe)
+
+
+def _opens_page(row: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
+    """Tell whether a browser opens the web page.
+
+    TorchServe does not tell a handler the HTTP method, and a GET looks like a POST without a
+    body. A client that accepts HTML is taken for a browser; any other one gets an error.
+    """
+    return row == {"body": b""} and "text/html" in headers.get("accept", "")
 
 
 def _form(row: Mapping[str, Any], headers: Mapping[str, str]) -> Form:
-    """TorchServe decodes a JSON body itself unless `decode_input_request=false`."""
+    """Find out which form a row has.
+
+    A JSON body is bytes here or parsed already: TorchServe parses it unless its configuration
+    says `decode_input_request=false`.
+    """
     if "body" not in row:
         return Plain(row)
     body, binary = row["body"], b""
@@ -102,15 +119,15 @@ def _is_json(content_type: str) -> bool:
 
 
 def _parse(body: bytes | bytearray) -> Any:
-    """Parse JSON whose size in memory is bounded.
+    """Parse JSON, unless it would take too much memory.
 
-    Parsing expands an object or a string of three bytes to over a hundred, so the commas between
-    them are counted first. A number takes 32 bytes at most: pixels of a tensor, which come with
-    hardly any brackets and quotes, may be many.
+    Parsing expands small objects, lists and strings about 30 times, so commas are counted first,
+    and few are allowed. A number takes 32 bytes at most, so a body that is nearly all numbers,
+    such as the pixels of a tensor, may have many more.
     """
     nested = sum(body.count(mark) for mark in (b"[", b"{", b'"'))
-    most = MAX_JSON_NUMBERS if nested < MAX_JSON_MEMBERS else MAX_JSON_MEMBERS
-    if body.count(b",") >= most:
+    limit = MAX_JSON_NUMBERS if nested < MAX_JSON_MEMBERS else MAX_JSON_MEMBERS
+    if body.count(b",") >= limit:
         raise RequestError(
             400,
             "invalid_json",
@@ -125,14 +142,15 @@ def _parse(body: bytes | bytearray) -> Any:
 def _read_options(
     fields: Mapping[str, Any], headers: Mapping[str, str], defaults: Options
 ) -> Options:
+    """Merge a request's options: fields go before headers, and headers before the defaults."""
     given: dict[str, Any] = _read_language(headers.get("accept-language", ""))
     if headers.get("explain") == "True":
         png = headers.get("accept", "").startswith("image/png")
         given |= {"explain": True, "format": "png" if png else "json"}
     given |= {
-        name.removeprefix(HEADER_PREFIX).replace("-", "_"): value
+        name.removeprefix(OPTION_PREFIX).replace("-", "_"): value
         for name, value in headers.items()
-        if name.startswith(HEADER_PREFIX)
+        if name.startswith(OPTION_PREFIX)
     }
     given |= {
         name: bytes(value).decode(errors="replace") if isinstance(value, bytearray) else value
@@ -147,7 +165,7 @@ def _read_options(
 
 
 def _read_language(accepted: str) -> dict[str, Language]:
-    """Choose the language that a client likes best (RFC 9110, section 12.5.4)."""
+    """Choose the language that a client prefers (RFC 9110, section 12.5.4), if there is one."""
     best: dict[str, float] = {}
     for entry in accepted.lower().split(","):
         tag, _, quality = entry.partition(";q=")
@@ -159,26 +177,35 @@ def _read_language(accepted: str) -> dict[str, Language]:
 
 
 def _explain(error: ValidationError) -> str:
+    """Say for people what is wrong with each option."""
     faults = []
     for fault in error.errors(include_url=False, include_context=False):
         name = ".".join(str(part) for part in fault["loc"])[:MAX_SHOWN_NAME]
-        if fault["type"] == "extra_forbidden" and len(str(fault["input"])) > MAX_OPTION:
+        unknown = fault["type"] == "extra_forbidden"
+        if unknown and len(str(fault["input"])) > MAX_OPTION_LENGTH:
             faults.append(f"{name}: an image is sent in the field data")
-        elif fault["type"] == "extra_forbidden":
+        elif unknown:
             faults.append(f"{name}: unknown option; there are {', '.join(Options.model_fields)}")
         else:
             faults.append(f"{name}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
     return "; ".join(faults) + "."
 
 
-def _read_image(part: Any) -> bytes | RequestError:
-    """Encoded bytes as they are; a string is base64, perhaps behind a data URI's head."""
+def _item(part: Any, options: Options, probe: bool, budget: Budget) -> Item:
+    try:
+        return Item(_read_image(part), options, probe, budget)
+    except RequestError as error:
+        return Item(b"", options, probe, budget, error)
+
+
+def _read_image(part: Any) -> bytes:
+    """Return an image's encoded bytes. A string is base64, or a data URI that holds base64."""
     if isinstance(part, bytes | bytearray):
         return bytes(part)
     if not isinstance(part, str):
-        return RequestError(400, "invalid_data", "An image must be a file or a base64 string.")
+        raise RequestError(400, "invalid_data", "An image must be a file or a base64 string.")
     text = part.partition(",")[2] if part.startswith("data:") else part
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        return RequestError(400, "invalid_base64", "The image is not valid base64.")
+        raise RequestError(400, "invalid_base64", "The image is not valid base64.") from None

@@ -1,4 +1,4 @@
-"""What goes through the stages."""
+"""One image on its way through the stages."""
 
 import hashlib
 import math
@@ -12,15 +12,20 @@ from visionserve.trace import Trace
 
 @dataclass
 class Budget:
-    """The work that the images of one request may still cause, in pixels times scans."""
+    """The decoding work that the images of one request may still cause.
+
+    Attributes:
+        left: in pixels times scans; see `visionserve.validation.work`.
+    """
 
     left: float = math.inf
 
     def spend(self, work: int) -> None:
-        """Take an image's work from it.
+        """Take the work of one image from the budget.
 
         Raises:
-            RequestError: 413 `too_much_work`, no more than an image before it had left.
+            RequestError: 413 `too_much_work`, the budget has less than that left. It stays as
+                it is, so a smaller image after this one may still be decoded.
         """
         if work > self.left:
             raise RequestError(
@@ -31,20 +36,23 @@ class Budget:
 
 @dataclass(frozen=True)
 class Item:
-    """One encoded image, the options that it is classified with, and what it shares or leaves.
+    """One image of a request, with what the stages need to know about it.
 
     Attributes:
-        data: the encoded image.
-        options: what it is classified with.
-        probe: whether the cache neither has nor keeps its answer.
-        budget: shared by the images of a request.
-        trace: where its time goes.
+        data: the encoded image; empty if it could not be read.
+        options: how to classify it.
+        probe: whether it is part of a health check, whose answer the cache does not hold.
+        budget: shared by all images of the request.
+        fault: why it could not be read from the request, or None. An item with a fault passes
+            through the stages untouched.
+        trace: what the stages note about it.
     """
 
     data: bytes
     options: Options
     probe: bool = False
     budget: Budget = field(default_factory=Budget, compare=False)
+    fault: RequestError | None = None
     trace: Trace = field(default_factory=Trace, compare=False)
 
     @cached_property

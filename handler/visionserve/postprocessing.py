@@ -1,12 +1,13 @@
-"""Averaged probabilities to the answer that a client reads."""
+"""From an image's averaged probabilities to its predictions, and from an answer to its words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from visionserve.answer import Answer, Prediction
 from visionserve.config import Language, Options
 
 WARNINGS: dict[Language, str] = {
@@ -16,17 +17,18 @@ WARNINGS: dict[Language, str] = {
 
 
 def temper(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.floating[Any]]:
-    """Scale the confidence of averaged probabilities, and keep their order.
+    """Scale the confidence of averaged probabilities without changing their order.
 
-    Temperature scaling (Guo et al., On Calibration of Modern Neural Networks, 2017): the power
-    1/T, renormalized, is the softmax of logits divided by T.
+    This is temperature scaling (Guo et al., On Calibration of Modern Neural Networks, 2017):
+    probabilities raised to the power 1/T and normalized again equal the softmax of the logits
+    divided by T.
 
     Args:
         probabilities: float32 of shape (..., classes), each row summing to 1.
-        temperature: under 1 makes answers surer, over 1 less sure; 1 leaves them as they are.
+        temperature: T. Below 1 it raises the confidence, above 1 it lowers it; 1 changes nothing.
 
     Returns:
-        The same shape, each row summing to 1.
+        An array of the same shape, each row summing to 1.
     """
     if temperature == 1:
         return probabilities
@@ -35,57 +37,55 @@ def temper(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np
     return tempered
 
 
-def predictions(
-    probabilities: NDArray[np.floating[Any]], categories: Sequence[str], options: Options
-) -> dict[str, Any]:
-    """Tell the most probable classes.
+def most_probable(
+    probabilities: NDArray[np.floating[Any]], categories: Sequence[str], top_k: int
+) -> list[Prediction]:
+    """Return the most probable classes, the most probable first; ties are in class-index order.
 
     Args:
         probabilities: float of shape (classes,), summing to 1.
         categories: labels in class-index order.
-        options: `top_k` and `threshold`.
-
-    Returns:
-        `predictions`, from the most probable down; and `confident`, whether the first one's
-        probability, as it is shown, reaches the threshold.
+        top_k: how many classes.
     """
-    top = np.argsort(-probabilities, kind="stable")[: options.top_k]
-    found = [
+    return [
         {
             "label": categories[index],
             "class_id": int(index),
             "probability": round(float(probabilities[index]), 6),
         }
-        for index in top
+        for index in np.argsort(-probabilities, kind="stable")[:top_k]
     ]
-    return {"predictions": found, "confident": found[0]["probability"] >= options.threshold}
 
 
-def worded(
-    answer: Mapping[str, Any], options: Options, names: Sequence[str] | None
-) -> dict[str, Any]:
-    """Say an answer in a language.
+def is_confident(predictions: Sequence[Prediction], threshold: float) -> bool:
+    """Tell whether the first prediction's probability, as the client sees it, is high enough."""
+    return predictions[0]["probability"] >= threshold
+
+
+def localize(answer: Answer, options: Options, names: Sequence[str] | None) -> Answer:
+    """Add to an answer what depends on its request's language.
 
     Args:
-        answer: with `predictions` and `confident`.
-        options: `threshold` and `language`.
-        names: what people call the classes in that language; needless in English.
+        answer: an answer that no language has touched; it stays as it is.
+        options: `language`, and the `threshold` that the warning names.
+        names: what people call the classes in that language, in class-index order; None adds no
+            names, as the labels are English already.
 
     Returns:
-        The answer, each prediction with its `name` where there are names; and with a `warning`
-        where it is not confident.
+        A copy in which each prediction has its `name`, if there are names, and which has a
+        `warning`, if the answer is not confident.
     """
-    said = dict(answer)
+    localized = answer.copy()
     if names:
-        said["predictions"] = [
+        localized["predictions"] = [
             {"label": prediction["label"], "name": names[prediction["class_id"]], **prediction}
             for prediction in answer["predictions"]
         ]
     if not answer["confident"]:
-        said["warning"] = WARNINGS[options.language].format(percent(options.threshold))
-    return said
+        localized["warning"] = WARNINGS[options.language].format(percent(options.threshold))
+    return localized
 
 
 def percent(fraction: float) -> str:
-    """Write a fraction in percent, exactly: 0.996 is 99.6%, not 100%."""
+    """Write a fraction in percent without rounding: 0.996 becomes 99.6%, not 100%."""
     return f"{(Decimal(str(fraction)) * 100).normalize():f}%"

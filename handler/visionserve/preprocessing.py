@@ -156,7 +156,7 @@ def resize(image: Image.Image, transforms: Transforms) -> NDArray[np.uint8]:
     Returns:
         uint8 array of shape (height, width, 3), RGB, the shorter side `transforms.resize`.
     """
-    size = resized(image.size, transforms)
+    size = resized_size(image.size, transforms)
     if size != image.size:
         image = image.resize(size, FILTERS[transforms.interpolation])
     return np.asarray(image)
@@ -176,7 +176,7 @@ def resize_fast(
         As `resize`, or uint8 of shape (crop, crop, 3). It differs from `resize` and its centre crop
         by rounding, two levels at most.
     """
-    size, crop = resized(image.size, transforms), transforms.crop
+    size, crop = resized_size(image.size, transforms), transforms.crop
     scales = [old / new for old, new in zip(image.size, size, strict=True)]
     starts, lengths = (0, 0), size
     if centre:
@@ -205,7 +205,7 @@ def _resize_axis(
     return found
 
 
-def resized(size: tuple[int, int], transforms: Transforms) -> tuple[int, int]:
+def resized_size(size: tuple[int, int], transforms: Transforms) -> tuple[int, int]:
     """Return the width and height to which an image of a size is resized, in pixels."""
     short, long = sorted(size)
     other = int(transforms.resize * long / short)

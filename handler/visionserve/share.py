@@ -1,4 +1,4 @@
-"""What several threads take parts of."""
+"""A resource that threads take different amounts of."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ class Share:
     """A semaphore whose holders take different amounts.
 
     Args:
-        whole: the most that may be held at once.
+        whole: how much all holders may have together.
     """
 
     def __init__(self, whole: int) -> None:
@@ -18,7 +18,10 @@ class Share:
 
     @contextmanager
     def holding(self, amount: int) -> Iterator[None]:
-        """Wait for an amount, and hold it; one above the whole takes the whole."""
+        """Wait until an amount is free, and hold it.
+
+        An amount larger than the whole takes the whole, so that nobody waits for ever.
+        """
         amount = min(amount, self._whole)
         with self._changed:
             self._changed.wait_for(lambda: self._left >= amount)

@@ -6,17 +6,19 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 from ts.metrics.metric_abstract import MetricAbstract
 from ts.metrics.metric_cache_abstract import MetricCacheAbstract
 from ts.metrics.metric_cache_errors import MetricsCacheKeyError
 from ts.metrics.metric_type_enum import MetricTypes
 
+from visionserve.answer import Outcome
 from visionserve.errors import RequestError
 from visionserve.item import Item
 
 FLUSH_SECONDS = 1.0
+
+# Name of each counter to its dimensions beside the model's name.
 COUNTERS: dict[str, list[str]] = {
     "vision_answers_total": ["Outcome"],
     "vision_stage_seconds_total": ["Stage"],
@@ -27,8 +29,9 @@ COUNTERS: dict[str, list[str]] = {
     "vision_image_pixels_total": [],
 }
 
-# A counter that is first seen at 1 has not risen for Prometheus: these are seen at 0 before.
-BORN_AT_ZERO: tuple[tuple[str, ...], ...] = (
+# Prometheus misses the first increment of a counter that it never saw at 0, so these, which
+# alerts and panels depend on, are exported at 0.
+EXPORTED_AT_ZERO: tuple[tuple[str, ...], ...] = (
     ("vision_answers_total", "ok"),
     ("vision_answers_total", "internal_error"),
     ("vision_cache_hits_total",),
@@ -41,14 +44,14 @@ requests_log = logging.getLogger("visionserve.requests")
 class Telemetry:
     """Counts and logs requests.
 
-    TorchServe's frontend reads a worker's metrics as lines of its output, one each; so that a
-    request does not cost a dozen, a thread hands over each counter's sum once a second.
+    TorchServe's frontend reads a worker's metrics from its output, one line each. A request would
+    cost a dozen lines, so a thread writes the sum of each counter once a second instead.
 
     Args:
         metrics: TorchServe's metrics API, `context.metrics`.
         model: the model's name in the server.
-        version: its version.
-        slow_seconds: time from which a request is logged as slow.
+        version: the model's version.
+        slow_seconds: a request that takes this long or longer is logged as slow.
     """
 
     def __init__(
@@ -61,50 +64,44 @@ class Telemetry:
             name: _counter(metrics, name, ["ModelName", *dimensions])
             for name, dimensions in COUNTERS.items()
         }
-        self._sums = defaultdict[tuple[str, ...], float](float, dict.fromkeys(BORN_AT_ZERO, 0))
+        self._sums = defaultdict[tuple[str, ...], float](float, dict.fromkeys(EXPORTED_AT_ZERO, 0))
         self._lock = threading.Lock()
-        _silence_prediction_time()
         threading.Thread(target=self._flush_for_ever, daemon=True, name="telemetry").start()
 
     def observe(
-        self,
-        request_id: str,
-        items: Sequence[Item | RequestError],
-        outcomes: Sequence[dict[str, Any] | RequestError],
-        seconds: float,
+        self, request_id: str, items: Sequence[Item], outcomes: Sequence[Outcome], seconds: float
     ) -> None:
         """Count a request's images, and log the request if it failed or was slow.
 
         Args:
-            request_id: TorchServe's.
-            items: the request's images, each with its trace; or the faults in their places.
-            outcomes: an answer or an error for each of them.
-            seconds: from the request's arrival in the worker to its answer.
+            request_id: TorchServe's ID of the request.
+            items: the request's images.
+            outcomes: what each of them came to.
+            seconds: time from the batch's arrival in the worker to the request's response.
         """
         codes = [o.code if isinstance(o, RequestError) else "ok" for o in outcomes]
-        answers = [outcome for outcome in outcomes if isinstance(outcome, dict)]
-        images = [item for item in items if isinstance(item, Item)]
+        answers = [outcome for outcome in outcomes if not isinstance(outcome, RequestError)]
         with self._lock:
             for code in codes:
                 self._sums["vision_answers_total", code] += 1
-            for image in images:
-                for stage, spent in image.trace.seconds.items():
+            for item in items:
+                for stage, spent in item.trace.seconds.items():
                     self._sums["vision_stage_seconds_total", stage] += spent
                     self._sums["vision_stage_runs_total", stage] += 1
-                self._sums["vision_image_bytes_total",] += len(image.data)
-                self._sums["vision_image_pixels_total",] += image.trace.pixels
+                self._sums["vision_image_bytes_total",] += len(item.data)
+                self._sums["vision_image_pixels_total",] += item.trace.pixels
             self._sums["vision_cache_hits_total",] += sum("cached" in a for a in answers)
             self._sums["vision_low_confidence_total",] += sum(not a["confident"] for a in answers)
         failed = len(answers) < len(outcomes)
         if failed or seconds >= self._slow_seconds:
-            self._log(request_id, images, codes, seconds, "failed" if failed else "slow")
+            self._log(request_id, items, codes, seconds, "failed" if failed else "slow")
 
     def _log(
-        self, request_id: str, images: Sequence[Item], codes: list[str], seconds: float, reason: str
+        self, request_id: str, items: Sequence[Item], codes: list[str], seconds: float, reason: str
     ) -> None:
         stages: Counter[str] = Counter()
-        for image in images:
-            stages.update(image.trace.seconds)
+        for item in items:
+            stages.update(item.trace.seconds)
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "event": "request",
@@ -113,15 +110,15 @@ class Telemetry:
             "model": self._model,
             "version": self._version,
             "outcomes": dict(Counter(codes)),
-            "images": len(images),
-            "bytes": sum(len(image.data) for image in images),
+            "images": sum(item.fault is None for item in items),
+            "bytes": sum(len(item.data) for item in items),
             "milliseconds": round(1000 * seconds, 2),
             "stages": {stage: round(1000 * spent, 2) for stage, spent in stages.items()},
         }
         requests_log.warning(json.dumps(line))
 
     def flush(self) -> None:
-        """Hand the sums since the last time to TorchServe."""
+        """Give TorchServe what was counted since the last flush."""
         with self._lock:
             sums, self._sums = self._sums, defaultdict(float)
         for (name, *dimensions), value in sums.items():
@@ -134,7 +131,7 @@ class Telemetry:
 
 
 def _counter(metrics: MetricCacheAbstract, name: str, dimensions: list[str]) -> MetricAbstract:
-    """Return the counter that `config/metrics.yaml` declares, or one like it where it does not."""
+    """Return the counter that `config/metrics.yaml` declares, or a new one if it declares none."""
     try:
         return metrics.get_metric(name, MetricTypes.COUNTER)
     except MetricsCacheKeyError:
@@ -144,10 +141,3 @@ def _counter(metrics: MetricCacheAbstract, name: str, dimensions: list[str]) -> 
             dimension_names=dimensions,
             metric_type=MetricTypes.COUNTER,
         )
-
-
-def _silence_prediction_time() -> None:
-    """TorchServe's worker writes a line for each batch, whose time the stages show better."""
-    logging.getLogger("ts.metrics.caching_metric").addFilter(
-        lambda record: "PredictionTime" not in record.getMessage()
-    )

@@ -1,4 +1,4 @@
-"""Where the time of one image goes."""
+"""What the stages note about one image."""
 
 import time
 from collections.abc import Iterator
@@ -11,11 +11,12 @@ Stage = Literal["validate", "decode", "preprocess", "infer", "explain", "postpro
 
 @dataclass
 class Trace:
-    """What was seen of an image.
+    """The time that each stage took, and the image's size.
 
     Attributes:
-        seconds: stage to time; a forward pass counts whole for each image that shared it.
-        size: width and height of the upright image, in pixels; 0 where they were not read.
+        seconds: wall time of each stage that the image reached. Images that share a forward
+            pass each have its whole time as `infer`.
+        size: width and height of the upright image, in pixels; (0, 0) until the header is read.
     """
 
     seconds: dict[Stage, float] = field(default_factory=dict)

@@ -139,10 +139,9 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
 
     with tempfile.TemporaryDirectory() as scratch:
         content = Path(scratch) / "content"
-        left_out = shutil.ignore_patterns(*LEFT_OUT, paths.OPENVINO_ONLY.name)
-        shutil.copytree(paths.HANDLER, content, ignore=left_out)
+        shutil.copytree(paths.HANDLER, content, ignore=shutil.ignore_patterns(*LEFT_OUT))
         if config.handler.runtime == "openvino":
-            shutil.copytree(paths.OPENVINO_ONLY, content, dirs_exist_ok=True)
+            shutil.copy(paths.TORCH_STAND_IN, content / "torch.py")
         try:
             described = convert.convert(
                 recipe.architecture,

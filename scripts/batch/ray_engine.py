@@ -25,7 +25,6 @@ from scripts.batch.rows import Body, RunError, read_image, unreadable
 from visionserve.config import ModelConfig
 
 if TYPE_CHECKING:
-    from visionserve.errors import RequestError
     from visionserve.item import Item
 
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -80,28 +79,22 @@ class Worker:
         Returns:
             `body`, the N JSON objects as text, in order.
         """
-        from visionserve.item import Item
+        from visionserve.protocols.reply import body_of
 
-        read = [self._read(path) for path in batch["path"]]
-        items = [item for item in read if isinstance(item, Item)]
-        outcomes = iter(self._classifier.classify(items))
-        answers = [next(outcomes) if isinstance(item, Item) else item for item in read]
-        bodies = [answer if isinstance(answer, dict) else answer.body() for answer in answers]
-        return {"body": [json.dumps(body) for body in bodies]}
+        outcomes = self._classifier.classify([self._read(path) for path in batch["path"]])
+        return {"body": [json.dumps(body_of(outcome)) for outcome in outcomes]}
 
-    def _read(self, path: bytes) -> "Item | RequestError":
+    def _read(self, path: bytes) -> "Item":
         """Read a file as the handler does a request that has it for its body."""
         from visionserve.errors import RequestError
         from visionserve.item import Item
 
-        config = self._config
         try:
-            body = {"body": read_image(Path(os.fsdecode(path)), config.max_image_bytes)}
-            request = self._read_request(body, self._headers, config.defaults, config.max_images)
+            data = read_image(Path(os.fsdecode(path)), self._config.max_image_bytes)
         except (OSError, ValueError) as error:
-            return RequestError(400, **unreadable(error)["error"])
-        image = request.images[0]
-        return image if isinstance(image, RequestError) else Item(image, request.options)
+            fault = RequestError(400, **unreadable(error)["error"])
+            return Item(b"", self._config.defaults, fault=fault)
+        return self._read_request({"body": data}, self._headers, self._config).items[0]
 
 
 def classify(

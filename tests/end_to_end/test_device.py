@@ -19,7 +19,8 @@ from scripts.archive.weights import load, resolve
 from scripts.bench import device as bench
 from tests.helpers import REAL, encode
 from visionserve import tta
-from visionserve.classifier import Classifier, Outcome
+from visionserve.answer import Outcome
+from visionserve.classifier import Classifier
 from visionserve.config import TTA, HandlerConfig, Options
 from visionserve.errors import RequestError
 from visionserve.item import Item

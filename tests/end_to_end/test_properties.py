@@ -23,6 +23,7 @@ from scripts import paths
 from tests.corpus import CASES, OK, SIZE, Case, encode, picture, tiff
 from tests.helpers import REAL
 from visionserve import inputs, preprocessing, validation
+from visionserve.answer import Explanation
 from visionserve.classifier import Classifier
 from visionserve.config import TTA, Decode, HandlerConfig, ModelConfig, Options
 from visionserve.errors import RequestError
@@ -74,7 +75,7 @@ def test_the_corpus_has_its_status(case: Case, how: Decode) -> None:
 )
 def test_what_is_answered_can_be_drawn_on(case: Case) -> None:
     """Pictures of explanations read the image anew, where nothing judges it."""
-    explained = {"grid": [[0, 1], [2, 3]], "box": (0, 0, *SIZE)}
+    explained: Explanation = {"method": "", "grid": [[0, 1], [2, 3]], "box": [0, 0, *SIZE]}
     drawn = Image.open(io.BytesIO(overlay(case.data, explained)))
     assert drawn.format == "PNG" and drawn.mode == "RGB"
 
@@ -155,10 +156,12 @@ header_names = st.sampled_from(["x-classify-tta", "x-classify-top-k"]) | st.text
 
 def read(row: dict[str, Any], headers: dict[str, str]) -> None:
     """The request, and each of its images, is read or has an error that can be sent."""
-    request = inputs.read(row, headers, CONFIG.defaults, CONFIG.max_images)
-    assert isinstance(request.options, Options)
-    for image in request.images:
-        assert isinstance(image, bytes) or (400 <= image.status < 500 and image.message.encode())
+    request = inputs.read(row, headers, CONFIG)
+    assert request.items
+    for item in request.items:
+        assert isinstance(item.options, Options) and isinstance(item.data, bytes)
+        if item.fault:
+            assert 400 <= item.fault.status < 500 and item.fault.message.encode()
 
 
 @settings(max_examples=150)

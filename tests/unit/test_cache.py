@@ -2,17 +2,25 @@
 
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
+from visionserve.answer import Answer
 from visionserve.cache import Cache
 from visionserve.config import CacheConfig, Options
 from visionserve.item import Item
 
 ITEM = Item(b"image", Options())
-ANSWER: dict[str, Any] = {"predictions": [{"label": "高山雪景", "probability": 0.5}]}
+ANSWER: Answer = {
+    "model": "m",
+    "architecture": "resnet18",
+    "version": "1.0",
+    "tta": "none",
+    "predictions": [{"label": "高山雪景", "class_id": 970, "probability": 0.5}],
+    "confident": True,
+}
+LARGE: Answer = {**ANSWER, "warning": "x" * 20_000}
 
 
 def cache(directory: Path, fingerprint: str = "model", size_mb: int = 1) -> Cache:
@@ -43,22 +51,20 @@ def test_another_image_option_or_model_is_a_miss(
 def test_the_size_is_bounded(tmp_path: Path) -> None:
     """SQLite's write-ahead log takes up to 4 MB beside the bound."""
     kept = cache(tmp_path)
-    large = {"text": "x" * 20_000}
     for number in range(1000):
-        kept.put(Item(str(number).encode(), Options()), large)
+        kept.put(Item(str(number).encode(), Options()), LARGE)
     assert sum(path.stat().st_size for path in tmp_path.rglob("*")) < 1_000_000 + 4_500_000
-    assert kept.get(Item(b"999", Options())) == large
+    assert kept.get(Item(b"999", Options())) == LARGE
     assert kept.get(Item(b"0", Options())) is None
 
 
 def test_a_worker_keeps_little_of_a_large_cache_in_memory(tmp_path: Path) -> None:
     """3,000 answers of 20 kB are 60 MB on disk."""
     kept = cache(tmp_path, size_mb=100)
-    large = {"text": "x" * 20_000}
     before = psutil.Process().memory_full_info().uss
     for number in range(3000):
-        kept.put(Item(str(number).encode(), Options()), large)
-        assert kept.get(Item(str(number).encode(), Options())) == large
+        kept.put(Item(str(number).encode(), Options()), LARGE)
+        assert kept.get(Item(str(number).encode(), Options())) == LARGE
     assert psutil.Process().memory_full_info().uss - before < 10_000_000
 
 

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,7 +17,8 @@ from PIL import Image
 from scripts import photos
 from tests.helpers import encode
 from visionserve import inputs
-from visionserve.classifier import Classifier, Outcome
+from visionserve.answer import Answer, Outcome
+from visionserve.classifier import Classifier
 from visionserve.config import TTA, CacheConfig, Decode, HandlerConfig, Options
 from visionserve.errors import RequestError
 from visionserve.explanation import overlay
@@ -98,13 +99,13 @@ def test_a_hit_says_so_and_runs_nothing(tmp_path: Path) -> None:
 def test_readers_of_all_languages_share_an_answer(tmp_path: Path) -> None:
     runtime = Brightness()
     named = described().model_copy(update={"names": {"zh": ("黑暗", "明亮")}})
-    config = HandlerConfig(cache=CacheConfig(directory=tmp_path, size_mb=1))
+    kept = CacheConfig(directory=tmp_path, size_mb=1)
+    config = HandlerConfig(cache=kept, defaults=Options(top_k=2))
     classify = Classifier(runtime, named, config, "1.0").classify
 
-    def ask(accepted: str) -> dict[str, Any]:
+    def ask(accepted: str) -> Answer:
         headers = {"accept-language": accepted, "x-classify-threshold": "1"}
-        request = inputs.read({"data": bytearray(CAT)}, headers, Options(top_k=2), 1)
-        (answer,) = classify([Item(CAT, request.options)])
+        (answer,) = classify(inputs.read({"data": bytearray(CAT)}, headers, config).items)
         assert isinstance(answer, dict)
         return answer
 
@@ -136,6 +137,28 @@ def test_without_a_size_nothing_is_kept(tmp_path: Path) -> None:
         (answer,) = classify([Item(CAT, Options(top_k=2))])
         assert isinstance(answer, dict) and "cached" not in answer
     assert len(runtime.passes) == 2 and not list(tmp_path.iterdir())
+
+
+def test_a_fault_passes_through_in_its_place(tmp_path: Path) -> None:
+    runtime = Brightness()
+    fault = RequestError(400, "invalid_base64", "The image is not valid base64.")
+    broken, sound = Item(b"", Options(top_k=2), fault=fault), Item(CAT, Options(top_k=2))
+    for decoders in (1, 2):
+        one = Classifier(runtime, described(), HandlerConfig(), "1.0", decoders=decoders)
+        first, answer, last = one.classify([broken, sound, broken])
+        assert first is last is fault and isinstance(answer, dict)
+        assert one.classify([broken]) == [fault] and one.failures == 0
+    assert runtime.passes == [1, 1] and not broken.trace.seconds
+
+
+def test_a_probe_is_neither_looked_up_nor_kept(tmp_path: Path) -> None:
+    runtime = Brightness()
+    classify = classifier(runtime, tmp_path).classify
+    probe, plain = (Item(CAT, Options(top_k=2), probe=probe) for probe in (True, False))
+    for item in (probe, plain, probe):
+        (answer,) = classify([item])
+        assert isinstance(answer, dict) and "cached" not in answer
+    assert len(runtime.passes) == 3
 
 
 def test_errors_are_not_kept(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A batch of TorchServe's rows to responses, on a runtime that is quick."""
 
+import base64
 import io
 import json
 from collections.abc import Mapping
@@ -7,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ts
 import yaml
 from PIL import Image
 from ts.context import Context, RequestProcessor
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
-from scripts import paths
+from scripts import paths, photos
 from tests.helpers import encode
 from tests.unit.test_classifier import Brightness, described
+from visionserve import explanation, workarounds
 from visionserve.classifier import Classifier
 from visionserve.config import ModelConfig
 from visionserve_handler import VisionHandler
 
+CAT = photos.greeting().read_bytes()
 MAP = {"explain": "True", "accept": "image/png"}
 Response = tuple[int, str, bytes]
 
@@ -73,3 +77,38 @@ def test_a_map_of_the_smallest_image_is_drawn(worker: Worker, size: tuple[int, i
     (response,) = worker.answer(({"body": tiny}, MAP))
     assert response[:2] == (200, "image/png")
     assert Image.open(io.BytesIO(response[2])).size == size
+
+
+def test_a_map_that_cannot_be_drawn_is_an_error_of_its_request_alone(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(data: bytes, _: object) -> bytes:
+        raise ValueError(f"images do not match, of {len(data)} bytes")
+
+    monkeypatch.setattr(explanation, "overlay", fail)
+    sound, failed = worker.answer(({"body": CAT}, {}), ({"body": CAT}, MAP))
+    assert sound[0] == 200 and json.loads(sound[2])["predictions"]
+    assert failed[:2] == (500, "application/json")
+    error = json.loads(failed[2])["error"]
+    assert error["code"] == "internal_error" and "match" not in error["message"]
+
+
+def test_each_request_of_a_batch_has_its_own_response(worker: Worker) -> None:
+    """A list with a fault in it, a browser's visit, a bad option and an image, in one batch."""
+    texts = [base64.b64encode(CAT).decode(), "&"]
+    several, page, refused, single = worker.answer(
+        ({"body": {"data": texts}}, {"content-type": "application/json"}),
+        ({"body": bytearray()}, {"accept": "text/html"}),
+        ({"body": CAT}, {"x-classify-tta": "x"}),
+        ({"body": CAT}, {}),
+    )
+    answer, error = json.loads(several[2])
+    assert (several[0], error["error"]["code"]) == (207, "invalid_base64")
+    assert page[:2] == (200, "text/html; charset=utf-8")
+    assert (refused[0], json.loads(refused[2])["error"]["code"]) == (400, "invalid_option")
+    assert single[0] == 200 and json.loads(single[2]) == answer
+
+
+def test_the_workarounds_are_for_the_torchserve_that_is_installed() -> None:
+    """Read the modules of `visionserve.workarounds` again before this number is changed."""
+    assert ts.__version__ == workarounds.VERSION

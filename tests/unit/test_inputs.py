@@ -6,43 +6,77 @@ from typing import Any
 import pytest
 
 from visionserve import inputs
-from visionserve.config import Options
+from visionserve.config import HandlerConfig, Options
 from visionserve.errors import RequestError
 
 DEFAULTS = Options(tta="five_crop", top_k=3, threshold=0.5)
 JSON = {"content-type": "application/json"}
 
 
+CONFIG = HandlerConfig(defaults=DEFAULTS, max_images=4, max_work=7)
+
+
 def read(row: dict[str, Any], headers: dict[str, str] | None = None) -> inputs.Request:
-    return inputs.read(row, headers or {}, DEFAULTS, max_images=4)
+    return inputs.read(row, headers or {}, CONFIG)
+
+
+def images(request: inputs.Request) -> list[bytes]:
+    return [item.data for item in request.items]
+
+
+def options(request: inputs.Request) -> Options:
+    """The options of all images, which are the same."""
+    first = request.items[0].options
+    assert all(item.options == first for item in request.items)
+    return first
 
 
 def refused(row: dict[str, Any], headers: dict[str, str] | None = None) -> RequestError:
     request = read(row, headers)
-    (fault,) = request.images
-    assert isinstance(fault, RequestError) and not request.many
-    return fault
+    (item,) = request.items
+    assert item.fault and item.data == b"" and not request.many
+    return item.fault
 
 
 def test_a_raw_body_is_one_image_with_the_defaults() -> None:
     request = read({"body": bytearray(b"x")})
-    assert (request.images, request.options, request.many) == ([b"x"], DEFAULTS, False)
+    assert (images(request), options(request), request.many) == ([b"x"], DEFAULTS, False)
+
+
+def test_the_images_of_a_request_share_one_budget() -> None:
+    first, second = read({"data": [bytearray(b"1"), bytearray(b"2")]}).items
+    assert first.budget is second.budget and first.budget.left == 7
+    assert read({"data": bytearray(b"1")}).items[0].budget is not first.budget
+
+
+def test_only_a_browser_without_an_image_opens_the_page() -> None:
+    html = {"accept": "text/html,*/*;q=0.8"}
+    assert read({"body": bytearray()}, html).items == []
+    assert images(read({"body": bytearray(b"x")}, html)) == [b"x"]
+    assert refused({"body": bytearray()}, {"accept": "*/*"}).code == "empty_request"
+
+
+def test_a_probe_is_told_by_its_header() -> None:
+    row = {"body": bytearray(b"x")}
+    for headers, probe in (({}, False), ({"x-visionserve-probe": "1"}, True)):
+        request = read(row, headers)
+        assert (request.probe, request.items[0].probe) == (probe, probe)
 
 
 def test_form_fields_are_options() -> None:
     request = read({"data": bytearray(b"x"), "tta": bytearray(b"none"), "top_k": bytearray(b"5")})
-    assert request.options == Options(tta="none", top_k=5, threshold=0.5)
+    assert options(request) == Options(tta="none", top_k=5, threshold=0.5)
 
 
 def test_headers_are_options_and_fields_come_first() -> None:
     headers = {"x-classify-top-k": "7", "x-classify-threshold": "0.9", "user-agent": "x"}
     request = read({"data": bytearray(b"x"), "top_k": bytearray(b"2")}, headers)
-    assert request.options == Options(tta="five_crop", top_k=2, threshold=0.9)
+    assert options(request) == Options(tta="five_crop", top_k=2, threshold=0.9)
 
 
 def test_several_parts_keep_their_order() -> None:
     request = read({"data": [bytearray(b"1"), bytearray(b"2")]})
-    assert (request.images, request.many) == ([b"1", b"2"], True)
+    assert (images(request), request.many) == ([b"1", b"2"], True)
 
 
 @pytest.mark.parametrize("decoded", [True, False])
@@ -51,14 +85,14 @@ def test_json_holds_base64_and_options(decoded: bool) -> None:
     body = {"data": [text, f"data:image/png;base64,{text}"], "top_k": 1}
     row = {"body": body if decoded else bytearray(str(body).replace("'", '"').encode())}
     request = read(row, {"content-type": "application/json; charset=utf-8"})
-    assert (request.images, request.many, request.options.top_k) == ([b"x", b"x"], True, 1)
+    assert (images(request), request.many, options(request).top_k) == ([b"x", b"x"], True, 1)
 
 
 def test_bad_base64_is_the_fault_of_that_image_alone() -> None:
     request = read({"body": {"data": ["eA==", "&", 5]}}, JSON)
-    assert request.images[0] == b"x"
-    codes = [image.code for image in request.images[1:] if isinstance(image, RequestError)]
-    assert codes == ["invalid_base64", "invalid_data"]
+    assert images(request) == [b"x", b"", b""]
+    codes = [item.fault and item.fault.code for item in request.items]
+    assert codes == [None, "invalid_base64", "invalid_data"]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +155,6 @@ def test_too_many_images_are_a_413() -> None:
 
 
 def test_an_image_in_another_field_is_told_where_it_belongs() -> None:
-    (fault,) = read({"file": bytearray(b"\x89PNG" + bytes(200)), "top_k": bytearray(b"3")}).images
-    assert isinstance(fault, RequestError)
+    fault = refused({"file": bytearray(b"\x89PNG" + bytes(200)), "top_k": bytearray(b"3")})
     assert (fault.status, fault.code) == (400, "invalid_option")
     assert fault.message == "file: an image is sent in the field data."

@@ -2,39 +2,53 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy.special import softmax
 
+from visionserve.answer import Answer
 from visionserve.config import Options
-from visionserve.postprocessing import predictions, temper, worded
+from visionserve.postprocessing import is_confident, localize, most_probable, temper
 
 PROBABILITIES = np.array([0.1, 0.2, 0.6, 0.1], dtype=np.float32)
 CATEGORIES = ("a", "b", "高山雪景", "d")
 
 
+def answered(probabilities: NDArray[np.float32], options: Options) -> Answer:
+    predictions = most_probable(probabilities, CATEGORIES, options.top_k)
+    return {
+        "model": "m",
+        "architecture": "resnet18",
+        "version": "1.0",
+        "tta": "none",
+        "predictions": predictions,
+        "confident": is_confident(predictions, options.threshold),
+    }
+
+
 def test_the_most_probable_come_first_and_ties_by_class() -> None:
-    answer = predictions(PROBABILITIES, CATEGORIES, Options(top_k=4))
-    assert [p["label"] for p in answer["predictions"]] == ["高山雪景", "b", "a", "d"]
-    assert answer["predictions"][0] == {"label": "高山雪景", "class_id": 2, "probability": 0.6}
-    assert [p["class_id"] for p in answer["predictions"]] == [2, 1, 0, 3]
+    predictions = most_probable(PROBABILITIES, CATEGORIES, 4)
+    assert [p["label"] for p in predictions] == ["高山雪景", "b", "a", "d"]
+    assert predictions[0] == {"label": "高山雪景", "class_id": 2, "probability": 0.6}
+    assert [p["class_id"] for p in predictions] == [2, 1, 0, 3]
 
 
 def test_three_by_default() -> None:
-    assert len(predictions(PROBABILITIES, CATEGORIES, Options())["predictions"]) == 3
+    assert len(answered(PROBABILITIES, Options())["predictions"]) == 3
 
 
 def test_the_threshold_decides_on_the_warning() -> None:
-    sure = predictions(PROBABILITIES, CATEGORIES, Options(threshold=0.6 - 1e-6))
-    unsure = predictions(PROBABILITIES, CATEGORIES, Options(threshold=0.61))
-    assert sure["confident"] and "warning" not in worded(sure, Options(), None)
+    sure = answered(PROBABILITIES, Options(threshold=0.6 - 1e-6))
+    unsure = answered(PROBABILITIES, Options(threshold=0.61))
+    assert sure["confident"] and "warning" not in localize(sure, Options(), None)
     assert not unsure["confident"]
-    assert "61%" in worded(unsure, Options(threshold=0.61), None)["warning"]
+    assert "61%" in localize(unsure, Options(threshold=0.61), None)["warning"]
 
 
 def test_a_language_adds_names_and_changes_nothing_else() -> None:
-    answer = predictions(PROBABILITIES, CATEGORIES, Options(top_k=2))
-    said = worded(answer, Options(language="zh"), ("甲", "乙", "丙", "丁"))
-    assert [p.pop("name") for p in said["predictions"]] == ["丙", "乙"]
-    assert said == answer == worded(answer, Options(), None)
+    answer = answered(PROBABILITIES, Options(top_k=2))
+    localized = localize(answer, Options(language="zh"), ("甲", "乙", "丙", "丁"))
+    assert [p.pop("name") for p in localized["predictions"]] == ["丙", "乙"]
+    assert localized == answer == localize(answer, Options(), None)
 
 
 @pytest.mark.parametrize("temperature", [0.2, 0.67, 1, 3, 5])
@@ -68,8 +82,8 @@ def test_a_temperature_of_1_changes_no_bit() -> None:
 def test_the_warning_names_the_very_threshold(threshold: float, text: str) -> None:
     nothing = np.full(4, 1e-9, dtype=np.float32)
     options = Options(threshold=threshold)
-    answer = predictions(nothing, CATEGORIES, options)
-    assert text in worded(answer, options, None)["warning"]
+    answer = answered(nothing, options)
+    assert text in localize(answer, options, None)["warning"]
 
 
 @pytest.mark.parametrize(
@@ -81,4 +95,4 @@ def test_what_is_shown_is_what_is_judged(
 ) -> None:
     """A float32 of 0.7 is under 0.7; an answer that shows 0.5 is not under 50%."""
     given = np.array([probability, 0, 0, 0], dtype=np.float32)
-    assert predictions(given, CATEGORIES, Options(threshold=threshold))["confident"] is confident
+    assert is_confident(most_probable(given, CATEGORIES, 3), threshold) is confident

@@ -10,12 +10,18 @@ import pytest
 from PIL import Image
 
 from visionserve import inputs
-from visionserve.config import Options
+from visionserve.answer import Answer
+from visionserve.config import HandlerConfig, Options
 from visionserve.errors import RequestError
 
 JSON = {"content-type": "application/json"}
 TEXT = base64.b64encode(b"x").decode()
-ANSWER = {
+CONFIG = HandlerConfig(max_images=4)
+ANSWER: Answer = {
+    "model": "m",
+    "architecture": "resnet18",
+    "version": "1",
+    "tta": "none",
     "predictions": [
         {"label": "a", "class_id": 0, "probability": 0.7},
         {"label": "b", "class_id": 1, "probability": 0.2},
@@ -30,7 +36,21 @@ def read(
 ) -> inputs.Request:
     data = json.dumps(body).encode()
     headers = headers or ({"inference-header-content-length": str(len(data))} if tail else JSON)
-    return inputs.read({"body": bytearray(data + tail)}, headers, Options(), max_images=4)
+    return inputs.read({"body": bytearray(data + tail)}, headers, CONFIG)
+
+
+def images(request: inputs.Request) -> list[bytes]:
+    return [item.data for item in request.items]
+
+
+def options(request: inputs.Request) -> Options:
+    return request.items[0].options
+
+
+def fault(request: inputs.Request, index: int = 0) -> RequestError:
+    error = request.items[index].fault
+    assert error
+    return error
 
 
 def tensor(**members: Any) -> dict[str, Any]:
@@ -42,13 +62,13 @@ def tensor(**members: Any) -> dict[str, Any]:
 )
 def test_v1_instances(instance: object) -> None:
     request = read({"instances": [instance], "top_k": 1})
-    assert (request.images, request.options.top_k) == ([b"x"], 1)
+    assert (images(request), options(request).top_k) == ([b"x"], 1)
     assert request.form.reply([ANSWER], request.many, "m", "1").body == {"predictions": [ANSWER]}
 
 
 def test_v1_faults_stand_in_their_places() -> None:
     request = read({"instances": [{"b64": TEXT}, {"image": 7}]})
-    assert isinstance(request.images[1], RequestError)
+    assert fault(request, 1).code == "invalid_data"
     reply = request.form.reply([ANSWER, FAULT], request.many, "m", "1")
     assert reply.status[0] == 207
     assert reply.body == {"predictions": [ANSWER, FAULT.body()]}
@@ -57,14 +77,14 @@ def test_v1_faults_stand_in_their_places() -> None:
 @pytest.mark.parametrize("body", [{"instances": {}}, {"instances": []}, {"instances": [1], "x": 1}])
 def test_v1_errors_are_the_protocols(body: dict[str, Any]) -> None:
     request = read(body)
-    reply = request.form.reply([request.images[0]], request.many, "m", "1")  # type: ignore[list-item]
+    reply = request.form.reply([fault(request)], request.many, "m", "1")
     assert reply.status[0] == 400 and isinstance(reply.body["error"], str)
 
 
 def test_v2_bytes_and_parameters() -> None:
     body = tensor(data=[TEXT, TEXT], shape=[2, 1]) | {"id": "7", "parameters": {"top_k": 2}}
     request = read(body)
-    assert (request.images, request.options.top_k) == ([b"x", b"x"], 2)
+    assert (images(request), options(request).top_k) == ([b"x", b"x"], 2)
     reply = request.form.reply([ANSWER, ANSWER], request.many, "m", "1.0")
     assert reply.status[0] == 200
     assert reply.body["id"] == "7"
@@ -81,7 +101,7 @@ def test_v2_bytes_and_parameters() -> None:
 def test_v2_strings_follow_the_json() -> None:
     strings = b"".join(len(s).to_bytes(4, "little") + s for s in (b"one", b"second"))
     request = read(tensor(shape=[2]), strings)
-    assert request.images == [b"one", b"second"]
+    assert images(request) == [b"one", b"second"]
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -91,15 +111,13 @@ def test_v2_pixels_are_an_image(binary: bool) -> None:
     if not binary:
         given["inputs"][0]["data"] = pixels.ravel().tolist()
     request = read(given, pixels.tobytes() if binary else b"")
-    (image,) = request.images
-    assert isinstance(image, bytes)
+    (image,) = images(request)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(image))), pixels)
 
 
 def test_v2_a_fault_in_a_list_is_told_beside_the_answers() -> None:
     request = read(tensor(data=[TEXT, "&"], shape=[2]))
-    assert isinstance(request.images[1], RequestError)
-    reply = request.form.reply([ANSWER, request.images[1]], request.many, "m", "1")
+    reply = request.form.reply([ANSWER, fault(request, 1)], request.many, "m", "1")
     outputs = {output["name"]: output for output in reply.body["outputs"]}
     assert reply.status[0] == 200
     assert outputs["class_id"]["data"] == [0, 1, -1, -1]
@@ -145,26 +163,25 @@ def test_v2_a_client_chooses_outputs() -> None:
 )
 def test_v2_errors_are_the_protocols(body: dict[str, Any]) -> None:
     request = read(body)
-    reply = request.form.reply([request.images[0]], request.many, "m", "1")  # type: ignore[list-item]
+    reply = request.form.reply([fault(request)], request.many, "m", "1")
     assert reply.status[0] == 400 and len(reply.body["error"]) < 300
 
 
 @pytest.mark.parametrize("length", ["x", "-1", "100000", "", "9" * 5000])
 def test_a_wrong_length_of_the_json_is_refused(length: str) -> None:
     request = read(tensor(), headers={"inference-header-content-length": length})
-    assert isinstance(request.images[0], RequestError)
+    assert fault(request).code == "invalid_data"
 
 
 def test_binary_data_that_end_amid_a_string_are_refused() -> None:
     request = read(tensor(), b"\x05\0\0\0abc")
-    assert isinstance(request.images[0], RequestError)
+    assert fault(request).code == "invalid_data"
 
 
 def test_json_is_bounded_before_it_is_parsed() -> None:
     for body in (b"[" + b"[]," * 2000 + b"[]]", b"[" + b"1," * 3_000_000 + b"1]"):
-        request = inputs.read({"body": body}, JSON, Options(), max_images=4)
-        (fault,) = request.images
-        assert isinstance(fault, RequestError) and fault.code == "invalid_json"
+        request = inputs.read({"body": body}, JSON, CONFIG)
+        assert len(request.items) == 1 and fault(request).code == "invalid_json"
 
 
 @pytest.mark.parametrize(
@@ -181,11 +198,11 @@ def test_json_is_bounded_before_it_is_parsed() -> None:
 )
 def test_the_language_that_a_client_likes_best(accepted: str, language: str) -> None:
     row = {"data": bytearray(b"x")}
-    request = inputs.read(row, {"accept-language": accepted}, Options(), max_images=4)
-    assert request.options.language == language
+    request = inputs.read(row, {"accept-language": accepted}, CONFIG)
+    assert options(request).language == language
 
 
 def test_an_option_goes_before_accept_language() -> None:
     headers = {"accept-language": "zh", "x-classify-language": "en"}
-    request = inputs.read({"data": bytearray(b"x")}, headers, Options(), max_images=4)
-    assert request.options.language == "en"
+    request = inputs.read({"data": bytearray(b"x")}, headers, CONFIG)
+    assert options(request).language == "en"

@@ -1,22 +1,22 @@
-"""The forms of a JSON request and of its answer, told apart by the body's members."""
+"""The forms of JSON that a request and its response can have."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from visionserve.protocols.plain import Plain
-from visionserve.protocols.reply import Form, Outcome, Reply
+from visionserve.protocols.reply import Form, Reply
 from visionserve.protocols.v1 import V1
 from visionserve.protocols.v2 import V2
 
-__all__ = ["Form", "Outcome", "Plain", "Reply", "form_of"]
+__all__ = ["Form", "Plain", "Reply", "form_of"]
 
 
 def form_of(body: Mapping[str, Any], binary: bytes = b"") -> Form:
-    """Tell the form of a body.
+    """Tell the form of a JSON body by its members.
 
     Args:
         body: the JSON object.
-        binary: what followed it.
+        binary: the bytes that follow the JSON in the request.
     """
     if "instances" in body:
         return V1(body)

@@ -1,9 +1,10 @@
-"""This service's own form: `{"data": ..., "top_k": ...}`, answered by an object or a list."""
+"""This service's own form: `{"data": ..., "top_k": ...}` in, an object or a list out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from visionserve.protocols.reply import Outcome, Reply, body_of, status_of
+from visionserve.answer import Outcome
+from visionserve.protocols.reply import Reply, body_of, status_of
 
 
 class Plain:
@@ -17,6 +18,6 @@ class Plain:
         return dict(self._body)
 
     def reply(self, outcomes: Sequence[Outcome], many: bool, name: str, version: str) -> Reply:
-        """Answer a list by a list, in the same order, with each error in its place."""
+        """Return a list for a list, in the same order, with errors in the places of answers."""
         bodies = [body_of(outcome) for outcome in outcomes]
         return Reply(status_of(outcomes, many), bodies if many else bodies[0])

@@ -1,12 +1,11 @@
-"""What every form of a request has in common."""
+"""What all forms of a request have in common."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from visionserve.answer import Outcome
 from visionserve.errors import RequestError
-
-Outcome = Mapping[str, Any] | RequestError
 
 OK = (200, "ok")
 MULTI_STATUS = (207, "multi_status")
@@ -14,11 +13,11 @@ MULTI_STATUS = (207, "multi_status")
 
 @dataclass(frozen=True)
 class Reply:
-    """What a client gets.
+    """A response before it is encoded.
 
     Attributes:
         status: HTTP status code and reason phrase.
-        body: encoded as JSON.
+        body: what is encoded as JSON.
     """
 
     status: tuple[int, str]
@@ -26,38 +25,39 @@ class Reply:
 
 
 class Form(Protocol):
-    """How the JSON body of one request is read, and how the request is answered."""
+    """How the JSON body of one request is read, and how its response is written."""
 
     def fields(self) -> dict[str, Any]:
-        """Return `data`, one or several images, and options by their names.
+        """Return `data`, one image or several, and options by their names.
 
         Raises:
             RequestError: 400, the body is not of this form.
         """
 
     def reply(self, outcomes: Sequence[Outcome], many: bool, name: str, version: str) -> Reply:
-        """Answer the request.
+        """Write the response.
 
         Args:
-            outcomes: an answer or an error for each image, in the client's order.
-            many: whether the client sent a list; a request that failed as a whole is none.
+            outcomes: each image's answer or error, in the client's order; or the one error of a
+                request that failed as a whole.
+            many: whether the client sent a list; False for a request that failed as a whole.
             name: the model's name in the server.
-            version: its version.
+            version: the model's version.
         """
 
 
 def body_of(outcome: Outcome) -> Mapping[str, Any]:
-    """Return the object of an answer or of an error."""
+    """Return the JSON object of an answer or of an error."""
     return outcome.body() if isinstance(outcome, RequestError) else outcome
 
 
 def errors_of(outcomes: Sequence[Outcome]) -> list[RequestError]:
-    """Return the errors alone."""
+    """Return the errors among outcomes."""
     return [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
 
 
 def status_of(outcomes: Sequence[Outcome], many: bool) -> tuple[int, str]:
-    """One outcome has its own status; a list with errors in it is 207 Multi-Status."""
+    """Return the status of a single outcome, or 207 Multi-Status for a list with errors in it."""
     errors = errors_of(outcomes)
     if not errors:
         return OK
@@ -65,7 +65,7 @@ def status_of(outcomes: Sequence[Outcome], many: bool) -> tuple[int, str]:
 
 
 def failure(error: RequestError) -> Reply:
-    """Both versions of the Open Inference Protocol tell an error by its message alone."""
+    """Return an error as both versions of the Open Inference Protocol write it: as one string."""
     return Reply((error.status, error.code), {"error": message_of(error)})
 
 

@@ -1,4 +1,4 @@
-"""Version 1 of the Open Inference Protocol, also TensorFlow Serving's.
+"""Version 1 of the Open Inference Protocol, which is TensorFlow Serving's, too.
 
 Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol
 """
@@ -6,15 +6,16 @@ Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from visionserve.answer import Outcome
 from visionserve.errors import RequestError
-from visionserve.protocols.reply import Outcome, Reply, body_of, errors_of, failure, status_of
+from visionserve.protocols.reply import Reply, body_of, errors_of, failure, status_of
 
 
 class V1:
-    """`{"instances": [...]}`, answered by `{"predictions": [...]}`.
+    """`{"instances": [...]}` in, `{"predictions": [...]}` out.
 
     An instance is `{"data": BASE64}`, `{"b64": BASE64}`, `{"image_bytes": {"b64": BASE64}}` or
-    the string itself. Options stand beside `instances`.
+    the string itself. Options are members of the body beside `instances`.
     """
 
     def __init__(self, body: Mapping[str, Any]) -> None:
@@ -24,7 +25,7 @@ class V1:
         """Return the images of the instances, and the body's other members as options.
 
         Raises:
-            RequestError: 400, the instances are no list.
+            RequestError: 400, `instances` is not a list.
         """
         instances = self._body["instances"]
         if not isinstance(instances, list):
@@ -33,7 +34,7 @@ class V1:
         return {key: value for key, value in self._body.items() if key != "instances"} | images
 
     def reply(self, outcomes: Sequence[Outcome], many: bool, name: str, version: str) -> Reply:
-        """Answer with a prediction for each instance; a fault of several stands in its place."""
+        """Return an answer or an error for each instance; the error of a single one by itself."""
         errors = errors_of(outcomes)
         if errors and len(outcomes) == 1:
             return failure(errors[0])
@@ -42,7 +43,7 @@ class V1:
 
 
 def _image(instance: Any) -> Any:
-    """Find the base64 of an instance; what is none is refused with the other bad images."""
+    """Return an instance's base64; return anything else as it is, to be refused as an image."""
     if isinstance(instance, dict) and len(instance) == 1:
         ((key, value),) = instance.items()
         if key == "image_bytes" and isinstance(value, dict) and value.keys() == {"b64"}:

@@ -6,22 +6,24 @@ Source: https://github.com/kserve/open-inference-protocol
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from visionserve.answer import Outcome, Prediction
 from visionserve.errors import RequestError
-from visionserve.protocols.reply import OK, Outcome, Reply, errors_of, failure, message_of
+from visionserve.protocols.reply import OK, Reply, errors_of, failure, message_of
 
 LENGTH_HEADER = "inference-header-content-length"
 MAX_DIGITS = 9
 MAX_RANK, MAX_SIDE = 8, 2**31
 BINARY_OUTPUT = "binary_data_output"
-MISSING = {"label": "", "class_id": -1, "probability": 0.0, "name": ""}
+MISSING: Prediction = {"label": "", "name": "", "class_id": -1, "probability": 0.0}
 
-PREDICTION_TENSORS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
+# Each output's datatype, and how its values are read from a prediction, or from an outcome.
+PREDICTION_TENSORS: dict[str, tuple[str, Callable[[Prediction], Any]]] = {
     "label": ("BYTES", lambda prediction: prediction["label"]),
     "class_id": ("INT64", lambda prediction: prediction["class_id"]),
     "probability": ("FP32", lambda prediction: prediction["probability"]),
@@ -36,15 +38,15 @@ DEFAULT_OUTPUTS = ("label", "class_id", "probability")
 
 
 class V2:
-    """`{"inputs": [...]}`, answered by tensors of labels, class indices and probabilities.
+    """`{"inputs": [...]}` in, tensors of labels, class indices and probabilities out.
 
-    The one input is a BYTES tensor of encoded images (as base64 in JSON), or a UINT8 tensor of
-    shape [height, width, 3], an image in RGB. Options are the request's `parameters`. A client
-    may name its `outputs`: any of `PREDICTION_TENSORS` and `IMAGE_TENSORS`.
+    The one input is a BYTES tensor of encoded images (base64 in JSON), or a UINT8 tensor of
+    shape [height, width, 3], an RGB image. The request's `parameters` are options. A client may
+    choose `outputs` among `PREDICTION_TENSORS` and `IMAGE_TENSORS`.
 
     Args:
-        body: the JSON.
-        binary: the data of a tensor that has none in the JSON.
+        body: the JSON object.
+        binary: the input tensor's data, unless they are in the JSON.
     """
 
     def __init__(self, body: Mapping[str, Any], binary: bytes) -> None:
@@ -55,7 +57,8 @@ class V2:
         """Return the images of the input tensor, and the parameters as options.
 
         Raises:
-            RequestError: 400, there is not one input tensor of these kinds, or no such output.
+            RequestError: 400, the body has no single input tensor of these kinds, or names an
+                output that does not exist.
         """
         inputs, parameters = self._body["inputs"], self._body.get("parameters", {})
         if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(parameters, dict):
@@ -63,28 +66,30 @@ class V2:
         unknown = set(self._outputs()) - PREDICTION_TENSORS.keys() - IMAGE_TENSORS.keys()
         if unknown:
             raise _invalid(f"There is no output {', '.join(sorted(unknown))}.")
-        # A client may prefer binary outputs; JSON, which every client reads, is what it gets.
+        # A client may ask for binary outputs. It gets JSON, which every client can read.
         options = {key: value for key, value in parameters.items() if key != BINARY_OUTPUT}
         return options | {"data": self._images(inputs[0])}
 
     def reply(self, outcomes: Sequence[Outcome], many: bool, name: str, version: str) -> Reply:
-        """Answer with tensors of shape [images, top_k].
+        """Return tensors of shape [images, top_k].
 
-        An image without an answer has "", -1 and 0 there, and its message in `error`. The status
-        is then 200, as clients of this protocol take any other for a failure of the request.
+        The row of an image without an answer is filled with "", -1 and 0, and the tensor `error`
+        has its message. The status is 200 even so, because clients of this protocol treat any
+        other status as a failure of the whole request.
         """
         errors = errors_of(outcomes)
         if len(errors) == len(outcomes):
             return failure(errors[0])
-        asked = [*self._outputs()]
-        if "explanation" in next(_predictions(outcomes)):
-            asked.append("explanation")
+        names = [*self._outputs()]
+        rows = _rows(outcomes)
+        if any("explanation" in row[0] for row in rows):
+            names.append("explanation")
         if errors:
-            asked.append("error")
+            names.append("error")
         body = {
             "model_name": name,
             "model_version": version,
-            "outputs": [_tensor(output, outcomes) for output in dict.fromkeys(asked)],
+            "outputs": [_tensor(output, outcomes, rows) for output in dict.fromkeys(names)],
         }
         return Reply(OK, body | ({"id": self._body["id"]} if "id" in self._body else {}))
 
@@ -110,7 +115,7 @@ class V2:
         raise _invalid("An input is BYTES, encoded images, or UINT8 of shape [height, width, 3].")
 
     def _strings(self) -> list[bytes]:
-        """Split the binary data: each string follows its length in four bytes, little-endian."""
+        """Split the binary data into strings: four bytes of length, little-endian, before each."""
         strings, position = [], 0
         while position < len(self._binary):
             start = position + 4
@@ -121,7 +126,7 @@ class V2:
         return strings
 
     def _encoded(self, tensor: Mapping[str, Any], shape: list[int]) -> bytes:
-        """Encode pixels as BMP, which loses nothing, so that they are judged like any image."""
+        """Encode pixels as BMP, which is lossless, so that they pass the checks of any image."""
         try:
             given = tensor["data"] if "data" in tensor else np.frombuffer(self._binary, np.uint8)
             values = np.asarray(given).reshape(shape)
@@ -138,35 +143,32 @@ def split(body: bytes, length: str) -> tuple[bytes, bytes]:
     """Split a body of the binary tensor data extension into its JSON and its binary data.
 
     Args:
-        body: of the request.
-        length: the header `Inference-Header-Content-Length`, in bytes.
+        body: the request's body.
+        length: the header `Inference-Header-Content-Length`, the number of bytes of the JSON.
 
     Raises:
-        RequestError: 400, it is no length of this body.
+        RequestError: 400, the header is not a number, or larger than the body.
     """
     if not length.isdecimal() or len(length) > MAX_DIGITS or int(length) > len(body):
         raise _invalid(f"The header {LENGTH_HEADER} does not fit the body.")
     return body[: int(length)], body[int(length) :]
 
 
-def _tensor(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _tensor(
+    name: str, outcomes: Sequence[Outcome], rows: Sequence[Sequence[Prediction]]
+) -> dict[str, Any]:
     if name in IMAGE_TENSORS:
-        datatype, of_outcome = IMAGE_TENSORS[name]
-        shape, data = [len(outcomes)], [of_outcome(outcome) for outcome in outcomes]
+        datatype, read_outcome = IMAGE_TENSORS[name]
+        shape, data = [len(outcomes)], [read_outcome(outcome) for outcome in outcomes]
     else:
-        datatype, of_prediction = PREDICTION_TENSORS[name]
-        rows = _rows(outcomes)
-        shape, data = [len(rows), len(rows[0])], [of_prediction(p) for row in rows for p in row]
+        datatype, read_prediction = PREDICTION_TENSORS[name]
+        shape = [len(rows), len(rows[0])]
+        data = [read_prediction(prediction) for row in rows for prediction in row]
     return {"name": name, "datatype": datatype, "shape": shape, "data": data}
 
 
-def _predictions(outcomes: Sequence[Outcome]) -> Iterator[Mapping[str, Any]]:
-    for outcome in outcomes:
-        if not isinstance(outcome, RequestError):
-            yield from outcome["predictions"]
-
-
-def _rows(outcomes: Sequence[Outcome]) -> list[list[Mapping[str, Any]]]:
+def _rows(outcomes: Sequence[Outcome]) -> list[list[Prediction]]:
+    """Return each image's predictions, as many for an error as for an answer."""
     rows = [[] if isinstance(o, RequestError) else o["predictions"] for o in outcomes]
     top_k = max(len(row) for row in rows)
     return [row or [MISSING] * top_k for row in rows]

@@ -54,6 +54,6 @@ def int8(archive: Path) -> Classify:
     def classify(data: bytes) -> dict[str, Any]:
         (outcome,) = classifier.classify([Item(data, Options())])
         assert isinstance(outcome, dict)
-        return outcome
+        return dict(outcome)
 
     return classify

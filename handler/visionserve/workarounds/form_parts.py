@@ -1,4 +1,4 @@
-"""Several form parts of one name in one request."""
+"""Keep every part of a form in which several parts have one name."""
 
 from collections import defaultdict
 from typing import Any
@@ -6,12 +6,13 @@ from typing import Any
 from ts.service import Service
 
 
-def keep_repeated_parts() -> None:
-    """Make TorchServe hand over every form part, repeated names as a list in order.
+def keep_repeated() -> None:
+    """Make TorchServe hand over parts of one name as a list, in the order of the form.
 
-    TorchServe 0.12 sends all parts to the worker, but `Service.retrieve_data_for_inference`
-    puts them into a dict by name, so that of several `data` parts only the last one is left
-    (https://github.com/pytorch/serve/issues/1536).
+    The frontend sends all parts to the worker, but `Service.retrieve_data_for_inference` puts
+    them into a dict by name, so only the last of several `data` parts is left
+    (https://github.com/pytorch/serve/issues/1536). The patch calls the original, then adds the
+    lists.
     """
     original = Service.retrieve_data_for_inference
 

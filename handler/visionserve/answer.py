@@ -1,0 +1,66 @@
+"""What the service says about one image: the JSON that a client reads."""
+
+from typing import NotRequired, TypedDict
+
+from visionserve.config import TTA
+from visionserve.errors import RequestError
+
+
+class Explanation(TypedDict):
+    """Where the model looked for one class.
+
+    Attributes:
+        method: the name of the method that made the map.
+        grid: rows of numbers, what each position of the feature map adds to the class's logit.
+        box: left, top, right and bottom of the view that the grid covers, in pixels of the
+            upright photograph.
+    """
+
+    method: str
+    grid: list[list[float]]
+    box: list[float]
+
+
+class Prediction(TypedDict):
+    """One class.
+
+    Attributes:
+        label: the class's label.
+        name: what people call the class in the request's language, unless that is English.
+        class_id: the class's index.
+        probability: from 0 to 1, rounded to six digits.
+        explanation: present if the request asks for it.
+    """
+
+    label: str
+    name: NotRequired[str]
+    class_id: int
+    probability: float
+    explanation: NotRequired[Explanation]
+
+
+class Answer(TypedDict):
+    """A classified image.
+
+    Attributes:
+        model: the model's name in the server.
+        architecture: the model's name in the registry.
+        version: the archive's version.
+        tta: the views whose probabilities were averaged.
+        predictions: the most probable class first.
+        confident: whether the first prediction's probability reaches the request's threshold.
+        warning: a sentence for people, present if the answer is not confident.
+        cached: present, and true, if the answer comes from the cache.
+    """
+
+    model: str
+    architecture: str
+    version: str
+    tta: TTA
+    predictions: list[Prediction]
+    confident: bool
+    warning: NotRequired[str]
+    cached: NotRequired[bool]
+
+
+Outcome = Answer | RequestError

@@ -1,0 +1,21 @@
+"""Workarounds for TorchServe 0.12.0, all in one place.
+
+Each module says what it does, why, and which code of TorchServe it depends on. Read them again
+when the version that `pyproject.toml` pins changes; a test compares it with `VERSION`.
+
+- `form_parts` patches `ts.service.Service`, so that a form may hold several parts of one name.
+- `logs` quietens the worker's loggers, which write lines for each request and each batch.
+- `response_size` reads the frontend's `max_response_size`, which TorchServe tells no worker.
+- `torch_stand_in` saves OpenVINO's workers the import of PyTorch. The builder puts it into the
+  root of such archives as `torch.py`.
+"""
+
+from visionserve.workarounds import form_parts, logs
+
+VERSION = "0.12.0"
+
+
+def apply() -> None:
+    """Patch this worker process, once, before its first request."""
+    form_parts.keep_repeated()
+    logs.quieten()
