@@ -165,7 +165,7 @@ def test_nginx_leads_tritons_client_to_a_version(answer: Any, nginx: Entrance) -
 
 @pytest.mark.parametrize("path", ["/v2", "/v2/health/ready", f"/v2/models/{REAL}", "/v1/models"])
 def test_torchserve_has_no_metadata_of_the_protocols(client: Client, path: str) -> None:
-    """As the README says: it answers some of them with `ts_open_inference_protocol=oip` alone."""
+    """As the README says: it answers some of them with `ts_open_inference_protocol=true` alone."""
     response = requests.get(
         f"{client.inference}{path}", headers=client.token("inference"), timeout=60
     )
