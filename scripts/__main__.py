@@ -1,9 +1,15 @@
-"""One command for all: `visionserve COMMAND …`, or `python -m scripts COMMAND …`."""
+"""One command for all: `visionserve COMMAND …`, or `python -m scripts COMMAND …`.
+
+A command's file reads its arguments. What does the work lies in a package, and is imported once
+the arguments are right, so that --help and wrong use are answered at once.
+"""
 
 import ast
 import sys
 from importlib import import_module
 from pathlib import Path
+
+from scripts import paths
 
 PROGRAM = "visionserve"
 
@@ -38,6 +44,8 @@ def main() -> int:
         print(f"{name} is no command; {PROGRAM} --help lists them.", file=sys.stderr)
         return 2
     package = "scripts.bench.__main__" if name == "bench" else f"scripts.{name.replace('-', '.')}"
+    # As `python -m scripts` has it: fuzz and chaos take inputs from the tests.
+    sys.path.insert(0, str(paths.ROOT))
     sys.argv = [f"{PROGRAM} {name}", *sys.argv[2:]]
     code: int = import_module(package).main()
     return code

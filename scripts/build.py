@@ -5,9 +5,7 @@ import sys
 from pathlib import Path
 
 from scripts import paths
-from scripts.archive.recipe import MIRROR_HELP, Recipe, build
-from scripts.archive.weights import WeightsError
-from scripts.environment import InstallError
+from scripts.archive.weights import MIRROR_HELP, WeightsError
 
 
 def main() -> int:
@@ -26,6 +24,9 @@ def main() -> int:
     parser.add_argument("--temperatures", type=Path, help="a file of visionserve calibrate")
     parser.add_argument("--store", type=Path, help="where to write (model_store/PROFILE)")
     args = parser.parse_args()
+    from scripts.archive.recipe import Recipe, build
+    from scripts.environment import InstallError
+
     try:
         recipe = Recipe(
             architecture=args.model,

@@ -8,8 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import requests
-
 from scripts.paths import CONFIG, ROOT
 
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"
@@ -88,6 +86,8 @@ def _is_installed(requirement: str) -> bool:
 
 
 def _answers(url: str) -> bool:
+    import requests
+
     try:
         return requests.head(url, timeout=3).ok
     except requests.RequestException:

@@ -5,10 +5,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from visionserve.errors import RequestError
-from visionserve.preprocessing import to_rgb
-from visionserve.validation import validate
-
 MAX_BYTES = 64 * 1024 * 1024
 MAX_PIXELS = 80_000_000
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -62,6 +58,10 @@ def read(path: Path) -> Image.Image:
     Raises:
         ValueError: the file is no image of these formats, corrupt, or too large; it is named.
     """
+    from visionserve.errors import RequestError
+    from visionserve.preprocessing import to_rgb
+    from visionserve.validation import validate
+
     try:
         return to_rgb(validate(path.read_bytes(), MAX_BYTES, MAX_PIXELS))
     except RequestError as error:

@@ -4,8 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import requests
-
 from scripts import paths
 from scripts.server.nginx import Proxy, ProxyError, Site, Upstream
 
@@ -59,10 +57,17 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     print(f"nginx answers at http://{site.listen}.")
-    if not requests.get(f"http://{site.probes}/ping", timeout=TIMEOUT).ok:
+    if not _serves(site):
         print(f"No server behind it answers for {site.model}: see --model and --upstream.")
         return 1
     return 0
+
+
+def _serves(site: Site) -> bool:
+    """Ask nginx whether a server behind it answers for the site's model."""
+    import requests
+
+    return requests.get(f"http://{site.probes}/ping", timeout=TIMEOUT).ok
 
 
 if __name__ == "__main__":

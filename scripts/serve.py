@@ -1,172 +1,52 @@
 """Start and stop the service of a profile, and tell what runs."""
 
 import argparse
-import json
-import shlex
-import shutil
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
-import requests
-import yaml
-
-from scripts import environment, paths, photos
-from scripts.archive.hashes import HashError
-from scripts.archive.recipe import MIRROR_HELP
-from scripts.archive.store import Archive, ArchiveError, adopt, choose, runtime
-from scripts.archive.weights import WeightsError
-from scripts.environment import InstallError
-from scripts.manage import listing
-from scripts.server.torchserve import NotRunningError, StartError, TorchServe
-
-DEFAULT = "resnet18"
+from scripts import paths
+from scripts.archive.weights import MIRROR_HELP
 
 
-def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
-    """Build what is missing, start the server unless it runs with just that, and show an answer.
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="visionserve serve", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    start = commands.add_parser("start", help="build what is missing, start the server and ask it")
+    restore = commands.add_parser("restore", help="start it with the models that it had at its end")
+    stop = commands.add_parser("stop", help="stop it")
+    commands.add_parser("status", help="tell of each profile what runs, where and with what")
+    for command in (start, restore, stop):
+        command.add_argument("--profile", default="local", choices=paths.profiles())
+    models = start.add_mutually_exclusive_group()
+    models.add_argument(
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="models that can be built, and archives of the store without .mar (the last ones)",
+    )
+    models.add_argument("--archive", type=Path, help="one that was built elsewhere")
+    start.add_argument("--mirror", metavar="URL", help=MIRROR_HELP)
+    for command in (start, restore):
+        command.add_argument(
+            *("--set", "-s"),
+            action="append",
+            type=pair,
+            default=[],
+            metavar="KEY=VALUE",
+            help="a property in place of the profile's, for this start",
+        )
+        command.add_argument(
+            "--allow-unrecorded",
+            action="store_true",
+            default=None,
+            help="take archives that were not built here, in a profile other than local too",
+        )
+    args = parser.parse_args()
+    from scripts.server import serve
 
-    Args:
-        server: not yet started, or running.
-        names: of models that can be built, and of archives in the store, without `.mar`. Without
-            any, those that the profile served last.
-        mirror: see `scripts.archive.weights.resolve`.
-
-    Raises:
-        ArchiveError: a name stands for no archive.
-        WeightsError: a model's weights are corrupt.
-        InstallError: pip could not install what building or serving takes.
-        StartError: the server did not become ready.
-    """
-    server.check_ports()
-    last = server.state / "models.txt"
-    asked = list(names) or (last.read_text().split() if last.exists() else [DEFAULT])
-    archives = choose(asked, server.profile, server.store, mirror)
-    if not server.runs(archives):
-        server.stop()
-        launch(server, archives)
-    last.touch(mode=0o600)
-    last.write_text(" ".join(asked))
-    announce(server, [archive.model for archive in archives])
-
-
-def launch(server: TorchServe, archives: Sequence[Archive]) -> None:
-    """Start the server, with PyTorch where an archive takes it."""
-    for archive in archives:
-        if runtime(server.store / archive.file) == "pytorch":
-            environment.require("pytorch", f"{archive.file} runs on PyTorch")
-    server.start([f"{archive.model}={archive.file}" for archive in archives])
-
-
-def announce(server: TorchServe, models: Sequence[str]) -> None:
-    """Say where and how the server answers, and show an answer of each model.
-
-    Raises:
-        StartError: a model does not answer.
-    """
-    client = server.client
-    url = f"{client.inference}/predictions/{models[0]}"
-    print(f"TorchServe answers at {client.inference}, profile {server.profile}.")
-    if server.needs_token:
-        keys = shlex.quote(str(_short(server.state / "key_file.json")))
-        code = "import json, sys; print(json.load(open(sys.argv[1]))['inference']['key'])"
-        proxy = ".venv/bin/visionserve proxy start --upstream"
-        print(f'  token: TOKEN=$(.venv/bin/python -c "{code}" {keys})')
-        print(f'  ask:   curl -H "Authorization: Bearer $TOKEN" -T image.jpg {url}')
-        print(f"  page:  {proxy} {client.inference} {keys} --model {models[0]}")
-    else:
-        print(f"  ask:   curl -T image.jpg {url}")
-        print(f"  page:  {url}")
-    if not server.temp.is_relative_to(server.state):
-        print(f"  {server.state} is too long a path for a Unix socket: sockets and unpacked")
-        print(f"  archives lie in {server.temp}, which no cleaner may empty.")
-    if lacks_cuda(server.profile):
-        print(f"  No CUDA device is here: profile {server.profile} runs on the CPU, slowly.")
-    for model in models:
-        show(client.predict(model, photos.greeting().read_bytes()), model)
-
-
-def lacks_cuda(profile: str) -> bool:
-    """Tell whether a profile is for a GPU that TorchServe does not find; it asks nvidia-smi."""
-    config = yaml.safe_load((paths.CONFIG / profile / "model-config.yaml").read_text())
-    return config.get("deviceType") == "gpu" and shutil.which("nvidia-smi") is None
-
-
-def restore(server: TorchServe) -> None:
-    """Start the server with the models, versions and workers that it had when it ended.
-
-    Raises:
-        FileNotFoundError: it never ran.
-        StartError: the server did not become ready.
-    """
-    server.check_ports()
-    server.stop()
-    server.restore()
-    print(f"TorchServe answers at {server.client.inference}, profile {server.profile}:")
-    print("\n".join(listing(server.client)))
-
-
-def stop(server: TorchServe) -> None:
-    """Stop the server, and say whether one ran."""
-    pid = server.pid
-    if server.stop():
-        print(f"Stopped the server of profile {server.profile} (process {pid}).")
-    else:
-        print(f"No server of profile {server.profile} ran.")
-
-
-def status() -> None:
-    """Tell of each profile whether its server runs, where, with which models and token."""
-    for profile in paths.profiles():
-        try:
-            server = TorchServe.at(paths.STATE / profile)
-        except NotRunningError:
-            print(f"{profile}: stopped")
-            continue
-        client = server.client
-        print(f"{profile}: runs at {client.inference}, process {server.pid}")
-        try:
-            for line in listing(client):
-                print(f"  {line}")
-            model = client.models()[0]
-        except (requests.RequestException, OSError, IndexError, KeyError) as error:
-            print(f"  does not answer: {error}")
-            continue
-        print(f"  page: {_page(server, model)}")
-        if server.needs_token:
-            print(f"  token: {_token_age(server.state / 'key_file.json')}")
-
-
-def _page(server: TorchServe, model: str) -> str:
-    if server.needs_token:
-        return "behind nginx, which holds the token (visionserve proxy start)"
-    return f"{server.client.inference}/predictions/{model}"
-
-
-def _token_age(key_file: Path) -> str:
-    """TorchServe writes the file when it makes the keys."""
-    hours = (time.time() - key_file.stat().st_mtime) / 3600
-    until = json.loads(key_file.read_bytes())["inference"].get("expiration time", "?")
-    return f"{_short(key_file)}, {hours:.1f} hours old, good until {until}"
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path
-
-
-def show(response: requests.Response, name: str) -> None:
-    """Print one answer.
-
-    Raises:
-        StartError: it is an error.
-    """
-    if not response.ok:
-        raise StartError(f"{name} does not answer: {response.status_code} {response.text.strip()}")
-    answer = response.json()
-    print(f"\n{name} {answer['version']} on {photos.greeting().name}, TTA {answer['tta']}:")
-    for prediction in answer["predictions"]:
-        print(f"  {prediction['probability']:6.1%}  {prediction['label']}")
+    return serve.run(args)
 
 
 def pair(text: str) -> tuple[str, str]:
@@ -179,66 +59,6 @@ def pair(text: str) -> tuple[str, str]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{text}: give KEY=VALUE.")
     return key, value
-
-
-def main() -> int:
-    """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve serve", description=__doc__)
-    parser.add_argument("command", choices=("start", "restore", "stop", "status"))
-    parser.add_argument("--profile", default="local", choices=paths.profiles())
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="models that can be built, and archives of the store without .mar (the last ones)",
-    )
-    parser.add_argument("--archive", type=Path, help="one that was built elsewhere, in their place")
-    parser.add_argument("--mirror", metavar="URL", help=MIRROR_HELP)
-    parser.add_argument(
-        *("--set", "-s"),
-        action="append",
-        type=pair,
-        default=[],
-        metavar="KEY=VALUE",
-        help="a property in place of the profile's, for this start",
-    )
-    parser.add_argument(
-        "--allow-unrecorded",
-        action="store_true",
-        default=None,
-        help="take archives that were not built here, in a profile other than local too",
-    )
-    args = parser.parse_args()
-    store = paths.MODEL_STORE / args.profile
-    try:
-        server = TorchServe(
-            args.profile, paths.STATE / args.profile, store, dict(args.set), args.allow_unrecorded
-        )
-        match args.command:
-            case "start":
-                own = (
-                    [adopt(args.archive, store, bool(args.allow_unrecorded))]
-                    if args.archive
-                    else []
-                )
-                start(server, own or args.models, args.mirror)
-            case "restore":
-                restore(server)
-            case "stop":
-                stop(server)
-            case "status":
-                status()
-    except (
-        *(OSError, ArchiveError, StartError, HashError, WeightsError, InstallError),
-        *(ValueError, requests.RequestException),
-    ) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted; give the command again to go on.", file=sys.stderr)
-        return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import environment, paths, photos
-from scripts.archive import labels, proof, temperatures
+from scripts.archive import labels, temperatures
 from scripts.archive.categories import read_labels, read_map
 from scripts.archive.hashes import is_recorded, record, sha256_of
 from scripts.archive.weights import (
@@ -25,7 +25,6 @@ from visionserve import metadata
 from visionserve.config import ModelConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-MIRROR_HELP = "base URL of torchvision's files of weights (WEIGHTS_MIRROR, or the official host)"
 ENOUGH = 50
 LEFT_OUT = ("*.egg-info", "__pycache__", "README.md")
 # The code whose changes make an archive another one.
@@ -120,13 +119,9 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
     if not (again or recipe.weights) and (reason := remembered(recipe.architecture, mirror)):
         raise WeightsUnavailableError(reason)
     environment.require("build", f"{archive} has to be built")
-    from scripts.archive import convert
-    from visionserve.models import MODELS
+    from scripts.archive import convert, proof
 
-    if recipe.architecture not in MODELS:
-        raise UnknownModelError(
-            f"{recipe.architecture} is no model that can be built: {', '.join(MODELS)} are."
-        )
+    check_architecture(recipe.architecture)
     categories = read_categories(recipe)
     weights = resolve(recipe.architecture, recipe.weights, mirror)
     photographs = recipe.photographs()
@@ -166,6 +161,18 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
         store.mkdir(parents=True, exist_ok=True)
         record(archive, ingredients, recipe.is_own, built)
     return archive
+
+
+def check_architecture(name: str) -> None:
+    """Refuse a name that is no key of `visionserve.models.MODELS`.
+
+    Raises:
+        UnknownModelError: it is none; the message lists those that are.
+    """
+    from visionserve.models import MODELS
+
+    if name not in MODELS:
+        raise UnknownModelError(f"{name} is no model that can be built: {', '.join(MODELS)} are.")
 
 
 def read_categories(recipe: Recipe) -> tuple[str, ...]:

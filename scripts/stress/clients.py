@@ -25,8 +25,7 @@ from torchvision.transforms import InterpolationMode, functional
 
 from scripts import paths, photos
 from scripts.archive.recipe import Recipe, build
-from scripts.archive.store import FALLBACK
-from scripts.archive.weights import load, resolve
+from scripts.archive.weights import FALLBACK, load, resolve
 from scripts.server.client import Client
 from scripts.server.ports import free_ports
 from scripts.server.torchserve import TorchServe, client_of
@@ -37,6 +36,7 @@ CLASSES = 1000
 LARGE = 300_000
 TRUE = 1e-3
 TRIES = 5
+RETRIES = 6
 VIEWS = ("none", "five_crop", "ten_crop", "dense")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 LENGTHS = (1, 2, 1, 5, 1, 3)

@@ -9,7 +9,6 @@ from PIL import Image
 
 from scripts import paths, photos
 from scripts.bench import report
-from scripts.bench.__main__ import IMAGES, SIZE, photographs
 from scripts.bench.contenders import (
     ALL,
     CACHED,
@@ -26,6 +25,7 @@ from scripts.bench.contenders import (
 )
 from scripts.bench.load import load, one_by_one
 from scripts.bench.results import About, Bar, Figure, Results, bars, rate, repeated
+from scripts.bench.run import IMAGES, SIZE, photographs
 
 ABOUT = About(
     processor="A processor",

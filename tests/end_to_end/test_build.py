@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from scripts import paths
 from scripts.archive.categories import read_labels, read_map
 from scripts.archive.hashes import HashError, record, sha256_of
+from scripts.archive.manifest import ArchiveError
 from scripts.archive.recipe import Recipe, build, fingerprint
-from scripts.archive.store import ArchiveError, choose
+from scripts.archive.store import choose
 from scripts.archive.weights import Weights, WeightsError, WeightsUnavailableError, load, resolve
 from scripts.server.torchserve import TorchServe
 from tests.helpers import RANDOM, REAL, SERVER_CONFIG

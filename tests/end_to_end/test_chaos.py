@@ -8,8 +8,8 @@ from itertools import product
 import pytest
 from PIL import Image
 
-from scripts import chaos
 from scripts.batch.server_engine import LARGEST
+from scripts.stress import chaos
 from scripts.stress.clients import (
     FORMATS,
     LENGTHS,
@@ -44,7 +44,7 @@ def stage() -> Iterator[chaos.Stage]:
 )
 def test_a_fault_costs_no_answer(stage: chaos.Stage, fault: chaos.Fault) -> None:
     try:
-        report = chaos.run(fault, stage)
+        report = chaos.cause(fault, stage)
     except chaos.SkippedError as reason:
         pytest.skip(str(reason))
     assert report.asked and (report.wrong, report.lost) == (0, 0)
@@ -54,7 +54,7 @@ def test_a_fault_costs_no_answer(stage: chaos.Stage, fault: chaos.Fault) -> None
 def test_a_killed_frontend_comes_back_from_its_last_whole_snapshot(stage: chaos.Stage) -> None:
     empty = stage.server.state / "logs" / "config" / "29991231235959999-snapshot.cfg"
     empty.touch()
-    report = chaos.run(chaos.kill_frontend, stage)
+    report = chaos.cause(chaos.kill_frontend, stage)
     empty.unlink()
     assert (report.wrong, report.lost) == (0, 0)
     assert any(sent.setbacks for sent in report.asked)

@@ -21,11 +21,11 @@ from tqdm.utils import disp_len
 
 from scripts import paths, photos
 from scripts.batch import listing, server_engine
+from scripts.batch.classify import connect
 from scripts.batch.formats import CSV, NAME_WIDTH, JSONLines, Table
 from scripts.batch.rows import SERVER_FAULTS, Row, RunError, columns, fault, is_server_fault, row
 from scripts.batch.server_engine import LARGEST, delay, windowed
 from scripts.batch.sinks import File, Kept, open_sink
-from scripts.classify import connect
 from scripts.server.client import Client
 from scripts.server.ports import free_port
 from scripts.server.torchserve import TorchServe

@@ -17,7 +17,7 @@ from scripts import paths, photos
 from scripts.archive.weights import load, resolve
 from scripts.quality import labelled
 from scripts.quality.corruptions import CORRUPTIONS, SIDE, MotionBlur, corrupt, scaled
-from scripts.robustness import CONDITIONS, Measured, record
+from scripts.quality.robustness import CONDITIONS, Measured, record
 from tests.helpers import REAL
 from visionserve.models import MODELS
 

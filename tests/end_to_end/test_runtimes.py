@@ -15,8 +15,9 @@ from scripts import photos
 from scripts.archive import convert
 from scripts.archive.recipe import Recipe, build
 from scripts.archive.weights import load, resolve
-from scripts.evaluate import Loaded, measure, prepare
+from scripts.quality.evaluate import measure
 from scripts.quality.labelled import label_of
+from scripts.quality.models import Loaded, prepare
 from scripts.quality.statistics import paired_difference
 from tests.helpers import REAL, write_config
 from visionserve import runtimes

@@ -21,8 +21,8 @@ import torch
 from scripts import paths, photos
 from scripts.archive import hashes
 from scripts.archive.hashes import HashError, read_record
+from scripts.archive.manifest import Archive
 from scripts.archive.recipe import Recipe, build
-from scripts.archive.store import Archive
 from scripts.server import processes
 from scripts.server.ports import free_ports
 from scripts.server.private import ForeignFileError, make_private

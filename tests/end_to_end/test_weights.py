@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scripts.archive import weights
+from scripts.archive import download, weights
 from scripts.archive.recipe import Recipe, build
 from scripts.archive.weights import WeightsError, WeightsUnavailableError, remembered, resolve
 from scripts.server.ports import free_port
@@ -24,7 +24,7 @@ CONTENT = np.random.default_rng(0).bytes(300_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 FILE = f"tiny-{DIGEST[:8]}.pth"
 NAME = "tiny"
-CUT = 2 * weights.CHUNK
+CUT = 2 * download.CHUNK
 
 Behaviour = Callable[[BaseHTTPRequestHandler, int], None]
 
@@ -112,7 +112,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(MODELS, NAME, replace(MODELS["resnet18"], weights=official))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.delenv(weights.MIRROR, raising=False)
-    monkeypatch.setattr(weights, "TIMEOUT", (1, 0.5))
+    monkeypatch.setattr(download, "TIMEOUT", (1, 0.5))
     return tmp_path / "hub" / "checkpoints" / FILE
 
 

@@ -9,15 +9,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from scripts.capacity import (
+from scripts.capacity import WORKERS, main
+from scripts.stress.queues import (
     SERVICES,
-    WORKERS,
     ConstantService,
     ExponentialService,
     Queue,
     erlang_c,
     machines,
-    main,
     queue_size,
 )
 

@@ -11,8 +11,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV, calibration_curve
 from sklearn.frozen import FrozenEstimator
 
-from scripts.calibrate import fit
-from scripts.evaluate import Answers, judge
+from scripts.quality.calibrate import fit
+from scripts.quality.evaluate import Answers, judge
 from scripts.quality.statistics import (
     clustered,
     log_loss,

@@ -1,0 +1,142 @@
+"""The work of `visionserve classify`."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+
+import requests
+from tqdm import tqdm
+
+from scripts import paths
+from scripts.archive.hashes import sha256_of
+from scripts.batch import listing, server_engine
+from scripts.batch.provenance import Provenance
+from scripts.batch.rows import Body, RunError, row
+from scripts.batch.sinks import open_sink
+from scripts.server.client import Client
+from scripts.server.torchserve import client_of
+from visionserve.config import Options
+
+Engine = Callable[[Iterator[Path]], Generator[tuple[Path, Body]]]
+
+
+def named(args: argparse.Namespace) -> Iterator[Path]:
+    """Yield the images that the command names, those of `--list` last."""
+    listed = listing.read_list(args.list) if args.list else iter(())
+    return chain(listing.expand(args.paths), listed)
+
+
+def count(args: argparse.Namespace) -> int | None:
+    """Count the images beforehand; standard input can be read only once."""
+    return None if args.list == "-" else sum(1 for _ in named(args))
+
+
+def connect(args: argparse.Namespace) -> tuple[Client, str]:
+    """Return a client and the model to ask.
+
+    Raises:
+        RunError: the server, its key or a single model of it cannot be found.
+    """
+    start = f"make serve PROFILE={args.profile}"
+    try:
+        if args.server:
+            client = Client(args.server.rstrip("/"), args.server, args.key_file)
+        else:
+            client = client_of(paths.STATE / args.profile)
+        client.token("inference")
+        models = [args.model] if args.model else client.models()
+    except requests.RequestException:
+        raise RunError(f"{client.management}: no server answers; start it by {start}.") from None
+    except FileNotFoundError as error:
+        raise RunError(f"{error.filename}: no such file; start the server by {start}.") from None
+    except (KeyError, ValueError):
+        raise RunError(f"{args.key_file}: not a key file of TorchServe.") from None
+    if len(models) != 1:
+        raise RunError(f"Choose one with --model: {', '.join(models) or 'none is registered'}.")
+    return client, models[0]
+
+
+def choose(args: argparse.Namespace) -> tuple[Engine, Provenance]:
+    """Return the engine, and what its rows are made with.
+
+    Raises:
+        RunError: there is no such server, or no Ray.
+        OSError: the archive cannot be read.
+    """
+    wanted: Provenance = {
+        option: getattr(args, option) for option in ("tta", "top_k", "threshold", "language")
+    }
+    options = {option: str(value) for option, value in wanted.items() if value is not None}
+    if args.engine == "server":
+        client, model = connect(args)
+        profile = None if args.server else args.profile
+        where = {"server": client.inference, "profile": profile, "model": model}
+        return (
+            lambda images: server_engine.classify(
+                client, model, options, images, args.concurrency, args.retries
+            ),
+            {**where, **wanted},
+        )
+    try:
+        from scripts.batch import ray_engine
+    except ImportError:
+        raise RunError("The engine needs Ray: pip install '.[ray]'.") from None
+    return (
+        lambda images: ray_engine.classify(
+            args.archive, options, images, args.concurrency, args.address
+        ),
+        {"archive": args.archive.name, "sha256": sha256_of(args.archive), **wanted},
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what `visionserve classify` was asked.
+
+    Ctrl-C and SIGTERM leave a whole output that the command goes on with.
+
+    Returns:
+        0 without errors, 1 with some rows of errors, 2 where it had to stop.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        return 1 if classify(args) else 0
+    except (RunError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def classify(args: argparse.Namespace) -> int:
+    """Classify, and return the number of errors.
+
+    Raises:
+        RunError: the run cannot begin or go on.
+        OSError: a list cannot be read, or the output not be written.
+    """
+    engine, made_with = choose(args)
+    top_k = args.top_k or Options().top_k
+    with closing(open_sink(args.output, top_k, made_with, args.overwrite)) as sink:
+        remaining = named(args)
+        kept = sink.resume(remaining)
+        if kept.again:
+            print(f"Asking again for {len(kept.again)} that the server failed.", file=sys.stderr)
+        rows, errors = kept.rows, kept.errors
+        hidden = sink.for_people or None
+        with (
+            tqdm(total=count(args), initial=rows, unit=" images", disable=hidden) as bar,
+            closing(engine(chain(kept.again, remaining))) as answers,
+        ):
+            for path, body in answers:
+                sink.write(row(path, body, top_k))
+                rows, errors = rows + 1, errors + ("error" in body)
+                bar.update()
+        if rows == 0:
+            raise RunError("There are no images.")
+        sink.finish()
+    print(f"{rows} images, errors: {errors}.", file=sys.stderr)
+    return errors

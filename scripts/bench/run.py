@@ -1,0 +1,188 @@
+"""The work of `visionserve bench`."""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from PIL import Image
+from tqdm import tqdm
+
+from scripts import paths, photos
+from scripts.bench import report
+from scripts.bench.contenders import ALL, BIN, INT8, OURS, Contender, running
+from scripts.bench.load import load, one_by_one
+from scripts.bench.results import About, Figure, Results, bars, rate, repeated
+from scripts.report import circumstances
+from scripts.server.torchserve import StartError
+
+STORE = paths.MODEL_STORE / "bench"
+WORKERS = len(os.sched_getaffinity(0))
+IMAGES = 64
+SIZE = (500, 375)
+WARM_UP, EXPLAINED, PROFILE = 2, 8, 10
+REPEATS = 4
+PROGRESS = "{desc}{percentage:.0f} %, {elapsed} gone, {remaining} left"
+PACKAGES = (
+    *("torch", "torchvision", "openvino", "torchserve"),
+    *("flask", "gunicorn", "litserve", "bentoml"),
+)
+
+
+def measure_server(
+    contender: Contender, images: Sequence[Path], seconds: int, results: Results
+) -> None:
+    """Start one server, load it every way, weigh it, and stop it: its part of a round."""
+
+    def add(metric: str, value: float, tta: str = "none", clients: int = 0) -> None:
+        results.add(Figure(contender.name, metric, tta, clients), value)
+
+    with running(contender, STORE, images[0], WORKERS) as server:
+        add("start s", server.seconds)
+        for tta in contender.tta:
+            load(server.url, contender.field, tta, max(2, WORKERS), WARM_UP, images)
+            for clients in contender.clients:
+                found = load(server.url, contender.field, tta, clients, seconds, images)
+                add("requests/s", found.rate, tta, clients)
+                add("p50 ms", found.p50_ms, tta, clients)
+                add("p99 ms", found.p99_ms, tta, clients)
+                add("client ms", found.client_ms, tta, clients)
+        if contender == OURS[INT8]:
+            for _ in range(REPEATS):
+                found = load(server.url, contender.field, "none", report.CHARTED, seconds, images)
+                results.add(repeated(contender.name), found.rate)
+        processes = server.pss()
+        for number, megabytes in enumerate(processes):
+            add(f"process {number} MB", megabytes)
+        if server.shrink:
+            server.shrink()
+            one = sum(server.pss())
+            add("one worker MB", one)
+            add("further worker MB", (sum(processes) - one) / max(1, WORKERS - 1))
+        if contender.explains:
+            url = server.url.replace("/predictions/", "/explanations/")
+            add("explained p50 ms", one_by_one(url, images, EXPLAINED), clients=1)
+
+
+def measure_bare(images: Sequence[Path], seconds: int, results: Results) -> dict[str, float]:
+    """Run the model without a server, and return the sizes of its files in megabytes."""
+    arguments = ("--processes", str(WORKERS), "--seconds", str(seconds))
+    found = _json_of("scripts.bench.bare", str(STORE), *map(str, images), *arguments)
+    for name, value in found["rate"].items():
+        results.add(rate(name), value)
+    for name, value in found["latency_ms"].items():
+        results.add(Figure(name, "one image ms"), value)
+    sizes: dict[str, float] = found["size_mb"]
+    return sizes
+
+
+def _json_of(module: str, *arguments: str) -> Any:
+    """Run a module of its own process: what it maps would count as shared with the servers."""
+    command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def photographs(folder: Path | None, scratch: Path) -> list[Path]:
+    """Choose the images: some of a folder, evenly, or the packaged ones as JPEG files.
+
+    Args:
+        folder: of the user's own; ImageNet's samples beside the repository where it is None.
+        scratch: where the packaged ones are written, where there are no samples either.
+    """
+    if folder is None and not paths.SAMPLES.is_dir():
+        return [_as_jpeg(path, scratch) for path in photos.packaged()]
+    found = photos.folder(folder or paths.SAMPLES)
+    return found[:: max(1, len(found) // IMAGES)][:IMAGES]
+
+
+def _as_jpeg(path: Path, scratch: Path) -> Path:
+    target = scratch / f"{path.stem}.jpg"
+    with Image.open(path) as image:
+        image.convert("RGB").resize(SIZE).save(target, quality=95)
+    return target
+
+
+def measure(rounds: int, seconds: int, images: Sequence[Path]) -> tuple[Results, About]:
+    """Measure everything, in rounds.
+
+    Raises:
+        StartError: a TorchServe did not become ready.
+        RuntimeError: another server did not start, or one answered with an error.
+    """
+    results = Results()
+    with tqdm(total=rounds * (1 + sum(map(_steps, ALL))), bar_format=PROGRESS) as bar:
+        bar.set_description("building the archives")
+        built = _json_of("scripts.bench.archives", str(STORE), str(WORKERS))
+        bar.unpause()
+        for _ in range(rounds):
+            bar.set_description("without a server")
+            sizes = measure_bare(images, seconds, results)
+            bar.update()
+            for contender in ALL:
+                bar.set_description(contender.name)
+                measure_server(contender, images, seconds, results)
+                bar.update(_steps(contender))
+    about = About(
+        processor=circumstances.processor(),
+        workers=WORKERS,
+        packages={name: importlib.metadata.version(name) for name in PACKAGES},
+        weights=built["weights"],
+        images=len(images),
+        image_kb=statistics.mean(image.stat().st_size for image in images) / 1000,
+        rounds=rounds,
+        seconds=seconds,
+        size_mb=built["size_mb"] | sizes,
+    )
+    return results, about
+
+
+def _steps(contender: Contender) -> int:
+    """Count a contender's loads, and two for its start, to tell the time that is left."""
+    return 2 + len(contender.tta) * len(contender.clients)
+
+
+def profile(images: Sequence[Path], target: Path) -> None:
+    """Draw where a worker's time goes under load, as py-spy's flame graph."""
+    contender = OURS[INT8]
+    with running(contender, STORE, images[0], WORKERS) as server:
+        worker = psutil.Process(server.pid).children()[0].pid
+        arguments = ("--pid", str(worker), "--duration", str(PROFILE), "--output", str(target))
+        with subprocess.Popen([str(BIN / "py-spy"), "record", *arguments]):
+            load(server.url, contender.field, "none", 2, PROFILE + 2, images)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what `visionserve bench` was asked, and return its exit code."""
+    # One thread a worker, as there is a worker a core; more would only slow the peers.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    target = paths.MODEL_STORE / ("bench-quick.json" if args.quick else "bench.json")
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            images = photographs(args.images, Path(scratch))
+            results, about = measure(args.rounds, args.seconds, images)
+            if args.profile:
+                profile(images, target.with_name("bench-profile.svg"))
+    except (StartError, RuntimeError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    held = bars(results, about.size_mb[INT8])
+    figures = [
+        dataclasses.asdict(figure) | {"median": results.median(figure), "rounds": values}
+        for figure, values in results.values.items()
+    ]
+    reached = [dataclasses.asdict(bar) | {"reached": bar.reached} for bar in held]
+    found = dataclasses.asdict(about) | {"figures": figures, "bars": reached}
+    target.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    report.chart(results, target.with_suffix(".png"))
+    print(report.markdown(results, about, held))
+    return 0

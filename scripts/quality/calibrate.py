@@ -1,0 +1,176 @@
+"""The work of `visionserve calibrate`."""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from tqdm import tqdm
+
+from scripts import paths, photos
+from scripts.archive import convert
+from scripts.archive.proof import ProofError
+from scripts.archive.recipe import Recipe, check_architecture, read_categories
+from scripts.archive.temperatures import Temperatures
+from scripts.archive.weights import WeightsError, resolve
+from scripts.quality import labelled
+from scripts.quality.evaluate import table
+from scripts.quality.models import THREADS, Loaded
+from scripts.quality.statistics import EPSILON, Interval, log_loss, reliability
+from scripts.report import circumstances
+from visionserve import runtimes
+from visionserve.config import TTA, ModelConfig
+from visionserve.metadata import COLDEST, HOTTEST
+from visionserve.postprocessing import temper
+
+RESAMPLES = 1000
+GRID = np.geomspace(COLDEST, HOTTEST, 161)
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def losses(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], temperature: float
+) -> NDArray[np.float64]:
+    """Return the negative log-likelihood of each answer's label at a temperature.
+
+    Args:
+        probabilities: float32 of shape (answers, classes).
+        labels: int of shape (answers,).
+        temperature: a positive number.
+    """
+    tempered = temper(probabilities, temperature)
+    chosen = tempered[np.arange(len(labels)), labels].astype(float)
+    lost: NDArray[np.float64] = -np.log(np.maximum(chosen, EPSILON))
+    return lost
+
+
+def fit(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Interval:
+    """Fit one temperature by maximum likelihood (Guo et al., 2017).
+
+    Args:
+        probabilities: float32 of shape (answers, classes), averaged over the views.
+        labels: int of shape (answers,).
+
+    Returns:
+        The temperature; the bounds are percentiles of bootstrap resamples of the answers.
+    """
+
+    def loss(logarithm: float) -> float:
+        return float(losses(probabilities, labels, float(np.exp(logarithm))).mean())
+
+    bounds = (float(np.log(COLDEST)), float(np.log(HOTTEST)))
+    best = float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
+    on_grid = np.stack([losses(probabilities, labels, temperature) for temperature in GRID])
+    chosen = np.random.default_rng(0).multinomial(
+        len(labels), np.full(len(labels), 1 / len(labels)), RESAMPLES
+    )
+    resampled = GRID[(on_grid @ chosen.T).argmin(axis=0)]
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Interval(best, float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What was fitted in one mode, and on what.
+
+    Attributes:
+        probabilities: float32 of shape (answers, classes), averaged over the views.
+        labels: int of shape (answers,).
+        temperature: with its bootstrap interval.
+    """
+
+    probabilities: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    temperature: Interval
+
+    def at(self, temperature: float) -> tuple[NDArray[np.float64], NDArray[np.bool_], float, float]:
+        """Return confidences, what is right, NLL and ECE at a temperature."""
+        tempered = temper(self.probabilities, temperature).astype(float)
+        confidence = tempered.max(axis=1)
+        right = self.probabilities.argmax(axis=1) == self.labels
+        nll = log_loss(tempered[np.arange(len(self.labels)), self.labels])
+        return confidence, right, nll, reliability(confidence, right).ece
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what `visionserve calibrate` was asked, and return its exit code."""
+    output = args.output or paths.MODEL_STORE / f"{args.model}-temperatures.json"
+    path = paths.CONFIG / args.profile / "model-config.yaml"
+    config = ModelConfig.load(path).handler
+    try:
+        check_architecture(args.model)
+        categories = read_categories(
+            Recipe(args.model, args.model, "1.0", path, labels=args.labels)
+        )
+        photographs = labelled.folder(args.folder, len(categories))
+        calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
+        with tempfile.TemporaryDirectory() as scratch:
+            described = convert.convert(
+                *(args.model, resolve(args.model, args.weights), categories),
+                *(config, calibration, Path(scratch)),
+            )
+            runtime = runtimes.load(Path(scratch), described, config, None, THREADS)
+    except (ProofError, WeightsError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    fitted = fit_all(Loaded(runtime, described, config), photographs, described.modes(args.modes))
+    about = f"{args.folder.name}, {len(photographs)} photographs ({circumstances.here()})"
+    print(f"{args.model}, {config.runtime} {config.precision}, {about}\n")
+    print(f"{summary(fitted)}\n\n{warnings(fitted)}\n")
+    found = Temperatures(
+        architecture=described.architecture,
+        weights_sha256=described.weights_sha256,
+        about=about,
+        temperatures={
+            mode: round(of_mode.temperature.value, 4) for mode, of_mode in fitted.items()
+        },
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    print(output)
+    return 0
+
+
+def fit_all(
+    loaded: Loaded, photographs: Sequence[tuple[Path, int]], modes: Sequence[TTA]
+) -> dict[TTA, Fitted]:
+    """Classify all photographs in each mode, and fit each mode's temperature."""
+    found: dict[TTA, list[NDArray[np.float32]]] = {mode: [] for mode in modes}
+    for path, _ in tqdm(photographs, desc=f"photographs, each {len(modes)} times", smoothing=0):
+        for mode, probabilities in loaded.classify(path, modes).items():
+            found[mode].append(probabilities)
+    labels = np.array([label for _, label in photographs])
+    stacked = {mode: np.stack(of_mode) for mode, of_mode in found.items()}
+    return {
+        mode: Fitted(of_mode, labels, fit(of_mode, labels)) for mode, of_mode in stacked.items()
+    }
+
+
+def summary(fitted: dict[TTA, Fitted]) -> str:
+    """Tell each temperature and what it changes, as a table."""
+    rows = []
+    for mode, found in fitted.items():
+        (_, _, nll, ece), fit = found.at(1), found.temperature
+        _, _, cooled_nll, cooled_ece = found.at(fit.value)
+        cells = [mode, f"{fit.value:.2f} ({fit.low:.2f} to {fit.high:.2f})"]
+        rows.append([*cells, f"{nll:.3f} → {cooled_nll:.3f}", f"{ece:.3f} → {cooled_ece:.3f}"])
+    return table(["TTA", "temperature", "NLL, 1 → fitted", "ECE, 1 → fitted"], rows)
+
+
+def warnings(fitted: dict[TTA, Fitted]) -> str:
+    """Tell which share of errors, and of right answers, each threshold warns on, as a table."""
+    rows = []
+    for mode, found in fitted.items():
+        for name, temperature in (("1", 1.0), ("fitted", found.temperature.value)):
+            confidence, right, _, _ = found.at(temperature)
+            under = [confidence < threshold for threshold in THRESHOLDS]
+            shares = [f"{of[~right].mean():.0%} / {of[right].mean():.0%}" for of in under]
+            rows.append([mode, name, *shares])
+    columns = (f"threshold {threshold:.0%}" for threshold in THRESHOLDS)
+    heading = "Answers that carry the warning: of the wrong ones / of the right ones"
+    return f"{heading}\n\n{table(['TTA', 'temperature', *columns], rows)}"

@@ -1,0 +1,243 @@
+"""The work of `visionserve evaluate`."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from scripts import photos
+from scripts.archive.recipe import check_architecture
+from scripts.archive.weights import WeightsError
+from scripts.quality import deletion, labelled
+from scripts.quality.deletion import Deletion
+from scripts.quality.models import Loaded, load
+from scripts.quality.statistics import (
+    Reliability,
+    log_loss,
+    paired_difference,
+    proportion,
+    reliability,
+)
+from scripts.report import circumstances
+from visionserve.config import TTA, Options
+from visionserve.models import IMAGENET_CATEGORIES
+
+THRESHOLD = Options().threshold
+QUICK = 100
+
+
+class Answer(NamedTuple):
+    """What is known of one answer.
+
+    Attributes:
+        right: whether the most probable class is the label.
+        among_five: whether the label is among the five most probable.
+        confidence: the probability of the most probable class.
+        label_probability: the probability of the label.
+        difference: of the probability of the reference's best class, from the reference's.
+        same: whether the most probable class is the reference's.
+    """
+
+    right: bool
+    among_five: bool
+    confidence: float
+    label_probability: float
+    difference: float
+    same: bool
+
+
+def judge(probabilities: NDArray[np.float32], label: int, reference: NDArray[np.float32]) -> Answer:
+    """Compare an answer with the label and with a reference's; all of shape (classes,)."""
+    order = np.argsort(-probabilities, kind="stable")
+    best, expected = order[0], np.argmax(reference)
+    return Answer(
+        right=bool(best == label),
+        among_five=label in order[:5],
+        confidence=float(probabilities[best]),
+        label_probability=float(probabilities[label]),
+        difference=float(probabilities[expected]) - float(reference[expected]),
+        same=bool(best == expected),
+    )
+
+
+class Answers:
+    """Those of one way of classifying, in the order of the photographs: arrays of `Answer`."""
+
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        columns = dict(zip(Answer._fields, map(np.array, zip(*answers, strict=True)), strict=True))
+        self.right: NDArray[np.bool_] = columns["right"]
+        self.among_five: NDArray[np.bool_] = columns["among_five"]
+        self.confidence: NDArray[np.float64] = columns["confidence"]
+        self.label_probability: NDArray[np.float64] = columns["label_probability"]
+        self.difference: NDArray[np.float64] = columns["difference"]
+        self.same: NDArray[np.bool_] = columns["same"]
+        self.confident: NDArray[np.bool_] = self.confidence >= THRESHOLD
+
+    @property
+    def reliability(self) -> Reliability:
+        """How often answers of each confidence are right."""
+        return reliability(self.confidence, self.right)
+
+    def summary(self) -> dict[str, Any]:
+        """Return all figures, shares between 0 and 1, intervals of 95 %, ready for JSON."""
+        shares = {
+            "top1": self.right,
+            "top5": self.among_five,
+            "confident": self.confident,
+            "right where confident": self.right[self.confident],
+            "warned where wrong": ~self.confident[~self.right],
+        }
+        found = {name: dataclasses.asdict(proportion(of)) for name, of in shares.items()}
+        return found | {
+            "nll": log_loss(self.label_probability),
+            "ece": self.reliability.ece,
+            "mean difference": float(np.abs(self.difference).mean()),
+            "largest difference": float(np.abs(self.difference).max()),
+            "same top1": float(self.same.mean()),
+        }
+
+
+def measure(
+    variants: Mapping[str, Loaded], photographs: Iterable[tuple[Path, int]], modes: Sequence[TTA]
+) -> dict[tuple[str, TTA], Answers]:
+    """Classify every photograph in every way; the first variant is the others' reference."""
+    answers: dict[tuple[str, TTA], list[Answer]] = {
+        (variant, mode): [] for variant in variants for mode in modes
+    }
+    for path, label in photographs:
+        found = {name: loaded.classify(path, modes) for name, loaded in variants.items()}
+        reference = next(iter(found.values()))
+        for (variant, mode), of_way in answers.items():
+            of_way.append(judge(found[variant][mode], label, reference[mode]))
+    return {way: Answers(of_way) for way, of_way in answers.items()}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what `visionserve evaluate` was asked, and return its exit code."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            check_architecture(args.model)
+            count = QUICK if args.quick else None
+            photographs = labelled.folder(args.folder, len(IMAGENET_CATEGORIES), count)
+            if args.enlarge:
+                photographs = labelled.enlarge(photographs, args.enlarge, Path(scratch))
+            calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
+            variants = load(args.model, args.variants, calibration, Path(scratch))
+        except (FileNotFoundError, ValueError, WeightsError) as error:
+            print(error, file=sys.stderr)
+            return 1
+        modes = next(iter(variants.values())).metadata.modes(args.modes)
+        ways = len(variants) * len(modes)
+        bar = tqdm(photographs, desc=f"photographs, each {ways} times", smoothing=0)
+        answers = measure(variants, bar, modes)
+        deletions = delete(variants, photographs)
+    enlarged = f", enlarged to {args.enlarge} px where smaller" if args.enlarge else ""
+    about = f"{args.model}, {len(photographs)} photographs{enlarged} ({circumstances.here()})"
+    print(f"{about}; 95 % confidence intervals\n\n{accuracy(answers)}\n\n{confidence(answers)}\n")
+    args.output.mkdir(parents=True, exist_ok=True)
+    figures = [
+        {"runtime": variant, "tta": mode} | of_way.summary()
+        for (variant, mode), of_way in answers.items()
+    ]
+    rows = [[variant, *found.row()] for variant, found in deletions.items()]
+    print(f"{table(['runtime', *deletion.COLUMNS], rows)}\n")
+    record = {
+        "about": about,
+        "figures": figures,
+        "deletion": {variant: found.summary() for variant, found in deletions.items()},
+    }
+    written = args.output / "evaluation.json"
+    written.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    drawn = args.output / "reliability.png"
+    draw(answers, drawn)
+    print(f"{written}\n{drawn}")
+    return 0
+
+
+def delete(
+    variants: Mapping[str, Loaded], photographs: Sequence[tuple[Path, int]]
+) -> dict[str, Deletion]:
+    """Run the deletion test on some of the photographs, of those variants that can be explained."""
+    chosen = [path for path, _ in photographs[:: max(1, len(photographs) // QUICK)][:QUICK]]
+    return {
+        name: deletion.measure(loaded.runtime, map(loaded.crop, chosen), loaded.metadata.transforms)
+        for name, loaded in variants.items()
+        if loaded.metadata.explains and len(chosen) > 1
+    }
+
+
+def accuracy(answers: Mapping[tuple[str, TTA], Answers]) -> str:
+    """Tell what is right, as a table; differences are to the first row, and to the same mode's."""
+    rows = []
+    first = next(iter(answers.values()))
+    for (variant, mode), found in answers.items():
+        same = next(other for (_, other_mode), other in answers.items() if other_mode == mode)
+        cells = [variant, mode, _share(found.right), _share(found.among_five)]
+        rows.append([*cells, *(_difference(found.right, other.right) for other in (first, same))])
+    columns = ("Top-1", "Top-5", "Top-1 to first row", "to first runtime, same TTA")
+    return table(["runtime", "TTA", *columns], rows)
+
+
+def confidence(answers: Mapping[tuple[str, TTA], Answers]) -> str:
+    """Tell what the probabilities are worth, as a table; Δp and Top-1 are to the same mode's."""
+    rows = []
+    for (variant, mode), found in answers.items():
+        figures = found.summary()
+        shares = ("confident", "right where confident", "warned where wrong")
+        cells = [variant, mode, f"{figures['nll']:.3f}", f"{figures['ece']:.3f}"]
+        cells += [f"{figures[name]['value']:.1%}" for name in shares]
+        cells.append(f"{figures['mean difference']:.3f} / {figures['largest difference']:.3f}")
+        rows.append([*cells, f"{figures['same top1']:.1%}"])
+    columns = ("NLL", "ECE", "confident", "of those right", "errors that carry the warning")
+    return table(["runtime", "TTA", *columns, "Δp mean / largest", "same Top-1"], rows)
+
+
+def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _share(right: NDArray[np.bool_]) -> str:
+    found = proportion(right)
+    return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"
+
+
+def _difference(ours: NDArray[np.bool_], reference: NDArray[np.bool_]) -> str:
+    difference, width, p = paired_difference(ours, reference)
+    return f"{100 * difference:+.1f} ± {100 * width:.1f} points (p = {p:.2f})"
+
+
+def draw(answers: Mapping[tuple[str, TTA], Answers], path: Path) -> None:
+    """Draw reliability diagrams, one for each mode, as a PNG file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    modes = list(dict.fromkeys(mode for _, mode in answers))
+    size = (3.2 * len(modes) + 0.6, 3.8)
+    figure, axes = pyplot.subplots(
+        1, len(modes), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, mode in zip(axes[0], modes, strict=True):
+        axis.plot([0, 1], [0, 1], color="grey", linestyle="dotted")
+        for (variant, of_mode), found in answers.items():
+            if of_mode == mode:
+                bins = found.reliability
+                label = f"{variant} (ECE {bins.ece:.3f})"
+                filled = bins.counts > 0
+                axis.plot(bins.confidence[filled], bins.accuracy[filled], marker=".", label=label)
+        axis.set(title=mode, xlabel="confidence", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axis.legend(fontsize="xx-small", loc="lower right")
+    axes[0][0].set_ylabel("share that is right")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

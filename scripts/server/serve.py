@@ -1,0 +1,205 @@
+"""The work of `visionserve serve`."""
+
+import argparse
+import json
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import requests
+import yaml
+
+from scripts import environment, paths, photos
+from scripts.archive.hashes import HashError
+from scripts.archive.manifest import Archive, ArchiveError
+from scripts.archive.store import adopt, choose, runtime
+from scripts.archive.weights import WeightsError
+from scripts.environment import InstallError
+from scripts.server.manage import listing
+from scripts.server.torchserve import NotRunningError, StartError, TorchServe
+
+DEFAULT = "resnet18"
+
+
+def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
+    """Build what is missing, start the server unless it runs with just that, and show an answer.
+
+    Args:
+        server: not yet started, or running.
+        names: of models that can be built, and of archives in the store, without `.mar`. Without
+            any, those that the profile served last.
+        mirror: see `scripts.archive.weights.resolve`.
+
+    Raises:
+        ArchiveError: a name stands for no archive.
+        WeightsError: a model's weights are corrupt.
+        InstallError: pip could not install what building or serving takes.
+        StartError: the server did not become ready.
+    """
+    server.check_ports()
+    last = server.state / "models.txt"
+    asked = list(names) or (last.read_text().split() if last.exists() else [DEFAULT])
+    archives = choose(asked, server.profile, server.store, mirror)
+    if not server.runs(archives):
+        server.stop()
+        launch(server, archives)
+    last.touch(mode=0o600)
+    last.write_text(" ".join(asked))
+    announce(server, [archive.model for archive in archives])
+
+
+def launch(server: TorchServe, archives: Sequence[Archive]) -> None:
+    """Start the server, with PyTorch where an archive takes it."""
+    for archive in archives:
+        if runtime(server.store / archive.file) == "pytorch":
+            environment.require("pytorch", f"{archive.file} runs on PyTorch")
+    server.start([f"{archive.model}={archive.file}" for archive in archives])
+
+
+def announce(server: TorchServe, models: Sequence[str]) -> None:
+    """Say where and how the server answers, and show an answer of each model.
+
+    Raises:
+        StartError: a model does not answer.
+    """
+    client = server.client
+    url = f"{client.inference}/predictions/{models[0]}"
+    print(f"TorchServe answers at {client.inference}, profile {server.profile}.")
+    if server.needs_token:
+        keys = shlex.quote(str(_short(server.state / "key_file.json")))
+        code = "import json, sys; print(json.load(open(sys.argv[1]))['inference']['key'])"
+        proxy = ".venv/bin/visionserve proxy start --upstream"
+        print(f'  token: TOKEN=$(.venv/bin/python -c "{code}" {keys})')
+        print(f'  ask:   curl -H "Authorization: Bearer $TOKEN" -T image.jpg {url}')
+        print(f"  page:  {proxy} {client.inference} {keys} --model {models[0]}")
+    else:
+        print(f"  ask:   curl -T image.jpg {url}")
+        print(f"  page:  {url}")
+    if not server.temp.is_relative_to(server.state):
+        print(f"  {server.state} is too long a path for a Unix socket: sockets and unpacked")
+        print(f"  archives lie in {server.temp}, which no cleaner may empty.")
+    if lacks_cuda(server.profile):
+        print(f"  No CUDA device is here: profile {server.profile} runs on the CPU, slowly.")
+    for model in models:
+        show(client.predict(model, photos.greeting().read_bytes()), model)
+
+
+def lacks_cuda(profile: str) -> bool:
+    """Tell whether a profile is for a GPU that TorchServe does not find; it asks nvidia-smi."""
+    config = yaml.safe_load((paths.CONFIG / profile / "model-config.yaml").read_text())
+    return config.get("deviceType") == "gpu" and shutil.which("nvidia-smi") is None
+
+
+def restore(server: TorchServe) -> None:
+    """Start the server with the models, versions and workers that it had when it ended.
+
+    Raises:
+        FileNotFoundError: it never ran.
+        StartError: the server did not become ready.
+    """
+    server.check_ports()
+    server.stop()
+    server.restore()
+    print(f"TorchServe answers at {server.client.inference}, profile {server.profile}:")
+    print("\n".join(listing(server.client)))
+
+
+def stop(server: TorchServe) -> None:
+    """Stop the server, and say whether one ran."""
+    pid = server.pid
+    if server.stop():
+        print(f"Stopped the server of profile {server.profile} (process {pid}).")
+    else:
+        print(f"No server of profile {server.profile} ran.")
+
+
+def status() -> None:
+    """Tell of each profile whether its server runs, where, with which models and token."""
+    for profile in paths.profiles():
+        try:
+            server = TorchServe.at(paths.STATE / profile)
+        except NotRunningError:
+            print(f"{profile}: stopped")
+            continue
+        client = server.client
+        print(f"{profile}: runs at {client.inference}, process {server.pid}")
+        try:
+            for line in listing(client):
+                print(f"  {line}")
+            model = client.models()[0]
+        except (requests.RequestException, OSError, IndexError, KeyError) as error:
+            print(f"  does not answer: {error}")
+            continue
+        print(f"  page: {_page(server, model)}")
+        if server.needs_token:
+            print(f"  token: {_token_age(server.state / 'key_file.json')}")
+
+
+def _page(server: TorchServe, model: str) -> str:
+    if server.needs_token:
+        return "behind nginx, which holds the token (visionserve proxy start)"
+    return f"{server.client.inference}/predictions/{model}"
+
+
+def _token_age(key_file: Path) -> str:
+    """TorchServe writes the file when it makes the keys."""
+    hours = (time.time() - key_file.stat().st_mtime) / 3600
+    until = json.loads(key_file.read_bytes())["inference"].get("expiration time", "?")
+    return f"{_short(key_file)}, {hours:.1f} hours old, good until {until}"
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path
+
+
+def show(response: requests.Response, name: str) -> None:
+    """Print one answer.
+
+    Raises:
+        StartError: it is an error.
+    """
+    if not response.ok:
+        raise StartError(f"{name} does not answer: {response.status_code} {response.text.strip()}")
+    answer = response.json()
+    print(f"\n{name} {answer['version']} on {photos.greeting().name}, TTA {answer['tta']}:")
+    for prediction in answer["predictions"]:
+        print(f"  {prediction['probability']:6.1%}  {prediction['label']}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what `visionserve serve` was asked, and return its exit code."""
+    try:
+        match args.command:
+            case "status":
+                status()
+            case "stop":
+                stop(_server(args))
+            case "restore":
+                restore(_server(args, dict(args.set), args.allow_unrecorded))
+            case _:
+                server = _server(args, dict(args.set), args.allow_unrecorded)
+                if args.archive:
+                    args.models = [adopt(args.archive, server.store, bool(args.allow_unrecorded))]
+                start(server, args.models, args.mirror)
+    except (
+        *(OSError, ArchiveError, StartError, HashError, WeightsError, InstallError),
+        *(ValueError, requests.RequestException),
+    ) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted; give the command again to go on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _server(
+    args: argparse.Namespace,
+    overrides: Mapping[str, str] | None = None,
+    unrecorded: bool | None = None,
+) -> TorchServe:
+    store = paths.MODEL_STORE / args.profile
+    return TorchServe(args.profile, paths.STATE / args.profile, store, overrides, unrecorded)

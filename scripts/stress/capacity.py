@@ -1,0 +1,64 @@
+"""The work of `visionserve capacity`."""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+
+from scripts.stress.queues import SERVICES, Queue, machines, queue_size
+
+P99_MS = 500.0
+UTILISATIONS = (0.5, 0.7, 0.8, 0.9, 0.95)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what `visionserve capacity` was asked, and return its exit code."""
+    service, service_ms, p99_ms = (
+        SERVICES[args.service],
+        args.service_time_ms,
+        args.p99_ms or P99_MS,
+    )
+    if args.rate is None:
+        capacities = {workers: 1000 * workers / service_ms for workers in args.workers}
+        queues = [
+            service(service_ms, workers, share * capacity)
+            for workers, capacity in capacities.items()
+            for share in UTILISATIONS
+        ]
+        print(table(queues))
+        return 0
+    print(table([service(service_ms, workers, args.rate) for workers in args.workers]))
+    for workers in args.workers:
+        try:
+            count = machines(service, service_ms, workers, args.rate, p99_ms)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 1
+        print(f"Machines of {workers:,} workers that answer 99 % in {p99_ms:g} ms: {count:,}")
+    return 0
+
+
+def table(queues: Sequence[Queue]) -> str:
+    """Return one line a queue, under a heading, as a Markdown table."""
+    lines = [
+        "| workers | requests/s | busy | wait at all | mean wait | p99 wait | p99 answer "
+        "| longest queue |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for queue in queues:
+        cells = (
+            f"{queue.workers:,}",
+            f"{queue.rate:,.1f}",
+            f"{queue.utilisation:.0%}",
+            f"{queue.waiting:.1%}",
+            _time(queue.mean_wait_ms),
+            _time(queue.p99_wait_ms),
+            _time(queue.p99_ms),
+            f"{queue_size(queue.service_ms, queue.workers):,}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _time(milliseconds: float) -> str:
+    return "without end" if math.isinf(milliseconds) else f"{milliseconds:,.1f} ms"

@@ -1,0 +1,478 @@
+"""The work of `visionserve chaos`."""
+
+import argparse
+import base64
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import requests
+import yaml
+from PIL import Image
+
+from scripts.server.properties import read_properties
+from scripts.server.retire import retire
+from scripts.server.torchserve import StartError, TorchServe, client_of
+from scripts.stress.clients import MODEL, RETRIES, Load, Question, Sent, plain, serving
+
+CLIENTS = 3
+PATIENCE = 90
+PAUSE = 0.02
+WORKERS = 2
+RESPONSE_TIMEOUT = 3
+LATE = 10
+DISK = "32m"
+ATTEMPTS = 5
+
+
+class FaultError(Exception):
+    """The server did not come back, or did what it must not."""
+
+
+class SkippedError(Exception):
+    """This machine does not permit the fault."""
+
+
+class Stage:
+    """A server to break, with two workers, a response timeout of 3 s, and a small disk.
+
+    Its logs and its cache of answers lie on a disk of their own, where mounting is permitted.
+    """
+
+    def __init__(self, folder: Path, server: TorchServe) -> None:
+        self.folder = folder
+        self.server = server
+        self.client = server.client
+        self.load = Load(server.state, plain())
+        self.archive = folder / "store" / f"{MODEL}.mar"
+
+    def restart(self) -> None:
+        """Start the server anew, whatever is left of it."""
+        self.server.stop()
+        self.server.start([f"{MODEL}={self.archive.name}"])
+
+    def pids(self) -> list[int]:
+        """Return the process ids of the first version's workers."""
+        return [worker["pid"] for worker in self.client.describe(MODEL)[0]["workers"]]
+
+    def file(self, name: str) -> bytes:
+        """Return a file of the archive."""
+        with zipfile.ZipFile(self.archive) as archive:
+            return archive.read(name)
+
+    def register(self, version: str, files: Mapping[str, bytes]) -> None:
+        """Register the archive as another version, with some of its files replaced.
+
+        Raises:
+            requests.HTTPError: its worker cannot load it.
+        """
+        target = self.archive.with_name(f"{version}.mar")
+        with zipfile.ZipFile(self.archive) as source, zipfile.ZipFile(target, "w") as copy:
+            for name in source.namelist():
+                content = source.read(name)
+                if name == "MAR-INF/MANIFEST.json":
+                    manifest = json.loads(content)
+                    manifest["model"]["modelVersion"] = version
+                    content = json.dumps(manifest).encode()
+                copy.writestr(name, files.get(name, content))
+        self.server.register(target.name)
+
+    def replace(self, version: str, successor: str) -> None:
+        """Have another version take the requests of one, and remove it."""
+        self.client.set_default(MODEL, successor)
+        retire(self.client, self.server.admitted, MODEL, version)
+
+
+@contextmanager
+def stage() -> Iterator[Stage]:
+    """Start the server to break, in a temporary folder that holds its folder for such files too."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as name, _temporary(Path(name) / "tmp"):
+        folder = Path(name)
+        disk = folder / "state" / "logs"
+        disk.mkdir(parents=True)
+        mounted = _run("mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(disk))
+        cache = {"cache": {"directory": str(disk / "cache"), "size_mb": 2}}
+        settings = {"minWorkers": WORKERS, "responseTimeout": RESPONSE_TIMEOUT}
+        try:
+            with serving(folder, cache, **settings) as server:
+                yield Stage(folder, server)
+        finally:
+            if mounted:
+                _run("umount", str(disk))
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[None]:
+    """Have a folder be that for temporary files, in this process and in those it starts."""
+    folder.mkdir()
+    before, inherited = tempfile.tempdir, os.environ.get("TMPDIR")
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        if inherited is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = inherited
+
+
+def _run(*command: str) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def until(condition: Callable[[], bool], seconds: float = 90) -> None:
+    """Wait for a condition; a server that cannot be reached does not meet it.
+
+    Raises:
+        FaultError: it was not met in time.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with suppress(requests.RequestException):
+            if condition():
+                return
+        time.sleep(0.1)
+    raise FaultError(f"The server is not back after {seconds} s.")
+
+
+def kill_worker(stage: Stage) -> None:
+    """a worker is killed (`kill -9`)"""
+    _replace_worker(stage, signal.SIGKILL)
+
+
+def stop_worker(stage: Stage) -> None:
+    """a worker is stopped (SIGSTOP) past the response timeout of 3 s"""
+    _replace_worker(stage, signal.SIGSTOP)
+
+
+def _replace_worker(stage: Stage, number: signal.Signals) -> None:
+    victim = stage.pids()[0]
+    os.kill(victim, number)
+    until(lambda: victim not in stage.pids() and stage.client.ready())
+
+
+def kill_frontend(stage: Stage) -> None:
+    """the frontend is killed (`kill -9`), then started from its snapshot"""
+    frontend = stage.server.pid
+    assert frontend is not None
+    os.kill(frontend, signal.SIGKILL)
+    until(lambda: stage.server.pid is None)
+    restart_frontend(stage)
+
+
+def restart_frontend(stage: Stage) -> None:
+    """the frontend is stopped, then started from its snapshot"""
+    stage.server.stop()
+    stage.server.restore()
+    if len(stage.pids()) != WORKERS:
+        raise FaultError("The snapshot has other workers.")
+
+
+def fill_disk(stage: Stage) -> None:
+    """the disk of cache, logs and snapshots is full"""
+    disk = stage.folder / "state" / "logs"
+    if not disk.is_mount():
+        raise SkippedError("mounting a small disk is not permitted")
+    filler = disk / "filler"
+    try:
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        kill_worker(stage)
+        stage.client.scale(MODEL, WORKERS)
+    finally:
+        filler.unlink()
+
+
+def corrupt_version(stage: Stage) -> None:
+    """a corrupt new version is registered, its model or its archive cut short"""
+    (stage.archive.with_name("cut.mar")).write_bytes(stage.archive.read_bytes()[:100_000])
+    stage.server.admit("cut.mar")
+    model = stage.file("model.bin")
+    attempts: tuple[Callable[[], None], ...] = (
+        lambda: stage.client.register("cut.mar"),
+        lambda: stage.register("2.0", {"model.bin": model[: len(model) // 2]}),
+    )
+    for register in attempts:
+        try:
+            register()
+        except requests.HTTPError:
+            continue
+        raise FaultError("A corrupt version was taken.")
+    with suppress(requests.HTTPError):  # TorchServe may keep it listed, without a worker.
+        stage.client.unregister(MODEL, "2.0")
+
+
+def replace_model(stage: Stage) -> None:
+    """the model is unregistered and registered again; meanwhile a version serves whose cache \
+cannot be written"""
+    config = yaml.safe_load(stage.file("model-config.yaml"))
+    config["handler"]["cache"]["directory"] = str(stage.archive / "cache")
+    stage.register("2.0", {"model-config.yaml": yaml.safe_dump(config).encode()})
+    stage.replace("1.0", successor="2.0")
+    stage.server.register(stage.archive.name, WORKERS)
+    stage.replace("2.0", successor="1.0")
+
+
+def remove_model(stage: Stage) -> None:
+    """the model is unregistered and registered again, no other version serving"""
+    retire(stage.client, stage.server.admitted, MODEL)
+    stage.server.register(stage.archive.name, WORKERS)
+
+
+def kill_workers_amid_a_list(stage: Stage) -> None:
+    """both workers are killed (`kill -9`) in turn while a list of images is answered"""
+    images = tuple(image for question in plain() for image in question.images)
+    load = Load(stage.server.state, [Question(images[:3], "five_crop")])
+    with load.steady(1, RETRIES, PATIENCE) as lists:
+        for _ in range(ATTEMPTS):
+            for victim in stage.pids():
+                time.sleep(0.2)
+                os.kill(victim, signal.SIGKILL)
+            until(lambda: len(stage.pids()) == WORKERS and stage.client.ready())
+            count = len(lists) + 1
+            until(lambda count=count: len(lists) > count)  # type: ignore[misc]
+            if any(sent.setbacks for sent in lists):
+                break
+        else:
+            raise FaultError("No list met a killed worker.")
+    if failed := [sent for sent in lists if sent.outcome != "right"]:
+        raise FaultError(f"A list was {failed[0].outcome}.")
+
+
+def ask_for_many_pixels(stage: Stage) -> None:
+    """a list of 32 PNGs of 6,000 × 4,000 pixels with alpha is asked for"""
+    buffer = io.BytesIO()
+    Image.new("RGBA", (6000, 4000), (90, 120, 60, 200)).save(buffer, "PNG")
+    _ask_for(stage, buffer.getvalue())
+
+
+def ask_for_many_scans(stage: Stage) -> None:
+    """a list of 32 progressive JPEGs of 99 scans is asked for"""
+    from tests.corpus import scans
+
+    _ask_for(stage, scans(98, arithmetic=True))
+
+
+def _ask_for(stage: Stage, image: bytes) -> None:
+    """Ask for a list of 32 copies, each with other bytes at its end, so that none is cached."""
+    before = stage.pids()
+    copies = [image + os.urandom(8) for _ in range(32)]
+    body = json.dumps({"data": [base64.b64encode(copy).decode() for copy in copies]}).encode()
+    began = time.monotonic()
+    response = client_of(stage.server.state).predict(MODEL, body, content_type="application/json")
+    seconds = time.monotonic() - began
+    if response.status_code not in (200, 207, 413, 503) or stage.pids() != before:
+        raise FaultError(f"The list ended a worker: {response.status_code} after {seconds:.1f} s.")
+    if seconds > LATE:
+        raise FaultError(f"The list took {seconds:.1f} s.")
+
+
+def delete_temporary_files(stage: Stage) -> None:
+    """all temporary files are deleted, then a worker is killed"""
+    for path in Path(tempfile.gettempdir()).iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    if stage.server.pid is None:
+        raise FaultError("The server is no longer known to run.")
+    kill_worker(stage)
+
+
+def leave_stale_ids(stage: Stage) -> None:
+    """files of process ids name a bystander, and the server is stopped and started"""
+    bystander = subprocess.Popen(["sleep", "3600"])
+    frontend = stage.server.process
+    assert frontend is not None
+    try:
+        for folder in (stage.server.state, stage.server.state / "tmp"):
+            for file in folder.glob("*.pid"):
+                file.write_text(str(bystander.pid))
+        restart_frontend(stage)
+        if bystander.poll() is not None:
+            raise FaultError("A bystander was ended.")
+        if frontend.is_running():
+            raise FaultError("The server was not stopped.")
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def outlive_tokens(stage: Stage) -> None:
+    """tokens live for a minute, and are renewed (`manage rotate`) twice in each, for three"""
+    properties = read_properties(stage.server.state / "config.properties")
+    addresses = {
+        key: value for key, value in properties.items() if key.endswith(("_address", "_port"))
+    }
+    brief = TorchServe(
+        "server",
+        stage.server.state,
+        stage.server.store,
+        addresses | {"token_expiration_min": "1"},
+    )
+    stage.server.stop()
+    try:
+        brief.restore()
+        with stage.load.steady(1, pause=PAUSE) as asked:
+            for _ in range(6):
+                time.sleep(30)
+                brief.client.rotate()
+        if refused := sum("400" in sent.setbacks for sent in asked):
+            raise FaultError(f"{refused} of {len(asked)} requests had a token that was not taken.")
+    finally:
+        brief.stop()
+        stage.server.restore()
+
+
+Fault = Callable[[Stage], None]
+FAULTS: tuple[Fault, ...] = (
+    kill_worker,
+    stop_worker,
+    kill_workers_amid_a_list,
+    ask_for_many_pixels,
+    ask_for_many_scans,
+    fill_disk,
+    kill_frontend,
+    restart_frontend,
+    corrupt_version,
+    replace_model,
+    remove_model,
+    delete_temporary_files,
+    leave_stale_ids,
+    outlive_tokens,
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the clients met.
+
+    Attributes:
+        asked: the requests of the clients, which retry.
+        probed: those of a client that does not, during the fault, and of one after it.
+    """
+
+    asked: Sequence[Sent]
+    probed: Sequence[Sent]
+
+    @property
+    def wrong(self) -> int:
+        """Wrong answers."""
+        return sum(sent.outcome == "wrong" for sent in [*self.asked, *self.probed])
+
+    @property
+    def lost(self) -> int:
+        """Requests without an answer, in spite of all retries."""
+        return sum(sent.outcome in ("refused", "lost") for sent in self.asked)
+
+    @property
+    def late(self) -> int:
+        """Requests answered after more than 10 s."""
+        return sum(sent.seconds > LATE for sent in self.asked)
+
+    @property
+    def away(self) -> float:
+        """The longest time without a right answer, in seconds."""
+        ends = sorted(s.ended for s in [*self.asked, *self.probed] if s.outcome == "right")
+        return max(later - earlier for earlier, later in pairwise(ends))
+
+    @property
+    def waited(self) -> float:
+        """The longest wait of the client that does not ask again, in seconds."""
+        return max(sent.seconds for sent in self.probed)
+
+    @property
+    def met(self) -> bool:
+        """Nothing is wrong or lost, none waits over 10 s, and the service is back in that time."""
+        return self.wrong == self.lost == 0 and max(self.away, self.waited) <= LATE
+
+    def row(self, fault: Fault) -> str:
+        """Return a line of the table."""
+        everyone = [*self.asked, *self.probed]
+        setbacks = Counter(name for sent in everyone for name in set(sent.setbacks))
+        cells = (
+            str(fault.__doc__),
+            f"{len(self.asked):,} + {len(self.probed):,}",
+            f"{sum(bool(sent.setbacks) for sent in self.asked)}",
+            ", ".join(f"{name} ({count})" for name, count in setbacks.most_common()),
+            str(self.wrong),
+            str(self.lost),
+            str(self.late),
+            f"{max(sent.seconds for sent in self.asked):.1f} s",
+            f"{self.waited:.1f} s",
+            f"{self.away:.1f} s",
+        )
+        return f"| {' | '.join(cells)} |"
+
+
+HEADING = """\
+| fault | requests | retried | because of | wrong | lost | late | slowest | bystander \
+| no answer for |
+|---|---:|---:|---|---:|---:|---:|---:|---:|---:|"""
+
+
+def cause(fault: Fault, stage: Stage) -> Report:
+    """Cause a fault while clients ask, and let them ask on after it.
+
+    Raises:
+        FaultError: the server did not come back, or did what it must not.
+        SkippedError: this machine does not permit the fault.
+    """
+    load = stage.load
+    with (
+        load.steady(CLIENTS, RETRIES, PATIENCE, PAUSE) as asked,
+        load.steady(1, pause=PAUSE) as probed,
+    ):
+        until(lambda: len(asked) > 5 * CLIENTS)
+        fault(stage)
+        with load.steady(1, pause=PAUSE) as after:
+            until(lambda: sum(sent.outcome == "right" for sent in after) > 10)
+    return Report(asked, [*probed, *after])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what `visionserve chaos` was asked, and return its exit code."""
+    faults = {fault.__name__: fault for fault in FAULTS}
+    if unknown := sorted(set(args.faults) - faults.keys()):
+        known = ", ".join(faults)
+        print(f"No such fault: {', '.join(unknown)}; there are {known}.", file=sys.stderr)
+        return 2
+    missed = []
+    with stage() as staged:
+        print(HEADING)
+        for name in args.faults or faults:
+            fault = faults[name]
+            try:
+                report = cause(fault, staged)
+            except SkippedError as reason:
+                print(f"| {fault.__doc__} | skipped: {reason} | | | | | | | | |", flush=True)
+                continue
+            except (FaultError, StartError) as error:
+                print(f"| {fault.__doc__} | failed: {error} | | | | | | | | |", flush=True)
+                missed.append(name)
+                staged.restart()
+                continue
+            print(report.row(fault), flush=True)
+            if not report.met:
+                missed.append(name)
+    if missed:
+        print(f"Missed the targets: {', '.join(missed)}.", file=sys.stderr)
+    return 1 if missed else 0

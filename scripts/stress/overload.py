@@ -1,0 +1,128 @@
+"""Send far more than a server can do, and judge what it sheds and how quick it stays."""
+
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from statistics import quantiles
+
+from scripts.stress.clients import RETRIES, Load, Sent, plain
+from scripts.stress.watch import PATIENCE, WORKERS, Watch, watched
+
+FLAT = 1.1
+RECOVERY = 5.0
+QUEUE = 50
+UNEVEN = 1.5
+
+
+@dataclass(frozen=True)
+class Overload:
+    """What became of requests that were more than the server could answer.
+
+    Attributes:
+        account: those sent at a fixed rate, each once.
+        patient: those of a client that retries.
+        probed: those of one that does not, until an answer after the load's end.
+        end: the load's end, by `time.monotonic`.
+    """
+
+    account: Sequence[Sent]
+    patient: Sequence[Sent]
+    probed: Sequence[Sent]
+    end: float
+
+    @property
+    def answered(self) -> list[Sent]:
+        """The answered ones of the load."""
+        return [sent for sent in self.account if sent.outcome == "right"]
+
+    @property
+    def shed(self) -> int:
+        """The number of 503 in the load."""
+        return sum(sent.setbacks == ("503",) for sent in self.account)
+
+    @property
+    def failed(self) -> int:
+        """The number that met neither, or retried in vain."""
+        unanswered = sum(sent.outcome != "right" for sent in self.patient)
+        return len(self.account) - len(self.answered) - self.shed + unanswered
+
+    @property
+    def p99(self) -> float:
+        """The time of an answer that one in a hundred exceeds, in seconds."""
+        return quantiles((sent.seconds for sent in self.answered), n=100)[98]
+
+    @property
+    def service(self) -> float:
+        """The mean time that a request took in a worker, all being busy, in seconds."""
+        answers = [s for s in [*self.account, *self.patient, *self.probed] if s.outcome == "right"]
+        busy = max(sent.ended for sent in self.answered) - self.account[0].began
+        return WORKERS * busy / len(answers)
+
+    @property
+    def bound(self) -> float:
+        """The time in which a full queue is served, in seconds."""
+        return (QUEUE + WORKERS) * self.service / WORKERS
+
+    @property
+    def recovery(self) -> float:
+        """The time from the load's end to the first answer to a request after it, in seconds."""
+        after = (s.ended for s in self.probed if s.began > self.end and s.outcome == "right")
+        return min(after, default=math.inf) - self.end
+
+
+def overload(times: float, seconds: float) -> bool:
+    """Send more than the server can do, and tell whether it sheds the rest and stays quick.
+
+    All ask for `dense`, the profile's default. A client that retries, as `Client` does, asks
+    throughout and gets its answers.
+    """
+    with watched({"size_mb": 0}, jobQueueSize=QUEUE) as server:
+        load, watch = Load(server.state, plain("dense"), top_k=3), Watch(server)
+        capacity = _capacity(load)
+        print(f"Capacity {capacity:.1f} requests/s; {WORKERS} workers, a queue of {QUEUE}.")
+        seen = _overload(load, watch, times * capacity, seconds)
+    lines = (
+        f"Sent {len(seen.account):,} in {seconds:g} s, {times:g} times the capacity:",
+        f"{len(seen.answered):,} answered, {seen.shed:,} shed with 503, {seen.failed} failed.",
+        f"99 % of the answers came within {seen.p99:.1f} s; a full queue takes {seen.bound:.1f} s,",
+        f"at {1000 * seen.service:.0f} ms a request.",
+        f"A client that retries: {len(seen.patient)} requests, the slowest "
+        f"{max(sent.seconds for sent in seen.patient):.1f} s.",
+        f"The first answer after the load: {seen.recovery:.1f} s after its end.",
+    )
+    print("\n".join(lines))
+    for name, readings in watch.readings.items():
+        memory = " → ".join(f"{reading.megabytes:.1f}" for reading in readings)
+        print(f"{name}: {memory} MB (before, amid, at the end)")
+    flat = all(r[2].megabytes <= FLAT * r[1].megabytes for r in watch.readings.values())
+    quick = seen.p99 <= UNEVEN * seen.bound and seen.recovery <= RECOVERY
+    return seen.failed == 0 and quick and flat
+
+
+def _overload(load: Load, watch: Watch, rate: float, seconds: float) -> Overload:
+    with (
+        load.steady(1, RETRIES, PATIENCE) as patient,
+        load.steady(1, pause=0.05) as probed,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        running = pool.submit(load.at_rate, rate, seconds, 2 * (QUEUE + WORKERS))
+        watch.read(0)
+        for _ in range(2):
+            time.sleep(seconds / 2)
+            watch.read(0)
+        end = time.monotonic()
+        while time.monotonic() < end + PATIENCE:
+            if any(sent.began > end and sent.outcome == "right" for sent in probed):
+                break
+            time.sleep(0.05)
+        return Overload(running.result(), patient, probed, end)
+
+
+def _capacity(load: Load, seconds: float = 10) -> float:
+    """Measure the right answers per second of two clients for each worker."""
+    start = time.monotonic()
+    with load.steady(2 * WORKERS) as account:
+        time.sleep(seconds)
+    return sum(sent.outcome == "right" for sent in account) / (time.monotonic() - start)

@@ -1,0 +1,91 @@
+"""Keep clients asking for long, and judge whether memory and files stay as they are."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from statistics import linear_regression, median, median_low
+from typing import Any
+
+from scripts.stress.clients import RETRIES, Load, mixed, plain
+from scripts.stress.watch import PATIENCE, WORKERS, Reading, Watch, watched
+
+WARM_UP = 1 / 3
+MB_PER_10_000 = 1.0
+ONE_SHAPE = 300
+EVERY_KIND = 2000
+RATIO = 1.3
+
+
+def slope(readings: Sequence[Reading]) -> float:
+    """Return the growth of memory in MB per 10,000 requests, by a straight line."""
+    requests = [reading.requests for reading in readings]
+    megabytes = [reading.megabytes for reading in readings]
+    return linear_regression(requests, megabytes).slope * 10_000
+
+
+def held(readings: Sequence[Reading]) -> float:
+    """Return the median memory after requests of every kind, in MB; without them, of the last half.
+
+    A single reading may fall amid a forward pass and count its activations.
+    """
+    after = [reading for reading in readings if reading.requests >= EVERY_KIND]
+    return median(r.megabytes for r in after or readings[len(readings) // 2 :])
+
+
+def more_files(readings: Sequence[Reading]) -> int:
+    """Return by how many the median of open files has risen, from the first to the last quarter."""
+    files = [reading.files for reading in readings]
+    quarter = math.ceil(len(files) / 4)
+    return max(0, median_low(files[-quarter:]) - median_low(files[:quarter]))
+
+
+def soak(minutes: float, interval: float) -> bool:
+    """Keep four clients asking, and tell whether memory and files stay as they are.
+
+    First they send photographs of one shape, then all shapes, formats, views and lengths of
+    lists. A worker's memory after 2,000 of these, in the median, is compared with that after the
+    first ones. The
+    first third of the time is not judged otherwise: the Java heap finds its size in it.
+    """
+    with watched({"size_mb": 16}) as server:
+        watch = Watch(server)
+        with Load(server.state, plain()).steady(2 * WORKERS, RETRIES, PATIENCE) as first:
+            while len(first) < ONE_SHAPE:
+                time.sleep(0.1)
+            watch.read(0)
+        load = Load(server.state, mixed())
+        end = time.monotonic() + 60 * minutes
+        with load.steady(2 * WORKERS, RETRIES, PATIENCE) as account:
+            while time.monotonic() < end:
+                time.sleep(interval)
+                watch.read(len(account))
+    outcomes = Counter(sent.outcome for sent in [*first, *account])
+    print(
+        f"{len(first):,} requests of one shape, then {len(account):,} of every kind in "
+        f"{minutes:g} minutes: {_listed(outcomes)}.\n"
+    )
+    print(
+        "| process | one shape | every kind | ratio | at first | at last | MB per 10,000 requests "
+        "| files | more files |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    )
+    met = set(outcomes) == {"right"}
+    for name, (one_shape, *readings) in watch.readings.items():
+        judged = readings[int(len(readings) * WARM_UP) :]
+        growth, files = slope(judged), more_files(judged)
+        after = held(readings)
+        ratio = after / one_shape.megabytes
+        met &= growth <= MB_PER_10_000 and files == 0
+        met &= ratio <= RATIO or name == "frontend"
+        print(
+            f"| {name} | {one_shape.megabytes:.1f} MB | {after:.1f} MB | {ratio:.2f} "
+            f"| {judged[0].megabytes:.1f} MB | {judged[-1].megabytes:.1f} MB "
+            f"| {growth:+.2f} | {judged[-1].files} | {files} |"
+        )
+    if len(account) < EVERY_KIND:
+        print(f"Every kind was judged after {len(account):,} requests, not {EVERY_KIND:,}.")
+    return met
+
+
+def _listed(counts: Counter[Any]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
