@@ -29,7 +29,7 @@ from tests.helpers import REAL, encode, site_of
 from visionserve.config import TTA
 from visionserve.models import MODELS
 
-README = ROOT / "README.md"
+README = ROOT / "handler" / "README.md"
 CAT = photos.greeting().read_bytes()
 TEXT = base64.b64encode(CAT).decode()
 
