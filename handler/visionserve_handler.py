@@ -123,8 +123,8 @@ class VisionHandler:
             raise RequestError(
                 413,
                 "answer_too_large",
-                f"The answer has {size} bytes; at most {self._max_response_size} may "
-                "be: ask for a smaller top_k, or send fewer images.",
+                f"The answer has {size} bytes; at most {self._max_response_size} are allowed: "
+                "ask for a smaller top_k, or send fewer images.",
             )
         return response
 

@@ -1,4 +1,4 @@
-"""The model card: what an archive says of itself."""
+"""The model card: a description of an archive for those who call it."""
 
 from typing import Any, get_args
 
@@ -9,18 +9,18 @@ LIMITS = ("max_", "deadline_")
 
 
 def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> dict[str, Any]:
-    """Describe a model for those who call it.
+    """Describe a model.
 
     Args:
         name: the model's name in the server.
-        version: its version.
-        metadata: the archive's.
+        version: the model's version.
+        metadata: the archive's `metadata.json`.
         config: the `handler` section of its `model-config.yaml`.
 
     Returns:
-        A JSON object. `options` is a JSON schema for each option, `limits` are the bounds of a
-        request, `temperatures` are those of the TTA modes
-        that have one, `proof` is how close the model came to its weights when it was built.
+        A JSON object. `options` has a JSON schema for each option, with its default. `limits` are
+        the limits of a request. `temperatures` and `proof` are as in
+        `visionserve.metadata.Metadata`.
     """
     classes = len(metadata.categories)
     options: dict[str, dict[str, Any]] = Options.model_json_schema()["properties"]

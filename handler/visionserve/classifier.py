@@ -120,8 +120,8 @@ class Classifier:
     def classify(self, items: Sequence[Item], deadline: float = math.inf) -> list[Outcome]:
         """Classify images. One that fails does not affect the others.
 
-        Views of equal shape share forward passes. A pass starts as soon as the waiting views
-        fill it, so decoded images never pile up.
+        Views of equal shape share forward passes. A pass starts as soon as enough views wait to
+        fill it, and the last ones when all images are prepared.
 
         Args:
             items: the images; one with a fault has that fault as its outcome.
@@ -188,7 +188,7 @@ class Classifier:
         """
         classes, architecture = len(self.metadata.categories), self.metadata.architecture
         if options.top_k > classes:
-            raise _invalid_option(f"top_k: there are {classes} classes.")
+            raise _invalid_option(f"top_k: the model has {classes} classes.")
         if options.tta == "dense" and not self.metadata.dense:
             raise _invalid_option(f"tta: {architecture} has no dense form.")
         if options.explain and not self.metadata.explains:

@@ -1,4 +1,4 @@
-"""What `model-config.yaml` and a request's options may say; anything else is an error."""
+"""The schema of `model-config.yaml` and of a request's options. Anything else is an error."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -31,10 +31,11 @@ class Options(Strict):
     Attributes:
         tta: test-time augmentation, the views whose probabilities are averaged.
         top_k: number of predictions, from 1 to the number of classes.
-        threshold: probability in [0, 1] under which the first prediction carries a warning.
-        language: in which predictions are named beside their label, and the warning is written.
-        explain: whether each prediction tells where in the photograph the model looked.
-        format: `png` answers an explained image with its map drawn over it.
+        threshold: a probability from 0 to 1. An answer whose first prediction is below it is
+            not confident, and has a warning.
+        language: the language of the warning, and of the names beside labels.
+        explain: whether each prediction says where in the photograph the model looked.
+        format: `png` returns an explained image with its map drawn over it, in place of JSON.
     """
 
     tta: TTA = "none"
@@ -49,8 +50,8 @@ class CacheConfig(Strict):
     """A bounded cache of answers, shared by the workers of a machine.
 
     Attributes:
-        directory: where it lives; a relative path starts at the server's temporary folder.
-        size_mb: bound of its database, in megabytes; 0 turns the cache off.
+        directory: the cache's folder; a relative path starts at the server's temporary folder.
+        size_mb: largest size of its database, in megabytes; 0 turns the cache off.
     """
 
     directory: Path = Path("visionserve-cache")
@@ -61,24 +62,24 @@ class HandlerConfig(Strict):
     """The `handler` section of `model-config.yaml`.
 
     Attributes:
-        runtime: the inference engine; `openvino` on a CPU, `pytorch` on either device.
-        precision: `fp32` for both; `int8` for openvino; `fp16` for pytorch on CUDA.
-        threads: inference threads of a worker; derived from cores and workers when absent.
-        decoders: threads of a worker that decode the images of a batch side by side; one on a
-            CPU, and as many as `threads` beside a GPU, when absent.
-        decode: `exact` equals torchvision's transforms; `fast` lets libjpeg shrink large
-            photos, and resizes within two levels of them.
+        runtime: the inference engine: `openvino` on a CPU, `pytorch` on a CPU or a GPU.
+        precision: `fp32` for both engines, `int8` for openvino, `fp16` for pytorch on CUDA.
+        threads: inference threads of a worker; by default, cores divided by workers.
+        decoders: threads of a worker that decode a batch's images side by side; by default, one
+            on a CPU, and as many as `threads` beside a GPU.
+        decode: `exact` equals torchvision's transforms bit for bit. `fast` lets libjpeg shrink
+            large photographs, and resizes within two levels of `exact`.
         max_image_bytes: largest encoded image, in bytes.
-        max_image_pixels: largest image by its header, in pixels, and half of it for WebP; a larger
-            one is never decoded. 24 million take at most 300 MB.
+        max_image_pixels: largest image, in pixels, by its header; a WebP may have half as many. A
+            larger one is never decoded. 24 million pixels take at most 300 MB.
         max_images: most images in one request.
-        max_work: most pixels times scans of a request's images together; a JPEG that is not
-            progressive, and any other format, is of one scan. It lets the largest image of the
-            most scans pass, alone.
-        deadline_seconds: time in the worker after which the images of a batch that are left are
-            not begun, in seconds; half of TorchServe's `responseTimeout` where that is less.
-        slow_request_ms: time in the worker from which a request is logged, in milliseconds.
-        defaults: options of a request that gives none.
+        max_work: most work of one request's images together, in pixels times scans. Progressive
+            JPEGs have several scans, all other images have one. The default lets a single image
+            of the most pixels and the most scans pass.
+        deadline_seconds: seconds after a batch's arrival in the worker from which no further
+            image is begun; at most half of TorchServe's `responseTimeout`.
+        slow_request_ms: milliseconds in the worker from which a request is logged as slow.
+        defaults: options of a request that sets none.
         cache: the cache of answers.
     """
 
@@ -97,7 +98,7 @@ class HandlerConfig(Strict):
     cache: CacheConfig = CacheConfig()
 
     @model_validator(mode="after")
-    def _precision_of_the_runtime(self) -> Self:
+    def _check_precision(self) -> Self:
         if self.precision not in PRECISIONS[self.runtime]:
             raise ValueError(f"{self.runtime} has no precision {self.precision}.")
         return self
@@ -106,8 +107,8 @@ class HandlerConfig(Strict):
 class ModelConfig(Strict):
     """A whole `model-config.yaml`: TorchServe's own keys, then `handler`.
 
-    The names, units (seconds, milliseconds where the name says so) and meanings of the first
-    keys are TorchServe's: https://pytorch.org/serve/configuration.html
+    TorchServe defines its keys and their units: `maxBatchDelay` is in milliseconds, all other
+    times are in seconds. See https://pytorch.org/serve/configuration.html
     """
 
     minWorkers: Positive = 1  # noqa: N815
@@ -123,7 +124,7 @@ class ModelConfig(Strict):
 
     @property
     def deadline(self) -> float:
-        """Time that a batch may take before its last image is begun, in seconds."""
+        """Seconds after a batch's arrival from which no further image is begun."""
         return min(self.handler.deadline_seconds, self.responseTimeout / 2)
 
     @classmethod
@@ -131,6 +132,6 @@ class ModelConfig(Strict):
         """Read and check a file.
 
         Raises:
-            pydantic.ValidationError: an unknown key or a bad value, named.
+            pydantic.ValidationError: the file has an unknown key or a bad value, which is named.
         """
         return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})

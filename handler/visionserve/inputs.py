@@ -131,7 +131,7 @@ def _parse(body: bytes | bytearray) -> Any:
         raise RequestError(
             400,
             "invalid_json",
-            f"The body may have {MAX_JSON_MEMBERS} members, or {MAX_JSON_NUMBERS} numbers.",
+            f"The body may have {MAX_JSON_MEMBERS} members, or {MAX_JSON_NUMBERS} numbers alone.",
         )
     try:
         return json.loads(body)
@@ -183,9 +183,11 @@ def _explain(error: ValidationError) -> str:
         name = ".".join(str(part) for part in fault["loc"])[:MAX_SHOWN_NAME]
         unknown = fault["type"] == "extra_forbidden"
         if unknown and len(str(fault["input"])) > MAX_OPTION_LENGTH:
-            faults.append(f"{name}: an image is sent in the field data")
+            faults.append(f"{name}: unknown option; an image belongs in the field data")
         elif unknown:
-            faults.append(f"{name}: unknown option; there are {', '.join(Options.model_fields)}")
+            faults.append(
+                f"{name}: unknown option; the options are {', '.join(Options.model_fields)}"
+            )
         else:
             faults.append(f"{name}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
     return "; ".join(faults) + "."

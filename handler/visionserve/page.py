@@ -1,4 +1,4 @@
-"""The web page that the archive serves to a browser."""
+"""The web page that a browser gets."""
 
 import base64
 import hashlib
@@ -25,8 +25,8 @@ class Page:
     """The page, assembled once from the files in `web/`.
 
     Attributes:
-        content_security_policy: the policy that the page obeys: its own style and script, by
-            their hashes, and requests to its own origin.
+        content_security_policy: value of the HTTP header. It allows the page's own style and
+            script, by their hashes, and requests to its own origin.
     """
 
     def __init__(self) -> None:
@@ -55,8 +55,8 @@ class Page:
         """Return the page as UTF-8 HTML.
 
         Args:
-            own: the model that serves the page, as `describe` says it.
-            models: all that the server has, this one among them.
+            own: the model that serves the page, as `describe` returns it.
+            models: all models of the server, this one among them.
         """
         ordered = sorted(models, key=lambda facts: (facts["model"], facts["version"]))
         facts = {"model": own["model"], "version": own["version"], "models": ordered}
@@ -65,19 +65,19 @@ class Page:
 
 
 def describe(directory: Path, metadata: Metadata) -> dict[str, Any]:
-    """Say what the page needs to know of an unpacked archive, as JSON.
+    """Return what the page needs to know about an unpacked archive, as a JSON object.
 
     Args:
-        directory: holds the archive's files.
-        metadata: what is in its `metadata.json`.
+        directory: where the archive's files are.
+        metadata: the archive's `metadata.json`.
 
     Returns:
-        `model` and `version`; `runtime`; `defaults`, the options of a request that names none;
-        `max_image_bytes` and `max_images`; `modes`, the TTA modes that it has; `explains`,
-        whether its answers can be explained.
+        `model` and `version`; `runtime` with its precision; `defaults`, the options of a request
+        that sets none; `max_image_bytes` and `max_images`; `modes`, the TTA modes that the model
+        has; `explains`, whether it can be explained.
 
     Raises:
-        OSError, KeyError, ValueError: it is not an archive of this handler.
+        OSError, KeyError, ValueError: the folder is not an archive of this handler.
     """
     manifest = json.loads((directory / "MAR-INF" / "MANIFEST.json").read_bytes())["model"]
     config = ModelConfig.load(directory / manifest["configFile"]).handler
@@ -94,13 +94,13 @@ def describe(directory: Path, metadata: Metadata) -> dict[str, Any]:
 
 
 def bundle(modules: Mapping[str, str]) -> str:
-    """Join ES modules into one, each behind those that it imports.
+    """Join ES modules into one script, each after the modules that it imports.
 
-    They come to share one scope, so a name declared in two of them is a syntax error.
+    All of them share one scope then, so a name that two of them declare is a syntax error.
 
     Args:
-        modules: file name to source. Imports are `import { names } from "./file.js";`, exports
-            stand before a declaration.
+        modules: file name to source. Each import is a line `import { names } from "./file.js";`,
+            and each `export` is part of a declaration.
 
     Raises:
         graphlib.CycleError: modules import each other.
@@ -117,6 +117,6 @@ def _data_uri(path: Path) -> str:
 
 
 def _source(text: str) -> str:
-    """Name an inline style or script in a policy."""
+    """Return the name that a policy gives an inline style or script: its hash."""
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return f"'sha256-{digest}'"

@@ -1,4 +1,9 @@
-"""A validated image to the views that the model sees, equal to torchvision's presets."""
+"""From a validated image to the views that the model sees.
+
+`exact` decoding gives the same pixels as torchvision's presets, bit for bit. `fast` decoding,
+which all profiles but `server` use, shrinks large JPEGs while it decodes them, and resizes with
+another library, so its pixels differ a little.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,9 +30,9 @@ def decode(image: Image.Image, transforms: Transforms, how: Decode) -> Image.Ima
     """Decode a validated image to RGB.
 
     Args:
-        image: not yet decoded.
-        transforms: the model's.
-        how: `exact` decodes as it is; `fast` shrinks large JPEGs while decoding.
+        image: an image that is not decoded yet.
+        transforms: the model's resize and crop.
+        how: `exact` decodes at full size; `fast` shrinks large JPEGs while it decodes them.
 
     Raises:
         RequestError: as `to_rgb` does.
@@ -41,11 +46,11 @@ def to_views(image: Image.Image, transforms: Transforms, how: Decode, mode: TTA)
     """Resize an image and find the views of a mode in it.
 
     Args:
-        image: mode RGB.
-        transforms: the model's.
-        how: `exact` equals torchvision's transforms bit for bit; `fast` differs by rounding, and
-            resizes no more of an image than its centre crop needs.
-        mode: the views.
+        image: an image of mode RGB.
+        transforms: the model's resize and crop.
+        how: `exact` equals torchvision's transforms bit for bit. `fast` differs by rounding, and
+            for `none` resizes only the part of the image that the centre crop shows.
+        mode: which views.
 
     Returns:
         Views as `visionserve.tta.cut` describes them.
@@ -58,10 +63,10 @@ def to_views(image: Image.Image, transforms: Transforms, how: Decode, mode: TTA)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Decode an image: first frame, EXIF orientation applied, transparency on white.
+    """Decode an image's first frame, turn it upright by its EXIF data, and put it on white.
 
     Returns:
-        A PIL image in mode RGB.
+        A PIL image of mode RGB.
 
     Raises:
         RequestError: 422 `truncated_image` or `corrupt_image`, 415 `unsupported_pixels`.
@@ -81,10 +86,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _narrow(image: Image.Image) -> Image.Image:
-    """Scale grey of 9 to 16 bits to 8 bits.
+    """Scale grey pixels of 9 to 16 bits to 8 bits.
 
     Raises:
-        ValueError: the pixels are floats, signed or of 32 bits, and so of no known range.
+        ValueError: the pixels are floats, signed, or have 32 bits, so their range is not known.
     """
     if image.mode in ("I", "F"):
         raise ValueError("The pixels' range is not known.")
@@ -102,12 +107,12 @@ def _narrow(image: Image.Image) -> Image.Image:
 
 
 def _white_is_zero(tags: Mapping[int, Any]) -> bool:
-    """Pillow inverts such pixels of 8 bits and less itself."""
+    """Tell whether a TIFF's zeros are white. Pillow inverts such pixels up to 8 bits itself."""
     return bool(tags.get(PHOTOMETRIC_INTERPRETATION) == 0)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """EXIF data that is broken, or too large to be parsed, is no reason to refuse the pixels."""
+    """Turn an image upright by its EXIF data; ignore EXIF data that is broken or very large."""
     if len(image.info.get("exif", b"")) > MAX_EXIF_BYTES:
         return image
     try:
@@ -118,7 +123,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _convert(image: Image.Image) -> Image.Image:
-    """Convert strip by strip: what lies between the modes of a large image takes no memory."""
+    """Convert an image to RGB in strips, so that copies in other modes take little memory."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     rgb = Image.new("RGB", image.size)
@@ -139,8 +144,8 @@ def _convert_strip(image: Image.Image) -> Image.Image:
 def shrink_on_load(image: Image.Image, transforms: Transforms) -> None:
     """Let libjpeg decode a large JPEG at 1/2, 1/4 or 1/8 scale, by its DCT coefficients.
 
-    The decoded image still has at least twice the length that the resize needs, so that the
-    resize, not the decoder, does the antialiasing. Other formats stay as they are.
+    The decoded image is still at least twice as large as the resized one, so the resize, not the
+    decoder, does the antialiasing. Images of other formats stay as they are.
     """
     side = 2 * transforms.resize
     image.draft("RGB", (side, side))
@@ -150,11 +155,11 @@ def resize(image: Image.Image, transforms: Transforms) -> NDArray[np.uint8]:
     """Resize as `torchvision.transforms.functional.resize` does a PIL image.
 
     Args:
-        image: mode RGB, any size.
-        transforms: gives the length of the shorter side, and the filter.
+        image: an image of mode RGB.
+        transforms: give the length of the shorter side, and the filter.
 
     Returns:
-        uint8 array of shape (height, width, 3), RGB, the shorter side `transforms.resize`.
+        uint8 of shape (height, width, 3), RGB. The shorter side is `transforms.resize`.
     """
     size = resized_size(image.size, transforms)
     if size != image.size:
@@ -168,21 +173,21 @@ def resize_fast(
     """Resize with `cykooz_resizer`, which takes about a third of Pillow's time.
 
     Args:
-        image: mode RGB, any size.
+        image: an image of mode RGB.
         transforms: as for `resize`.
-        centre: resize only what the centre crop of the resized image shows.
+        centre: whether to resize only what the centre crop of the resized image shows.
 
     Returns:
-        As `resize`, or uint8 of shape (crop, crop, 3). It differs from `resize` and its centre crop
-        by rounding, two levels at most.
+        What `resize` returns, or its centre crop, uint8 of shape (crop, crop, 3). Pixels differ by
+        rounding, by two levels at most.
     """
     size, crop = resized_size(image.size, transforms), transforms.crop
     scales = [old / new for old, new in zip(image.size, size, strict=True)]
     starts, lengths = (0, 0), size
     if centre:
         starts, lengths = (round((size[0] - crop) / 2), round((size[1] - crop) / 2)), (crop, crop)
-    # Pillow clips between its two passes, so that their order shows: across first, unless a tall
-    # image shrinks.
+    # Pillow resizes one axis after the other and clips in between, so their order matters. This
+    # is Pillow's order: width first, unless a tall image shrinks.
     tall = image.height > 2 * image.width and scales[1] > 1
     for axis in (1, 0) if tall else (0, 1):
         start = starts[axis] * scales[axis]
@@ -194,7 +199,16 @@ def resize_fast(
 def _resize_axis(
     image: Image.Image, axis: int, start: float, length: float, size: int, interpolation: str
 ) -> Image.Image:
-    """Resize a part of an image's width (0) or height (1), given in pixels, to another length."""
+    """Resize a part of one axis to another length.
+
+    Args:
+        image: an image of mode RGB.
+        axis: 0 for its width, 1 for its height.
+        start: where the part begins, in pixels.
+        length: length of the part, in pixels.
+        size: length that it gets, in pixels.
+        interpolation: a key of `FAST_FILTERS`.
+    """
     if axis == 0:
         box, shape = CropBox(start, 0, length, image.height), (size, image.height)
     else:
@@ -206,7 +220,7 @@ def _resize_axis(
 
 
 def resized_size(size: tuple[int, int], transforms: Transforms) -> tuple[int, int]:
-    """Return the width and height to which an image of a size is resized, in pixels."""
+    """Return the width and height that an image of this size is resized to, in pixels."""
     short, long = sorted(size)
     other = int(transforms.resize * long / short)
     return (transforms.resize, other) if size[0] <= size[1] else (other, transforms.resize)

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the views of an image whose probabilities are averaged."""
+"""Test-time augmentation (TTA): the views of an image whose probabilities are averaged."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,7 +13,7 @@ LONGEST = 1024
 
 
 class Place(NamedTuple):
-    """Where a view lies in pixels, and whether it is their mirror image."""
+    """The top left corner of a view, in pixels of its image, and whether the view is mirrored."""
 
     top: int
     left: int
@@ -22,11 +22,13 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Views:
-    """Views of one size as places in pixels, which they share where that takes less memory.
+    """Views of one size, as places in an array of pixels.
+
+    Overlapping views share their pixels if that takes less memory than a copy of each.
 
     Attributes:
         pixels: uint8 of shape (height, width, 3), RGB, contiguous.
-        places: of the views, in order.
+        places: where each view is, in order.
         shape: height and width of each view, in pixels.
     """
 
@@ -36,11 +38,11 @@ class Views:
 
     @property
     def size(self) -> int:
-        """Bytes of all views."""
+        """Bytes that all views take when each has its own copy of its pixels."""
         return len(self.places) * self.shape[0] * self.shape[1] * 3
 
     def stacked(self, count: int | None = None) -> NDArray[np.uint8]:
-        """Copy the views, or the first few: uint8 of shape (views, height, width, 3)."""
+        """Return a copy of the first views, or of all: uint8 of shape (views, height, width, 3)."""
         height, width = self.shape
         cuts = [
             self.pixels[top : top + height, left : left + width][:, :: -1 if mirrored else 1]
@@ -50,7 +52,7 @@ class Views:
 
 
 def whole(pixels: NDArray[np.uint8]) -> Views:
-    """Take pixels of shape (height, width, 3) as one view."""
+    """Return an image of shape (height, width, 3) as a single view."""
     return Views(np.ascontiguousarray(pixels), (Place(0, 0),), pixels.shape[:2])
 
 
@@ -58,8 +60,8 @@ def cut(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> Views:
     """Find the views of a mode in an image; see `views`.
 
     Returns:
-        Views in the image's own pixels, or in a copy of their own where that is smaller: the
-        crops of a panorama, or the centre crop alone.
+        Views in the image's own pixels; or in copies, if these are smaller together than the
+        image. That is so for the crops of a panorama, and for a single centre crop.
     """
     found = Views(pixels, *_places(pixels.shape[:2], mode, crop))
     if found.size >= pixels.size:
@@ -74,18 +76,18 @@ def views(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> NDArray[np.uint8]:
 
     Args:
         pixels: uint8 of shape (height, width, 3), both sides at least `crop`.
-        mode: `none` is the centre crop; `five_crop` adds the four corners; `ten_crop` adds
-            all five of the mirrored image; `dense` is the image's centre, its sides
-            cut to a crop and whole strides of it, 1024 pixels at most, for a fully
-            convolutional network that averages over its own windows. Of a square image that is
-            resized to less than `crop` and a stride, such as resnet50's 232, it is the centre
-            crop.
+        mode: `none` is the centre crop. `five_crop` adds the crops in the four corners.
+            `ten_crop` adds the same five crops of the mirrored image. `dense` is one larger
+            view for a fully convolutional network, which averages over its own windows: the
+            image's centre, each side a crop plus as many whole strides of 32 pixels as fit, and
+            at most 1024 pixels. If no stride fits, as in a square image that is resized to
+            resnet50's 232 pixels, that is the centre crop.
         crop: side of a crop, in pixels.
 
     Returns:
-        uint8 of shape (views, crop, crop, 3), or (1, height, width, 3), cut, for `dense`. The crops
-        are those of `torchvision.transforms.functional.center_crop`, `five_crop` and
-        `ten_crop`.
+        uint8 of shape (views, crop, crop, 3), or (1, height, width, 3) for `dense`. The crops
+        equal those of `center_crop`, `five_crop` and `ten_crop` in
+        `torchvision.transforms.functional`.
     """
     return cut(pixels, mode, crop).stacked()
 
@@ -93,7 +95,13 @@ def views(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> NDArray[np.uint8]:
 def _places(
     size: tuple[int, ...], mode: TTA, crop: int
 ) -> tuple[tuple[Place, ...], tuple[int, int]]:
-    """Return the places of the views in an image of a height and width, and the views' shape."""
+    """Return the views' places and their shape.
+
+    Args:
+        size: height and width of the image, in pixels.
+        mode: as for `views`.
+        crop: as for `views`.
+    """
     if mode == "dense":
         (top, height), (left, width) = (_whole_strides(side, crop) for side in size)
         return (Place(top, left),), (height, width)
@@ -107,7 +115,7 @@ def _places(
 
 
 def first_box(size: tuple[int, int], mode: TTA, crop: int) -> tuple[int, int, int, int]:
-    """Tell where the first view of `views` lies.
+    """Return the box of the first view.
 
     Args:
         size: width and height of the image, in pixels.
@@ -125,6 +133,6 @@ def first_box(size: tuple[int, int], mode: TTA, crop: int) -> tuple[int, int, in
 
 
 def _whole_strides(side: int, crop: int) -> tuple[int, int]:
-    """Return the offset and length of the centred part that is a crop and whole strides."""
+    """Return offset and length of the centred part of a side that `dense` takes, in pixels."""
     length = crop + max(min(side, LONGEST) - crop, 0) // STRIDE * STRIDE
     return (side - length) // 2, length

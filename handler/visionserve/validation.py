@@ -1,4 +1,4 @@
-"""Encoded bytes to an image that is safe to decode."""
+"""From encoded bytes to an image that is safe to decode."""
 
 import io
 import re
@@ -24,21 +24,22 @@ MAX_JPEG_SCANS = 100
 MAX_EXIF_SEGMENTS = 16
 MAX_TIFF_LISTS = 500_000
 OPAQUE = (TiffTags.BYTE, TiffTags.ASCII, TiffTags.UNDEFINED)
-# Those of a segment with a length, and the end; the others stand alone.
+# Markers followed by a length field, plus EOI (end of image); other markers have no payload.
 JPEG_MARKER = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")
 
-# Pillow warns of each broken tag, in words that the client chooses; Python would keep them all.
+# Pillow warns of each broken tag, with text from the file, and Python remembers every distinct
+# warning for ever, so a client could fill the memory.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def validate(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
-    """Open an image by its header alone; nothing is decoded yet.
+    """Open an image by its header, without decoding it.
 
     Args:
         data: an encoded image.
-        max_bytes: its largest size, in bytes.
-        max_pixels: its largest width times height, in pixels, as its header declares them, and
-            that of a TIFF's tile; half of it for WebP, whose decoder takes twice the memory.
+        max_bytes: the most bytes that it may have.
+        max_pixels: the most pixels, width times height, that its header may declare; also for a
+            tile of a TIFF. A WebP may have half as many, as its decoder takes twice the memory.
 
     Raises:
         RequestError: 400 `empty_image`, 413 `image_too_large` or `too_many_pixels`,
@@ -48,7 +49,9 @@ def validate(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
         raise RequestError(400, "empty_image", "The image is empty.")
     if len(data) > max_bytes:
         raise RequestError(
-            413, "image_too_large", f"The image has {len(data)} bytes; at most {max_bytes} may be."
+            413,
+            "image_too_large",
+            f"The image has {len(data)} bytes; at most {max_bytes} are allowed.",
         )
     if data.startswith(b"\xff\xd8\xff"):
         _check_segments(data)
@@ -60,7 +63,7 @@ def validate(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
         if _has_known_signature(data):
             raise _corrupt_header() from None
         raise RequestError(
-            415, "unsupported_format", f"The image is none of {', '.join(FORMATS)}."
+            415, "unsupported_format", f"The image's format is none of {', '.join(FORMATS)}."
         ) from None
     except Image.DecompressionBombError:
         raise _too_many_pixels(max_pixels) from None
@@ -73,27 +76,29 @@ def validate(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
         raise _too_many_pixels(max_pixels)
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise RequestError(
-            422, "extreme_aspect_ratio", f"The image's sides differ more than 1:{MAX_ASPECT_RATIO}."
+            422,
+            "extreme_aspect_ratio",
+            f"One side of the image is over {MAX_ASPECT_RATIO} times the other.",
         )
     return image
 
 
 def work(image: Image.Image, data: bytes) -> int:
-    """Estimate what a validated image costs to decode.
+    """Estimate the work of decoding a validated image.
 
     Returns:
-        Pixels times scans.
+        Its pixels times its scans. Only a progressive JPEG has more than one scan.
     """
     scans = _check_segments(data) if image.info.get("progressive") else 1
     return image.width * image.height * max(1, scans)
 
 
 def memory(image: Image.Image) -> int:
-    """Estimate what a validated image takes while it is decoded.
+    """Estimate the memory that decoding a validated image takes.
 
     Returns:
-        The number of pixels of a JPEG or PNG that takes as much. WebP's decoder takes twice as
-        much, and a TIFF is decoded in tiles that may be as large as the largest image.
+        The number of pixels of a JPEG or PNG that takes as much. A WebP counts twice, for its
+        decoder. A TIFF counts as the largest image, because one of its tiles may be that large.
     """
     pixels = image.width * image.height
     if image.format == "TIFF":
@@ -102,10 +107,10 @@ def memory(image: Image.Image) -> int:
 
 
 def _check_segments(data: bytes) -> int:
-    """Bound what a JPEG costs beyond its pixels, and return its number of scans.
+    """Limit what a JPEG costs beyond its pixels, and return its number of scans.
 
-    libjpeg passes over the whole image for each scan, even an empty one; Pillow keeps each
-    segment, and copies the EXIF data for each further segment of it.
+    libjpeg goes through the whole image for each scan, even for an empty one. Pillow keeps every
+    segment, and copies all EXIF data again for each EXIF segment.
     """
     scans = exif = position = 0
     for _ in range(MAX_JPEG_SEGMENTS):
@@ -123,9 +128,9 @@ def _check_segments(data: bytes) -> int:
 
 
 def _check_directories(data: bytes, max_pixels: int) -> None:
-    """Bound what a TIFF costs beyond its pixels.
+    """Limit what a TIFF costs beyond its pixels.
 
-    Pillow keeps an object for each strip and each number of a list, and decodes whole tiles,
+    Pillow keeps an object for each strip and for each number in a list. It decodes whole tiles,
     which may be larger than the image.
     """
     try:
@@ -146,7 +151,7 @@ def _check_directories(data: bytes, max_pixels: int) -> None:
 
 
 def _directories(data: bytes) -> Iterator[ImageFileDirectory_v2]:
-    """Read the tags of a TIFF's first frame, then those of its EXIF data, as Pillow does."""
+    """Yield the tags of a TIFF's first frame, then those of its EXIF data, read as by Pillow."""
     file = io.BytesIO(data)
     header = file.read(16 if data[2] == 43 else 8)
     first = ImageFileDirectory_v2(header)
@@ -162,7 +167,7 @@ def _directories(data: bytes) -> Iterator[ImageFileDirectory_v2]:
 
 
 def _has_known_signature(data: bytes) -> bool:
-    """Ask the formats' own plugins, as `Image.open` does."""
+    """Tell whether the first bytes are those of a supported format, as `Image.open` does."""
     plugins = (Image.OPEN[format][1] for format in FORMATS)
     return any(accepts is not None and accepts(data[:16]) is True for accepts in plugins)
 
@@ -172,4 +177,6 @@ def _corrupt_header() -> RequestError:
 
 
 def _too_many_pixels(max_pixels: int) -> RequestError:
-    return RequestError(413, "too_many_pixels", f"The image has over {max_pixels} pixels.")
+    return RequestError(
+        413, "too_many_pixels", f"The image has over {max_pixels} pixels, the limit."
+    )

@@ -330,7 +330,7 @@ def test_rows_that_blame_the_server_are_asked_for_again(
             old, new = whole.splitlines(), now.splitlines()
         middle = len(old) - 3
         assert "Worker died" in str(new.pop(middle)), "the image's own fault stays"
-        assert "is none of JPEG" in str(old.pop(middle))
+        assert "format is none of JPEG" in str(old.pop(middle))
         assert new == old
         assert sorted(path.name for path in tmp_path.glob(f"*{suffix}*")) == [
             output.name,

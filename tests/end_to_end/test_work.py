@@ -70,7 +70,7 @@ def test_an_answer_over_the_servers_bound_is_a_413(client: Client, server: Torch
     bound = read_properties(server.state / "config.properties")["max_response_size"]
     response = post(client, [CAT] * 16, f"explanations/{REAL}", top_k=1000)
     assert (response.status_code, response.json()["error"]["code"]) == (413, "answer_too_large")
-    assert f"at most {bound} may be" in response.json()["error"]["message"]
+    assert f"at most {bound} are allowed" in response.json()["error"]["message"]
     assert post(client, [CAT] * 16, top_k=1000).status_code == 200
     assert workers(client) == before
 

@@ -157,4 +157,4 @@ def test_too_many_images_are_a_413() -> None:
 def test_an_image_in_another_field_is_told_where_it_belongs() -> None:
     fault = refused({"file": bytearray(b"\x89PNG" + bytes(200)), "top_k": bytearray(b"3")})
     assert (fault.status, fault.code) == (400, "invalid_option")
-    assert fault.message == "file: an image is sent in the field data."
+    assert fault.message == "file: unknown option; an image belongs in the field data."

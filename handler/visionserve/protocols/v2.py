@@ -65,7 +65,7 @@ class V2:
             raise _invalid("Give one tensor in inputs, and options in parameters.")
         unknown = set(self._outputs()) - PREDICTION_TENSORS.keys() - IMAGE_TENSORS.keys()
         if unknown:
-            raise _invalid(f"There is no output {', '.join(sorted(unknown))}.")
+            raise _invalid(f"Unknown outputs: {', '.join(sorted(unknown))}.")
         # A client may ask for binary outputs. It gets JSON, which every client can read.
         options = {key: value for key, value in parameters.items() if key != BINARY_OUTPUT}
         return options | {"data": self._images(inputs[0])}
@@ -112,7 +112,9 @@ class V2:
             return images
         if datatype == "UINT8" and len(shape) == 3 and shape[2] == 3:
             return [self._encoded(tensor, shape)]
-        raise _invalid("An input is BYTES, encoded images, or UINT8 of shape [height, width, 3].")
+        raise _invalid(
+            "An input must be BYTES, encoded images, or UINT8 of shape [height, width, 3]."
+        )
 
     def _strings(self) -> list[bytes]:
         """Split the binary data into strings: four bytes of length, little-endian, before each."""
@@ -122,7 +124,7 @@ class V2:
             position = start + int.from_bytes(self._binary[position:start], "little")
             strings.append(self._binary[start:position])
         if position > len(self._binary):
-            raise _invalid("The binary data end amid a string.")
+            raise _invalid("The binary data end in the middle of a string.")
         return strings
 
     def _encoded(self, tensor: Mapping[str, Any], shape: list[int]) -> bytes:
@@ -133,7 +135,7 @@ class V2:
             if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
                 raise ValueError
         except ValueError:
-            raise _invalid(f"The data are not {shape} values from 0 to 255.") from None
+            raise _invalid(f"The data are not values from 0 to 255 in the shape {shape}.") from None
         file = io.BytesIO()
         Image.fromarray(values.astype(np.uint8)).save(file, "BMP")
         return file.getvalue()
@@ -176,7 +178,7 @@ def _rows(outcomes: Sequence[Outcome]) -> list[list[Prediction]]:
 
 def _member(tensor: Any, name: str, kind: type) -> Any:
     if not isinstance(tensor, dict) or not isinstance(tensor.get(name), kind):
-        raise _invalid(f"A tensor has a {name}.")
+        raise _invalid(f"Each tensor must have a {name}.")
     return tensor[name]
 
 

@@ -1,4 +1,4 @@
-"""Inference engines behind one call: uint8 pixels to probabilities."""
+"""Inference engines with one interface: from uint8 pixels to probabilities."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +15,8 @@ class Runtime:
     """A loaded model.
 
     Attributes:
-        capacity: views of 224 × 224 pixels that fill a forward pass: more of them take more
-            memory and no less time each.
+        capacity: how many views of 224 × 224 pixels fill a forward pass. More views in one pass
+            would take more memory, but no less time each.
     """
 
     capacity: int
@@ -33,29 +33,30 @@ class Runtime:
         raise NotImplementedError
 
     def averaged(self, images: Sequence[Views]) -> NDArray[np.float32]:
-        """Classify images, each by the mean of the probabilities of its views.
+        """Classify images, and average the probabilities of each image's views.
 
         Args:
-            images: views of one shape.
+            images: the views of N images, all of one shape.
 
         Returns:
             float32 of shape (N, classes), each row summing to 1.
 
         Raises:
-            RequestError: 507 `internal_error`, the device has no room for them.
+            RequestError: 507 `internal_error`, the device's memory is full.
         """
-        found = self(np.concatenate([views.stacked() for views in images]))
+        probabilities = self(np.concatenate([views.stacked() for views in images]))
         ends = np.cumsum([len(views.places) for views in images])[:-1]
-        return np.stack([of_image.mean(axis=0) for of_image in np.split(found, ends)])
+        return np.stack([image.mean(axis=0) for image in np.split(probabilities, ends)])
 
     def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Tell what each position of the last feature map adds to each class's logit.
+        """Return what each position of the last feature map adds to each class's logit.
 
         Args:
-            pixels: as for a classification.
+            pixels: as for `__call__`.
 
         Returns:
-            float32 of shape (N, rows, columns, classes), a position for each stride of the view.
+            float32 of shape (N, rows, columns, classes). A position covers one stride of the
+            network, 32 × 32 pixels of the view.
         """
         raise NotImplementedError
 
@@ -63,7 +64,15 @@ class Runtime:
 def load(
     directory: Path, metadata: Metadata, config: HandlerConfig, gpu_id: int | None, threads: int
 ) -> Runtime:
-    """Load the archive's model on its device, importing no engine but the one it needs."""
+    """Load the archive's model on its device. Only the engine that it needs is imported.
+
+    Args:
+        directory: where the archive's files are.
+        metadata: the archive's `metadata.json`.
+        config: names the engine and the precision.
+        gpu_id: CUDA device index; None for the CPU.
+        threads: inference threads on the CPU.
+    """
     artifact = directory / metadata.artifact
     if config.runtime == "openvino":
         from visionserve.runtimes.openvino import OpenVINORuntime

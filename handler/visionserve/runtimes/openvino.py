@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# oneDNN keeps the kernels of a thousand layers and shapes of its own, beside OpenVINO's cache.
-# It reads this variable once, when it makes its first kernel.
+# oneDNN has a cache of up to a thousand kernels, in addition to OpenVINO's own cache. This turns
+# it off, to save memory. oneDNN reads the variable once, when it makes its first kernel.
 os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "0"
 
 import openvino
@@ -19,13 +19,13 @@ from openvino import opset13 as opset
 
 from visionserve.runtimes import Runtime
 
-# Kernels are made for a shape. So many are those of the crop and of one size of `dense`: with these
-# in turn, half as many took 12 ms more a pass, and twice as many none less. 5000, the plugin's
-# default, take hundreds of megabytes where images differ in size.
+# How many kernels OpenVINO keeps; it makes one for each layer and shape. 64 hold those of the crop
+# and of one size of `dense`. When these two shapes took turns, 32 made a pass 12 ms slower, and 128
+# made it no faster. The default of 5000 takes hundreds of megabytes if images differ in size.
 KERNELS = 64
 
-# Buffers from this size on go back to the system when they are freed. By default glibc raises the
-# bound to the largest buffer freed so far, so that a large image leaves the heap in pieces.
+# Buffers of at least this many bytes go back to the system when they are freed. By default, glibc
+# raises this threshold to the largest buffer freed so far, and then large images fragment the heap.
 LARGE_BUFFER = 1_000_000
 M_MMAP_THRESHOLD = -3
 
@@ -33,12 +33,12 @@ M_MMAP_THRESHOLD = -3
 class OpenVINORuntime(Runtime):
     """A compiled OpenVINO IR and its one inference request.
 
-    Each view has a forward pass of its own: on a CPU a batch is no faster, as its activations leave
-    the processor's cache, and each size of batch would need kernels of its own.
+    Each view has its own forward pass. On a CPU a batch is no faster, because its activations do
+    not fit the processor's cache, and each size of batch would need its own kernels.
 
     Args:
         artifact: the IR's `.xml` file.
-        threads: inference threads. Workers share the machine's cores, so none is pinned.
+        threads: inference threads. They are not pinned to cores, which all workers share.
     """
 
     capacity = 1
@@ -56,14 +56,14 @@ class OpenVINORuntime(Runtime):
         return np.concatenate([self._infer(self._request, view) for view in views])
 
     def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Map a batch; see `visionserve.runtimes.Runtime`."""
+        """Explain a batch; see `visionserve.runtimes.Runtime`."""
         return self._infer(self._mapping_request, pixels)
 
     def _infer(self, request: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Run a forward pass, and give back the memory of one that is larger than the smallest.
+        """Run a forward pass, and release its memory if it was larger than a crop's.
 
-        OpenVINO keeps the activations of its largest pass, 50 MB of a `dense` one with a side of
-        1,024 pixels. The smallest pass is that of a crop.
+        OpenVINO would keep the activations of its largest pass for ever. Those of a `dense` view
+        with a side of 1,024 pixels take 50 MB. The smallest pass so far stands for a crop's.
         """
         found: NDArray[np.float32] = request.infer(pixels, share_inputs=True)[0].copy()
         self._smallest = min(self._smallest, pixels.size)
@@ -74,7 +74,10 @@ class OpenVINORuntime(Runtime):
 
     @cached_property
     def _mapping_request(self) -> Any:
-        """Compiled at the first explanation: a second output would slow every prediction."""
+        """A second model that makes maps, compiled at the first explanation.
+
+        With a second output in the first model, every prediction would be slower.
+        """
         return self._compile(with_contributions(openvino.Core().read_model(self._artifact)))
 
     def _compile(self, model: openvino.Model) -> Any:
@@ -94,23 +97,25 @@ class OpenVINORuntime(Runtime):
 
 
 def _return_large_buffers() -> None:
-    """Set the bound where the C library has one, as glibc does."""
+    """Set the size from which freed buffers go back to the system, if the C library is glibc."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BUFFER)
 
 
 def _trim() -> None:
-    """Give the heap's free pages back to the system, where the C library is glibc."""
+    """Return the heap's free pages to the system, if the C library is glibc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def with_contributions(model: openvino.Model) -> openvino.Model:
-    """Apply the last linear layer to the feature map itself, in place of its pooled windows.
+    """Return a model that outputs contributions in place of probabilities.
 
-    In INT8, what quantizes the pooled features is left out too, as its range is theirs.
+    It applies the last linear layer to each position of the feature map, where the original
+    applies it to pooled windows. In INT8, it also skips the quantization between the pool and
+    that layer, whose range fits pooled features alone.
     """
     linear = _producer(model.get_result(), "MatMul")
     features = _producer(linear, "AvgPool").input_value(0)
@@ -121,7 +126,7 @@ def with_contributions(model: openvino.Model) -> openvino.Model:
 
 
 def _producer(node: Any, kind: str) -> Any:
-    """Follow the first input upwards to an operation of a kind."""
+    """Return the nearest operation of a kind among those that produce a node's first input."""
     node = node.input_value(0).get_node()
     while node.get_type_name() != kind:
         node = node.input_value(0).get_node()

@@ -16,7 +16,8 @@ from visionserve.models import FullyConvolutional
 from visionserve.runtimes import Runtime
 from visionserve.runtimes.transfer import Transfer
 
-# Numbers of views for which a CUDA graph is recorded; others are filled up to the next one.
+# Numbers of views for which a CUDA graph is recorded. A pass of another number uses the next
+# larger graph, and ignores the rest of its output.
 BUCKETS = (1, 2, 4, 8, 16, 32)
 
 logger = logging.getLogger(__name__)
@@ -25,23 +26,25 @@ logger = logging.getLogger(__name__)
 class PyTorchRuntime(Runtime):
     """A frozen module; see `FullyConvolutional.freeze`.
 
-    Everything behind the resize is the device's: it gets the images' pixels in one copy, cuts and
-    mirrors the views, normalizes, classifies and averages them, and gives back an image's
-    probabilities. On CUDA, views of the crop's size go through recorded graphs, so that a pass is
-    one launch in place of a hundred; `dense` views, whose sizes vary, do not.
+    The device does everything after the resize. It receives the pixels of all images in one copy,
+    cuts and mirrors the views, normalizes and classifies them, and averages each image's
+    probabilities. On CUDA, crops go through recorded graphs, so a pass is one launch instead of
+    a hundred. `dense` views differ in size, and so have no graphs.
 
     Args:
         artifact: a state dict of the network, loaded with `weights_only=True`.
         metadata: names the architecture, its transforms and classes.
         gpu_id: CUDA device index; None, or a machine without CUDA, means the CPU.
-        half: weights and activations in FP16; on CUDA only.
+        half: whether weights and activations are FP16, which takes CUDA.
         threads: intra-op threads on the CPU.
 
     Attributes:
-        graphs: by number of views, a recorded pass and where it leaves its probabilities.
+        graphs: number of views to a recorded pass, and the tensor that receives its
+            probabilities.
     """
 
-    # Half a batch of TorchServe's: the device computes it while the other half is decoded.
+    # Half a batch of the profile for a GPU: the device computes one half while the CPU decodes
+    # the other.
     capacity = 16
 
     def __init__(
@@ -72,7 +75,8 @@ class PyTorchRuntime(Runtime):
     def averaged(self, images: Sequence[tta.Views]) -> NDArray[np.float32]:
         """Classify images by their views; see `visionserve.runtimes.Runtime`."""
         try:
-            return np.concatenate([self._pass(of) for of in self._transfer.batches(images)])
+            batches = self._transfer.batches(images)
+            return np.concatenate([self._pass(batch) for batch in batches])
         except torch.cuda.OutOfMemoryError:
             logger.exception("The device has no memory left.")
         torch.cuda.empty_cache()
@@ -82,13 +86,16 @@ class PyTorchRuntime(Runtime):
 
     @torch.inference_mode()
     def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Map a batch; see `visionserve.runtimes.Runtime`."""
+        """Explain a batch; see `visionserve.runtimes.Runtime`."""
         batch = torch.tensor(pixels, device=self._device)
         maps: NDArray[np.float32] = self._module.contributions(batch).cpu().numpy()
         return maps
 
     def _pass(self, images: Sequence[tta.Views]) -> NDArray[np.float32]:
-        """Classify what fits the buffer; its end waits for the device, and frees the buffer."""
+        """Classify images that fit the buffer.
+
+        The copy of the result waits for the device, so the buffer is free again on return.
+        """
         views, shape = sum(len(image.places) for image in images), images[0].shape
         self._transfer.send(images)
         bucket = next((bucket for bucket in self.graphs if bucket >= views), None)
@@ -108,13 +115,13 @@ class PyTorchRuntime(Runtime):
 
     @torch.inference_mode()
     def _record(self) -> dict[int, tuple[torch.cuda.CUDAGraph, Tensor]]:
-        """Record a pass for each bucket, or none where the device cannot."""
+        """Record a pass for each bucket; return nothing if the device cannot."""
         graphs = {}
         try:
             with torch.cuda.device(self._device):
                 memory = torch.cuda.graph_pool_handle()
                 for views in BUCKETS:
-                    # The first pass chooses kernels, which a recording must not.
+                    # The first pass chooses kernels, which is not possible during a recording.
                     self._forward(views, self._crop)
                     torch.cuda.synchronize()
                     graph = torch.cuda.CUDAGraph()

@@ -1,4 +1,4 @@
-"""A batch's pixels to a device in one copy, and its views cut there."""
+"""Copy a batch's pixels to a device in one piece, and cut its views there."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,14 +15,15 @@ COLUMNS = 4
 class Transfer:
     """A buffer of bytes on the host, pinned for a CUDA device, and its twin on the device.
 
-    It holds a table, int64 with a row for each view, and behind it the images' pixels. A row tells
-    the view's first pixel, the steps to the next row and the next column, in pixels, and the number
-    of its image. Rows that are not used are 0, and so views of the first pixel alone.
+    The buffer holds a table of views, then the pixels of all images. The table is int64 with one
+    row per view: the index of the view's first pixel, the steps to the next row and to the next
+    column, in pixels, and the number of its image. Unused rows are 0, which is safe: such a view
+    repeats the first pixel.
 
     Args:
-        views: the most views.
-        pixels: the most pixels.
-        device: the device.
+        views: how many views the buffer can hold.
+        pixels: how many pixels it can hold.
+        device: where the twin is.
     """
 
     def __init__(self, views: int, pixels: int, device: torch.device) -> None:
@@ -38,7 +39,7 @@ class Transfer:
         self._pixels = self._twin[self._table_bytes :].view(-1, 3)
 
     def batches(self, images: Sequence[Views]) -> Iterator[Sequence[Views]]:
-        """Part images, in order, into batches that fit the buffer."""
+        """Yield images, in order, in batches that fit the buffer."""
         begin = views = pixels = 0
         for end, image in enumerate(images):
             views += len(image.places)
@@ -49,7 +50,7 @@ class Transfer:
         yield images[begin:]
 
     def pack(self, images: Sequence[Views]) -> int:
-        """Write a batch into the buffer on the host, and return the bytes to copy."""
+        """Write a batch into the buffer on the host, and return how many bytes to copy."""
         self._rows[:] = 0
         row = pixels = 0
         for number, image in enumerate(images):
@@ -64,7 +65,7 @@ class Transfer:
         return self._table_bytes + 3 * pixels
 
     def send(self, images: Sequence[Views]) -> None:
-        """Begin to copy a batch to the device; the buffer is the copy's until it has arrived."""
+        """Start to copy a batch to the device. The buffer must not change until that is done."""
         size = self.pack(images)
         self._twin[:size].copy_(self._host[:size], non_blocking=True)
 

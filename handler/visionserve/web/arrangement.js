@@ -25,7 +25,7 @@ const ORDERS = {
   label: (one, other) => compareTexts(shortName(one), shortName(other)),
 };
 
-/** Call back at each change of what is to be shown, or in which order. */
+/** Call back whenever the choice of what to show, or the order, changes. */
 export function watchArrangement(onChange) {
   show.addEventListener("change", onChange);
   sort.addEventListener("change", onChange);
@@ -42,23 +42,23 @@ export function watchArrangement(onChange) {
   });
 }
 
-/** Show all again, in the order in which they came. */
+/** Show all cards again, in the order in which they were added. */
 export function showAll() {
   [show.value, sort.value, label] = ["all", "added", null];
 }
 
-/** Whether the cards stand in an order that changes with the answers. */
+/** Whether the order of the cards depends on their answers. */
 export function isSorted() {
   return sort.value !== "added";
 }
 
-/** Whether a picture is to be shown. */
+/** Whether to show a picture. */
 export function isShown(picture, setups) {
   if (label !== null && picture.label(setups[0]) !== label) return false;
   return KINDS[show.value](picture, setups);
 }
 
-/** The pictures in the order that was chosen; those without an answer come last. */
+/** The pictures in the chosen order; pictures without an answer come last. */
 export function arrange(pictures, [setup]) {
   if (!isSorted()) return pictures;
   const order = ORDERS[sort.value];

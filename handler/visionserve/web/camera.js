@@ -5,7 +5,7 @@ const video = dialog.querySelector("video");
 const notice = dialog.querySelector(".hint");
 const shoot = document.getElementById("shoot");
 
-/** Show the camera's picture, and call back with a JPEG file where the person takes one. */
+/** Show what the camera sees, and call back with a JPEG file if the person takes a picture. */
 export async function photograph(onFile) {
   shoot.disabled = true;
   notice.textContent = t("cameraWaiting");

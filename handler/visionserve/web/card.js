@@ -42,14 +42,14 @@ export class Card {
     this.button("copy-curl", isAnswered);
   }
 
-  /** The setups whose answers can be explained, while the image is at hand and can be shown. */
+  /** The setups that can explain their answers; none if the image is gone or cannot be shown. */
   get explainable() {
     const { picture, setups } = this;
     if (!picture.file || picture.thumbnail === null) return [];
     return setups.filter((setup) => picture.answer(setup) && factsOf(setup).explains);
   }
 
-  /** Lay over the photograph where the model looked, or take that away. */
+  /** Draw a map of where the model looked over the photograph, or remove it. */
   toggleWhere() {
     if (this.where) this.hideWhere();
     else {
@@ -72,7 +72,7 @@ export class Card {
     this.element.classList.remove("explained");
   }
 
-  /** One for each setup. */
+  /** Make a column for each setup. */
   haveColumns() {
     if (this.drawn === this.setups) return;
     this.drawn = this.setups;
@@ -93,7 +93,7 @@ export class Card {
     return `${picture.name}: ${said.join(" ")}`;
   }
 
-  /** Show an image, a Blob; a sign in its place where the browser cannot. */
+  /** Show an image, a Blob, or a placeholder if the browser cannot show it. */
   view(blob) {
     if (blob === this.viewed) return;
     this.hide();
@@ -108,13 +108,13 @@ export class Card {
     } else this.place(placeholder());
   }
 
-  /** Put the picture in its place, under a map that lies there. */
+  /** Put the picture into the card, below a map if there is one. */
   place(shown) {
     const map = this.element.classList.contains("explained") ? [this.where.canvas] : [];
     this.part("picture").replaceChildren(shown, ...map);
   }
 
-  /** Hand back what the browser holds for the view. */
+  /** Free what the browser keeps in memory for the view. */
   hide() {
     if (this.url) URL.revokeObjectURL(this.url);
     this.url = this.viewed = undefined;
@@ -128,7 +128,7 @@ export class Card {
     say(this.part(name), text);
   }
 
-  /** Each button names its image: a list of buttons is all that some people hear. */
+  /** Name the image in each button's label: people with a screen reader may hear buttons alone. */
   button(name, isOffered) {
     const button = this.part(name);
     button.hidden = !isOffered;
@@ -143,7 +143,7 @@ export function sizeOf({ file, width, height }) {
   return { width, height, size: megabytes(file.size) };
 }
 
-/** What stands for a picture that the browser cannot show, such as a TIFF. */
+/** A placeholder for a picture that the browser cannot show, such as a TIFF. */
 function placeholder() {
   const glyph = document.querySelector(".glyph").cloneNode(true);
   glyph.classList.add("placeholder");

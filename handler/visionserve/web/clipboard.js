@@ -5,7 +5,7 @@ import { token } from "./token.js";
 /** The server's own warning in English: the page asks for the other language, and shows both. */
 const englishWarning = (threshold) => `The best match is under ${threshold}: treat it as a guess.`;
 
-/** The answers of an image as the server gives them in the person's language, one or a list. */
+/** An image's answers, one or a list, as the server would give them in the person's language. */
 export function asJson(picture, setups) {
   const answers = setups
     .filter((setup) => picture.answer(setup))
@@ -23,7 +23,7 @@ function inEnglish(answer, setup) {
   return { ...answer, predictions, warning: englishWarning(threshold) };
 }
 
-/** The commands that ask the same, one a line. A token is named, never shown. */
+/** curl commands for the same requests, one per line. They name the token, but do not show it. */
 export function asCurl(picture, setups) {
   const file = picture.copy ? picture.name.replace(/\.\w+$/, ".jpg") : picture.name;
   return setups
@@ -42,7 +42,7 @@ function quote(text) {
   return `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
-/** Put a text on the clipboard; also where the page came over plain HTTP. */
+/** Put a text on the clipboard, even if the page was loaded over plain HTTP. */
 export async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);

@@ -3,7 +3,7 @@ import { number, percent, shortName, t, wholeName } from "./language.js";
 import { setupName } from "./setups.js";
 import { clone, say } from "./template.js";
 
-/** What one setup says of an image, as a part of the image's card. */
+/** One setup's answer about an image, as a part of the image's card. */
 export class Column {
   constructor(picture, setup) {
     this.picture = picture;
@@ -11,7 +11,7 @@ export class Column {
     this.element = clone("column");
   }
 
-  /** @param isNamed whether the setup stands above it, as others stand beside. */
+  /** @param isNamed whether the setup's name is the heading, as there are several columns. */
   render(isNamed) {
     const { picture, setup } = this;
     const { name, answer, failure } = picture.state(setup);
@@ -28,7 +28,7 @@ export class Column {
   /**
    * Let a person choose which prediction is explained.
    *
-   * @param where see `Where`; undefined where none is to be.
+   * @param where see `Where`; undefined if there is nothing to explain.
    */
   offer(where) {
     const { picture, setup } = this;
@@ -46,7 +46,7 @@ export class Column {
         radio.addEventListener("change", () => where.show(setup, rank));
         label.prepend(radio);
       }
-      radio.checked = where.isOf(setup, rank);
+      radio.checked = where.isShown(setup, rank);
     }
   }
 

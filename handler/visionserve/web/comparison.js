@@ -1,15 +1,15 @@
 import { number, percent, t } from "./language.js";
 import { setupName } from "./setups.js";
 
-/** Whether setups have answered an image, and not all with the same label. */
+/** Whether several setups have answered an image, with different labels. */
 export function isDisagreement(picture, setups) {
   const labels = setups.map((setup) => picture.label(setup)).filter(Boolean);
   return labels.some((label) => label !== labels[0]);
 }
 
 /**
- * Fill the table that compares setups: how many images each has answered, how often its label is
- * the first one's, its mean confidence, and its mean time for an image that was not in the cache.
+ * Fill the table that compares setups: how many images each has answered, how often its label
+ * equals the first setup's, its mean confidence, and its mean time per image that was not cached.
  */
 export function renderComparison(pictures, setups) {
   const section = document.getElementById("comparison");

@@ -3,9 +3,9 @@ const FORMULA = /(^|[;\t\r\n])(?=[ "]*[=+\-@\t\r\n＝＋－＠])/g;
 /**
  * The columns of `scripts.classify`: a row for each image and setup.
  *
- * What a spreadsheet would run as a formula gets an apostrophe in front:
- * https://owasp.org/www-community/attacks/CSV_Injection. One that separates fields by semicolons
- * splits all texts but a row's first, so that each part of a text is looked at.
+ * An apostrophe goes before whatever a spreadsheet would run as a formula:
+ * https://owasp.org/www-community/attacks/CSV_Injection. A spreadsheet that expects semicolons
+ * splits texts at them, so each part of a text is checked.
  * `scripts/batch/formats.py` has the same rule.
  *
  * @param rows objects of `path`, and of `answer` or `error`, a text.

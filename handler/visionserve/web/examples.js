@@ -1,4 +1,4 @@
-/** Call back with a file where a person chooses one of the photographs that the page brings. */
+/** Call back with a file when the person chooses one of the page's own photographs. */
 export function examples(onFile) {
   document.getElementById("examples").addEventListener("click", ({ target }) => {
     const image = target.closest("button")?.querySelector("img");
@@ -6,7 +6,7 @@ export function examples(onFile) {
   });
 }
 
-/** The policy lets the page show a data URI, but not fetch it. */
+/** Decode by hand: the page's policy lets it show a data URI, but not fetch one. */
 function toFile({ src, dataset }) {
   const [head, data] = src.split(",");
   const bytes = Uint8Array.from(atob(data), (char) => char.charCodeAt());

@@ -1,27 +1,27 @@
-/** What the server says of itself and of its models; see Page.render. */
+/** What the server says about itself and its models; see Page.render. */
 export const facts = JSON.parse(document.getElementById("facts").textContent);
 
 const PREDICTIONS = "/predictions/";
 
-/** The page's own path, which may name a version; behind a proxy at /, that of its model. */
+/** The path of the page, which may name a version; or of its model, if a proxy serves it at /. */
 const home = location.pathname.startsWith(PREDICTIONS)
   ? location.pathname
   : PREDICTIONS + encodeURIComponent(facts.model);
 
-/** What the server says of a model's version; of the page's own where it no longer has it. */
+/** Facts about a version of a model; the page's own if the server no longer has that version. */
 export function factsOf({ model, version }) {
   const same = (other) => other.model === model && other.version === version;
   return facts.models.find(same) ?? facts.models.find(isHome) ?? facts.models[0];
 }
 
-/** Whether a model has several versions, so that its name alone does not tell which is meant. */
+/** Whether a model has several versions, so that its name alone is ambiguous. */
 export function isAmbiguous(model) {
   return facts.models.filter((other) => other.model === model).length > 1;
 }
 
 /**
- * Where images for a model's version go. The page's own is asked as the page was, so that a page
- * that names no version follows the server to its new default.
+ * The path for images of a model's version. For the page's own version it is the page's path, so
+ * that a page whose path names no version follows the server to a new default version.
  */
 export function endpoint({ model, version }) {
   if (isHome({ model, version })) return home;
@@ -31,7 +31,7 @@ export function endpoint({ model, version }) {
 
 const entrance = location.pathname;
 
-/** The page of a model's version; the one that was opened, as it was. */
+/** The path of a version's page; for the page's own version, the path that was opened. */
 export function pageOf(setup) {
   return isHome(setup) ? entrance : endpoint(setup);
 }

@@ -1,7 +1,7 @@
 import { megabytes, t } from "./language.js";
 
-/** An image that has these can only be replaced by another one. */
-const OF_THE_IMAGE = new Set([
+/** Codes of failures that a retry with the same file cannot mend. */
+const IMAGE_FAULTS = new Set([
   "empty_image",
   "empty_request",
   "unsupported_format",
@@ -25,9 +25,9 @@ const TOO_LARGE = new Set([
 ]);
 const PASSING = new Set([429, 502, 503]);
 
-/** Why an image has no answer: a code of the page's or the server's, and the server's words. */
+/** Why an image has no answer: the page's or the server's code, and the server's message. */
 export class Failure extends Error {
-  /** @param status of the HTTP response, and `retryAfter`, its wish in seconds, where it came. */
+  /** @param status HTTP status, if there was a response, and its Retry-After in seconds. */
   constructor(code, message = "", { status, retryAfter } = {}) {
     super(message);
     Object.assign(this, { code, status, retryAfter: retryAfter || 0 });
@@ -38,12 +38,12 @@ export class Failure extends Error {
     return this.code === "network" || PASSING.has(this.status);
   }
 
-  /** Whether the same image may get an answer, once a person has seen to the cause. */
+  /** Whether the same image may get an answer once a person has removed the cause. */
   get retryable() {
-    return !OF_THE_IMAGE.has(this.code);
+    return !IMAGE_FAULTS.has(this.code);
   }
 
-  /** Whether a smaller copy of the image would do. */
+  /** Whether a smaller copy of the image may get an answer. */
   get shrinkable() {
     return TOO_LARGE.has(this.code);
   }
@@ -52,7 +52,7 @@ export class Failure extends Error {
     return this.code === "unauthorized";
   }
 
-  /** In the person's words. @param limit bytes of the largest image. */
+  /** Say it in the person's language. @param limit bytes of the largest image. */
   explain(limit) {
     const known = t(`error.${this.code}`, { limit: megabytes(limit) });
     return (

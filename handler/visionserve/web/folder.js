@@ -1,14 +1,14 @@
-/** What a folder is searched for: what the server reads, and what the page can make a JPEG of. */
+/** The files to look for in a folder: images that the server reads, or that the page converts. */
 const IMAGE = /\.(jpe?g|png|webp|gif|bmp|tiff?|avif|hei[cf])$/i;
 
 /**
- * Read what was dropped, folders to their ends.
+ * Read what was dropped, and everything in dropped folders.
  *
  * @returns `images`, objects of `file` and `name`, in order of their paths within a folder; and
- *   `others`, how many of the folders' files are no images.
+ *   `others`, how many of the folders' files are not images.
  */
 export async function readDropped(transfer) {
-  // The list is empty once the event is over.
+  // Entries are read first, because the list is empty once the event is over.
   const entries = [...transfer.items]
     .filter(({ kind }) => kind === "file")
     .map((item) => item.webkitGetAsEntry?.() ?? item.getAsFile());
@@ -37,7 +37,7 @@ async function readFolder(folder, found) {
   }
 }
 
-/** A reader gives a hundred entries at a time. */
+/** Read all entries; a reader returns a hundred at a time. */
 async function entriesOf(folder) {
   const reader = folder.createReader();
   const all = [];
@@ -48,7 +48,7 @@ async function entriesOf(folder) {
   }
 }
 
-/** A file that cannot be had any more fails later, when it is read. */
+/** Get an entry's file. If it no longer exists, reading it fails later. */
 function fileOf(entry) {
   return new Promise((resolve) => entry.file(resolve, () => resolve(new File([], entry.name))));
 }

@@ -1,15 +1,15 @@
-/** Share of a frame's 16 ms that may go into drawing, in milliseconds. */
+/** How much of a frame's 16 ms drawing may take, in milliseconds. */
 const SHARE = 8;
 
 const due = new Set();
 
-/** Call an object's `render` in one of the next frames, however often that is asked for. */
+/** Call an object's `render` once in one of the next frames, however often this is called. */
 export function draw(drawn) {
   if (due.size === 0) requestAnimationFrame(drawSome);
   due.add(drawn);
 }
 
-/** Draw at once what cannot wait. */
+/** Draw at once, without waiting for a frame. */
 export function drawAll() {
   for (const drawn of due) drawn.render();
   due.clear();
@@ -26,10 +26,10 @@ function drawSome() {
 }
 
 /**
- * Do something with each item, as many in a frame as its share allows: one may wait for another
- * of the browser's processes, which takes long where others want the processor.
+ * Do something with each item, as many per frame as fit its share. A single item may take long,
+ * because it waits for another process of the browser, which competes for the processor.
  *
- * @param signal aborts; the rest is then left.
+ * @param signal aborts; the remaining items are then skipped.
  */
 export async function inFrames(items, signal, action) {
   let end = performance.now() + SHARE;
@@ -43,7 +43,7 @@ export async function inFrames(items, signal, action) {
   }
 }
 
-/** Wait for the next frame; a tab in the background has none. */
+/** Wait for the next frame, or 100 ms, because a background tab has no frames. */
 function nextFrame() {
   return new Promise((go) => {
     requestAnimationFrame(go);

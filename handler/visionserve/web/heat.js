@@ -33,10 +33,10 @@ export class HeatMap {
   }
 
   /**
-   * Draw on a canvas, which takes the photograph's size.
+   * Draw on a canvas, and give it the photograph's size.
    *
-   * @param explanation `grid`, rows of numbers, and `box`, left, top, right and bottom of what
-   *   they are of, in pixels of the photograph.
+   * @param explanation `grid`, rows of numbers, and `box`, left, top, right and bottom of the
+   *   part of the photograph that the grid covers, in pixels.
    */
   draw(canvas, { grid, box }) {
     const { photograph, scale } = this;
@@ -50,7 +50,7 @@ export class HeatMap {
   }
 }
 
-/** A grid as a picture of so many pixels, from the colour of its least value to that of its most. */
+/** A grid as a picture: its least value gets the first colour, its greatest the last. */
 function colour(grid, width, height) {
   const values = grid.flat();
   const least = Math.min(...values);
@@ -74,7 +74,7 @@ function colour(grid, width, height) {
   return large;
 }
 
-/** The colour at a place from 0 to 2 on the way along STOPS. */
+/** The colour at a position along STOPS, from 0 to 2. */
 function blend(place) {
   const from = Math.min(Math.floor(place), 1);
   return STOPS[from].map((start, part) => start + (place - from) * (STOPS[from + 1][part] - start));

@@ -1,20 +1,20 @@
 import { Failure } from "./failure.js";
 
-/** Sides from which on models see no more; under the limits of every server. */
+/** Longest sides of a copy, in pixels. Models see no more detail, and every server accepts it. */
 const LONGEST = 2048;
 const QUALITY = 0.9;
 const ONLY_HERE = /\.(avif|heic|heif)$/i;
 
 let last = Promise.resolve();
 
-/** Whether a file is of a format that the server does not read, but the browser may. */
+/** Whether a file has a format that the server does not read, but the browser may. */
 export function isForeign(file) {
   return ONLY_HERE.test(file.name) || /^image\/(avif|hei[cf])/.test(file.type);
 }
 
 /**
- * Save an image as a JPEG of at most 2,048 pixels a side, on white. One at a time, as the whole
- * image is in memory meanwhile.
+ * Save an image as a JPEG of at most 2,048 pixels a side, on white. Images are saved one at a
+ * time, because the whole image is in memory meanwhile.
  *
  * @returns `file`, `width` and `height`.
  * @throws {Failure} `undecodable` where the browser cannot read the image.

@@ -17,7 +17,7 @@ export function t(key, values = {}) {
   return language.messages[key]?.replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 
-/** Making a format takes longer than using it a hundred times. */
+/** Keep number formats: making one takes longer than using it a hundred times. */
 const formats = new Map();
 
 function format(options) {
@@ -38,25 +38,25 @@ export function number(value, unit) {
   return format(options).format(value);
 }
 
-/** Bytes in words. */
+/** A number of bytes for people. */
 export function megabytes(bytes) {
   return number(bytes / 2 ** 20, "megabyte");
 }
 
-/** The name that the server gives beside a label is in this language; the label is in English. */
+/** The language of the names that the server adds to labels, which are in English. */
 export const NAMED = "zh";
 
-/** Whether that is the person's language. */
+/** Whether names are in the person's language. */
 export function isNamed() {
   return language === languages[NAMED];
 }
 
-/** What people call a prediction's class, with all of its synonyms, in the person's language. */
+/** What people call a prediction's class, with all synonyms, in the person's language. */
 export function wholeName({ label, name }) {
   return isNamed() ? (name ?? label) : label;
 }
 
-/** The first of its synonyms: of "tench, Tinca tinca" the tench. */
+/** The first synonym: "tench" for "tench, Tinca tinca". */
 export function shortName(prediction) {
   return wholeName(prediction).split(", ")[0];
 }
@@ -66,7 +66,7 @@ export function compareTexts(one, other) {
   return one.localeCompare(other, language.tag);
 }
 
-/** Fill in the texts and labels below an element that have one in the person's language. */
+/** Fill in the texts and labels inside an element, in the person's language. */
 export function translate(root) {
   for (const element of root.querySelectorAll("[data-text]")) {
     element.textContent = t(element.dataset.text);
@@ -76,7 +76,7 @@ export function translate(root) {
   }
 }
 
-/** Translate the page now, and again at each press of the button, calling back afterwards. */
+/** Translate the page now and whenever the button is pressed, then call back. */
 export function watchLanguage(onChange) {
   const button = document.getElementById("language");
   const show = () => {

@@ -33,7 +33,7 @@ let refreshing;
 let isStale = false;
 let adding = new AbortController();
 
-/** Give images cards at the end of the list, until Clear; making a picture takes time. */
+/** Add cards for images to the end of the list. It takes time, and Clear interrupts it. */
 async function put(images, toPicture) {
   await inFrames(images, adding.signal, (image) => {
     const picture = toPicture(image);
@@ -50,13 +50,13 @@ async function put(images, toPicture) {
   refreshNow();
 }
 
-/** A format that only the browser reads is sent as a JPEG. */
+/** Convert an image to JPEG if the browser reads its format and the server does not. */
 async function enter(picture) {
   if (picture.file && isForeign(picture.file)) await shrink(picture);
   else update(picture);
 }
 
-/** Show a picture, and ask what of it is not known. */
+/** Show a picture, and ask the server for the answers that it lacks. */
 function update(picture) {
   if (!cards.has(picture)) return;
   draw(cards.get(picture));
@@ -90,7 +90,7 @@ async function shrink(picture) {
   refresh();
 }
 
-/** The button that was pressed goes; the focus moves to what it was about. */
+/** Move the focus from a button that disappears to what the button was about. */
 function tryAgain(pictures, action) {
   cards.get(pictures[0]).element.focus();
   for (const picture of pictures) action(picture);
@@ -114,7 +114,7 @@ function failing(kind) {
   return pictures().filter((picture) => failuresOf(picture).some(({ failure }) => failure[kind]));
 }
 
-/** Those whose failure a smaller copy would mend. */
+/** The pictures that may get an answer with a smaller copy. */
 function tooLarge() {
   return failing("shrinkable").filter(({ canShrink }) => canShrink);
 }
@@ -123,7 +123,7 @@ function pictures() {
   return [...cards.keys()];
 }
 
-/** Show the whole image where it is alone, else its thumbnail, which is made where it is seen. */
+/** Show the whole image if it is the only one, and otherwise its thumbnail, made when seen. */
 function view(card) {
   const { picture } = card;
   if (!cards.has(picture)) return;
@@ -164,7 +164,7 @@ function clear() {
   byId("choose").focus();
 }
 
-/** Bring everything around the cards up to date with them: now and then, and at the end. */
+/** Update everything around the cards, from time to time and at the end. */
 function refresh() {
   if (isBusy()) refreshing ??= setTimeout(refreshNow, REFRESH);
   else queueMicrotask(() => isStale && refreshNow());
@@ -205,7 +205,7 @@ function isSettled(picture) {
   return shownSetups.every((setup) => picture.isSettled(setup));
 }
 
-/** Show the cards that are asked for. */
+/** Show the cards that the person wants to see. */
 function filter(all) {
   let shown = 0;
   for (const picture of all) {
@@ -230,7 +230,7 @@ function download() {
     }),
   );
   const link = document.createElement("a");
-  // Excel reads UTF-8 by its byte order mark.
+  // Excel recognizes UTF-8 by its byte order mark.
   const blob = new Blob(["\ufeff", toCsv(rows)], { type: "text/csv" });
   link.href = URL.createObjectURL(blob);
   link.download = "classifications.csv";
@@ -251,7 +251,7 @@ async function copyText(text) {
   notify(t("copied"));
 }
 
-/** Footer and address follow the first setup. */
+/** Update the footer and the page's address to the first setup. */
 function showSetup() {
   const [setup] = shownSetups;
   byId("fact-model").textContent = setup.model;

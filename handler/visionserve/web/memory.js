@@ -1,6 +1,6 @@
 const kept = new Map();
 
-/** A value of localStorage or sessionStorage; null without one. */
+/** Read a value from localStorage or sessionStorage; null if there is none. */
 export function recall(storage, key) {
   try {
     return window[storage].getItem(key);
@@ -9,7 +9,7 @@ export function recall(storage, key) {
   }
 }
 
-/** Keep a value; a browser that blocks storage keeps it until the page closes. */
+/** Store a value. If the browser blocks storage, it lasts until the page closes. */
 export function remember(storage, key, value) {
   try {
     window[storage].setItem(key, value);

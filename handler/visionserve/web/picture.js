@@ -1,39 +1,39 @@
-/** How far an image is that nobody has asked about yet. */
+/** The state of an image before anybody asks about it. */
 export const WAITING = { name: "waiting" };
 
 let lastId = 0;
 
-/** One image, and what each setup has made of it. */
+/** One image, and its state in each setup. */
 export class Picture {
   /**
-   * @param file the image; null where only its thumbnail and answers are left of it.
+   * @param file the image; null if only its thumbnail and answers are left.
    * @param name its name, or its path in a folder.
    */
   constructor(file, name, id = lastId + 1) {
     this.file = file;
     this.name = name;
     this.id = lastId = Math.max(id, lastId);
-    // Each look at a file's size or time asks the browser's other processes, and waits for them.
+    // Read once: each access to a file's size or time waits for another process of the browser.
     this.fileSize = file?.size;
     this.modified = file?.lastModified;
-    /** A small copy as a Blob; null where the browser cannot read the image. */
+    /** A small copy as a Blob; null if the browser cannot read the image. */
     this.thumbnail = undefined;
-    /** The copy that is sent in place of the file, and its size; see `toJpeg`. */
+    /** The copy that is sent in place of the file, with its width and height; see `toJpeg`. */
     this.copy = null;
     this.states = new Map();
   }
 
-  /** What is sent. */
+  /** The Blob to send. */
   get data() {
     return this.copy?.file ?? this.file;
   }
 
-  /** Bytes of what is sent. */
+  /** How many bytes are sent. */
   get size() {
     return this.copy?.file.size ?? this.fileSize;
   }
 
-  /** Whether the file is no longer what was chosen: some browsers would read it all the same. */
+  /** Whether the file has changed since it was chosen; some browsers would read it anyway. */
   get hasChanged() {
     return !this.copy && this.file.lastModified !== this.modified;
   }

@@ -6,11 +6,11 @@ let lastSaid = -SILENCE;
 let timer;
 
 /**
- * Tell a screen reader, and the tab's title, how far it is.
+ * Announce the progress to screen readers, and show it in the tab's title.
  *
  * @param text the state in words; "" for nothing to say.
- * @param isPassing whether the next state may soon follow: one is said every five seconds.
- * @param short the same for the title; "" for none.
+ * @param isPassing whether another state may follow soon; these are announced every five seconds.
+ * @param short the same, shorter, for the title; "" for none.
  */
 export function tell(text, isPassing, short) {
   const full = short ? `${short} – ${title}` : title;
@@ -26,7 +26,7 @@ export function tell(text, isPassing, short) {
   else speak();
 }
 
-/** Say something that a person is to see as well. */
+/** Announce a notice that is also visible. */
 export function notify(text) {
   const notice = document.getElementById("notice");
   notice.hidden = !text;

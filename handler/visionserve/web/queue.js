@@ -3,20 +3,20 @@ import { Failure } from "./failure.js";
 import { post } from "./server.js";
 
 const CONCURRENCY = 2;
-/** Requests at once while answers come from the cache, which costs the models nothing. */
+/** Concurrent requests while answers come from the cache, which costs the models nothing. */
 const CACHED_CONCURRENCY = 4;
 const MOST_IMAGES = 32;
 const MOST_BYTES = 6 * 2 ** 20;
-/** How long a request should take, in milliseconds: long beside its own cost, short to wait for. */
+/** Desired duration of a request, in milliseconds: overhead is small, and so is the wait. */
 const DURATION = 300;
-/** Before each further try, in milliseconds; in all, longer than a restart takes. */
+/** Pauses before each further try, in milliseconds; their sum is longer than a restart takes. */
 const PAUSES = [500, 1000, 2000, 4000, 8000, 8000];
-/** An image may have these because of the others in its request: it is asked for again, alone. */
-const OF_COMPANY = new Set(["too_much_work", "request_too_slow", "internal_error"]);
-/** Every image would have these. */
-const OF_ALL = new Set(["network", "unauthorized"]);
+/** Failures that other images of the request may have caused: the image is sent again, alone. */
+const SHARED_FAULTS = new Set(["too_much_work", "request_too_slow", "internal_error"]);
+/** Failures that every image would have. */
+const COMMON_FAULTS = new Set(["network", "unauthorized"]);
 
-/** The pace at which each image travels alone. */
+/** The pace that stands for answers from the cache: each image is sent alone. */
 const CACHED = Infinity;
 
 const waiting = [];
@@ -24,20 +24,20 @@ const paces = new Map();
 let running = 0;
 
 /**
- * Classify an image, in order of arrival. Images for one setup travel together where that is
- * faster: as many as took DURATION at the pace of the requests before. While answers come from the
- * server's cache, each travels alone: to take a form apart takes longer than to look them up.
+ * Classify an image, in order of arrival. Images for one setup share a request if that is faster:
+ * as many as take DURATION at the pace of the previous requests. While answers come from the
+ * server's cache, each image is sent alone, because parsing a form takes longer than the lookups.
  *
  * A server that is busy or away is asked again after longer and longer pauses, none shorter than
- * its Retry-After. Where it stays away, all that wait for it fail with it, so that a dead server
- * is told at once, not image by image.
+ * its Retry-After. If it stays away, all waiting images fail together, so that a dead server is
+ * reported once, not image by image.
  *
  * @param picture an image.
  * @param setup see `post`.
  * @param signal aborts; the promise is then rejected with its reason.
  * @param onState called with `running`, `busy` or `away`.
- * @returns the answer; with it `milliseconds`, the duration of its request for each image in it,
- *   and `together`, their number.
+ * @returns the answer, with `milliseconds`, its request's duration divided by the number of
+ *   images in it, and `together`, that number.
  * @throws {Failure}
  */
 export function ask(picture, setup, signal, onState) {
@@ -47,7 +47,7 @@ export function ask(picture, setup, signal, onState) {
   });
 }
 
-/** Requests start once all that is asked for in one go is waiting. */
+/** Start requests after the current call, so that images added together can share one. */
 function pump() {
   queueMicrotask(() => {
     while (waiting.length > 0 && running < concurrency(waiting[0].setup)) {
@@ -66,7 +66,7 @@ function concurrency(setup) {
   return paces.get(setup.key) === CACHED ? CACHED_CONCURRENCY : CONCURRENCY;
 }
 
-/** Take the first image, and those behind it that travel with it. */
+/** Take the first waiting image, and further ones for the same request. */
 function take() {
   const first = waiting.shift();
   if (isOver(first)) return [];
@@ -115,7 +115,7 @@ async function run(jobs) {
   }
 }
 
-/** Send, and learn the pace; an image that the server refuses has taken its time, too. */
+/** Send images, and learn the pace; refused images count, as they took the server time, too. */
 async function timed(jobs, images, signal) {
   const start = performance.now();
   const pace = () => (performance.now() - start) / jobs.length;
@@ -146,18 +146,18 @@ function settle(jobs, index, outcome, milliseconds) {
   const job = jobs[index];
   if (!(outcome instanceof Failure)) {
     job.resolve({ ...outcome, milliseconds, together: jobs.length });
-  } else if (jobs.length > 1 && OF_COMPANY.has(outcome.code)) askAlone([job]);
+  } else if (jobs.length > 1 && SHARED_FAULTS.has(outcome.code)) askAlone([job]);
   else job.reject(outcome);
 }
 
 function fail(jobs, error) {
-  const others = OF_ALL.has(error.code) ? waiting.splice(0) : [];
-  const isOfOne = error instanceof Failure && !error.passing && !OF_ALL.has(error.code);
-  if (isOfOne && jobs.length > 1) return askAlone(jobs);
+  const others = COMMON_FAULTS.has(error.code) ? waiting.splice(0) : [];
+  const isOwnFault = error instanceof Failure && !error.passing && !COMMON_FAULTS.has(error.code);
+  if (isOwnFault && jobs.length > 1) return askAlone(jobs);
   for (const job of [...jobs, ...others]) job.reject(error);
 }
 
-/** One image may have spoilt the request for the others: ask for each alone. */
+/** Send each image alone, as one of them may have made the whole request fail. */
 function askAlone(jobs) {
   waiting.unshift(...jobs.map((job) => ({ ...job, alone: true })));
 }
@@ -176,7 +176,7 @@ async function patiently(jobs, signal, send) {
   return send();
 }
 
-/** A signal that aborts once nobody wants any of the images any more. */
+/** A signal that aborts once none of the images is wanted any more. */
 function whileWanted(jobs) {
   const all = new AbortController();
   const check = () => {

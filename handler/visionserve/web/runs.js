@@ -1,18 +1,18 @@
 import { Failure } from "./failure.js";
 import { ask } from "./queue.js";
 
-/** What is being asked: picture to key of a setup to AbortController. */
+/** Running requests: picture to key of a setup to AbortController. */
 const runs = new Map();
 
-/** Whether anything is. */
+/** Whether any request is running. */
 export function isBusy() {
   return runs.size > 0;
 }
 
 /**
- * Ask for an image by each setup that has not been asked for it, and give up the other setups.
+ * Ask each setup that has not been asked about an image yet; stop requests of other setups.
  *
- * @param onState called with the picture and the setup at each new state of theirs.
+ * @param onState called with the picture and the setup whenever their state changes.
  */
 export function bringUpToDate(picture, setups, onState) {
   const keys = setups.map(({ key }) => key);
@@ -23,13 +23,13 @@ export function bringUpToDate(picture, setups, onState) {
   }
 }
 
-/** End what is being asked for an image; by one setup, where its key is given. */
+/** Stop an image's requests; only one setup's if its key is given. */
 export function giveUp(picture, key) {
-  for (const [of, run] of runs.get(picture) ?? []) {
-    if (key !== undefined && of !== key) continue;
+  for (const [asked, run] of runs.get(picture) ?? []) {
+    if (key !== undefined && asked !== key) continue;
     run.abort();
-    end(picture, of);
-    picture.states.delete(of);
+    end(picture, asked);
+    picture.states.delete(asked);
   }
 }
 

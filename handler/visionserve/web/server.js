@@ -4,7 +4,7 @@ import { NAMED } from "./language.js";
 import { token } from "./token.js";
 
 const TIMEOUT = 30_000;
-/** What no image holds: 128 random bits, other ones at each load of the page. */
+/** The form's boundary, which no image contains: 128 random bits, new at each load of the page. */
 const EDGE = [...crypto.getRandomValues(new Uint32Array(4))].join("-");
 
 /**
@@ -13,15 +13,15 @@ const EDGE = [...crypto.getRandomValues(new Uint32Array(4))].join("-");
  * @param setup the model, version and test-time augmentation to ask for.
  * @param images encoded images, ArrayBuffers.
  * @param signal aborts; the promise is then rejected with its reason.
- * @param options more of the server's options, by the names of their headers.
- * @returns in the images' order an answer, or the Failure of that image alone.
- * @throws {Failure} of the request as a whole.
+ * @param options further options of the server, by the names of their headers.
+ * @returns for each image, in order, its answer or its own Failure.
+ * @throws {Failure} if the request fails as a whole.
  */
 export async function post(setup, images, signal, options = {}) {
   const headers = {
     Accept: "application/json",
     "X-Classify-TTA": setup.tta,
-    // Answers carry both names, so that nothing is asked again when the person changes language.
+    // Answers contain both names, so nothing is asked again when the person changes the language.
     "X-Classify-Language": NAMED,
     ...options,
   };
@@ -31,7 +31,7 @@ export async function post(setup, images, signal, options = {}) {
     ? "application/octet-stream"
     : `multipart/form-data; boundary=${EDGE}`;
   const body = isOne ? images[0] : form(images);
-  // AbortSignal.timeout would hold the images until its time is over, answered or not.
+  // AbortSignal.timeout would keep the images in memory until the time is over.
   const limit = new AbortController();
   const timer = setTimeout(() => limit.abort(new DOMException("", "TimeoutError")), TIMEOUT);
   const either = AbortSignal.any([signal, limit.signal]);
@@ -55,8 +55,8 @@ export async function post(setup, images, signal, options = {}) {
 }
 
 /**
- * Join images to a form in one piece (RFC 7578). FormData would hand each of them to another
- * process of the browser, which takes longer than to classify it.
+ * Join images to a form (RFC 7578). FormData would pass each of them to another process of the
+ * browser, which takes longer than classifying it.
  */
 function form(images) {
   const head = `--${EDGE}\r\nContent-Disposition: form-data; name="data"; filename="image"\r\n\r\n`;
@@ -87,7 +87,7 @@ function parse(text) {
   }
 }
 
-/** The archive's and nginx's errors have a code; TorchServe's, the name of an exception. */
+/** Read the code from an error of the archive or nginx; TorchServe's errors name an exception. */
 function refusal(response, content) {
   const { status } = response;
   const reply = { status, retryAfter: Number(response.headers.get("Retry-After")) };

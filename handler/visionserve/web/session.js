@@ -3,8 +3,8 @@ import { recall, remember } from "./memory.js";
 import { Picture } from "./picture.js";
 
 /**
- * The images of this tab, so that a reload loses nothing: names, thumbnails and answers, never
- * the images themselves. Those of other tabs lie beside them; whatever is older than a day goes.
+ * The names, thumbnails and answers of this tab's images, never the images themselves, so that a
+ * reload loses nothing. The database also holds those of other tabs; after a day, they are deleted.
  */
 const DATABASE = "visionserve";
 const STORE = "pictures";
@@ -17,7 +17,7 @@ const tab = recall("sessionStorage", TAB) ?? crypto.getRandomValues(new Uint32Ar
 const unsaved = new Set();
 let opened, saving;
 
-/** @returns the pictures of this tab before it was loaded, in order; none where none are kept. */
+/** @returns the pictures that this tab had before it was reloaded, in order. */
 export async function restore() {
   remember("sessionStorage", TAB, tab);
   try {
@@ -30,27 +30,27 @@ export async function restore() {
       };
     });
     const store = (await open()).transaction(STORE).objectStore(STORE);
-    return (await done(store.getAll(ofTab()))).map(toPicture);
+    return (await done(store.getAll(keysOfTab()))).map(toPicture);
   } catch {
     return [];
   }
 }
 
-/** Keep a picture as it is now, soon. */
+/** Store a picture's present state, soon. */
 export function keep(picture) {
   unsaved.add(picture);
   saving ??= setTimeout(save, PAUSE);
 }
 
-// A page that is left keeps at once what it has: before the next one reads it, where told in time.
+// Store everything at once when the page is left, if possible before the next page reads it.
 for (const leaving of ["beforeunload", "pagehide"]) {
   addEventListener(leaving, () => saving && save());
 }
 
-/** Keep nothing of this tab. */
+/** Delete everything that is stored for this tab. */
 export async function forget() {
   unsaved.clear();
-  await change((store) => store.delete(ofTab())).catch(() => {});
+  await change((store) => store.delete(keysOfTab())).catch(() => {});
 }
 
 async function save() {
@@ -88,7 +88,7 @@ function toPicture({ id, name, thumbnail, copy, outcomes }) {
   return picture;
 }
 
-function ofTab() {
+function keysOfTab() {
   return IDBKeyRange.bound([tab], [tab, []]);
 }
 

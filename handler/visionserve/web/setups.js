@@ -11,17 +11,17 @@ const ttaField = document.getElementById("tta");
 const rowsOfOthers = document.getElementById("others");
 const compare = document.getElementById("compare");
 
-/** What images are sent to: a model, its version and a test-time augmentation that it has. */
+/** What images are sent to: a model, its version and a test-time augmentation that it offers. */
 function toSetup({ model, version, tta: wanted }) {
   const { modes, defaults } = factsOf({ model, version });
   const tta = modes.includes(wanted) ? wanted : defaults.tta;
   return { model, version, tta, key: JSON.stringify([model, version, tta]) };
 }
 
-/** The first one, and those beside it; two of them may be the same. */
+/** The first setup, and the ones to compare it with; two of them may be equal. */
 const chosen = remembered();
 
-/** Those of the visit before a reload; the first is for the model that serves the page. */
+/** The setups from before a reload; the first one is always for the model that serves the page. */
 function remembered() {
   const kept = JSON.parse(recall("sessionStorage", SETUPS) ?? "[]");
   const has = ({ model, version }) =>
@@ -30,7 +30,7 @@ function remembered() {
   return [{ ...facts, tta }, ...kept.slice(1).filter(has)].map(toSetup);
 }
 
-/** The chosen setups, each once. */
+/** The chosen setups without duplicates. */
 export function setups() {
   return chosen.filter(
     (setup, index) => chosen.findIndex(({ key }) => key === setup.key) === index,
@@ -46,7 +46,7 @@ function modelName({ model, version }) {
   return isAmbiguous(model) ? `${model} ${version}` : model;
 }
 
-/** Let a person choose, and call back after each change. */
+/** Let the person choose setups, and call back after each change. */
 export function watchSetups(onChange) {
   const change = (index, wanted) => {
     chosen[index] = toSetup({ ...chosen[index], ...wanted });
@@ -79,7 +79,7 @@ export function watchSetups(onChange) {
   });
 }
 
-/** Bring the fields up to date with what is chosen, in the person's language. */
+/** Update the fields to the chosen setups, in the person's language. */
 export function renderSetups() {
   const [first, ...others] = chosen;
   if (!pills.childElementCount) pills.append(...facts.models.map(toPill));
@@ -134,7 +134,7 @@ function indexOf(target) {
   return 1 + [...rowsOfOthers.children].indexOf(target.closest(".other"));
 }
 
-/** A model that is not there yet; the same one with other views where there is no other. */
+/** A setup that is not chosen yet: another model if there is one, or else other views. */
 function another() {
   const isNew = (setup) => chosen.every(({ key }) => key !== setup.key);
   const { tta } = chosen[0];

@@ -5,11 +5,11 @@ import { readChosen, readDropped } from "./folder.js";
 const ADDRESS = /^(https?:|data:|\/\/)/i;
 
 /**
- * Call back after each drop, choice, paste or photograph.
+ * Call back whenever the person drops, chooses, pastes or photographs images.
  *
  * @param onFound called with `images`, objects of `file` and `name`, and with `others`, how many
- *   files of a folder are no images.
- * @param onAddress called where the address of an image came in place of the image.
+ *   files of a folder are not images.
+ * @param onAddress called if only the address of an image was dropped or pasted.
  */
 export function watchSources(onFound, onAddress) {
   const add = (files) => {

@@ -5,13 +5,14 @@ const later = [];
 let isWorking = false;
 
 /**
- * Make an image small, once, so that the browser can forget the whole one: a page of photographs
- * would hold hundreds of megabytes. One at a time, as each is decoded in full for a moment.
+ * Make a small copy of an image, once, so that the browser can free the whole one: a page of
+ * photographs would take hundreds of megabytes. Copies are made one at a time, because each image
+ * is decoded in full for a moment.
  *
  * @param file an image.
- * @param isWanted asked before the work; false where the image is gone.
- * @param onDone called with a WebP Blob, or with null where the browser cannot read the image.
- * @param isSeen whether a person waits for it; the others come when nothing else is to be done.
+ * @param isWanted called before the work; returns false if the image has been removed.
+ * @param onDone called with a WebP Blob, or with null if the browser cannot read the image.
+ * @param isSeen whether the image is on the screen; others come after those that are.
  */
 export function shrinkForView(file, isWanted, onDone, isSeen) {
   (isSeen ? urgent : later).push({ file, isWanted, onDone });

@@ -9,7 +9,7 @@ export function token() {
   return recall("sessionStorage", TOKEN);
 }
 
-/** Open the field where the server has refused a request. */
+/** Open the field, after the server has refused a request. */
 export function askForToken() {
   if (panel.open) return;
   panel.open = true;

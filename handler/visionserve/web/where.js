@@ -5,13 +5,13 @@ import { shortName, t } from "./language.js";
 import { post } from "./server.js";
 import { say } from "./template.js";
 
-/** What the server has explained: data to key of a setup to the promise of an answer. */
+/** The server's explanations: image data to key of a setup to the promise of an answer. */
 const explained = new WeakMap();
 
-/** The switch "Where?" of a card: which of its predictions is explained, and the map of it. */
+/** A card's "Where?": which of its predictions is explained, and the map of that one. */
 export class Where {
   /**
-   * @param setup the one to begin with, with its best prediction.
+   * @param setup the setup whose best prediction is explained first.
    * @param note the element that says what the map shows.
    * @param onDrawn called each time the map is drawn.
    */
@@ -23,7 +23,7 @@ export class Where {
     this.show(setup, 0);
   }
 
-  isOf(setup, rank) {
+  isShown(setup, rank) {
     return this.setup.key === setup.key && this.rank === rank;
   }
 
@@ -34,13 +34,13 @@ export class Where {
     this.map ??= HeatMap.over(this.picture.data);
     try {
       const [map, explanation] = await Promise.all([this.map, this.explanation()]);
-      if (!this.isOf(setup, rank)) return;
+      if (!this.isShown(setup, rank)) return;
       map.draw(this.canvas, explanation);
       this.state = "drawn";
       this.onDrawn();
     } catch (failure) {
       if (!(failure instanceof Failure)) throw failure;
-      if (!this.isOf(setup, rank)) return;
+      if (!this.isShown(setup, rank)) return;
       Object.assign(this, { state: "failed", failure });
     }
     this.render();
@@ -59,7 +59,7 @@ export class Where {
     this.canvas.ariaLabel = this.note.textContent;
   }
 
-  /** Take away what was said. */
+  /** Remove the note. */
   end() {
     say(this.note, "");
   }
@@ -77,7 +77,7 @@ export class Where {
   }
 }
 
-/** Ask the server where it looked, once for each image and setup unless that fails. */
+/** Ask the server for an explanation, once for each image and setup unless that fails. */
 function explain(data, setup) {
   if (!explained.has(data)) explained.set(data, new Map());
   const asked = explained.get(data);
