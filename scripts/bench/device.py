@@ -20,8 +20,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "handler"))
 
+from scripts.report import tables
 from visionserve.classifier import Classifier
 from visionserve.config import TTA, HandlerConfig, Options
 from visionserve.item import Item
@@ -36,6 +38,7 @@ SEED = 0
 SIZE = (500, 375)
 BATCHES = (1, 8, 32)
 ROUNDS = 5
+COLUMNS = ("views", "batch:", "decoders:", "images/s:", "to the first:", "device at work:")
 MODES: tuple[TTA, ...] = get_args(TTA)
 METADATA = Metadata(
     architecture="resnet18",
@@ -186,17 +189,14 @@ def main() -> int:
     runtime = load(args.device, args.forward_ms, 1)
     images = photographs(max(args.batches))
     rows = []
-    print("| views | batch | decoders | images/s | to the first | device at work |")
-    print("|---|---:|---:|---:|---:|---:|")
+    print(tables.heading(COLUMNS))
     for mode in args.modes:
         for batch in args.batches:
             for row in compare(runtime, args.decoders, images[:batch], mode, args.seconds):
                 rows.append(row)
-                print(
-                    f"| {mode} | {batch} | {row['decoders']} | {row['images_per_s']} "
-                    f"| {row['ratio']:.2f} x | {row['utilization']:.0%} |",
-                    flush=True,
-                )
+                ratio, at_work = f"{row['ratio']:.2f} x", f"{row['utilization']:.0%}"
+                cells = (mode, batch, row["decoders"], row["images_per_s"], ratio, at_work)
+                print(tables.row(cells), flush=True)
     name = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else ""
     print(json.dumps({"device": args.device, "name": name, "rows": rows}))
     return 0

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from scripts import photos
 from scripts.archive import convert, proof
 from scripts.report import circumstances
+from scripts.report.tables import table
 from visionserve.config import Precision
 from visionserve.metadata import Proof
 from visionserve.models import MODELS, FullyConvolutional
@@ -39,6 +40,10 @@ CONFIDENCE = 0.5
 # INT8 of seeded weights tells the time and the size, which need no more.
 SAMPLES, PHOTOGRAPHS = 30, 3
 ROUNDS, PASSES, WARM_UP = 5, 10, 3
+COLUMNS = (
+    *("model", "crop:", "`dense`", "explained", "FP32 ms:", "INT8 ms:", "FP32 MB:", "INT8 MB:"),
+    *("FP32 proof", "INT8 proof"),
+)
 
 
 @dataclass(frozen=True)
@@ -190,22 +195,18 @@ def judged(milliseconds: float, megabytes: float, figures: Proof, precision: Pre
 
 def markdown(rows: list[Row]) -> str:
     """Write the table."""
-    lines = [
-        "| model | crop | `dense` | explained | FP32 ms | INT8 ms | FP32 MB | INT8 MB "
-        "| FP32 proof | INT8 proof |",
-        "|---|---:|---|---|---:|---:|---:|---:|---|---|",
+    return table(COLUMNS, map(_cells, rows))
+
+
+def _cells(row: Row) -> list[str]:
+    pair = (row.fp32, row.int8)
+    return [
+        *(f"`{row.name}`", str(row.crop)),
+        *("yes" if able else "no" for able in (row.dense, row.explains)),
+        *(f"{each.milliseconds:.1f}" for each in pair),
+        *(f"{each.megabytes:.1f}" for each in pair),
+        *(_verdict(each) for each in pair),
     ]
-    for row in rows:
-        pair = (row.fp32, row.int8)
-        cells = [
-            *(f"`{row.name}`", str(row.crop)),
-            *("yes" if able else "no" for able in (row.dense, row.explains)),
-            *(f"{each.milliseconds:.1f}" for each in pair),
-            *(f"{each.megabytes:.1f}" for each in pair),
-            *(_verdict(each) for each in pair),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def _verdict(measured: Measured) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from scripts.bench.contenders import ALL, CLIENTS, DECODED, INT8, MODEL, OURS, TTA
 from scripts.bench.results import About, Bar, Figure, Results, rate, repeated
+from scripts.report.tables import table
 
 CHARTED = 2
 
@@ -45,7 +46,7 @@ def _rates(results: Results) -> str:
         for tta in contender.tta
     ]
     counts = (f"{clients} client{'s' if clients > 1 else ''}" for clients in CLIENTS)
-    return "Requests a second (p50 / p99 in ms)\n\n" + _table(["server", "TTA", *counts], rows)
+    return "Requests a second (p50 / p99 in ms)\n\n" + table(["server", "TTA", *counts], rows)
 
 
 def _starts(results: Results, size_mb: Mapping[str, float]) -> str:
@@ -73,7 +74,7 @@ def _starts(results: Results, size_mb: Mapping[str, float]) -> str:
         "first process + each below",
         "archive",
     ]
-    return _table(heading, rows)
+    return table(heading, rows)
 
 
 def _explained(results: Results) -> str:
@@ -84,7 +85,7 @@ def _explained(results: Results) -> str:
             metrics = ("explained p50 ms", "p50 ms")
             figures = [Figure(contender.name, metric, clients=1) for metric in metrics]
             rows.append([contender.name, *(f"{results.median(f):.1f} ms" for f in figures)])
-    return _table(["one client, p50", "explained answer", "plain answer"], rows)
+    return table(["one client, p50", "explained answer", "plain answer"], rows)
 
 
 def _bare(results: Results, size_mb: Mapping[str, float]) -> str:
@@ -98,7 +99,7 @@ def _bare(results: Results, size_mb: Mapping[str, float]) -> str:
             rows.append([figure.name, f"{results.median(figure):.1f} images/s"])
     for name in ("eager fp32", "eager, dynamic int8"):
         rows.append([f"{name}, file", f"{size_mb[name]:.1f} MB"])
-    return _table(["without a server", ""], rows)
+    return table(["without a server", ""], rows)
 
 
 def _bars(held: Sequence[Bar]) -> str:
@@ -111,12 +112,7 @@ def _bars(held: Sequence[Bar]) -> str:
         ]
         for bar in held
     ]
-    return _table(["ours, openvino int8", "measured", "wanted", ""], rows)
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table(["ours, openvino int8", "measured", "wanted", ""], rows)
 
 
 def chart(results: Results, path: Path) -> None:

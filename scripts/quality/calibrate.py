@@ -19,10 +19,10 @@ from scripts.archive.recipe import Recipe, check_architecture, read_categories
 from scripts.archive.temperatures import Temperatures
 from scripts.archive.weights import WeightsError, resolve
 from scripts.quality import labelled
-from scripts.quality.evaluate import table
 from scripts.quality.models import THREADS, Loaded
 from scripts.quality.statistics import EPSILON, Interval, log_loss, reliability
 from scripts.report import circumstances
+from scripts.report.tables import table
 from visionserve import runtimes
 from visionserve.config import TTA, ModelConfig
 from visionserve.metadata import COLDEST, HOTTEST

@@ -27,6 +27,7 @@ from scripts.quality.statistics import (
     reliability,
 )
 from scripts.report import circumstances
+from scripts.report.tables import table
 from visionserve.config import TTA, Options
 from visionserve.models import IMAGENET_CATEGORIES
 
@@ -198,12 +199,6 @@ def confidence(answers: Mapping[tuple[str, TTA], Answers]) -> str:
         rows.append([*cells, f"{figures['same top1']:.1%}"])
     columns = ("NLL", "ECE", "confident", "of those right", "errors that carry the warning")
     return table(["runtime", "TTA", *columns, "Δp mean / largest", "same Top-1"], rows)
-
-
-def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _share(right: NDArray[np.bool_]) -> str:

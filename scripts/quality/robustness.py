@@ -27,11 +27,11 @@ from scripts.archive.recipe import check_architecture
 from scripts.archive.weights import WeightsError, resolve
 from scripts.quality import labelled
 from scripts.quality.corruptions import CORRUPTIONS, corrupt, scaled
-from scripts.quality.evaluate import table
 from scripts.quality.models import Loaded
 from scripts.quality.statistics import Interval, clustered, proportion
 from scripts.quality.variants import VARIANTS
 from scripts.report import circumstances
+from scripts.report.tables import table
 from visionserve import metadata, runtimes
 from visionserve.config import TTA, HandlerConfig
 from visionserve.metadata import Metadata

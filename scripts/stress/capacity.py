@@ -3,12 +3,17 @@
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 
+from scripts.report.tables import table
 from scripts.stress.queues import SERVICES, Queue, machines, queue_size
 
 P99_MS = 500.0
 UTILISATIONS = (0.5, 0.7, 0.8, 0.9, 0.95)
+COLUMNS = (
+    *("workers:", "requests/s:", "busy:", "wait at all:", "mean wait:", "p99 wait:"),
+    *("p99 answer:", "longest queue:"),
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,9 +30,9 @@ def run(args: argparse.Namespace) -> int:
             for workers, capacity in capacities.items()
             for share in UTILISATIONS
         ]
-        print(table(queues))
+        print(described(queues))
         return 0
-    print(table([service(service_ms, workers, args.rate) for workers in args.workers]))
+    print(described(service(service_ms, workers, args.rate) for workers in args.workers))
     for workers in args.workers:
         try:
             count = machines(service, service_ms, workers, args.rate, p99_ms)
@@ -38,26 +43,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def table(queues: Sequence[Queue]) -> str:
-    """Return one line a queue, under a heading, as a Markdown table."""
-    lines = [
-        "| workers | requests/s | busy | wait at all | mean wait | p99 wait | p99 answer "
-        "| longest queue |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|",
+def described(queues: Iterable[Queue]) -> str:
+    """Return a table with a row for each queue."""
+    return table(COLUMNS, map(_cells, queues))
+
+
+def _cells(queue: Queue) -> list[str]:
+    return [
+        f"{queue.workers:,}",
+        f"{queue.rate:,.1f}",
+        f"{queue.utilisation:.0%}",
+        f"{queue.waiting:.1%}",
+        _time(queue.mean_wait_ms),
+        _time(queue.p99_wait_ms),
+        _time(queue.p99_ms),
+        f"{queue_size(queue.service_ms, queue.workers):,}",
     ]
-    for queue in queues:
-        cells = (
-            f"{queue.workers:,}",
-            f"{queue.rate:,.1f}",
-            f"{queue.utilisation:.0%}",
-            f"{queue.waiting:.1%}",
-            _time(queue.mean_wait_ms),
-            _time(queue.p99_wait_ms),
-            _time(queue.p99_ms),
-            f"{queue_size(queue.service_ms, queue.workers):,}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def _time(milliseconds: float) -> str:

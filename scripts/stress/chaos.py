@@ -23,6 +23,7 @@ import requests
 import yaml
 from PIL import Image
 
+from scripts.report import tables
 from scripts.server.properties import read_properties
 from scripts.server.retire import retire
 from scripts.server.torchserve import StartError, TorchServe, client_of
@@ -404,12 +405,11 @@ class Report:
         """Nothing is wrong or lost, none waits over 10 s, and the service is back in that time."""
         return self.wrong == self.lost == 0 and max(self.away, self.waited) <= LATE
 
-    def row(self, fault: Fault) -> str:
-        """Return a line of the table."""
+    def cells(self) -> list[str]:
+        """Return its row of the table, but for the fault."""
         everyone = [*self.asked, *self.probed]
         setbacks = Counter(name for sent in everyone for name in set(sent.setbacks))
-        cells = (
-            str(fault.__doc__),
+        return [
             f"{len(self.asked):,} + {len(self.probed):,}",
             f"{sum(bool(sent.setbacks) for sent in self.asked)}",
             ", ".join(f"{name} ({count})" for name, count in setbacks.most_common()),
@@ -419,14 +419,13 @@ class Report:
             f"{max(sent.seconds for sent in self.asked):.1f} s",
             f"{self.waited:.1f} s",
             f"{self.away:.1f} s",
-        )
-        return f"| {' | '.join(cells)} |"
+        ]
 
 
-HEADING = """\
-| fault | requests | retried | because of | wrong | lost | late | slowest | bystander \
-| no answer for |
-|---|---:|---:|---|---:|---:|---:|---:|---:|---:|"""
+COLUMNS = (
+    *("fault", "requests:", "retried:", "because of", "wrong:", "lost:", "late:", "slowest:"),
+    *("bystander:", "no answer for:"),
+)
 
 
 def cause(fault: Fault, stage: Stage) -> Report:
@@ -457,22 +456,28 @@ def run(args: argparse.Namespace) -> int:
         return 2
     missed = []
     with stage() as staged:
-        print(HEADING)
+        print(tables.heading(COLUMNS))
         for name in args.faults or faults:
             fault = faults[name]
             try:
                 report = cause(fault, staged)
             except SkippedError as reason:
-                print(f"| {fault.__doc__} | skipped: {reason} | | | | | | | | |", flush=True)
+                _tell(fault, f"skipped: {reason}")
                 continue
             except (FaultError, StartError) as error:
-                print(f"| {fault.__doc__} | failed: {error} | | | | | | | | |", flush=True)
+                _tell(fault, f"failed: {error}")
                 missed.append(name)
                 staged.restart()
                 continue
-            print(report.row(fault), flush=True)
+            _tell(fault, *report.cells())
             if not report.met:
                 missed.append(name)
     if missed:
         print(f"Missed the targets: {', '.join(missed)}.", file=sys.stderr)
     return 1 if missed else 0
+
+
+def _tell(fault: Fault, *cells: str) -> None:
+    """Print the row of a fault at once, as the next one takes minutes."""
+    missing = len(COLUMNS) - 1 - len(cells)
+    print(tables.row([str(fault.__doc__), *cells, *[""] * missing]), flush=True)

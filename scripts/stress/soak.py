@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import linear_regression, median, median_low
 from typing import Any
 
+from scripts.report.tables import table
 from scripts.stress.clients import RETRIES, Load, mixed, plain
 from scripts.stress.watch import PATIENCE, WORKERS, Reading, Watch, watched
 
@@ -15,6 +16,10 @@ MB_PER_10_000 = 1.0
 ONE_SHAPE = 300
 EVERY_KIND = 2000
 RATIO = 1.3
+COLUMNS = (
+    *("process", "one shape:", "every kind:", "ratio:", "at first:", "at last:"),
+    *("MB per 10,000 requests:", "files:", "more files:"),
+)
 
 
 def slope(readings: Sequence[Reading]) -> float:
@@ -65,10 +70,7 @@ def soak(minutes: float, interval: float) -> bool:
         f"{len(first):,} requests of one shape, then {len(account):,} of every kind in "
         f"{minutes:g} minutes: {_listed(outcomes)}.\n"
     )
-    print(
-        "| process | one shape | every kind | ratio | at first | at last | MB per 10,000 requests "
-        "| files | more files |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|"
-    )
+    rows = []
     met = set(outcomes) == {"right"}
     for name, (one_shape, *readings) in watch.readings.items():
         judged = readings[int(len(readings) * WARM_UP) :]
@@ -77,11 +79,11 @@ def soak(minutes: float, interval: float) -> bool:
         ratio = after / one_shape.megabytes
         met &= growth <= MB_PER_10_000 and files == 0
         met &= ratio <= RATIO or name == "frontend"
-        print(
-            f"| {name} | {one_shape.megabytes:.1f} MB | {after:.1f} MB | {ratio:.2f} "
-            f"| {judged[0].megabytes:.1f} MB | {judged[-1].megabytes:.1f} MB "
-            f"| {growth:+.2f} | {judged[-1].files} | {files} |"
-        )
+        memory = (one_shape.megabytes, after, judged[0].megabytes, judged[-1].megabytes)
+        one, every, first_mb, last_mb = (f"{megabytes:.1f} MB" for megabytes in memory)
+        change = (f"{growth:+.2f}", judged[-1].files, files)
+        rows.append([name, one, every, f"{ratio:.2f}", first_mb, last_mb, *change])
+    print(table(COLUMNS, rows))
     if len(account) < EVERY_KIND:
         print(f"Every kind was judged after {len(account):,} requests, not {EVERY_KIND:,}.")
     return met
