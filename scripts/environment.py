@@ -50,7 +50,7 @@ def install(extra: str) -> None:
     """
     command = [sys.executable, "-m", "pip", "install", "--constraint", f"{CONFIG}/constraints.txt"]
     torch = any(requirement.startswith("torch==") for requirement in pinned(extra))
-    if torch and not Path("/proc/driver/nvidia").exists() and _answers(f"{CPU_TORCH}/torch/"):
+    if torch and not Path("/proc/driver/nvidia").exists() and _is_reachable(f"{CPU_TORCH}/torch/"):
         command += ["--extra-index-url", CPU_TORCH]
     if subprocess.run([*command, "--editable", f"{ROOT}[{extra}]"]).returncode != 0:
         raise InstallError(f"pip could not install `{extra}`; its last lines say why.")
@@ -85,7 +85,7 @@ def _is_installed(requirement: str) -> bool:
     return True
 
 
-def _answers(url: str) -> bool:
+def _is_reachable(url: str) -> bool:
     import requests
 
     try:

@@ -1,7 +1,7 @@
 """Fuzz what meets a client's bytes first: reading requests, validating and decoding images.
 
 libFuzzer changes the seeds so as to reach new code of this project and of Pillow's plugins. The
-run fails at the first exception that is no answer to a client, at an input that takes over ten
+run fails at the first exception that does not blame the client, at an input that takes over ten
 seconds, and where memory grows by over 300 MB; the input is kept as `fuzz-*` in the folder for
 temporary files.
 """

@@ -76,7 +76,7 @@ def refer(
         if module.dense or mode != "dense"
     ]
     with torch.inference_mode():
-        answers = [module(torch.tensor(of)).numpy() for of in views]
+        answers = [module(torch.tensor(crops)).numpy() for crops in views]
     return Reference(len(photographs), tuple(views), tuple(answers))
 
 

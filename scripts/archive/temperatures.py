@@ -41,6 +41,6 @@ def read(path: Path, metadata: Metadata) -> dict[TTA, Temperature]:
     if (found.architecture, found.weights_sha256) != model:
         raise ValueError(
             f"{path}: fitted for {found.architecture} with weights {found.weights_sha256[:8]}..., "
-            f"not for {model[0]} with weights {model[1][:8]}...; fit them with scripts.calibrate."
+            f"not for {model[0]} with weights {model[1][:8]}...; run visionserve calibrate."
         )
     return found.temperatures

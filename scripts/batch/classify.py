@@ -129,9 +129,9 @@ def classify(args: argparse.Namespace) -> int:
         hidden = sink.for_people or None
         with (
             tqdm(total=count(args), initial=rows, unit=" images", disable=hidden) as bar,
-            closing(engine(chain(kept.again, remaining))) as answers,
+            closing(engine(chain(kept.again, remaining))) as bodies,
         ):
-            for path, body in answers:
+            for path, body in bodies:
                 sink.write(row(path, body, top_k))
                 rows, errors = rows + 1, errors + ("error" in body)
                 bar.update()

@@ -71,7 +71,7 @@ class Worker:
         self._config = self._config.model_copy(update={"defaults": defaults})
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """Answer a batch of files.
+        """Classify a batch of files.
 
         Args:
             batch: `path`, absolute paths as bytes, of shape (N,).
@@ -114,7 +114,7 @@ def classify(
         address: the cluster's; None starts one on this machine.
 
     Yields:
-        Each file, in order, with the JSON object that answers it, or a fault in its place.
+        Each file, in order, with the JSON object of its answer or of its error.
 
     Raises:
         RunError: the archive cannot be loaded, or Ray fails.
@@ -190,7 +190,7 @@ def _classify(
     on_gpu = config.deviceType == "gpu" and "GPU" in ray.cluster_resources()
     content = ray.put(archive.read_bytes())
     files = ray.data.from_items([{"path": os.fsencode(path.absolute())} for path in paths])
-    answered = files.map_batches(
+    classified = files.map_batches(
         Worker,
         fn_constructor_args=(content, options, 0 if on_gpu else None),
         batch_size=config.batchSize,
@@ -198,8 +198,8 @@ def _classify(
         num_cpus=config.handler.threads or 1,
         num_gpus=1 if on_gpu else 0,
     )
-    for path, answer in zip(paths, answered.iter_rows(), strict=True):
-        yield path, json.loads(answer["body"])
+    for path, row in zip(paths, classified.iter_rows(), strict=True):
+        yield path, json.loads(row["body"])
 
 
 def read_config(archive: Path) -> ModelConfig:

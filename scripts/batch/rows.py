@@ -10,7 +10,7 @@ Value = str | int | float | bool | None
 Body = Mapping[str, Any]
 Row = dict[str, Value]
 
-# Codes of errors that the server is to blame for: the image may well be answered another time.
+# Codes of errors that the server is to blame for: the image may well get an answer another time.
 SERVER_FAULTS = frozenset(
     {"server_error", "internal_error", "request_too_slow", "timeout", "broken_connection"}
 )
@@ -40,7 +40,7 @@ def row(path: Path, body: Body, top_k: int) -> Row:
 
     Args:
         path: the image, as the user named it.
-        body: the JSON object that answers it: an answer, or `{"error": ...}`, which becomes
+        body: the JSON object of its answer, or `{"error": ...}`, which becomes
             ``code: message`` in the column `error`.
         top_k: number of predictions in a row; a model of fewer classes leaves some empty.
 

@@ -73,7 +73,7 @@ def classify(
             connection that broke.
 
     Yields:
-        Each file, in order, with the JSON object that answers it, or a fault in its place.
+        Each file, in order, with the JSON object of its answer or of its error.
 
     Raises:
         RunError: the server cannot be reached, is too busy for too long, or refuses whatever
@@ -90,12 +90,12 @@ def classify(
             return path, fault(
                 "image_too_large", f"The file has {size} bytes; at most {LARGEST} may be."
             )
-        return path, _answer(client, lambda: client.predict(model, data, None, **options), retries)
+        return path, _ask(client, lambda: client.predict(model, data, None, **options), retries)
 
     return windowed(ask, paths, concurrency, AHEAD * concurrency)
 
 
-def _answer(client: Client, send: Callable[[], requests.Response], retries: int) -> Body:
+def _ask(client: Client, send: Callable[[], requests.Response], retries: int) -> Body:
     """Send an image again while the server is busy, and a few times after a fault of its.
 
     A fault may be the image's own doing: it may end each worker that it meets.

@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).with_name("load.lua")
 
 
 @dataclass(frozen=True)
-class Load:
+class Summary:
     """What clients saw that each send one request after another.
 
     Attributes:
@@ -35,7 +35,7 @@ class Load:
 
 def load(
     url: str, field: str, tta: str, clients: int, seconds: float, images: Sequence[Path]
-) -> Load:
+) -> Summary:
     """Send images in turn.
 
     Args:
@@ -47,7 +47,7 @@ def load(
         images: their files.
 
     Raises:
-        RuntimeError: wrk is missing, or an answer was an error.
+        RuntimeError: wrk is missing, or a request failed.
     """
     wrk = shutil.which("wrk")
     if wrk is None:
@@ -64,8 +64,8 @@ def load(
     if not found["requests"]:
         raise RuntimeError(f"{url}: no answer in {seconds:.0f} s: give more --seconds.")
     if found["failed"]:
-        raise RuntimeError(f"{url}: {found['failed']} of {found['requests']} answers failed.")
-    return Load(
+        raise RuntimeError(f"{url}: {found['failed']} of {found['requests']} requests failed.")
+    return Summary(
         rate=found["requests"] / found["seconds"],
         p50_ms=found["p50_ms"],
         p99_ms=found["p99_ms"],
@@ -85,7 +85,7 @@ def one_by_one(url: str, images: Sequence[Path], count: int) -> float:
         The median time of an answer, in milliseconds.
 
     Raises:
-        RuntimeError: an answer was an error.
+        RuntimeError: a request failed.
     """
     headers = {"Content-Type": "image/jpeg", "X-Classify-TTA": "none"}
     times = []

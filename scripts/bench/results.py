@@ -137,7 +137,7 @@ def bars(results: Results, archive_mb: float) -> list[Bar]:
     def against(name: str) -> float:
         return lowest((rate(ours, clients), rate(name, clients)) for clients in several)
 
-    def of_bare(name: str) -> float:
+    def to_bare(name: str) -> float:
         return lowest((rate(ours, clients), rate(name)) for clients in several)
 
     def at_most(claim: str, name: str, metric: str, bound: float, clients: int = 0) -> Bar:
@@ -148,8 +148,8 @@ def bars(results: Results, archive_mb: float) -> list[Bar]:
     explained = (Figure(name, "explained p50 ms", clients=1) for name in (STOCK.name, ours))
     single = (Figure(name, "one image ms") for name in ("eager fp32", "openvino int8"))
     return [
-        Bar(f"rate, part of the {MODEL}", of_bare(MODEL), 0.8),
-        Bar(f"rate, part of the {DECODED}", of_bare(DECODED), 0.8),
+        Bar(f"rate, part of the {MODEL}", to_bare(MODEL), 0.8),
+        Bar(f"rate, part of the {DECODED}", to_bare(DECODED), 0.8),
         *(
             Bar(f"rate, to {peer.name}", against(peer.name), 4.0 if peer is STOCK else 2.5)
             for peer in EAGER

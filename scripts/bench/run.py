@@ -117,7 +117,7 @@ def measure(rounds: int, seconds: int, images: Sequence[Path]) -> tuple[Results,
 
     Raises:
         StartError: a TorchServe did not become ready.
-        RuntimeError: another server did not start, or one answered with an error.
+        RuntimeError: another server did not start, or a request failed.
     """
     results = Results()
     with tqdm(total=rounds * (1 + sum(map(_steps, ALL))), bar_format=PROGRESS) as bar:

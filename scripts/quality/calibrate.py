@@ -122,16 +122,14 @@ def run(args: argparse.Namespace) -> int:
     about = f"{args.folder.name}, {len(photographs)} photographs ({circumstances.here()})"
     print(f"{args.model}, {config.runtime} {config.precision}, {about}\n")
     print(f"{summary(fitted)}\n\n{warnings(fitted)}\n")
-    found = Temperatures(
+    written = Temperatures(
         architecture=described.architecture,
         weights_sha256=described.weights_sha256,
         about=about,
-        temperatures={
-            mode: round(of_mode.temperature.value, 4) for mode, of_mode in fitted.items()
-        },
+        temperatures={mode: round(found.temperature.value, 4) for mode, found in fitted.items()},
     )
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    output.write_text(written.model_dump_json(indent=1) + "\n", encoding="utf-8")
     print(output)
     return 0
 
@@ -145,10 +143,8 @@ def fit_all(
         for mode, probabilities in loaded.classify(path, modes).items():
             found[mode].append(probabilities)
     labels = np.array([label for _, label in photographs])
-    stacked = {mode: np.stack(of_mode) for mode, of_mode in found.items()}
-    return {
-        mode: Fitted(of_mode, labels, fit(of_mode, labels)) for mode, of_mode in stacked.items()
-    }
+    stacked = {mode: np.stack(rows) for mode, rows in found.items()}
+    return {mode: Fitted(rows, labels, fit(rows, labels)) for mode, rows in stacked.items()}
 
 
 def summary(fitted: dict[TTA, Fitted]) -> str:
@@ -169,7 +165,9 @@ def warnings(fitted: dict[TTA, Fitted]) -> str:
         for name, temperature in (("1", 1.0), ("fitted", found.temperature.value)):
             confidence, right, _, _ = found.at(temperature)
             under = [confidence < threshold for threshold in THRESHOLDS]
-            shares = [f"{of[~right].mean():.0%} / {of[right].mean():.0%}" for of in under]
+            shares = [
+                f"{warned[~right].mean():.0%} / {warned[right].mean():.0%}" for warned in under
+            ]
             rows.append([mode, name, *shares])
     columns = (f"threshold {threshold:.0%}" for threshold in THRESHOLDS)
     heading = "Answers that carry the warning: of the wrong ones / of the right ones"

@@ -46,7 +46,7 @@ def _blur(sigma: int) -> v2.Transform:
 
 def _brightness(factor: float) -> v2.Transform:
     darker, brighter = ((1 / factor,) * 2, (factor,) * 2)
-    return v2.RandomChoice([v2.ColorJitter(brightness=of) for of in (darker, brighter)])
+    return v2.RandomChoice([v2.ColorJitter(brightness=range_) for range_ in (darker, brighter)])
 
 
 def _contrast(factor: float) -> v2.Transform:

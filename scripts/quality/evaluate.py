@@ -35,8 +35,8 @@ THRESHOLD = Options().threshold
 QUICK = 100
 
 
-class Answer(NamedTuple):
-    """What is known of one answer.
+class Judgement(NamedTuple):
+    """An answer compared with the label and with a reference's.
 
     Attributes:
         right: whether the most probable class is the label.
@@ -55,11 +55,13 @@ class Answer(NamedTuple):
     same: bool
 
 
-def judge(probabilities: NDArray[np.float32], label: int, reference: NDArray[np.float32]) -> Answer:
-    """Compare an answer with the label and with a reference's; all of shape (classes,)."""
+def judge(
+    probabilities: NDArray[np.float32], label: int, reference: NDArray[np.float32]
+) -> Judgement:
+    """Judge an answer by the label and by a reference's; both of shape (classes,)."""
     order = np.argsort(-probabilities, kind="stable")
     best, expected = order[0], np.argmax(reference)
-    return Answer(
+    return Judgement(
         right=bool(best == label),
         among_five=label in order[:5],
         confidence=float(probabilities[best]),
@@ -69,11 +71,13 @@ def judge(probabilities: NDArray[np.float32], label: int, reference: NDArray[np.
     )
 
 
-class Answers:
-    """Those of one way of classifying, in the order of the photographs: arrays of `Answer`."""
+class Judgements:
+    """The judgements of one variant and mode, as arrays in the order of the photographs."""
 
-    def __init__(self, answers: Sequence[Answer]) -> None:
-        columns = dict(zip(Answer._fields, map(np.array, zip(*answers, strict=True)), strict=True))
+    def __init__(self, judged: Sequence[Judgement]) -> None:
+        columns = dict(
+            zip(Judgement._fields, map(np.array, zip(*judged, strict=True)), strict=True)
+        )
         self.right: NDArray[np.bool_] = columns["right"]
         self.among_five: NDArray[np.bool_] = columns["among_five"]
         self.confidence: NDArray[np.float64] = columns["confidence"]
@@ -96,7 +100,7 @@ class Answers:
             "right where confident": self.right[self.confident],
             "warned where wrong": ~self.confident[~self.right],
         }
-        found = {name: dataclasses.asdict(proportion(of)) for name, of in shares.items()}
+        found = {name: dataclasses.asdict(proportion(share)) for name, share in shares.items()}
         return found | {
             "nll": log_loss(self.label_probability),
             "ece": self.reliability.ece,
@@ -108,17 +112,17 @@ class Answers:
 
 def measure(
     variants: Mapping[str, Loaded], photographs: Iterable[tuple[Path, int]], modes: Sequence[TTA]
-) -> dict[tuple[str, TTA], Answers]:
+) -> dict[tuple[str, TTA], Judgements]:
     """Classify every photograph in every way; the first variant is the others' reference."""
-    answers: dict[tuple[str, TTA], list[Answer]] = {
+    judged: dict[tuple[str, TTA], list[Judgement]] = {
         (variant, mode): [] for variant in variants for mode in modes
     }
     for path, label in photographs:
         found = {name: loaded.classify(path, modes) for name, loaded in variants.items()}
         reference = next(iter(found.values()))
-        for (variant, mode), of_way in answers.items():
-            of_way.append(judge(found[variant][mode], label, reference[mode]))
-    return {way: Answers(of_way) for way, of_way in answers.items()}
+        for (variant, mode), judgements in judged.items():
+            judgements.append(judge(found[variant][mode], label, reference[mode]))
+    return {way: Judgements(judgements) for way, judgements in judged.items()}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -138,15 +142,15 @@ def run(args: argparse.Namespace) -> int:
         modes = next(iter(variants.values())).metadata.modes(args.modes)
         ways = len(variants) * len(modes)
         bar = tqdm(photographs, desc=f"photographs, each {ways} times", smoothing=0)
-        answers = measure(variants, bar, modes)
+        judged = measure(variants, bar, modes)
         deletions = delete(variants, photographs)
     enlarged = f", enlarged to {args.enlarge} px where smaller" if args.enlarge else ""
     about = f"{args.model}, {len(photographs)} photographs{enlarged} ({circumstances.here()})"
-    print(f"{about}; 95 % confidence intervals\n\n{accuracy(answers)}\n\n{confidence(answers)}\n")
+    print(f"{about}; 95 % confidence intervals\n\n{accuracy(judged)}\n\n{confidence(judged)}\n")
     args.output.mkdir(parents=True, exist_ok=True)
     figures = [
-        {"runtime": variant, "tta": mode} | of_way.summary()
-        for (variant, mode), of_way in answers.items()
+        {"runtime": variant, "tta": mode} | judgements.summary()
+        for (variant, mode), judgements in judged.items()
     ]
     rows = [[variant, *found.row()] for variant, found in deletions.items()]
     print(f"{table(['runtime', *deletion.COLUMNS], rows)}\n")
@@ -158,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
     written = args.output / "evaluation.json"
     written.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     drawn = args.output / "reliability.png"
-    draw(answers, drawn)
+    draw(judged, drawn)
     print(f"{written}\n{drawn}")
     return 0
 
@@ -175,22 +179,22 @@ def delete(
     }
 
 
-def accuracy(answers: Mapping[tuple[str, TTA], Answers]) -> str:
+def accuracy(judged: Mapping[tuple[str, TTA], Judgements]) -> str:
     """Tell what is right, as a table; differences are to the first row, and to the same mode's."""
     rows = []
-    first = next(iter(answers.values()))
-    for (variant, mode), found in answers.items():
-        same = next(other for (_, other_mode), other in answers.items() if other_mode == mode)
+    first = next(iter(judged.values()))
+    for (variant, mode), found in judged.items():
+        same = next(other for (_, other_mode), other in judged.items() if other_mode == mode)
         cells = [variant, mode, _share(found.right), _share(found.among_five)]
         rows.append([*cells, *(_difference(found.right, other.right) for other in (first, same))])
     columns = ("Top-1", "Top-5", "Top-1 to first row", "to first runtime, same TTA")
     return table(["runtime", "TTA", *columns], rows)
 
 
-def confidence(answers: Mapping[tuple[str, TTA], Answers]) -> str:
+def confidence(judged: Mapping[tuple[str, TTA], Judgements]) -> str:
     """Tell what the probabilities are worth, as a table; Δp and Top-1 are to the same mode's."""
     rows = []
-    for (variant, mode), found in answers.items():
+    for (variant, mode), found in judged.items():
         figures = found.summary()
         shares = ("confident", "right where confident", "warned where wrong")
         cells = [variant, mode, f"{figures['nll']:.3f}", f"{figures['ece']:.3f}"]
@@ -211,22 +215,22 @@ def _difference(ours: NDArray[np.bool_], reference: NDArray[np.bool_]) -> str:
     return f"{100 * difference:+.1f} ± {100 * width:.1f} points (p = {p:.2f})"
 
 
-def draw(answers: Mapping[tuple[str, TTA], Answers], path: Path) -> None:
+def draw(judged: Mapping[tuple[str, TTA], Judgements], path: Path) -> None:
     """Draw reliability diagrams, one for each mode, as a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    modes = list(dict.fromkeys(mode for _, mode in answers))
+    modes = list(dict.fromkeys(mode for _, mode in judged))
     size = (3.2 * len(modes) + 0.6, 3.8)
     figure, axes = pyplot.subplots(
         1, len(modes), figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
     for axis, mode in zip(axes[0], modes, strict=True):
         axis.plot([0, 1], [0, 1], color="grey", linestyle="dotted")
-        for (variant, of_mode), found in answers.items():
-            if of_mode == mode:
+        for (variant, other), found in judged.items():
+            if other == mode:
                 bins = found.reliability
                 label = f"{variant} (ECE {bins.ece:.3f})"
                 filled = bins.counts > 0

@@ -176,10 +176,10 @@ def measure(
             print(f"Interrupted after {len(found)} photographs.", file=sys.stderr)
     if len(found) < LEAST:
         raise ValueError(f"An interval takes {LEAST} photographs, and {len(found)} are done.")
-    of_modes = np.stack(found, axis=1)
+    stacked = np.stack(found, axis=1)
     return {
-        mode: Measured(of_mode[..., 0], of_mode[..., 1])
-        for mode, of_mode in zip(modes, of_modes, strict=True)
+        mode: Measured(right=figures[..., 0], seconds=figures[..., 1])
+        for mode, figures in zip(modes, stacked, strict=True)
     }
 
 
@@ -261,7 +261,7 @@ def by_corruption(measured: Mapping[TTA, Measured]) -> str:
     rows = []
     for name in CORRUPTIONS:
         means = [np.nanmean(found.under(name), axis=0) for found in measured.values()]
-        rows.append([name, *(" / ".join(f"{mean:.1%}" for mean in of_mode) for of_mode in means)])
+        rows.append([name, *(" / ".join(f"{mean:.1%}" for mean in pair) for pair in means)])
     return table(["Top-1, mild / severe", *measured], rows)
 
 

@@ -28,8 +28,8 @@ class Circumstances:
 
     def __str__(self) -> str:
         """Return one line for people."""
-        of_commit = f", commit {self.commit}" if self.commit else ""
-        return f"{self.date}, {self.processor}, {self.cores} cores{of_commit}"
+        commit = f", commit {self.commit}" if self.commit else ""
+        return f"{self.date}, {self.processor}, {self.cores} cores{commit}"
 
 
 def here() -> Circumstances:

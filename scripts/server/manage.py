@@ -81,7 +81,7 @@ def _state(name: str, entry: dict[str, Any], is_default: bool = False) -> str:
 
 
 def _refusal(error: requests.HTTPError, profile: str) -> str:
-    """Turn TorchServe's answer into one line."""
+    """Turn what TorchServe refuses into one line."""
     try:
         message = error.response.json()["message"]
     except (ValueError, KeyError):

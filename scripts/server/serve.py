@@ -156,10 +156,10 @@ def _short(path: Path) -> Path:
 
 
 def show(response: requests.Response, name: str) -> None:
-    """Print one answer.
+    """Print the answer that a response holds.
 
     Raises:
-        StartError: it is an error.
+        StartError: it holds an error.
     """
     if not response.ok:
         raise StartError(f"{name} does not answer: {response.status_code} {response.text.strip()}")

@@ -43,7 +43,7 @@ class NotRunningError(Exception):
 
 
 @dataclass(frozen=True)
-class Record:
+class Started:
     """What a server was started with: `server.json` in its state folder.
 
     Attributes:
@@ -113,7 +113,7 @@ class TorchServe:
             NotRunningError: none does.
         """
         try:
-            kept = Record(**json.loads((state / "server.json").read_bytes()))
+            kept = Started(**json.loads((state / "server.json").read_bytes()))
         except OSError:
             raise NotRunningError(_not_running(state)) from None
         server = cls(kept.profile, state, Path(kept.store), unrecorded=kept.unrecorded)
@@ -145,7 +145,7 @@ class TorchServe:
     def runs(self, archives: Sequence[Archive]) -> bool:
         """Tell whether it runs with these properties and these very archives, and serves them."""
         try:
-            kept = Record(**json.loads((self.state / "server.json").read_bytes()))
+            kept = Started(**json.loads((self.state / "server.json").read_bytes()))
             properties = read_properties(self.state / "config.properties")
         except OSError:
             return False
@@ -295,7 +295,7 @@ class TorchServe:
     def _launch(self, archives: dict[str, str], wanted: Mapping[str, str], *arguments: str) -> None:
         properties = self.state / "config.properties"
         properties.write_text("".join(f"{k}={v}\n" for k, v in wanted.items()))
-        kept = Record(self.profile, str(self.store), archives, self._unrecorded)
+        kept = Started(self.profile, str(self.store), archives, self._unrecorded)
         (self.state / "server.json").write_text(json.dumps(asdict(kept)))
         (self.state / "key_file.json").unlink(missing_ok=True)
         earlier = {log: log.stat().st_size for log in (self.state / "logs").glob("*_log.log")}

@@ -254,8 +254,8 @@ def kill_workers_amid_a_list(stage: Stage) -> None:
                 break
         else:
             raise FaultError("No list met a killed worker.")
-    if failed := [sent for sent in lists if sent.outcome != "right"]:
-        raise FaultError(f"A list was {failed[0].outcome}.")
+    if failed := [sent for sent in lists if sent.verdict != "right"]:
+        raise FaultError(f"A list was {failed[0].verdict}.")
 
 
 def ask_for_many_pixels(stage: Stage) -> None:
@@ -377,12 +377,12 @@ class Report:
     @property
     def wrong(self) -> int:
         """Wrong answers."""
-        return sum(sent.outcome == "wrong" for sent in [*self.asked, *self.probed])
+        return sum(sent.verdict == "wrong" for sent in [*self.asked, *self.probed])
 
     @property
     def lost(self) -> int:
         """Requests without an answer, in spite of all retries."""
-        return sum(sent.outcome in ("refused", "lost") for sent in self.asked)
+        return sum(sent.verdict in ("refused", "lost") for sent in self.asked)
 
     @property
     def late(self) -> int:
@@ -392,7 +392,7 @@ class Report:
     @property
     def away(self) -> float:
         """The longest time without a right answer, in seconds."""
-        ends = sorted(s.ended for s in [*self.asked, *self.probed] if s.outcome == "right")
+        ends = sorted(s.ended for s in [*self.asked, *self.probed] if s.verdict == "right")
         return max(later - earlier for earlier, later in pairwise(ends))
 
     @property
@@ -443,7 +443,7 @@ def cause(fault: Fault, stage: Stage) -> Report:
         until(lambda: len(asked) > 5 * CLIENTS)
         fault(stage)
         with load.steady(1, pause=PAUSE) as after:
-            until(lambda: sum(sent.outcome == "right" for sent in after) > 10)
+            until(lambda: sum(sent.verdict == "right" for sent in after) > 10)
     return Report(asked, [*probed, *after])
 
 

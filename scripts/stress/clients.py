@@ -41,7 +41,7 @@ VIEWS = ("none", "five_crop", "ten_crop", "dense")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 LENGTHS = (1, 2, 1, 5, 1, 3)
 
-Outcome = Literal["right", "wrong", "refused", "lost"]
+Verdict = Literal["right", "wrong", "refused", "lost"]
 
 
 class WrongAnswerError(Exception):
@@ -56,14 +56,14 @@ class Sent:
         began: when it was due, by `time.monotonic`.
         seconds: from then to its end.
         setbacks: what came in place of an answer, in order: a status or an exception's name.
-        outcome: a 200 is `right` or `wrong`; without one, the last try was `refused` with
+        verdict: a 200 is `right` or `wrong`; without one, the last try was `refused` with
             another status, or `lost` with none.
     """
 
     began: float
     seconds: float
     setbacks: tuple[str, ...]
-    outcome: Outcome
+    verdict: Verdict
 
     @property
     def ended(self) -> float:
@@ -191,7 +191,7 @@ class Load:
             clients: their number.
             retries: those of `Client`.
             patience: seconds for which a request is sent again after all retries failed, or
-                after an answer that `Client` does not take for passing, such as a 404.
+                after a status that `Client` does not take for passing, such as 404.
             pause: of a client, after each request, in seconds.
         """
         stop = threading.Event()
@@ -241,18 +241,18 @@ class Load:
                 response = question.send(client, self._model, self._top_k)
             except (OSError, ValueError, KeyError) as error:
                 setbacks.append(type(error).__name__)
-                outcome: Outcome = "lost"
+                verdict: Verdict = "lost"
             else:
                 setbacks += _retried(response)
                 if response.status_code == 200:
-                    outcome = "right" if _is_right(response, answer) else "wrong"
+                    verdict = "right" if _is_right(response, answer) else "wrong"
                     break
                 setbacks.append(str(response.status_code))
-                outcome = "refused"
+                verdict = "refused"
             if time.monotonic() - began >= patience:
                 break
             time.sleep(0.25)
-        return Sent(began, time.monotonic() - began, tuple(setbacks), outcome)
+        return Sent(began, time.monotonic() - began, tuple(setbacks), verdict)
 
 
 def reference(image: bytes) -> NDArray[np.float32]:

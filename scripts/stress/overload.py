@@ -35,7 +35,7 @@ class Overload:
     @property
     def answered(self) -> list[Sent]:
         """The answered ones of the load."""
-        return [sent for sent in self.account if sent.outcome == "right"]
+        return [sent for sent in self.account if sent.verdict == "right"]
 
     @property
     def shed(self) -> int:
@@ -45,7 +45,7 @@ class Overload:
     @property
     def failed(self) -> int:
         """The number that met neither, or retried in vain."""
-        unanswered = sum(sent.outcome != "right" for sent in self.patient)
+        unanswered = sum(sent.verdict != "right" for sent in self.patient)
         return len(self.account) - len(self.answered) - self.shed + unanswered
 
     @property
@@ -56,7 +56,7 @@ class Overload:
     @property
     def service(self) -> float:
         """The mean time that a request took in a worker, all being busy, in seconds."""
-        answers = [s for s in [*self.account, *self.patient, *self.probed] if s.outcome == "right"]
+        answers = [s for s in [*self.account, *self.patient, *self.probed] if s.verdict == "right"]
         busy = max(sent.ended for sent in self.answered) - self.account[0].began
         return WORKERS * busy / len(answers)
 
@@ -68,7 +68,7 @@ class Overload:
     @property
     def recovery(self) -> float:
         """The time from the load's end to the first answer to a request after it, in seconds."""
-        after = (s.ended for s in self.probed if s.began > self.end and s.outcome == "right")
+        after = (s.ended for s in self.probed if s.began > self.end and s.verdict == "right")
         return min(after, default=math.inf) - self.end
 
 
@@ -114,7 +114,7 @@ def _overload(load: Load, watch: Watch, rate: float, seconds: float) -> Overload
             watch.read(0)
         end = time.monotonic()
         while time.monotonic() < end + PATIENCE:
-            if any(sent.began > end and sent.outcome == "right" for sent in probed):
+            if any(sent.began > end and sent.verdict == "right" for sent in probed):
                 break
             time.sleep(0.05)
         return Overload(running.result(), patient, probed, end)
@@ -125,4 +125,4 @@ def _capacity(load: Load, seconds: float = 10) -> float:
     start = time.monotonic()
     with load.steady(2 * WORKERS) as account:
         time.sleep(seconds)
-    return sum(sent.outcome == "right" for sent in account) / (time.monotonic() - start)
+    return sum(sent.verdict == "right" for sent in account) / (time.monotonic() - start)

@@ -65,13 +65,13 @@ def soak(minutes: float, interval: float) -> bool:
             while time.monotonic() < end:
                 time.sleep(interval)
                 watch.read(len(account))
-    outcomes = Counter(sent.outcome for sent in [*first, *account])
+    verdicts = Counter(sent.verdict for sent in [*first, *account])
     print(
         f"{len(first):,} requests of one shape, then {len(account):,} of every kind in "
-        f"{minutes:g} minutes: {_listed(outcomes)}.\n"
+        f"{minutes:g} minutes: {_listed(verdicts)}.\n"
     )
     rows = []
-    met = set(outcomes) == {"right"}
+    met = set(verdicts) == {"right"}
     for name, (one_shape, *readings) in watch.readings.items():
         judged = readings[int(len(readings) * WARM_UP) :]
         growth, files = slope(judged), more_files(judged)

@@ -53,7 +53,7 @@ def store(
 def int8_archive(store: Path) -> Path:
     """The real classifier of the local profile, in the same store: INT8, fast, with a cache."""
     config = paths.CONFIG / "local" / "model-config.yaml"
-    return build(Recipe(REAL, "of_local", "1.0", config), store)
+    return build(Recipe(REAL, "int8", "1.0", config), store)
 
 
 @pytest.fixture(scope="session")

@@ -216,5 +216,5 @@ def test_load_sends_the_images_and_refuses_errors(contender: Contender, tmp_path
             found = load(server.url, field, "none", 2, 1, [photos.greeting()])
             assert found.rate > 0
             assert 0 < found.p50_ms <= found.p99_ms
-        with pytest.raises(RuntimeError, match="answers failed"):
+        with pytest.raises(RuntimeError, match="requests failed"):
             load(server.url, "-", "none", 2, 1, [photos.greeting(), other])

@@ -48,7 +48,7 @@ def test_a_fault_costs_no_answer(stage: chaos.Stage, fault: chaos.Fault) -> None
     except chaos.SkippedError as reason:
         pytest.skip(str(reason))
     assert report.asked and (report.wrong, report.lost) == (0, 0)
-    assert all(sent.outcome == "right" for sent in report.probed[-5:])
+    assert all(sent.verdict == "right" for sent in report.probed[-5:])
 
 
 def test_a_killed_frontend_comes_back_from_its_last_whole_snapshot(stage: chaos.Stage) -> None:
@@ -69,12 +69,12 @@ def test_a_wrong_answer_is_noticed(stage: chaos.Stage) -> None:
     with stage.load.steady(1) as account:
         chaos.until(lambda: len(account) > 5)
         stage.client.set_default(MODEL, "3.0")
-        chaos.until(lambda: account[-1].outcome == "wrong")
+        chaos.until(lambda: account[-1].verdict == "wrong")
         with pytest.raises(WrongAnswerError, match="PyTorch gives that class"):
             Load(stage.server.state, plain())
         stage.replace("3.0", successor="1.0")
-        chaos.until(lambda: account[-1].outcome == "right")
-    assert {sent.outcome for sent in account} == {"right", "wrong"}
+        chaos.until(lambda: account[-1].verdict == "right")
+    assert {sent.verdict for sent in account} == {"right", "wrong"}
 
 
 def test_a_soak_asks_for_everything() -> None:

@@ -12,7 +12,7 @@ from sklearn.calibration import CalibratedClassifierCV, calibration_curve
 from sklearn.frozen import FrozenEstimator
 
 from scripts.quality.calibrate import fit
-from scripts.quality.evaluate import Answers, judge
+from scripts.quality.evaluate import Judgements, judge
 from scripts.quality.statistics import (
     clustered,
     log_loss,
@@ -119,7 +119,7 @@ def test_a_summary_is_the_one_worked_out_by_hand() -> None:
     labels = [0, 1, 0, 2, 0]
     ours = np.array(rows, dtype=np.float32)
     reference = np.array([[0.7, 0.2, 0.1]] * 5, dtype=np.float32)
-    found = Answers([judge(*row) for row in zip(ours, labels, reference, strict=True)]).summary()
+    found = Judgements([judge(*row) for row in zip(ours, labels, reference, strict=True)]).summary()
     assert found["top1"]["value"] == pytest.approx(2 / 5)
     assert found["top5"]["value"] == 1
     assert found["confident"]["value"] == pytest.approx(2 / 5)
