@@ -262,8 +262,7 @@ def test_the_containers_commands_exist(instructions: list[tuple[str, str]]) -> N
     commands = re.findall(r"visionserve (\w+) (\w+) ([^&]*)", script)
     assert [name for name, _, _ in commands] == ["serve", "proxy"]
     for name, command, options in commands:
-        words = [sys.executable, "-m", "scripts", name]
-        words += [command, "--help"] if name == "proxy" else ["--help"]
+        words = [sys.executable, "-m", "scripts", name, command, "--help"]
         done = subprocess.run(words, cwd=paths.ROOT, capture_output=True, text=True, check=True)
         assert command in done.stdout
         assert set(re.findall(r"--\w+", options)) <= set(re.findall(r"--\w+", done.stdout))
