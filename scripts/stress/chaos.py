@@ -171,10 +171,10 @@ def _replace_worker(stage: Stage, number: signal.Signals) -> None:
 
 def kill_frontend(stage: Stage) -> None:
     """the frontend is killed (`kill -9`), then started from its snapshot"""
-    frontend = stage.server.pid
+    frontend = stage.server.process
     assert frontend is not None
-    os.kill(frontend, signal.SIGKILL)
-    until(lambda: stage.server.pid is None)
+    frontend.kill()
+    frontend.wait(90)  # A dying process has no command line any more, but still its ports.
     restart_frontend(stage)
 
 
