@@ -45,12 +45,16 @@ def other(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tor
     other.stop()
 
 
+def running(server: TorchServe) -> TorchServe:
+    if server.pid is None:
+        server.start([f"{REAL}={REAL}.mar"])
+    return server
+
+
 @pytest.fixture
 def second(other: TorchServe) -> TorchServe:
     """The second TorchServe, running."""
-    if other.pid is None:
-        other.start([f"{REAL}={REAL}.mar"])
-    return other
+    return running(other)
 
 
 @pytest.fixture
@@ -61,9 +65,23 @@ def site(server: TorchServe, second: TorchServe) -> Site:
 
 @pytest.fixture
 def address(proxy: Proxy, site: Site) -> str:
-    """nginx in front of both servers."""
+    """An nginx of the test's own in front of both servers."""
     proxy.start(site)
     return f"http://{site.listen}"
+
+
+@pytest.fixture(scope="module")
+def shared(
+    server: TorchServe, other: TorchServe, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """An nginx in front of both servers, for the tests that only ask it."""
+    proxy, site = (
+        Proxy(tmp_path_factory.mktemp("shared") / "nginx"),
+        site_of(server, running(other)),
+    )
+    proxy.start(site)
+    yield f"http://{site.listen}"
+    proxy.stop()
 
 
 def access_log(tmp_path: Path) -> list[dict[str, object]]:
@@ -104,23 +122,23 @@ def test_tokens_are_for_the_user_alone(address: str, second: TorchServe, tmp_pat
     assert (tmp_path / "nginx").stat().st_mode & 0o077 == 0
 
 
-def test_the_page_of_the_default_model_is_at_the_root(address: str, server: TorchServe) -> None:
+def test_the_page_of_the_default_model_is_at_the_root(shared: str, server: TorchServe) -> None:
     direct = requests.get(
         server.client.inference + PREDICTIONS,
         headers={"Accept": "text/html"} | server.client.token("inference"),
         timeout=TIMEOUT,
     )
-    page = requests.get(f"{address}/?data=1", timeout=TIMEOUT)
+    page = requests.get(f"{shared}/?data=1", timeout=TIMEOUT)
     assert page.status_code == 200
     assert page.headers["Content-Type"] == "text/html; charset=utf-8"
     assert page.headers["Content-Security-Policy"] == direct.headers["Content-Security-Policy"]
     assert page.headers["X-Content-Type-Options"] == "nosniff"
     assert page.headers["Server"] == "nginx"
-    assert requests.post(address, data=b"x", timeout=TIMEOUT).status_code == 405
+    assert requests.post(shared, data=b"x", timeout=TIMEOUT).status_code == 405
 
 
-def test_ping(address: str) -> None:
-    response = requests.get(f"{address}/ping", timeout=TIMEOUT)
+def test_ping(shared: str) -> None:
+    response = requests.get(f"{shared}/ping", timeout=TIMEOUT)
     assert (response.status_code, response.json()) == (200, {"status": "Healthy"})
 
 
@@ -145,10 +163,8 @@ def test_ping(address: str) -> None:
         "/error",
     ],
 )
-def test_nothing_else_is_there(path: str, proxy: Proxy, server: TorchServe) -> None:
-    site = site_of(server)
-    proxy.start(site)
-    connection = http.client.HTTPConnection(site.listen, timeout=TIMEOUT)
+def test_nothing_else_is_there(path: str, shared: str) -> None:
+    connection = http.client.HTTPConnection(shared.removeprefix("http://"), timeout=TIMEOUT)
     connection.request("GET", path)
     response = connection.getresponse()
     assert response.status == 404
@@ -156,35 +172,35 @@ def test_nothing_else_is_there(path: str, proxy: Proxy, server: TorchServe) -> N
     connection.close()
 
 
-def test_a_large_image_fits_in_every_shape(address: str) -> None:
+def test_a_large_image_fits_in_every_shape(shared: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1310, 1310, 3), dtype=np.uint8)
     image = encode(Image.fromarray(noise), "PNG", compress_level=0)
     assert 5_000_000 < len(image) <= 5 * 1024 * 1024
     text = base64.b64encode(image).decode()
     for response in (
-        requests.post(address + PREDICTIONS, data=image, headers=PNG, timeout=TIMEOUT),
-        requests.post(address + PREDICTIONS, files={"data": image}, timeout=TIMEOUT),
-        requests.post(address + PREDICTIONS, json={"data": text}, timeout=TIMEOUT),
+        requests.post(shared + PREDICTIONS, data=image, headers=PNG, timeout=TIMEOUT),
+        requests.post(shared + PREDICTIONS, files={"data": image}, timeout=TIMEOUT),
+        requests.post(shared + PREDICTIONS, json={"data": text}, timeout=TIMEOUT),
     ):
         assert response.status_code == 200, response.text
 
 
-def test_a_larger_body_does_not(address: str) -> None:
+def test_a_larger_body_does_not(shared: str) -> None:
     files = {"data": bytes(7 * 1024 * 1024)}
-    response = requests.post(address + PREDICTIONS, files=files, timeout=TIMEOUT)
+    response = requests.post(shared + PREDICTIONS, files=files, timeout=TIMEOUT)
     assert response.status_code == 413
     assert response.headers["Content-Type"] == "application/json"
     assert response.json()["error"]["code"] == "body_too_large"
 
 
-def test_the_forms_that_everybody_tries_first(address: str, cat: bytes, tmp_path: Path) -> None:
+def test_the_forms_that_everybody_tries_first(shared: str, cat: bytes, tmp_path: Path) -> None:
     """curl --data-binary names another content type, and curl -T another method."""
     image, text = tmp_path / "cat.png", tmp_path / "data.txt"
     image.write_bytes(cat)
     text.write_text("data=1&top_k=2%")
 
     def curl(*words: str) -> tuple[str, Any]:
-        command = ["curl", "-sS", "-w", "%{http_code}", *words, address + PREDICTIONS]
+        command = ["curl", "-sS", "-w", "%{http_code}", *words, shared + PREDICTIONS]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return out[-3:], json.loads(out[:-3])
 
@@ -195,10 +211,10 @@ def test_the_forms_that_everybody_tries_first(address: str, cat: bytes, tmp_path
     assert (status, answer["error"]["code"]) == ("415", "unsupported_format")
 
 
-def test_torchserves_own_errors_pass(address: str) -> None:
-    unknown = requests.get(f"{address}/predictions/unknown", timeout=TIMEOUT)
+def test_torchserves_own_errors_pass(shared: str) -> None:
+    unknown = requests.get(f"{shared}/predictions/unknown", timeout=TIMEOUT)
     assert (unknown.status_code, unknown.json()["type"]) == (404, "ModelNotFoundException")
-    empty = requests.post(address + PREDICTIONS, data=b"", headers=PNG, timeout=TIMEOUT)
+    empty = requests.post(shared + PREDICTIONS, data=b"", headers=PNG, timeout=TIMEOUT)
     assert (empty.status_code, empty.json()["error"]["code"]) == (400, "empty_request")
 
 
