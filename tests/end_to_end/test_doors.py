@@ -3,12 +3,8 @@
 import base64
 import io
 import json
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 import grpc
@@ -20,7 +16,6 @@ from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from scripts import photos
-from scripts.paths import ROOT
 from scripts.server.client import Client
 from scripts.server.nginx import Proxy
 from scripts.server.properties import read_properties
@@ -29,7 +24,6 @@ from tests.helpers import REAL, encode, site_of
 from visionserve.config import TTA
 from visionserve.models import MODELS
 
-README = ROOT / "handler" / "README.md"
 CAT = photos.greeting().read_bytes()
 TEXT = base64.b64encode(CAT).decode()
 
@@ -195,47 +189,6 @@ def test_grpc(server: TorchServe, client: Client, answer: Any) -> None:
         predict_by_grpc(server, {}, {"data": CAT})
 
 
-def example(language: str, mark: str) -> str:
-    """Find the README's one example of a language that holds a mark."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
-    (found,) = (block for block in blocks if mark in block)
-    return str(found)
-
-
-def test_the_readmes_grpc_client(server: TorchServe, client: Client, answer: Any) -> None:
-    code = example("python", "grpc")
-    key = client.token("inference")["Authorization"]
-    for old, new in (
-        ("Bearer KEY", key),
-        ("cat.jpg", str(photos.greeting())),
-        ("127.0.0.1:7070", f"127.0.0.1:{grpc_port(server)}"),
-    ):
-        assert old in code
-        code = code.replace(old, new)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == f"{answer['predictions'][:1]}\n", done.stderr
-
-
-def test_the_readmes_example_of_each_door(client: Client, answer: Any, tmp_path: Path) -> None:
-    token = client.token("inference")["Authorization"]
-    address = "http://127.0.0.1:8080"
-    script = example("sh", "/v1/models/")
-    assert address in script
-    head = f"""
-        set -e
-        CAT={photos.greeting()}
-        curl() {{ command curl -sS --fail -H "Authorization: {token}" "$@"; }}
-    """
-    script = head + script.replace(address, client.inference)
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    explained, invoked, first, second = json.loads(f"[{done.stdout.replace('}{', '},{')}]")
-    assert all(p.pop("explanation")["grid"] for p in explained["predictions"])
-    assert explained == invoked == first["predictions"][0] == answer
-    assert second["outputs"][0]["data"] == [p["label"] for p in answer["predictions"]]
-    assert Image.open(tmp_path / "where.png").format == "PNG"
-
-
 def test_answers_in_the_readers_language(entrance: Entrance, answer: Any) -> None:
     headers = {"Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8", "X-Classify-Threshold": "1"}
     chinese = entrance.post(
@@ -266,7 +219,7 @@ def test_explanations_tell_where(entrance: Entrance, answer: Any) -> None:
 
 
 def test_explanations_as_a_picture(entrance: Entrance) -> None:
-    headers = {"Content-Type": "image/png", "Accept": "image/png"}
+    headers = {"Content-Type": "image/png", "Accept": "image/png", "X-Classify-TTA": "none"}
     path = f"/explanations/{REAL}"
     response = entrance.post(path, data=CAT, headers=headers)
     assert response.headers["Content-Type"] == "image/png"
@@ -287,7 +240,7 @@ def test_explanations_of_the_protocols(entrance: Entrance, door: str) -> None:
     else:
         given: Any = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
         path, body = f"/v2/models/{REAL}/explain", {"inputs": [given]}
-    answered = entrance.post(path, json=body).json()
+    answered = entrance.post(path, json=body, headers={"X-Classify-TTA": "none"}).json()
     if "outputs" in answered:
         (text, *_) = next(o for o in answered["outputs"] if o["name"] == "explanation")["data"]
         found = json.loads(text)

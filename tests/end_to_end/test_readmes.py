@@ -1,0 +1,246 @@
+"""The commands of the README files do what the text says of them, on the ports that it names."""
+
+import csv
+import importlib.util
+import itertools
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scripts import paths, photos
+from scripts.__main__ import modules
+from scripts.archive.recipe import Recipe, build
+from scripts.server.client import Client
+from scripts.server.torchserve import TorchServe
+from tests.end_to_end.test_doors import grpc_port
+from tests.helpers import REAL
+from visionserve.models import MODELS
+
+READMES = ("README.md", "handler/README.md", "scripts/README.md", "config/README.md")
+NOT_RUN = {
+    "make test": "would run itself",
+    'make serve MODELS="resnet18 resnet50 efficientnet_lite0"': "needs the official weights",
+    "prometheus --config.file=config/prometheus/prometheus.yml": (
+        "listens on every interface until it is stopped; test_observability runs the configuration"
+    ),
+    ".venv/bin/visionserve classify --engine ray --archive "
+    "model_store/local/efficientnet_lite0.mar photos/ --output rows.csv": (
+        "needs Ray, which listens on every interface: `make test-ray`"
+    ),
+}
+BEFORE = {"scripts/README.md": [f"make serve MODELS={REAL}"], "config/README.md": ["make stop"]}
+HOST = "127.0.0.1:8000"
+VISIONSERVE = ".venv/bin/visionserve"
+Printed = dict[str, dict[str, str]]
+
+
+def blocks(readme: str, language: str) -> list[str]:
+    text = (paths.ROOT / readme).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(readme: str) -> list[str]:
+    """Return the shell commands of a README in order, each in one line and without a comment."""
+    joined = re.sub(r"\\\n\s*|(?<=\|)\n\s*", " ", "".join(blocks(readme, "sh")))
+    lines = (re.sub(r"\s#\s.*", "", line) for line in joined.splitlines())
+    return [" ".join(line.split()) for line in lines if line.strip()]
+
+
+def mentions(readme: str) -> list[str]:
+    """Return what stands in the text as code."""
+    text = (paths.ROOT / readme).read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text)]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> Path:
+    """A copy of the repository with an environment of its own, and the files that are named.
+
+    INT8 of the `local` profile becomes FP32, whose archives are built in a tenth of the time.
+    """
+    root = tmp_path_factory.mktemp("readmes")
+    for folder in ("handler", "config", "scripts"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(paths.ROOT / folder, root / folder, ignore=ignored)
+    for file in ("Makefile", "pyproject.toml", "README.md"):
+        shutil.copy(paths.ROOT / file, root)
+    local = root / "config" / "local" / "model-config.yaml"
+    local.write_text(local.read_text().replace("precision: int8", "precision: fp32"))
+
+    venv.create(root / ".venv", symlinks=True)
+    (site,) = (root / ".venv" / "lib").glob("python*/site-packages")
+    (site / "clone.pth").write_text(
+        f"{root}\n{root / 'handler'}\n{sysconfig.get_path('purelib')}\n"
+    )
+    for name in ("visionserve", "torchserve", "torch-model-archiver"):
+        _, *code = Path(sys.executable).with_name(name).read_text().splitlines()
+        script = root / ".venv" / "bin" / name
+        script.write_text("\n".join([f"#!{root}/.venv/bin/python", *code]))
+        script.chmod(0o755)
+    for installed in (".serves", ".installed"):
+        (root / ".venv" / installed).touch()
+
+    server = root / "config" / "server" / "model-config.yaml"
+    own = Recipe("resnet18", "resnet18", "1.0", server, random_weights)
+    build(own, root / "model_store" / "server")
+    torch.manual_seed(1)
+    torch.save(MODELS["resnet18"].build(2).state_dict(), root / "tuned.pt")
+    (root / "labels.txt").write_text("alp\nvalley\n")
+    (root / "names.json").write_text(json.dumps({"alp": "高山雪景"}))
+    for folder in ("photos", "photographs/285"):
+        (root / folder).mkdir(parents=True)
+        shutil.copy(photos.greeting(), root / folder / "cat.png")
+    Image.open(photos.greeting()).convert("RGB").save(root / "cat.jpg")
+    tensor = np.asarray(Image.open(root / "cat.jpg").resize((64, 64)))
+    given = {"name": "image", "shape": tensor.shape, "datatype": "UINT8"}
+    request = {"inputs": [given | {"data": tensor.ravel().tolist()}]}
+    (root / "request.json").write_text(json.dumps(request))
+    return root
+
+
+@pytest.fixture(scope="module")
+def printed(clone: Path) -> Printed:
+    """Run the commands of every README in one shell, and in a network of their own.
+
+    Returns:
+        What each command prints, by README.
+    """
+    if subprocess.run(["unshare", "--net", "--map-root-user", "true"]).returncode != 0:
+        pytest.skip("this machine gives no process a network of its own")
+    script = """
+        set -e -o pipefail
+        ip link set lo up
+        export TORCH_HOME="$PWD/hub"
+        curl() { command curl -sS --fail-with-body "$@"; }
+        trap 'make stop; make stop PROFILE=server; .venv/bin/visionserve proxy stop' EXIT
+    """
+    files: dict[str, dict[str, Path]] = {readme: {} for readme in READMES}
+    for readme, of_readme in files.items():
+        for command in BEFORE.get(readme, []) + commands(readme):
+            if command not in NOT_RUN:
+                of_readme[command] = file = clone / f"{len(script)}.txt"
+                script += f"echo {shlex.quote(command)} >&2\n"
+                script += f"{{\n{command.replace('HOST', HOST)}\n}} > {shlex.quote(str(file))}\n"
+    shell = ["unshare", "--net", "--map-root-user", "bash", "-c", script]
+    done = subprocess.run(shell, cwd=clone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {
+        readme: {command: file.read_text() for command, file in of_readme.items()}
+        for readme, of_readme in files.items()
+    }
+
+
+def test_images_are_classified(printed: Printed) -> None:
+    of_readme = printed["README.md"]
+    raw, form, sure, two, base64 = (
+        of_readme[command] for command in of_readme if "$URL" in command
+    )
+    answer = json.loads(raw)
+    assert "cat" in answer["predictions"][0]["label"]
+    assert len(json.loads(form)["predictions"]) == 5 and json.loads(form)["tta"] == "five_crop"
+    assert "under 90%" in json.loads(sure)["warning"]
+    good, bad = json.loads(two)
+    assert good["predictions"] == json.loads(base64)["predictions"] == answer["predictions"]
+    assert bad["error"]["code"] == "unsupported_format"
+    *_, both = of_readme.values()
+    assert "mountains 1.0 on chelsea.png" in both and f"{REAL} 1.0 on chelsea.png" in both
+
+
+def test_each_door_answers(printed: Printed, clone: Path) -> None:
+    answer = json.loads(printed["README.md"]["curl -T $CAT $URL"])["predictions"]
+    explained, invoked, first, second = (
+        json.loads(text) for text in printed["handler/README.md"].values() if text
+    )
+    assert all(prediction.pop("explanation")["grid"] for prediction in explained["predictions"])
+    for other in (explained, invoked, first["predictions"][0]):
+        assert other["predictions"] == answer
+    assert second["outputs"][0]["data"] == [prediction["label"] for prediction in answer]
+    assert Image.open(clone / "where.png").format == "PNG"
+
+
+def test_versions_follow_each_other(printed: Printed, clone: Path) -> None:
+    of_readme = printed["scripts/README.md"]
+    assert f"{REAL} 1.0 (default): workers 1 ready" in of_readme[f"{VISIONSERVE} manage list"]
+    (row,) = csv.DictReader((clone / "rows.csv").read_text().splitlines())
+    assert "cat" in row["label_1"] and row["version"] == "2.0"
+
+
+def test_temperatures_are_fitted(printed: Printed, clone: Path) -> None:
+    fitted = json.loads((clone / "temperatures.json").read_text())
+    assert fitted["architecture"] == REAL and fitted["temperatures"]
+
+
+def test_the_plan_is_the_one_that_is_printed(printed: Printed) -> None:
+    plan = printed["scripts/README.md"][f"{VISIONSERVE} capacity --service-time-ms 8"]
+    readme = (paths.ROOT / "scripts/README.md").read_text(encoding="utf-8")
+    table = re.search(r"^\| workers \|.*\n.*\n((?:\|.*\n)+)", readme, re.MULTILINE)
+    assert table and set(table[1].splitlines()) <= set(plan.splitlines())
+
+
+def test_nginx_answers(printed: Printed) -> None:
+    image, tensors = (
+        json.loads(text)
+        for command, text in printed["config/README.md"].items()
+        if "curl" in command
+    )
+    assert image["model"] == "resnet18" and len(image["predictions"]) == 3
+    assert tensors["outputs"][0]["shape"] == [1, 3]
+
+
+def test_no_readme_and_no_command_is_left_out() -> None:
+    found = [paths.ROOT / "README.md", *paths.ROOT.glob("[a-z]*/**/README.md")]
+    assert {str(path.relative_to(paths.ROOT)) for path in found} == set(READMES)
+    assert set(NOT_RUN) < {command for readme in READMES for command in commands(readme)}
+    languages = {
+        language
+        for readme in READMES
+        for language in re.findall(r"^```(\w+)$", (paths.ROOT / readme).read_text(), re.MULTILINE)
+    }
+    assert languages <= {"sh", "python", "json", "mermaid"}
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_commands_in_the_text_exist(readme: str) -> None:
+    """Targets of make, commands with their options and subcommands, modules of Python."""
+    targets = re.findall(r"^([\w-]+):", (paths.ROOT / "Makefile").read_text(), re.MULTILINE)
+    for code in mentions(readme):
+        program, *words = code.split()
+        match program.rpartition("/")[2], words:
+            case "make", _:
+                assert {word for word in words if "=" not in word} <= set(targets), code
+            case "visionserve", [name, *options] if name != "--help":
+                source = modules()[name].read_text()
+                for before, word in itertools.pairwise(["", *options]):
+                    if word.startswith("--") or (word.islower() and not before.startswith("--")):
+                        assert f'"{word}"' in source, code
+            case "python", ["-m", module]:
+                assert importlib.util.find_spec(module), code
+            case "python", [script]:
+                assert (paths.ROOT / script).is_file(), code
+
+
+def test_the_grpc_client(server: TorchServe, client: Client) -> None:
+    (code,) = itertools.chain.from_iterable(blocks(readme, "python") for readme in READMES)
+    for old, new in (
+        ("Bearer KEY", client.token("inference")["Authorization"]),
+        ("cat.jpg", str(photos.greeting())),
+        ("127.0.0.1:7070", f"127.0.0.1:{grpc_port(server)}"),
+    ):
+        assert old in code
+        code = code.replace(old, new)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+    answer = client.predict(REAL, photos.greeting().read_bytes()).json()
+    assert done.stdout == f"{answer['predictions'][:1]}\n", done.stderr
