@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import environment, paths, photos
-from scripts.archive import labels, temperatures
+from scripts.archive import imagenet, temperatures
 from scripts.archive.categories import read_labels, read_map
 from scripts.archive.hashes import is_recorded, record, sha256_of
 from scripts.archive.weights import (
@@ -153,7 +153,7 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
             fitted = temperatures.read(recipe.temperatures, described)
             described = described.model_copy(update={"temperatures": fitted})
         if recipe.labels is None:
-            described = described.model_copy(update={"names": labels.translate(categories)})
+            described = described.model_copy(update={"names": imagenet.translate(categories)})
         if described.proof:
             print(f"{archive.name}: {proof.describe(described.proof)}.", file=sys.stderr)
         (content / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
@@ -207,7 +207,7 @@ def fingerprint(recipe: Recipe, config: ModelConfig) -> str:
             raise WeightsError(f"{own}: no such file of {what.replace('_', ' ')}.")
         digest.update((sha256_of(own) if own else "").encode() + b"\0")
     makers = (paths.SCRIPTS / name for name in MAKERS)
-    sources = [*paths.HANDLER.rglob("*"), *makers, labels.FILE, recipe.config]
+    sources = [*paths.HANDLER.rglob("*"), *makers, imagenet.FILE, recipe.config]
     if recipe.calibration and config.handler.precision == "int8":
         sources += recipe.photographs()
     for path in sorted(path for path in sources if path.is_file()):

@@ -1,1 +1,1 @@
-"""What every measurement prints."""
+"""What measurements print: tables, and when and where they were made."""

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     """Do what `visionserve manage` was asked, say what is so now, and return the exit code."""
     try:
         server = TorchServe.at(args.state or paths.STATE / args.profile)
-        print(_done(args, server), flush=True)
+        print(_operate(args, server), flush=True)
     except BrokenPipeError:
         # The reader, such as head, has read enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _done(args: argparse.Namespace, server: TorchServe) -> str:
+def _operate(args: argparse.Namespace, server: TorchServe) -> str:
     """Do what was asked, and say what is so now."""
     client = server.client
     match args.command:

@@ -1,1 +1,1 @@
-"""What chaos, soak and overload share: clients that know the right answers."""
+"""A server under stress: load, overload, faults, hostile bytes, and the queues that plan for it."""

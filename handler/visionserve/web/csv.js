@@ -1,7 +1,7 @@
 const FORMULA = /(^|[;\t\r\n])(?=[ "]*[=+\-@\t\r\n＝＋－＠])/g;
 
 /**
- * The columns of `scripts.classify`: a row for each image and setup.
+ * The columns of `visionserve classify`: a row for each image and setup.
  *
  * An apostrophe goes before whatever a spreadsheet would run as a formula:
  * https://owasp.org/www-community/attacks/CSV_Injection. A spreadsheet that expects semicolons

@@ -26,7 +26,7 @@ class ImageNetClass:
     chinese: str
 
 
-def imagenet() -> list[ImageNetClass]:
+def classes() -> list[ImageNetClass]:
     """Return the 1,000 classes in class-index order."""
     with FILE.open(encoding="utf-8", newline="") as file:
         return [ImageNetClass(*line) for line in csv.reader(file, delimiter="\t")]
@@ -41,5 +41,5 @@ def translate(categories: tuple[str, ...]) -> dict[Language, tuple[str, ...]]:
     """
     from visionserve.models import IMAGENET_CATEGORIES
 
-    classes = zip(imagenet(), categories, IMAGENET_CATEGORIES, strict=True)
-    return {"zh": tuple(c.chinese if label == own else label for c, label, own in classes)}
+    named = zip(classes(), categories, IMAGENET_CATEGORIES, strict=True)
+    return {"zh": tuple(c.chinese if label == own else label for c, label, own in named)}
