@@ -66,8 +66,7 @@ class VisionHandler:
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """Respond to a batch of requests, to each with its own HTTP status, headers and body.
 
-        A request for a description through the management API, which is a batch of its own, gets
-        the model card.
+        A request for a description, which comes through the management API, gets the model card.
         """
         if context.get_request_header(0, "describe") == "True":
             return [responses.to_json(self._card)]

@@ -1,1 +1,1 @@
-"""Image classification for TorchServe: bytes, validated image, tensor, probabilities, answer."""
+"""Image classification for TorchServe, from the bytes of a request to its response."""

@@ -149,7 +149,7 @@ class Classifier:
 
         A pool of decoders, if there is one, works ahead while the consumer runs forward passes.
         """
-        images = (self._open(item, deadline) for item in items)
+        images = (self._begin(item, deadline) for item in items)
         if self._pool is None or len(items) == 1:
             yield from map(self._prepare, items, images)
             return
@@ -161,8 +161,12 @@ class Classifier:
         while ahead:
             yield ahead.popleft().result()
 
-    def _open(self, item: Item, deadline: float) -> Image | Outcome:
-        """Return an item's validated image, or the item's outcome if that is known already."""
+    def _begin(self, item: Item, deadline: float) -> Image | Outcome:
+        """Return an item's validated image, or the item's outcome if that is known already.
+
+        It is known for an item with a fault, for refused options, for an answer in the cache, and
+        for every item after the deadline.
+        """
         if item.fault:
             return item.fault
         try:
@@ -267,7 +271,7 @@ class Classifier:
         return localized
 
     def _describe(self, image: Prepared, probabilities: Probabilities) -> Answer:
-        """Make an answer, without the words of any language."""
+        """Make an answer that is not localized."""
         options, trace = image.item.options, image.item.trace
         with trace.stage("postprocess"):
             temperature = self.metadata.temperatures.get(options.tta, 1)
@@ -301,7 +305,7 @@ class Classifier:
         return explanation.explain(contributions, predictions, box)
 
     def _localize(self, answer: Answer, options: Options) -> Answer:
-        """Add the words of a request's language; a model without names in it shows its labels."""
+        """Localize an answer. A model without names in the language shows its labels instead."""
         language, labels = options.language, self.metadata.categories
         names = None if language == "en" else self.metadata.names.get(language, labels)
         return postprocessing.localize(answer, options, names)

@@ -34,7 +34,7 @@ class Request:
             page sends no image, and so its request has no items.
         many: whether the client sent a list of images, and so gets a list in return.
         form: how the response is written.
-        probe: whether nginx sent it to see if the model answers. Probes are not counted.
+        probe: whether nginx sent it to check the model's health. Probes are not counted.
     """
 
     items: list[Item]

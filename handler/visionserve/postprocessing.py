@@ -1,4 +1,4 @@
-"""From an image's averaged probabilities to its predictions, and from an answer to its words."""
+"""From an image's averaged probabilities to its predictions, and to the client's language."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -66,7 +66,7 @@ def localize(answer: Answer, options: Options, names: Sequence[str] | None) -> A
     """Add to an answer what depends on its request's language.
 
     Args:
-        answer: an answer that no language has touched; it stays as it is.
+        answer: an answer that is not localized; it stays as it is.
         options: `language`, and the `threshold` that the warning names.
         names: what people call the classes in that language, in class-index order; None adds no
             names, as the labels are English already.

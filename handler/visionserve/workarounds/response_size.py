@@ -16,7 +16,7 @@ def max_response_size() -> int:
     line names with `-f`.
 
     Returns:
-        `max_response_size` of that file, or TorchServe's default where the file does not set it.
+        `max_response_size` of that file, or TorchServe's default if the file does not set it.
     """
     try:
         command = psutil.Process(os.getppid()).cmdline()
