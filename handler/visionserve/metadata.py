@@ -70,6 +70,8 @@ class Metadata(Strict):
         dense: whether the model has a fully convolutional form, which TTA `dense` needs.
         explains: whether its last layer is linear and follows a global pool, which explanations
             need.
+        half_range: whether the weights use half of INT8's range, so that no processor's sums
+            overflow; see `visionserve.processor`.
         proof: how close the model is to its weights. The builder always writes it.
     """
 
@@ -83,6 +85,7 @@ class Metadata(Strict):
     temperatures: dict[TTA, Temperature] = Field(default_factory=dict)
     dense: bool = True
     explains: bool = True
+    half_range: bool = False
     proof: Proof | None = None
 
     def suited(self, options: Options) -> Options:

@@ -24,6 +24,7 @@ from visionserve import runtimes
 from visionserve.config import HandlerConfig
 from visionserve.metadata import Metadata, Proof
 from visionserve.models import MODELS, FullyConvolutional
+from visionserve.processor import overflows
 
 SAMPLES = 300
 TILES = (1, 2, 3)
@@ -78,6 +79,7 @@ def convert(
         categories=categories,
         dense=module.dense,
         explains=module.linear is not None,
+        half_range=config.precision == "int8" and overflows(),
     )
     check_form(module, transforms.crop)
     calibration, judges = divide(photographs)
@@ -156,7 +158,8 @@ def _search(
         for spared in ([], first_convolutions(model, crop)):
             folder = Path(scratch) / str(len(spared))
             folder.mkdir()
-            save(quantize(model, samples, spared), folder / metadata.artifact)
+            quantized = quantize(model, samples, spared, metadata.half_range)
+            save(quantized, folder / metadata.artifact)
             candidates.append((folder, _prove(folder, metadata, config, reference)))
             if candidates[-1][1].mean_difference <= CLOSE:
                 break
@@ -191,7 +194,12 @@ def to_openvino(module: FullyConvolutional, crop: int) -> Any:
         )
 
 
-def quantize(model: Any, samples: Sequence[NDArray[np.uint8]], spared: Sequence[str]) -> Any:
+def quantize(
+    model: Any,
+    samples: Sequence[NDArray[np.uint8]],
+    spared: Sequence[str],
+    half_range: bool = False,
+) -> Any:
     """Quantize an OpenVINO model to INT8, statically, with NNCF's default preset.
 
     Weights get one scale per output channel; activations get the ranges that they show on the
@@ -204,15 +212,19 @@ def quantize(model: Any, samples: Sequence[NDArray[np.uint8]], spared: Sequence[
         model: an OpenVINO model, which stays as it is.
         samples: uint8 arrays of shape (1, crop, crop, 3), RGB.
         spared: names of further operations to keep in FP32.
+        half_range: whether all weights use half of INT8's range, for processors that
+            `visionserve.processor.overflows` tells of, and not the first layer's alone.
     """
     import nncf
 
     nncf.set_log_level(logging.WARNING)
+    fix = nncf.OverflowFix.ENABLE if half_range else nncf.OverflowFix.FIRST_LAYER
     return nncf.quantize(
         model,
         nncf.Dataset(samples),
         subset_size=len(samples),
         ignored_scope=nncf.IgnoredScope(names=[*behind_linear(model), *spared]),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
     )
 
 

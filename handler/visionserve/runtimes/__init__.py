@@ -1,5 +1,6 @@
 """Inference engines with one interface: from uint8 pixels to probabilities."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,10 @@ from numpy.typing import NDArray
 
 from visionserve.config import HandlerConfig
 from visionserve.metadata import Metadata
+from visionserve.processor import overflows
 from visionserve.tta import Views
+
+logger = logging.getLogger(__name__)
 
 
 class Runtime:
@@ -74,6 +78,11 @@ def load(
         threads: inference threads on the CPU.
     """
     artifact = directory / metadata.artifact
+    if config.precision == "int8" and not metadata.half_range and overflows():
+        logger.warning(
+            "The archive was built on a processor with VNNI, which this one lacks, so that its "
+            "answers are less exact here: build it on this machine."
+        )
     if config.runtime == "openvino":
         from visionserve.runtimes.openvino import OpenVINORuntime
 
