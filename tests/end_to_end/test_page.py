@@ -222,13 +222,14 @@ def test_dead_server_is_told_at_once_and_mended_by_one_click(page: Browser) -> N
 
 def test_silent_server_is_left_after_30_s(page: Browser) -> None:
     page.run(
-        """const wait = setTimeout;
+        """window.wait = setTimeout;
            window.setTimeout = (action, pause) => wait(action, pause === 30_000 ? 300 : pause)"""
     )
     page.slow(20)
     page.pick(CAT)
     page.settle()
     assert page.text(".failure").startswith("The server took longer than 30 s")
+    page.run("window.setTimeout = wait")
     page.offline(False)
     page.one(".retry").click()
     page.until(lambda: page.text(".label"))
