@@ -1,9 +1,11 @@
-"""What holds for every test: one thread, SIGINT as in a terminal, and the photographs."""
+"""What holds for every test: one thread, SIGINT as in a terminal, no process that stays."""
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -17,6 +19,19 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # A shell that starts the tests in the background lets them ignore SIGINT, and so would commands
 # that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# All that a run starts inherits this, the processes of pytest-xdist among them.
+RUN = "VISIONSERVE_TEST_RUN"
+os.environ.setdefault(RUN, str(os.getpid()))
+
+
+def pytest_unconfigure() -> None:
+    """End what is left: pytest-xdist kills its processes at Ctrl-C, and their servers stay."""
+    if os.environ[RUN] == str(os.getpid()):
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.pid != os.getpid() and process.environ().get(RUN) == os.environ[RUN]:
+                    process.kill()
 
 
 @pytest.fixture(scope="session")

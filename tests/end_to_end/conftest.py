@@ -1,6 +1,9 @@
 """One real TorchServe per session, with a real classifier and a seeded random ResNet-18."""
 
+import fcntl
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,11 +20,30 @@ from visionserve.models import MODELS
 
 
 @pytest.fixture(scope="session")
-def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the run, which pytest-xdist's processes share."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "common"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Have the other processes wait that want to write there, too."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def random_weights(common: Path) -> Path:
     """A state dict of a seeded, untrained ResNet-18."""
-    path = tmp_path_factory.mktemp("weights") / "random.pt"
-    torch.manual_seed(0)
-    torch.save(MODELS["resnet18"].build(1000).state_dict(), path)
+    path = common / "random.pt"
+    with alone(common):
+        if not path.exists():
+            torch.manual_seed(0)
+            torch.save(MODELS["resnet18"].build(1000).state_dict(), path)
     return path
 
 
@@ -36,24 +58,21 @@ def pytorch_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def store(
-    tmp_path_factory: pytest.TempPathFactory,
-    exact_config: Path,
-    random_weights: Path,
-    pytorch_config: Path,
-) -> Path:
+def store(common: Path, exact_config: Path, random_weights: Path, pytorch_config: Path) -> Path:
     """A model store with both models, which classify exactly and cache nothing."""
-    store = tmp_path_factory.mktemp("store")
-    build(Recipe(REAL, REAL, "1.0", exact_config), store)
-    build(Recipe("resnet18", RANDOM, "1.0", pytorch_config, random_weights), store)
+    store = common / "store"
+    with alone(common):
+        build(Recipe(REAL, REAL, "1.0", exact_config), store)
+        build(Recipe("resnet18", RANDOM, "1.0", pytorch_config, random_weights), store)
     return store
 
 
 @pytest.fixture(scope="session")
-def int8_archive(store: Path) -> Path:
+def int8_archive(common: Path, store: Path) -> Path:
     """The real classifier of the local profile, in the same store: INT8, fast, with a cache."""
     config = paths.CONFIG / "local" / "model-config.yaml"
-    return build(Recipe(REAL, "int8", "1.0", config), store)
+    with alone(common):
+        return build(Recipe(REAL, "int8", "1.0", config), store)
 
 
 @pytest.fixture(scope="session")
