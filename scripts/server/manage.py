@@ -17,12 +17,12 @@ from scripts.server.torchserve import NotRunningError, TorchServe
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what `visionserve manage` was asked, say what is so now, and return the exit code."""
+    """Run `visionserve manage`: do what was asked, print the new state, return the exit code."""
     try:
         server = TorchServe.at(args.state or paths.STATE / args.profile)
         print(_operate(args, server), flush=True)
     except BrokenPipeError:
-        # The reader, such as head, has read enough.
+        # The program that reads the output, such as head, has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except requests.HTTPError as error:
         print(_refusal(error, args.profile), file=sys.stderr)
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _operate(args: argparse.Namespace, server: TorchServe) -> str:
-    """Do what was asked, and say what is so now."""
+    """Do what was asked, and return a description of the new state."""
     client = server.client
     match args.command:
         case "list":
@@ -63,7 +63,7 @@ def _operate(args: argparse.Namespace, server: TorchServe) -> str:
 
 
 def listing(client: Client) -> list[str]:
-    """Describe each version of each model in a line: workers, and which is the default."""
+    """Return a line for each version of each model: its workers, and whether it is the default."""
     lines = []
     for model in client.models():
         default = client.default_version(model)
@@ -81,7 +81,7 @@ def _state(name: str, entry: dict[str, Any], is_default: bool = False) -> str:
 
 
 def _refusal(error: requests.HTTPError, profile: str) -> str:
-    """Turn what TorchServe refuses into one line."""
+    """Turn TorchServe's error response into one line for the user."""
     try:
         message = error.response.json()["message"]
     except (ValueError, KeyError):

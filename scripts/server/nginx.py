@@ -1,4 +1,4 @@
-"""One nginx in front of one or several TorchServes: its configuration, start, reload and stop."""
+"""Configure, start, reload and stop one nginx in front of one or several TorchServes."""
 
 import ipaddress
 import os
@@ -29,16 +29,16 @@ MODULES = ("ndk_http_module", "ngx_http_lua_module", "ngx_stream_module")
 
 
 class ProxyError(Exception):
-    """Nginx is missing, refuses its configuration, or does not start or stop."""
+    """Nginx is not installed, refuses its configuration, or does not start or stop."""
 
 
 @dataclass(frozen=True)
 class Upstream:
-    """A TorchServe.
+    """A TorchServe behind nginx.
 
     Attributes:
         url: address of its inference API, such as ``http://127.0.0.1:8080``.
-        key_file: its `key_file.json`, whose inference token nginx reads for each request.
+        key_file: its `key_file.json`; nginx reads the inference token from it for each request.
     """
 
     url: str
@@ -47,15 +47,16 @@ class Upstream:
 
 @dataclass(frozen=True)
 class Site:
-    """What differs from one nginx to another.
+    """The settings that differ from one nginx to another.
 
     Attributes:
-        upstreams: the TorchServes.
-        listen: address that clients use, as nginx writes it.
-        probes: address of `/ping` and `/metrics` for whoever watches over nginx.
-        model: the model whose page `/` shows, and which `/ping` asks.
-        rate: requests that one client may send, as nginx writes it: ``20r/s``, ``30r/m``.
-        trusted: networks of load balancers, whose X-Forwarded-For is believed.
+        upstreams: the TorchServes that nginx forwards requests to.
+        listen: the address that clients use, in nginx's notation.
+        probes: the address of `/ping` and `/metrics`, for health checks and monitoring.
+        model: the model whose page `/` shows, and which `/ping` sends a request to.
+        rate: the rate of requests that one client may send, in nginx's notation: ``20r/s``,
+            ``30r/m``.
+        trusted: networks of load balancers; nginx trusts the X-Forwarded-For that they send.
     """
 
     upstreams: tuple[Upstream, ...]
@@ -66,7 +67,7 @@ class Site:
     trusted: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raise `ProxyError` for a value that nginx would not take, or take for something else."""
+        """Raise `ProxyError` for a value that nginx would refuse or misread."""
         address = r"(\d+\.\d+\.\d+\.\d+|\[[0-9a-f:]+\]):\d+"
         url = r"http://[\w.:\[\]-]+:\d+"
         for name, value, pattern in (
@@ -86,9 +87,9 @@ class Site:
 
 
 class Proxy:
-    """An nginx with its configuration, sockets, logs and temporary files in a folder.
+    """An nginx whose configuration, sockets, logs and temporary files lie in one folder.
 
-    nginx runs in that folder and names what lies in it by relative paths.
+    nginx runs in that folder, and its configuration uses paths relative to it.
 
     Args:
         state: the folder.
@@ -99,16 +100,16 @@ class Proxy:
 
     @property
     def pid(self) -> int | None:
-        """The master's process id, where it runs."""
+        """The process id of nginx's master process, or None if it does not run."""
         master = self._master()
         return master.pid if master else None
 
     def start(self, site: Site) -> None:
-        """Start nginx, or have a running one take on the site, and wait until it has.
+        """Start nginx, or reload a running one, and wait until it serves the site.
 
         Raises:
-            ProxyError: nginx is not installed, refuses the configuration, or cannot use it, as
-                another process has its port.
+            ProxyError: nginx is not installed, refuses the configuration, or cannot use it, for
+                example because another process has its port.
             OSError: a key file cannot be read.
         """
         identity = self._write(site)
@@ -127,9 +128,9 @@ class Proxy:
             time.sleep(0.05)
 
     def run(self, site: Site) -> None:
-        """Become nginx in the foreground, its logs on standard output and error.
+        """Replace this process with nginx, which logs to standard output and standard error.
 
-        Raises as `start` does.
+        It raises the same errors as `start`.
         """
         self._write(site)
         command = self._command(directives="daemon off;")
@@ -137,8 +138,8 @@ class Proxy:
             log = self._state / "logs" / f"{name}.log"
             log.unlink(missing_ok=True)
             log.symlink_to(f"/proc/self/fd/{stream}")
-            # Nginx opens the stream by its path, which fails where it is another user's file, or
-            # a socket. A pipe of its own it can open.
+            # Nginx opens the stream by its path. That fails if the stream is another user's file
+            # or a socket, so nginx gets a pipe, which it can always open, and `cat` copies it.
             copy = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=stream)
             assert copy.stdin
             os.dup2(copy.stdin.fileno(), stream)
@@ -146,10 +147,10 @@ class Proxy:
         os.execv(command[0], command)
 
     def stop(self) -> None:
-        """Stop nginx, if it runs, once it has answered the requests that it has.
+        """Stop nginx, if it runs, after it has completed its current requests.
 
         Raises:
-            ProxyError: it still runs after 40 s.
+            ProxyError: nginx still runs after 40 s.
         """
         if (master := self._master()) is None:
             return
@@ -172,7 +173,7 @@ class Proxy:
         return master.children() if master else []
 
     def _answers_as(self, identity: str, before: list[psutil.Process]) -> bool:
-        """Tell whether new workers run with a configuration, and no earlier one takes requests."""
+        """Tell whether workers of this configuration run and no earlier worker takes requests."""
         file = self._state / "identity"
         if not file.exists() or file.read_text() != identity:
             return False
@@ -183,7 +184,11 @@ class Proxy:
         return True
 
     def _write(self, site: Site) -> str:
-        """Write the configuration, for the user alone, check it, and return its identity."""
+        """Write the configuration so that only this user can read it, and have nginx check it.
+
+        Returns:
+            The configuration's identity, which its workers write to a file once they run.
+        """
         site.check()
         for folder in (self._state, self._state / "logs", self._state / "temp"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -230,7 +235,7 @@ class Proxy:
         path.write_text(_Template(text).substitute(values), encoding="utf-8")
 
     def _modules(self) -> str:
-        """Return the folder of nginx's modules."""
+        """Return the folder of nginx's modules, after a check that the needed ones are there."""
         told = subprocess.run([self._nginx(), "-V"], capture_output=True, text=True).stderr
         found = re.search(r"--modules-path=(\S+)", told)
         folder = Path(found[1]) if found else Path("/usr/lib/nginx/modules")
@@ -256,7 +261,11 @@ class Proxy:
         return nginx
 
     def _command(self, *arguments: str, directives: str = "") -> list[str]:
-        """Where root starts nginx, its workers stay root, as the folder is closed to others."""
+        """Return nginx's command line.
+
+        If root starts nginx, its workers also run as root, because no other user can read the
+        folder.
+        """
         if os.geteuid() == 0:
             directives += "user root;"
         return [
@@ -267,7 +276,7 @@ class Proxy:
 
 
 class _Template(string.Template):
-    """Placeholders that nginx's own `$variables` do not meet."""
+    """A template whose placeholders cannot be confused with nginx's own `$variables`."""
 
     delimiter = "@"
 

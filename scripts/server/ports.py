@@ -1,4 +1,4 @@
-"""Ports that are free."""
+"""Find free ports."""
 
 import socket
 from contextlib import closing
@@ -15,7 +15,7 @@ def free_ports() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nothing listens on."""
+    """Return a TCP port of 127.0.0.1 that no process listens on."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Folders that one user alone can look into."""
+"""Folders that only one user can read."""
 
 import os
 import stat
@@ -6,16 +6,18 @@ from pathlib import Path
 
 
 class ForeignFileError(OSError):
-    """A folder holds what another user may have put there."""
+    """A folder holds a file or link that another user may have put there."""
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder for this user alone, or close one that is there, with all that it holds.
+    """Create a folder that only this user can read, or close an existing one and its contents.
 
-    The folder is closed first, so that nobody can change what is looked at afterwards.
+    The folder itself is closed first, so that no other user can change its contents while they
+    are checked.
 
     Raises:
-        ForeignFileError: something in it belongs to another user, or is a symbolic link.
+        ForeignFileError: the folder, or a file in it, belongs to another user or is a symbolic
+            link.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _close(folder)

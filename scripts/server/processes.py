@@ -1,6 +1,7 @@
-"""Which process is whose: found by what it runs, never by an id that a file has kept.
+"""Find processes by their command lines, and by the ports that they listen on.
 
-The id in a file may be another process's by now, so that nothing is signalled by one.
+No process is found by an id that was kept in a file, because another process may have that id by
+now, and would get the signals.
 """
 
 import os
@@ -9,11 +10,13 @@ import psutil
 
 
 def find(name: str, *words: str) -> psutil.Process | None:
-    """Find this user's oldest process of a name whose command line holds all the words.
+    """Find this user's oldest process with a name and with all the words in its command line.
 
-    A word is text that follows a space and ends at one, or at an end of the line, such as
-    ``-c /a folder/nginx.conf``. Signal the process through the object returned: psutil compares
-    the start time first, and raises `psutil.NoSuchProcess` where the id has a new owner.
+    A word may itself hold spaces, such as ``-c /a folder/nginx.conf``. It matches where a space
+    or an end of the command line stands on both of its sides.
+
+    Send signals through the object that this returns: psutil first compares the start time, and
+    raises `psutil.NoSuchProcess` if another process has the id by now.
     """
     found = []
     for process in psutil.process_iter(["name", "uids", "cmdline", "create_time"]):
@@ -25,10 +28,10 @@ def find(name: str, *words: str) -> psutil.Process | None:
 
 
 def listeners(*ports: int) -> dict[int, int | None]:
-    """Tell which TCP ports of this machine are taken, and by which process.
+    """Tell which of these TCP ports are taken on this machine, and by which process.
 
     Returns:
-        Port to process id, which is None where the process is another user's.
+        The process id for each taken port, None if the process is another user's.
     """
     return {
         connection.laddr.port: connection.pid
@@ -40,7 +43,7 @@ def listeners(*ports: int) -> dict[int, int | None]:
 
 
 def listens(process: psutil.Process, *ports: int) -> bool:
-    """Tell whether a process listens on all of these TCP ports, and so no other one does."""
+    """Tell whether a process listens on all of these TCP ports, so that no other process does."""
     try:
         connections = process.net_connections("tcp")
     except psutil.NoSuchProcess:
@@ -50,7 +53,7 @@ def listens(process: psutil.Process, *ports: int) -> bool:
 
 
 def describe(pid: int | None) -> str:
-    """Name a process for a person, by its id and the start of its command line."""
+    """Return a process's id and the start of its command line, for a message to the user."""
     if pid is None:
         return "another user's process"
     try:

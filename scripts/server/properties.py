@@ -1,11 +1,11 @@
-"""TorchServe's `config.properties`: read, and checked against the keys that it knows."""
+"""Read TorchServe's `config.properties`, and check for keys that TorchServe does not know."""
 
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-# Those of org.pytorch.serve.util.ConfigManager and of ts.model_server in TorchServe 0.12.0, which
-# ignores any other.
+# The keys that TorchServe 0.12.0 reads, in org.pytorch.serve.util.ConfigManager and in
+# ts.model_server. It ignores all other keys.
 KEYS = """
 allowed_urls async_logging blacklist_env_vars certificate_file cors_allowed_headers
 cors_allowed_methods cors_allowed_origin cpp_log_config cpu_launcher_args cpu_launcher_enable
@@ -37,7 +37,7 @@ def check_properties(keys: Iterable[str]) -> None:
     """Refuse keys that TorchServe would ignore.
 
     Raises:
-        UnknownPropertyError: it names the first one, and a known one like it.
+        UnknownPropertyError: a key is unknown; the message suggests the known key most like it.
     """
     for key in keys:
         if key not in KNOWN:
@@ -47,7 +47,7 @@ def check_properties(keys: Iterable[str]) -> None:
 
 
 def read_properties(path: Path) -> dict[str, str]:
-    """Read a file of `key=value` lines and `#` comments."""
+    """Return the properties in a file of `key=value` lines and `#` comments."""
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
     return {key.strip(): value.strip() for key, value in pairs}

@@ -1,7 +1,7 @@
-"""Take a version of a model out of service once its requests have their answers.
+"""Take a version of a model out of service after its last request is answered.
 
-TorchServe 0.12 puts the requests in the hands of a worker that it removes back into the version's
-queue, and never answers the queue of a version that is gone.
+This is needed because TorchServe 0.12 loses requests when it removes a version: it puts the
+requests of the removed workers back into the version's queue, and drops that queue unanswered.
 """
 
 import json
@@ -18,23 +18,25 @@ PLACEHOLDER = "retired"
 
 
 def retire(client: Client, store: Path, model: str, version: str | None = None) -> None:
-    """Remove a version after its last answer.
+    """Remove a version after its last request is answered.
 
-    Where it is the only one, a version without workers takes its place until it is gone: a new
-    request gets TorchServe's 503, and a 404 from then on. After an interruption, the same call
-    goes on. Requests that name the version itself have to end before; one that takes longer than
-    two seconds may end with a 500, where the version has several workers.
+    If it is the model's only version, a version without workers takes its place until it is
+    removed. During that time a new request gets TorchServe's 503, and afterwards a 404. If the
+    call is interrupted, repeating it finishes the work.
+
+    Clients must stop sending requests that name the version before this is called. If the version
+    has several workers, a request that takes longer than two seconds may end with a 500.
 
     Args:
-        client: of the server.
-        store: the folder that it loads archives from.
+        client: a client of the server.
+        store: the folder that the server loads archives from.
         model: the model's name.
-        version: None stands for the default version.
+        version: the version; None means the default version.
 
     Raises:
         requests.HTTPError: there is no such version, or it is the default one of several.
-        TimeoutError: requests to it still wait after a minute.
-        requests.Timeout: its worker does not answer in a minute.
+        TimeoutError: requests still wait in the version's queue after a minute.
+        requests.Timeout: the version's worker does not respond within a minute.
     """
     versions = _versions(client, model) - {PLACEHOLDER}
     version = version or (versions.pop() if len(versions) == 1 else client.default_version(model))
@@ -46,9 +48,10 @@ def retire(client: Client, store: Path, model: str, version: str | None = None) 
 
 @contextmanager
 def _placeholder(client: Client, store: Path, model: str, version: str) -> Iterator[None]:
-    """Have a version without workers in place of the default one, which is back on a failure.
+    """Make a version without workers the default one for the block, and then remove it.
 
-    Its archive stays in the store, as TorchServe's snapshots of this time name it.
+    If the block fails, the earlier version is the default again. The archive stays in the store
+    afterwards, because TorchServe's snapshots from this time name it.
     """
     archive = store / f"{model}-{PLACEHOLDER}.mar"
     entry = {"modelName": model, "modelVersion": PLACEHOLDER, "handler": PLACEHOLDER}
@@ -77,11 +80,12 @@ def _versions(client: Client, model: str) -> set[str]:
 
 
 def _drain(client: Client, model: str, version: str) -> None:
-    """Wait until a version, which nobody asks any more, has answered what it was asked.
+    """Wait until a version that gets no new requests has completed its earlier ones.
 
-    TorchServe tells how many requests are in the queue, not how many are in the workers' hands.
-    Those have a moment to end; then a single worker is left, which answers one request after the
-    other, and an empty request is its last.
+    TorchServe tells how many requests wait in the queue, but not how many the workers have. After
+    the queue is empty, the workers therefore get two seconds to finish. Then all workers but one
+    are removed, and an empty request is sent. The remaining worker takes requests one after
+    another, so its response to the empty request shows that it has completed all the others.
     """
     deadline = time.monotonic() + TIMEOUT
     while (entry := client.describe(model, version)[0])["jobQueueStatus"]["pendingRequests"]:

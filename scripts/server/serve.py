@@ -25,18 +25,20 @@ DEFAULT = "resnet18"
 
 
 def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
-    """Build what is missing, start the server unless it runs with just that, and show an answer.
+    """Build missing archives, start the server with them, and show an answer of each model.
+
+    A server that already runs with the same archives and properties goes on as it is.
 
     Args:
-        server: not yet started, or running.
-        names: of models that can be built, and of archives in the store, without `.mar`. Without
-            any, those that the profile served last.
+        server: the server, running or not.
+        names: models that can be built, and archives in the store, named without `.mar`. If
+            empty, the profile's last models are served again.
         mirror: see `scripts.archive.weights.resolve`.
 
     Raises:
-        ArchiveError: a name stands for no archive.
+        ArchiveError: a name is neither a model that can be built nor an archive.
         WeightsError: a model's weights are corrupt.
-        InstallError: pip could not install what building or serving takes.
+        InstallError: pip could not install a package that is needed to build or serve.
         StartError: the server did not become ready.
     """
     server.check_ports()
@@ -52,7 +54,7 @@ def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
 
 
 def launch(server: TorchServe, archives: Sequence[Archive]) -> None:
-    """Start the server, with PyTorch where an archive takes it."""
+    """Start the server; install PyTorch first if an archive needs it."""
     for archive in archives:
         if runtime(server.store / archive.file) == "pytorch":
             environment.require("pytorch", f"{archive.file} runs on PyTorch")
@@ -60,10 +62,10 @@ def launch(server: TorchServe, archives: Sequence[Archive]) -> None:
 
 
 def announce(server: TorchServe, models: Sequence[str]) -> None:
-    """Say where and how the server answers, and show an answer of each model.
+    """Print the server's address, how to send it requests, and an answer of each model.
 
     Raises:
-        StartError: a model does not answer.
+        StartError: a model gives no answer.
     """
     client = server.client
     url = f"{client.inference}/predictions/{models[0]}"
@@ -88,7 +90,10 @@ def announce(server: TorchServe, models: Sequence[str]) -> None:
 
 
 def lacks_cuda(profile: str) -> bool:
-    """Tell whether a profile is for a GPU that TorchServe does not find; it asks nvidia-smi."""
+    """Tell whether a profile needs a GPU and TorchServe finds none.
+
+    TorchServe finds GPUs through nvidia-smi.
+    """
     config = yaml.safe_load((paths.CONFIG / profile / "model-config.yaml").read_text())
     return config.get("deviceType") == "gpu" and shutil.which("nvidia-smi") is None
 
@@ -97,7 +102,7 @@ def restore(server: TorchServe) -> None:
     """Start the server with the models, versions and workers that it had when it ended.
 
     Raises:
-        FileNotFoundError: it never ran.
+        FileNotFoundError: the server never ran.
         StartError: the server did not become ready.
     """
     server.check_ports()
@@ -108,7 +113,7 @@ def restore(server: TorchServe) -> None:
 
 
 def stop(server: TorchServe) -> None:
-    """Stop the server, and say whether one ran."""
+    """Stop the server, and print whether one ran."""
     pid = server.pid
     if server.stop():
         print(f"Stopped the server of profile {server.profile} (process {pid}).")
@@ -117,7 +122,7 @@ def stop(server: TorchServe) -> None:
 
 
 def status() -> None:
-    """Tell of each profile whether its server runs, where, with which models and token."""
+    """Print whether each profile's server runs, with its address, models and token file."""
     for profile in paths.profiles():
         try:
             server = TorchServe.at(paths.STATE / profile)
@@ -145,7 +150,10 @@ def _page(server: TorchServe, model: str) -> str:
 
 
 def _token_age(key_file: Path) -> str:
-    """TorchServe writes the file when it makes the keys."""
+    """Return how old the keys are and when they expire, for the user.
+
+    TorchServe writes the file when it makes the keys, so the file's age is theirs.
+    """
     hours = (time.time() - key_file.stat().st_mtime) / 3600
     until = json.loads(key_file.read_bytes())["inference"].get("expiration time", "?")
     return f"{_short(key_file)}, {hours:.1f} hours old, good until {until}"
@@ -156,10 +164,10 @@ def _short(path: Path) -> Path:
 
 
 def show(response: requests.Response, name: str) -> None:
-    """Print the answer that a response holds.
+    """Print the predictions in a response.
 
     Raises:
-        StartError: it holds an error.
+        StartError: the response is an error.
     """
     if not response.ok:
         raise StartError(f"{name} does not answer: {response.status_code} {response.text.strip()}")
@@ -170,7 +178,7 @@ def show(response: requests.Response, name: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what `visionserve serve` was asked, and return its exit code."""
+    """Run `visionserve serve`, and return its exit code."""
     try:
         match args.command:
             case "status":

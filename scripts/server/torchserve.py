@@ -1,4 +1,4 @@
-"""One TorchServe: its configuration, start, health and stop."""
+"""Configure, start, check and stop one TorchServe."""
 
 import hashlib
 import json
@@ -35,22 +35,22 @@ GRPC = {"grpc_inference_port": "7070", "grpc_management_port": "7071"}
 
 
 class StartError(Exception):
-    """TorchServe did not become ready; the message says why, in a few lines."""
+    """TorchServe did not become ready; the message says why in a few lines."""
 
 
 class NotRunningError(Exception):
-    """No server runs with the state folder."""
+    """No server that uses this state folder runs."""
 
 
 @dataclass(frozen=True)
 class Started:
-    """What a server was started with: `server.json` in its state folder.
+    """The settings that a server was started with, kept as `server.json` in its state folder.
 
     Attributes:
-        profile: a folder of `config/`.
-        store: the folder that its archives came from.
-        archives: SHA-256 in hex of each, by file name, in the order given.
-        unrecorded: whether archives without a record are taken.
+        profile: the name of a folder in `config/`.
+        store: the folder that its archives were copied from.
+        archives: the SHA-256 of each archive in hex, by file name, in the order given.
+        unrecorded: whether the server accepts archives without a record of how they were built.
     """
 
     profile: str
@@ -60,23 +60,23 @@ class Started:
 
 
 class TorchServe:
-    """A server of one profile, with its state in a folder.
+    """A server of one profile, with its state in a folder that only this user can read.
 
-    The folder is its user's alone. It holds the effective `config.properties`, `key_file.json`,
-    `logs/`, `store/` with copies of the archives, which were checked there, and `tmp/` with
-    sockets and unpacked archives, so that no cleaner of the machine's temporary folder and no
-    other server meets them.
+    The folder holds the effective `config.properties`, `key_file.json` and `logs/`. In `store/`
+    it holds copies of the archives, which are checked after they are copied. In `tmp/` it holds
+    sockets and unpacked archives, so that they are safe from other servers and from programs that
+    clean the machine's temporary folder.
 
     Args:
-        profile: a folder of `config/`.
-        state: the folder.
-        store: where archives come from.
-        overrides: properties in place of the profile's, such as addresses on free ports.
-        unrecorded: whether archives that were not built here are taken too; None leaves it to
-            the profile: `local` takes them.
+        profile: the name of a folder in `config/`.
+        state: the folder for the state.
+        store: the folder that archives are copied from.
+        overrides: properties that replace the profile's, such as addresses on free ports.
+        unrecorded: whether the server accepts archives that were not built here; with None, only
+            the profile `local` does.
 
     Raises:
-        UnknownPropertyError: an override is no property of TorchServe's.
+        UnknownPropertyError: TorchServe has no property of an override's name.
     """
 
     def __init__(
@@ -107,10 +107,10 @@ class TorchServe:
 
     @classmethod
     def at(cls, state: Path) -> "TorchServe":
-        """Return the server that runs with a state folder.
+        """Return the running server that uses a state folder.
 
         Raises:
-            NotRunningError: none does.
+            NotRunningError: no such server runs.
         """
         try:
             kept = Started(**json.loads((state / "server.json").read_bytes()))
@@ -123,27 +123,27 @@ class TorchServe:
 
     @property
     def client(self) -> Client:
-        """A client with the addresses and keys of the server, once it was started."""
+        """A client with the server's addresses and keys; the server must have been started."""
         return client_of(self.state)
 
     @property
     def process(self) -> psutil.Process | None:
-        """The frontend, where it runs."""
+        """The frontend's process, or None if it does not run."""
         configured = f"-f {self.state / 'config.properties'}"
         return processes.find("java", "org.pytorch.serve.ModelServer", configured)
 
     @property
     def pid(self) -> int | None:
-        """The frontend's process id, where it runs."""
+        """The frontend's process id, or None if it does not run."""
         return None if (process := self.process) is None else process.pid
 
     @property
     def needs_token(self) -> bool:
-        """Whether its APIs ask for tokens."""
+        """Whether the server's APIs ask for tokens."""
         return self.properties.get("disable_token_authorization") != "true"
 
     def runs(self, archives: Sequence[Archive]) -> bool:
-        """Tell whether it runs with these properties and these very archives, and serves them."""
+        """Tell whether the server runs with its properties and serves exactly these archives."""
         try:
             kept = Started(**json.loads((self.state / "server.json").read_bytes()))
             properties = read_properties(self.state / "config.properties")
@@ -165,12 +165,13 @@ class TorchServe:
         """Start the server with archives of its store, and wait until it is ready.
 
         Args:
-            archives: `FILE` or `NAME=FILE` of each.
+            archives: each archive as `FILE` or `NAME=FILE`.
 
         Raises:
-            StartError: it ended, a worker could not load its archive, or time ran out.
-            HashError: an archive is not the one that was built.
-            ForeignFileError: the state folder is not the user's alone.
+            StartError: the server ended, a worker could not load its archive, or the server was
+                not ready in time.
+            HashError: an archive was changed since it was built, or was not built here.
+            ForeignFileError: the state folder holds another user's file or a symbolic link.
         """
         self._prepare()
         shutil.rmtree(self.admitted, ignore_errors=True)
@@ -183,15 +184,16 @@ class TorchServe:
     def restore(self) -> None:
         """Start the server with the models, versions and workers that it had when it ended.
 
-        TorchServe writes them into `logs/config` at each change, also before `kill -9`.
+        TorchServe writes a snapshot into `logs/config` at each change, so that there is one even
+        after `kill -9`.
 
         Raises:
-            FileNotFoundError: it never wrote any.
-            StartError, HashError, ForeignFileError: as `start` does.
+            FileNotFoundError: TorchServe never wrote a snapshot.
+            StartError, HashError, ForeignFileError: for the same reasons as in `start`.
         """
         self._prepare()
         for file in sorted((self.state / "logs" / "config").glob("*.cfg"), reverse=True):
-            # A full disk leaves empty files.
+            # TorchServe writes empty snapshots when the disk is full.
             if snapshot := read_properties(file).get("model_snapshot"):
                 for name in MAR_NAME.findall(snapshot):
                     if not (self.admitted / name).exists():
@@ -201,14 +203,14 @@ class TorchServe:
         raise FileNotFoundError(f"{self.state}/logs/config holds no snapshot.")
 
     def admit(self, file: str) -> str:
-        """Copy an archive of the store to where the server may load it from, and check it there.
+        """Copy an archive from the store to the folder that the server loads from, and check it.
 
         Returns:
-            Its SHA-256 in hex.
+            The archive's SHA-256 in hex.
 
         Raises:
-            HashError: it was changed since it was built, or was not built here.
-            OSError: it cannot be read.
+            HashError: the archive was changed since it was built, or was not built here.
+            OSError: the archive cannot be read.
         """
         if Path(file).name != file:
             raise FileNotFoundError(f"{file}: give the file name of an archive in {self.store}.")
@@ -218,17 +220,17 @@ class TorchServe:
     def register(self, file: str, workers: int | None = None) -> Archive:
         """Check an archive of the store, register it, and wait for its workers.
 
-        TorchServe 0.12 gives an archive its own `minWorkers`, whatever else is asked for, so that
-        it is scaled afterwards.
+        The number of workers is set after the registration, because TorchServe 0.12 starts as many
+        as the archive's own `minWorkers` says, whatever the request asks for.
 
         Args:
             file: the archive's file name.
-            workers: their number, as `Client.scale` sets it; None leaves it to the archive.
+            workers: the number of workers; None keeps the archive's own number.
 
         Raises:
-            HashError, OSError: as `admit` does.
-            ArchiveError: it is no model archive.
-            requests.RequestException: the server refuses it or cannot be reached.
+            HashError, OSError: for the same reasons as in `admit`.
+            ArchiveError: the file is no model archive.
+            requests.RequestException: the server refuses the archive or cannot be reached.
         """
         self.admit(file)
         archive = Archive.read(self.admitted / file)
@@ -239,10 +241,10 @@ class TorchServe:
         return archive
 
     def stop(self) -> bool:
-        """Stop the server and wait for its end; after a minute, kill it.
+        """Stop the server and wait until it has ended; kill it if that takes over a minute.
 
         Returns:
-            Whether it ran.
+            Whether the server ran.
         """
         process = self.process
         if process is not None:
@@ -258,10 +260,10 @@ class TorchServe:
         return process is not None
 
     def check_ports(self) -> None:
-        """See that no other process listens where the server will.
+        """Check that no other process listens on one of the server's ports.
 
         Raises:
-            StartError: one does; the message names it.
+            StartError: another process does; the message names it.
         """
         own = self.pid
         taken = {
@@ -309,12 +311,15 @@ class TorchServe:
         self._wait(earlier)
 
     def _run(self, *arguments: str, output: int) -> None:
-        """Run the `torchserve` command, whose scratch and key files are private to the user.
+        """Run the `torchserve` command, with files that only this user can read.
 
-        Two malloc arenas suffice, as Java allocates little outside its heap; with glibc's eight
-        for each core the frontend's memory grows for as long as threads find new ones. Variables
-        of Python and TorchServe are left out: an inherited PYTHONPATH would come before the
-        archives' folders in the workers, and TS_CONFIG_FILE in place of the configuration.
+        The frontend gets two malloc arenas, which suffice because Java allocates little outside
+        its heap. With glibc's default of eight arenas for each core, its memory would grow until
+        its threads have used them all.
+
+        The environment variables of Python and TorchServe are not passed on. An inherited
+        PYTHONPATH would come before the archives' folders in the workers, and an inherited
+        TS_CONFIG_FILE would replace the configuration.
         """
         temp = str(self.temp)
         left_out = ("PYTHON", "TS_")
@@ -337,7 +342,7 @@ class TorchServe:
         )
 
     def _wait(self, earlier: Mapping[Path, int]) -> None:
-        """Wait until the very process that was started answers at each of its ports."""
+        """Wait until the started process itself listens on all of its ports and is ready."""
         deadline = time.monotonic() + START_TIMEOUT
         client = self.client
         while time.monotonic() < deadline and (process := self.process) is not None:
@@ -353,7 +358,7 @@ class TorchServe:
         raise StartError(f"TorchServe did not start.\n{reason}\nMore is in {self.state}/logs.")
 
     def _gained(self, earlier: Mapping[Path, int]) -> str:
-        """Return what the console and the logs have gained since the logs had a length."""
+        """Return the text added to the console and the logs since the logs had these lengths."""
         gained = []
         for log in (self.state / "console.log", *sorted((self.state / "logs").glob("*_log.log"))):
             with log.open("rb") as file:
@@ -363,10 +368,10 @@ class TorchServe:
 
 
 def client_of(state: Path, retries: int = 0) -> Client:
-    """Return a client for the server that was started with a state folder.
+    """Return a client for the server that was last started with a state folder.
 
     Raises:
-        FileNotFoundError: none was.
+        FileNotFoundError: no server was started with it.
     """
     properties = read_properties(state / "config.properties")
     open_to_all = properties.get("disable_token_authorization") == "true"
@@ -382,17 +387,20 @@ def client_of(state: Path, retries: int = 0) -> Client:
 
 
 def connect(state: Path, retries: int = 0) -> Client:
-    """Return a client for the server that runs with a state folder.
+    """Return a client for the running server that uses a state folder.
 
     Raises:
-        NotRunningError: none does.
+        NotRunningError: no such server runs.
     """
     TorchServe.at(state)
     return client_of(state, retries)
 
 
 def _temp(state: Path) -> Path:
-    """Return the server's temporary folder: in its state folder, unless no socket fits there."""
+    """Return the server's temporary folder.
+
+    It lies in the state folder, unless that path is too long for a Unix socket.
+    """
     temp = state / "tmp"
     if len(os.fsencode(temp)) <= LONGEST_TEMP:
         return temp
@@ -414,7 +422,7 @@ def _name(pid: int | None) -> str:
 
 
 def _reason(log: str) -> str:
-    """Return the last few lines that speak of an error, without their times and stack traces."""
+    """Return the last few lines of a log that name an error, without times and stack traces."""
     lines = [re.sub(r"^[\dT:,.-]+ \[.*?\] \S+ \S+( - )?", "", line) for line in log.splitlines()]
     telling = [line.strip() for line in lines if re.search(r"(Error|Exception)\b", line)]
     chosen = [line for line in telling if not line.startswith("at ")] or lines
