@@ -1,7 +1,7 @@
-"""One command for all: `visionserve COMMAND …`, or `python -m scripts COMMAND …`.
+"""The command line: `visionserve COMMAND …`, or `python -m scripts COMMAND …`.
 
-A command's file reads its arguments. What does the work lies in a package, and is imported once
-the arguments are right, so that --help and wrong use are answered at once.
+Each command's file here only parses the arguments. The code that does the work is in a package,
+which is imported after the arguments are parsed, so that --help and usage errors appear at once.
 """
 
 import ast
@@ -15,7 +15,7 @@ PROGRAM = "visionserve"
 
 
 def modules() -> dict[str, Path]:
-    """Return each command's name and file: `manage`, `bench`, `bench-page`."""
+    """Map each command's name, such as `manage` or `bench-page`, to its file."""
     folder = Path(__file__).parent
     found = {}
     for path in sorted([*folder.glob("*.py"), *folder.glob("bench/*.py")]):
@@ -26,7 +26,7 @@ def modules() -> dict[str, Path]:
 
 
 def overview() -> str:
-    """Tell what each command does, by the first sentence of its module; none is imported."""
+    """List each command with the first line of its module's docstring, without importing it."""
     lines = [f"usage: {PROGRAM} COMMAND …, each with --help", ""]
     for name, path in modules().items():
         about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -44,7 +44,7 @@ def main() -> int:
         print(f"{name} is no command; {PROGRAM} --help lists them.", file=sys.stderr)
         return 2
     package = "scripts.bench.__main__" if name == "bench" else f"scripts.{name.replace('-', '.')}"
-    # As `python -m scripts` has it: fuzz and chaos take inputs from the tests.
+    # fuzz and chaos import `tests`, which only `python -m scripts` finds by itself.
     sys.path.insert(0, str(paths.ROOT))
     sys.argv = [f"{PROGRAM} {name}", *sys.argv[2:]]
     code: int = import_module(package).main()

@@ -1,7 +1,8 @@
 """Fit a temperature for each TTA mode on labelled photographs, for `build --temperatures`.
 
-The photographs should be like those that are served, and none that the model was trained on:
-it is surer of these, and the temperatures would make it too sure of all others.
+Use photographs that resemble what clients send and that the model was not trained on. It is more
+confident on its training photographs, and temperatures that are fitted on them would leave it
+overconfident on all others.
 """
 
 import argparse

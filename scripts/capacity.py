@@ -1,8 +1,9 @@
-"""Plan workers, queues and machines from measured figures, by the M/M/c or the M/D/c queue.
+"""Plan workers, queues and machines from measured figures, by the M/M/c or M/D/c queue.
 
-Requests come at random (Poisson) to the one queue of a server's workers. Their service times are
-exponential, with a standard deviation equal to the mean, or all the same. Times that vary less
-than exponential ones lie between the two; those that vary more need more than either says.
+Requests arrive at random (a Poisson process) in one queue, which all workers of a server share.
+Service times are either exponential, with a standard deviation equal to the mean, or all the same.
+If the real ones vary less than exponential ones, the need lies between the two results; if they
+vary more, it is greater than both.
 """
 
 import argparse

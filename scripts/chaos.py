@@ -1,4 +1,4 @@
-"""Break a server in each known way while clients ask, and count what is lost, wrong or late."""
+"""Break a server in each known way under load, and count lost, wrong and late responses."""
 
 import argparse
 import sys

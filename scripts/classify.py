@@ -1,4 +1,4 @@
-"""Classify many images: one row each, in order, as CSV, JSON Lines or Parquet."""
+"""Classify many images: write one row for each, in order, as CSV, JSON Lines or Parquet."""
 
 import argparse
 import sys
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def positive(text: str) -> int:
-    """Read a whole number from 1."""
+    """Parse a whole number of at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be at least 1")

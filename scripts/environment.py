@@ -1,4 +1,4 @@
-"""The environment that serves and the larger ones: extras of `pyproject.toml`, installed by pip."""
+"""Install extras of `pyproject.toml` with pip: the packages that only some tasks need."""
 
 import importlib
 import subprocess
@@ -23,11 +23,11 @@ class InstallError(Exception):
 
 
 def require(extra: str, why: str) -> None:
-    """Install an extra with pip's own progress, unless all of it is there.
+    """Install an extra, unless all its packages are installed; pip shows its own progress.
 
     Args:
-        extra: one of `pyproject.toml`.
-        why: half a sentence for the user, who waits.
+        extra: its name in `pyproject.toml`.
+        why: the reason, as half a sentence for the user, who has to wait.
 
     Raises:
         InstallError: pip failed.
@@ -41,9 +41,10 @@ def require(extra: str, why: str) -> None:
 
 
 def install(extra: str) -> None:
-    """Install an extra in the releases of `config/constraints.txt`.
+    """Install an extra, at the releases pinned in `config/constraints.txt`.
 
-    A machine without an NVIDIA GPU gets PyTorch without CUDA where its index can be reached.
+    A machine without an NVIDIA GPU gets PyTorch without CUDA, which is much smaller, if PyTorch's
+    own package index can be reached.
 
     Raises:
         InstallError: pip failed.
@@ -57,12 +58,12 @@ def install(extra: str) -> None:
 
 
 def extras() -> list[str]:
-    """Name the extras."""
+    """Return the names of all extras."""
     return list(_project()["optional-dependencies"])
 
 
 def pinned(extra: str) -> list[str]:
-    """Return the requirements `NAME==RELEASE` of an extra and of the extras that it names."""
+    """Return all requirements `NAME==RELEASE` of an extra, with its nested extras resolved."""
     project = _project()
     found: list[str] = []
     for requirement in project["optional-dependencies"][extra]:

@@ -1,4 +1,4 @@
-"""Measure accuracy and confidence: runtimes, precisions and TTA modes on the same photographs."""
+"""Compare the accuracy and confidence of runtimes, precisions and TTA modes on photographs."""
 
 import argparse
 import sys

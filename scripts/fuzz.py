@@ -1,9 +1,9 @@
-"""Fuzz what meets a client's bytes first: reading requests, validating and decoding images.
+"""Fuzz the code that meets a client's bytes first: request reading, validation and decoding.
 
-libFuzzer changes the seeds so as to reach new code of this project and of Pillow's plugins. The
-run fails at the first exception that does not blame the client, at an input that takes over ten
-seconds, and where memory grows by over 300 MB; the input is kept as `fuzz-*` in the folder for
-temporary files.
+libFuzzer mutates the seeds to reach new code in this project and in Pillow's plugins. The run fails
+at the first exception that does not blame the client, at an input that takes over ten seconds, or
+if memory grows by over 300 MB. The input is then kept as `fuzz-*` in the folder for temporary
+files.
 """
 
 import argparse

@@ -1,6 +1,7 @@
-"""Build the container image with buildah, from Debian's packages, where there is no Docker.
+"""Build the container image with buildah and Debian's packages, for machines without Docker.
 
-The base image that `config/Dockerfile` names is made by debootstrap; its Python is Debian's.
+If the base image that `config/Dockerfile` names is missing, debootstrap makes one under that name,
+with Debian's Python.
 """
 
 import argparse
@@ -23,7 +24,7 @@ SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
 
 
 def build(tag: str, device: str, model: str) -> None:
-    """Build the image of a device and model.
+    """Build the image for a device and a model.
 
     Raises:
         subprocess.CalledProcessError: a command failed.
@@ -47,7 +48,7 @@ def build(tag: str, device: str, model: str) -> None:
 
 
 def make_base(name: str) -> None:
-    """Make a base image of Debian and its Python."""
+    """Make a base image from Debian, with Debian's Python."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         debootstrap = ["debootstrap", "--variant=minbase", f"--include={INCLUDED}"]
@@ -71,10 +72,11 @@ def make_base(name: str) -> None:
 
 @contextmanager
 def pip_volumes() -> Iterator[dict[str, str]]:
-    """Lend the build this machine's pip configuration, which does not get into the image.
+    """Mount this machine's pip configuration into the build, but not into the image.
 
     Yields:
-        Paths on this machine to those in the build: the configuration, and what it names.
+        Each path on this machine with its path in the build: the configuration, and the files and
+        folders that it names.
     """
     listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
@@ -87,7 +89,7 @@ def pip_volumes() -> Iterator[dict[str, str]]:
         file.flush()
         Path(file.name).chmod(0o644)
         words = [word for value in settings.values() for word in value.split()]
-        # The pages of an index on the disk link to files beside it.
+        # A package index on the disk links to files beside it, so its parent folder is mounted.
         named = [
             Path(word.removeprefix("file://")).parent if "://" in word else Path(word)
             for word in words

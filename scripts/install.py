@@ -1,4 +1,4 @@
-"""Install an extra of `pyproject.toml`, in the releases of `config/constraints.txt`."""
+"""Install an extra of `pyproject.toml`, at the releases pinned in `config/constraints.txt`."""
 
 import argparse
 import sys

@@ -51,7 +51,7 @@ def _count(text: str) -> int:
     """Read a number of workers.
 
     Raises:
-        argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: the text is not a whole number of 0 or more.
     """
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text}: give a number of workers, 0 or more.")

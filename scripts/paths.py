@@ -1,4 +1,4 @@
-"""Where things lie in the repository."""
+"""Paths of the repository's files and folders."""
 
 import os
 from pathlib import Path
@@ -14,5 +14,5 @@ SAMPLES = Path(os.environ.get("IMAGES") or ROOT.parent / "shared" / "imagenet-sa
 
 
 def profiles() -> list[str]:
-    """Name the profiles: folders of `config/` with a `model-config.yaml`."""
+    """Return the profiles' names: the folders of `config/` with a `model-config.yaml`."""
     return sorted(path.parent.name for path in CONFIG.glob("*/model-config.yaml"))

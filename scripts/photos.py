@@ -1,4 +1,4 @@
-"""Photographs: one to greet with, those of PyPI packages to calibrate with."""
+"""Find and read photographs: a sample, the ones to calibrate with, and a folder's."""
 
 from importlib.metadata import distribution
 from pathlib import Path
@@ -24,14 +24,14 @@ PACKAGED = {
 
 
 def greeting() -> Path:
-    """Return the path of Chelsea the cat, a PNG photograph (CC0, from scikit-image)."""
+    """Return the path of a sample photograph: Chelsea the cat, a PNG (CC0, from scikit-image)."""
     return Path(__file__).with_name("chelsea.png")
 
 
 def packaged() -> list[Path]:
-    """Return the paths of colour photographs in scikit-image and scikit-learn.
+    """Return the paths of the colour photographs that scikit-image and scikit-learn contain.
 
-    Neither is imported, which would take seconds.
+    The packages are not imported, because that would take seconds.
     """
     return [
         Path(str(distribution(package).locate_file(name)))
@@ -41,10 +41,10 @@ def packaged() -> list[Path]:
 
 
 def folder(directory: Path) -> list[Path]:
-    """Return the image files below a folder, in order of their paths.
+    """Return the image files below a folder, sorted by path.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: the folder holds no images.
     """
     paths = sorted(path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
@@ -53,13 +53,14 @@ def folder(directory: Path) -> list[Path]:
 
 
 def read(path: Path) -> Image.Image:
-    """Decode an image file to mode RGB, validated as the handler validates a client's.
+    """Decode an image file to mode RGB, after the same validation that the handler does.
 
-    Pillow tries no other formats than the handler's, whatever the file's name says: EPS never
-    reaches Ghostscript. The limits of bytes and pixels are the builder's own.
+    Pillow tries only the formats that the handler accepts, whatever the file's name says, so that
+    an EPS file never reaches Ghostscript. The limits are `MAX_BYTES` and `MAX_PIXELS`, not the
+    handler's.
 
     Raises:
-        ValueError: the file is no image of these formats, corrupt, or too large; it is named.
+        ValueError: the file is corrupt, too large or in another format; the message names it.
     """
     from visionserve.errors import RequestError
     from visionserve.preprocessing import to_rgb

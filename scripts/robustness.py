@@ -1,4 +1,4 @@
-"""Measure what each TTA mode is worth on photographs that something has gone wrong with."""
+"""Measure the accuracy and processor time of each TTA mode on corrupted photographs."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""Start and stop the service of a profile, and tell what runs."""
+"""Start or stop a profile's server, or show which servers run."""
 
 import argparse
 import sys
@@ -53,7 +53,7 @@ def pair(text: str) -> tuple[str, str]:
     """Split `KEY=VALUE`.
 
     Raises:
-        argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: the text has no `=`.
     """
     key, equals, value = text.partition("=")
     if not equals:

@@ -1,4 +1,4 @@
-"""Load a server for long, or far above what it can do, and watch its memory and its files."""
+"""Load a server for long, or far beyond its capacity, and watch its memory and open files."""
 
 import argparse
 import sys

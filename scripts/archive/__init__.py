@@ -1,1 +1,1 @@
-"""Archives: their ingredients, how they are built and proved, and the store that holds them."""
+"""Build archives, prove them against PyTorch, and keep them in a store."""

@@ -1,4 +1,4 @@
-"""The user's own labels: a file of them, and a map to other names."""
+"""Read the user's own labels, and a map from labels to the names shown instead."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ def read_labels(file: Path) -> tuple[str, ...]:
     """Read a file with one label a line, in class-index order.
 
     Raises:
-        ValueError: it is not UTF-8, a line is blank, or a label stands there twice.
-        OSError: it cannot be read.
+        ValueError: the file is not UTF-8, is empty, has a blank line, or has a label twice.
+        OSError: the file cannot be read.
     """
     labels: dict[str, int] = {}
     lines = _read(file).splitlines()
@@ -26,11 +26,11 @@ def read_labels(file: Path) -> tuple[str, ...]:
 
 
 def read_map(file: Path, labels: tuple[str, ...]) -> dict[str, str]:
-    """Read a JSON object of labels to the names that are shown in their place.
+    """Read a JSON object that maps labels to the names shown instead.
 
     Raises:
-        ValueError: it is no such object, or a label is not among those given.
-        OSError: it cannot be read.
+        ValueError: the file does not hold such an object, or a key is not one of the labels.
+        OSError: the file cannot be read.
     """
     try:
         names = json.loads(_read(file))
@@ -44,7 +44,7 @@ def read_map(file: Path, labels: tuple[str, ...]) -> dict[str, str]:
 
 
 def _read(file: Path) -> str:
-    """Read UTF-8 text, without the mark that some editors put before it."""
+    """Read UTF-8 text, without the byte order mark that some editors put before it."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

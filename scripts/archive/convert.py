@@ -1,4 +1,4 @@
-"""A trained network to the files that the archive's runtime loads, proved against PyTorch."""
+"""Convert a trained network to the files that a runtime loads, and prove them against PyTorch."""
 
 import itertools
 import logging
@@ -29,12 +29,13 @@ from visionserve.processor import overflows
 SAMPLES = 300
 TILES = (1, 2, 3)
 SEED = 0
-# INT8 keeps the first convolutions in FP32, three at most, where a model quantized as a whole is
-# not so close in the mean; they do a tenth of all multiplications at most, to stay fast.
+# If a model that is quantized as a whole differs from FP32 by more than CLOSE in the mean, its
+# first convolutions may stay in FP32: at most three, with at most a tenth of all multiplications,
+# so that the model stays fast.
 CLOSE = 0.018
 MOST_SPARED = 3
 LARGEST_SHARE = 0.1
-# An exact conversion differs by rounding, which a few photographs show as well as many.
+# FP32 and FP16 differ from PyTorch only by rounding, which a few photographs show well enough.
 EXACT_PHOTOGRAPHS = 3
 LARGEST_PROOF = 30
 FORM_DIFFERENCE = 1e-4
@@ -48,23 +49,23 @@ def convert(
     photographs: Sequence[Path],
     directory: Path,
 ) -> Metadata:
-    """Write the model for a runtime and precision, and prove that it answers as PyTorch does.
+    """Write a model for a runtime and precision, and prove that its probabilities match PyTorch's.
 
     Args:
         architecture: a key of `MODELS`.
-        weights: a state dict of it.
+        weights: a state dict for that architecture.
         categories: labels in class-index order.
-        config: `runtime` and `precision`.
-        photographs: images to calibrate INT8 with and to prove the model on, as `divide` says.
-        directory: where to write.
+        config: gives the `runtime` and `precision`.
+        photographs: images to calibrate INT8 with and to prove the model on; `divide` splits them.
+        directory: where to write the model's files.
 
     Returns:
-        What the archive knows of the model, the name of its file and the proof included.
+        The archive's metadata about the model, with the name of its file and the proof.
 
     Raises:
-        WeightsError: the weights are another model's.
-        ProofError: the model's answers are not those of its weights.
-        ValueError: a photograph cannot be read; it is named.
+        WeightsError: the weights do not fit the architecture.
+        ProofError: the model's probabilities differ too much from PyTorch's.
+        ValueError: a photograph cannot be read; the message names it.
     """
     transforms = MODELS[architecture].transforms
     module = FullyConvolutional(architecture, len(categories), transforms).eval()
@@ -100,10 +101,10 @@ def convert(
 
 
 def check_form(module: FullyConvolutional, crop: int) -> None:
-    """Compare the fully convolutional form with the plain network, on crops of noise.
+    """Compare the fully convolutional form with the plain network, on two crops of noise.
 
     Raises:
-        ProofError: their probabilities differ.
+        ProofError: their probabilities differ by more than `FORM_DIFFERENCE`.
     """
     noise = torch.Generator().manual_seed(SEED)
     pixels = torch.randint(0, 256, (2, crop, crop, 3), dtype=torch.uint8, generator=noise)
@@ -117,10 +118,13 @@ def check_form(module: FullyConvolutional, crop: int) -> None:
 
 
 def divide(photographs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Choose photographs to calibrate with, and others to prove the model on.
+    """Split photographs into a part for calibration and a part for the proof.
 
-    A fifth, 30 at most, is for the proof alone. Of fewer than 20 photographs none can be spared:
-    they are proved on as well, in views that the random crops of the calibration do not repeat.
+    A fifth of them, 30 at most, serve the proof alone. Fewer than 20 photographs all serve both,
+    because calibration needs each of them, and its random crops do not repeat the proof's views.
+
+    Returns:
+        The photographs for calibration, and the photographs for the proof.
     """
     held = min(len(photographs) // 5, LARGEST_PROOF) if len(photographs) >= 20 else 0
     shuffled = random.Random(SEED).sample(photographs, len(photographs))
@@ -130,7 +134,10 @@ def divide(photographs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 def _prove(
     directory: Path, metadata: Metadata, config: HandlerConfig, reference: proof.Reference
 ) -> Proof:
-    """Load what was written as a worker does, with one thread, on a GPU where there is one."""
+    """Load the written model as a worker does, with one thread, and prove it.
+
+    An FP16 model runs on the GPU if there is one.
+    """
     threads = torch.get_num_threads()
     gpu = 0 if config.precision == "fp16" and torch.cuda.is_available() else None
     try:
@@ -147,9 +154,10 @@ def _search(
     config: HandlerConfig,
     reference: proof.Reference,
 ) -> Proof:
-    """Quantize as a whole, or with the first convolutions in FP32 where that comes closer.
+    """Quantize the whole model, and if it is not `CLOSE`, also with convolutions left in FP32.
 
-    Two quantizations at most: that is the budget of time.
+    The quantized model that is closer to FP32 is written. More than these two tries would take too
+    long.
     """
     crop = metadata.transforms.crop
     samples = calibration_samples(calibration, crop, SAMPLES)
@@ -169,16 +177,16 @@ def _search(
 
 
 def save(model: Any, path: Path) -> None:
-    """Write an OpenVINO model with its weights as they are, not halved."""
+    """Write an OpenVINO model without compressing its weights to FP16."""
     import openvino
 
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
 def to_openvino(module: FullyConvolutional, crop: int) -> Any:
-    """Trace a module to an OpenVINO model that takes any batch, of any size if it is dense.
+    """Convert a module to an OpenVINO model for any batch size, and for any image size if dense.
 
-    Torch does not check the trace by a second one, as `_prove` compares the answers.
+    Torch does not check the trace by tracing twice, because `_prove` compares the probabilities.
     """
     import openvino
 
@@ -202,18 +210,18 @@ def quantize(
 ) -> Any:
     """Quantize an OpenVINO model to INT8, statically, with NNCF's default preset.
 
-    Weights get one scale per output channel; activations get the ranges that they show on the
-    samples. What follows the last linear layer stays in FP32:
-    NNCF would also quantize the mean over the windows, and 256 steps over the range of a few
-    photographs are too coarse for probabilities.
+    The weights of each output channel get their own scale; activations get the ranges that they
+    have on the samples. The operations after the last linear layer stay in FP32: NNCF would also
+    quantize the mean over the windows, and 256 steps over the range of a few photographs are too
+    coarse for probabilities.
     Source: https://docs.openvino.ai/2026/openvino-workflow/model-optimization-guide/quantizing-models-post-training.html
 
     Args:
-        model: an OpenVINO model, which stays as it is.
+        model: an OpenVINO model, which is not changed.
         samples: uint8 arrays of shape (1, crop, crop, 3), RGB.
         spared: names of further operations to keep in FP32.
-        half_range: whether all weights use half of INT8's range, for processors that
-            `visionserve.processor.overflows` tells of, and not the first layer's alone.
+        half_range: whether the weights of all layers use only half of INT8's range, for processors
+            on which `visionserve.processor.overflows` is true. Otherwise only the first layer's do.
     """
     import nncf
 
@@ -229,9 +237,9 @@ def quantize(
 
 
 def behind_linear(model: Any) -> list[str]:
-    """Name the operations between the last linear layer and the result of an OpenVINO model.
+    """Return the names of the operations after an OpenVINO model's last linear layer.
 
-    SqueezeNet's last layer is a convolution.
+    A convolution counts as a linear layer, because it is SqueezeNet's last layer.
     """
     node = model.get_result().input_value(0).get_node()
     names = []
@@ -242,7 +250,10 @@ def behind_linear(model: Any) -> list[str]:
 
 
 def first_convolutions(model: Any, crop: int) -> list[str]:
-    """Name the first convolutions of a model, as many as may stay in FP32."""
+    """Return the names of a model's first convolutions, as many as may stay in FP32.
+
+    The limits are `MOST_SPARED` convolutions and `LARGEST_SHARE` of all multiplications.
+    """
     still = model.clone()
     still.reshape([1, crop, crop, 3])
     multiplications = {
@@ -258,17 +269,19 @@ def first_convolutions(model: Any, crop: int) -> list[str]:
 def calibration_samples(
     photographs: Sequence[Path], crop: int, count: int
 ) -> list[NDArray[np.uint8]]:
-    """Cut random resized crops, and mosaics of four and of nine of them, in turn; always the same.
+    """Make INT8's calibration samples: random crops, and mosaics of four and nine crops, in turn.
 
-    Mosaics show the network more kinds of things than a few photographs have. With the packaged
-    ten, the probability of the best class came from 0.031 to 0.023 near that of FP32, in the mean.
+    The random seed is fixed, so that the same photographs always give the same samples. A mosaic
+    shows the network more kinds of things at once than a single photograph. With the ten packaged
+    photographs, mosaics lowered the mean difference between INT8's and FP32's probability of the
+    best class from 0.031 to 0.023.
     Source: mosaics are YOLOv4's augmentation, https://arxiv.org/abs/2004.10934
 
     Returns:
         uint8 arrays of shape (1, crop, crop, 3), RGB.
 
     Raises:
-        ValueError: a photograph cannot be read; it is named.
+        ValueError: a photograph cannot be read; the message names it.
     """
     random.seed(SEED)
     torch.manual_seed(SEED)

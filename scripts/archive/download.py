@@ -1,4 +1,4 @@
-"""Download a file whose SHA-256 is known, and go on where an earlier try ended."""
+"""Download a file whose SHA-256 is known, and resume where an earlier try ended."""
 
 import fcntl
 from pathlib import Path
@@ -16,16 +16,16 @@ CHUNK = 1 << 16
 
 
 def download(url: str, path: Path, prefix: str) -> None:
-    """Download a file whose SHA-256 begins with a prefix; go on where a try before ended.
+    """Download a file whose SHA-256 begins with a prefix, and resume where an earlier try ended.
 
     Raises:
-        WeightsUnavailableError: it cannot be had; what has come stays for the next try.
-        WeightsError: what was downloaded is another file.
+        WeightsUnavailableError: the download failed; what has arrived is kept for the next try.
+        WeightsError: the downloaded file has another SHA-256.
     """
     part = path.with_name(f"{path.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     with part.open("ab") as file:
-        # Two builds at once would write into one file.
+        # Without this lock, two builds at once would write into the same file.
         fcntl.flock(file, fcntl.LOCK_EX)
         if path.exists():
             return
@@ -51,16 +51,16 @@ def download(url: str, path: Path, prefix: str) -> None:
 
 
 def _fetch(url: str, file: BinaryIO) -> None:
-    """Append to a file what it lacks of a URL.
+    """Download the part of a URL's content that a file still lacks, and append it.
 
     Raises:
-        requests.RequestException: the server refuses, is silent or ends too early.
+        requests.RequestException: the server refuses, does not respond, or ends too early.
     """
     had = file.tell()
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={had}-"} if had else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
-            return  # Nothing is lacking; the hash tells whether it is right.
+            return  # The file is complete; its hash shows whether it is right.
         response.raise_for_status()
         if response.status_code != requests.codes.partial_content:
             file.truncate(had := 0)

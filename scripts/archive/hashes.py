@@ -1,4 +1,4 @@
-"""SHA-256 of files, the record that is kept of an archive's, and copies that are checked."""
+"""Hash files with SHA-256, record each archive's hashes, and check archives against them."""
 
 import hashlib
 import json
@@ -8,15 +8,15 @@ from typing import TypedDict
 
 
 class HashError(Exception):
-    """An archive is not the one that was recorded."""
+    """An archive differs from its record, or has none."""
 
 
 class Record(TypedDict):
-    """What `NAME.json` keeps of `NAME.mar`.
+    """The content of `NAME.json`, the record of the archive `NAME.mar`.
 
     Attributes:
-        sha256: of the archive, in hex.
-        ingredients: SHA-256 in hex of all that it was made of.
+        sha256: the archive's SHA-256, in hex.
+        ingredients: SHA-256 in hex over everything that the archive was made of.
         own: whether the user chose its weights, labels or the like.
     """
 
@@ -32,14 +32,14 @@ def sha256_of(path: Path) -> str:
 
 
 def record(archive: Path, ingredients: str, own: bool = False, built: Path | None = None) -> None:
-    """Keep the hashes of an archive and of what it was made of beside it, in `NAME.json`.
+    """Write an archive's record beside it, in `NAME.json`, and move the archive into its place.
 
     Args:
-        archive: the archive.
-        ingredients: SHA-256 in hex of what it was made of.
+        archive: the archive's final path.
+        ingredients: SHA-256 in hex over everything that it was made of.
         own: whether the user chose its weights, labels or the like.
-        built: where the archive is now; it is moved once its record is there, so that no archive
-            is ever without one. None where it is in its place.
+        built: where the archive is now. It is moved after its record is written, so that an archive
+            is never without one. None if it is in its place already.
     """
     kept = Record(sha256=sha256_of(built or archive), ingredients=ingredients, own=own)
     moved = archive.with_suffix(".mar.part")
@@ -51,14 +51,14 @@ def record(archive: Path, ingredients: str, own: bool = False, built: Path | Non
 
 
 def write_record(archive: Path, kept: Record) -> None:
-    """Write an archive's record, at once."""
+    """Write an archive's record in one atomic step."""
     written = archive.with_suffix(".json.part")
     written.write_text(json.dumps(kept), encoding="utf-8")
     written.replace(archive.with_suffix(".json"))
 
 
 def is_recorded(archive: Path, ingredients: str) -> bool:
-    """Tell whether an archive is there, unchanged, and made of these ingredients."""
+    """Tell whether an archive exists, is unchanged, and was made of these ingredients."""
     kept = read_record(archive)
     return (
         kept is not None
@@ -69,19 +69,21 @@ def is_recorded(archive: Path, ingredients: str) -> bool:
 
 
 def admit(archive: Path, store: Path, unrecorded: bool = False) -> str:
-    """Copy an archive into a private folder, and compare the very bytes there with the record.
+    """Copy an archive into a private folder, and compare the copy with the record.
+
+    The copy is what gets hashed, because the original could still change after a check.
 
     Args:
-        archive: the archive, its record beside it.
+        archive: the archive, with its record beside it.
         store: a folder that no other user can write to.
-        unrecorded: whether an archive without a record, built elsewhere, is taken too.
+        unrecorded: whether an archive without a record, built elsewhere, is accepted too.
 
     Returns:
         The archive's SHA-256 in hex.
 
     Raises:
-        HashError: it was changed since it was built, or has no record.
-        OSError: it cannot be read.
+        HashError: the archive was changed since it was built, or has no record.
+        OSError: the archive cannot be read.
     """
     if not archive.is_file():
         raise FileNotFoundError(f"{archive}: no such archive.")
@@ -103,7 +105,7 @@ def admit(archive: Path, store: Path, unrecorded: bool = False) -> str:
 
 
 def read_record(archive: Path) -> Record | None:
-    """Return an archive's record; None where it has none that can be read."""
+    """Return an archive's record, or None if it is missing or cannot be read."""
     try:
         kept = json.loads(archive.with_suffix(".json").read_bytes())
         return Record(

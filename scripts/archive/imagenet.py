@@ -1,4 +1,4 @@
-"""ImageNet's classes in the languages that people read."""
+"""ImageNet's classes, with their names in English and Chinese."""
 
 import csv
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ class ImageNetClass:
     """A line of `config/labels/imagenet.tsv`.
 
     Attributes:
-        wordnet_id: offset of the synset in WordNet 3.0, behind an `n`.
-        label: torchvision's name, the first word of the synset unless two classes share it.
+        wordnet_id: the letter `n` and the synset's offset in WordNet 3.0.
+        label: torchvision's name: the first word of the synset, unless two classes share that word.
         synset: all English words of the synset.
-        chinese: the name in Simplified Chinese, another one for each class.
+        chinese: the name in Simplified Chinese; each class has a different one.
     """
 
     wordnet_id: str
@@ -33,11 +33,11 @@ def classes() -> list[ImageNetClass]:
 
 
 def translate(categories: tuple[str, ...]) -> dict[Language, tuple[str, ...]]:
-    """Name ImageNet's classes in the other languages.
+    """Return the names of ImageNet's classes in each language other than English.
 
     Args:
-        categories: labels in class-index order. One that differs from ImageNet's was renamed by
-            the user, and keeps that name in every language.
+        categories: labels in class-index order. A label that differs from ImageNet's was renamed by
+            the user, and stays the same in every language.
     """
     from visionserve.models import IMAGENET_CATEGORIES
 

@@ -1,4 +1,4 @@
-"""What an archive's manifest and record say of it."""
+"""Read an archive's model name, version and SHA-256 from its manifest and record."""
 
 import json
 import zipfile
@@ -9,7 +9,7 @@ from scripts.archive.hashes import read_record, sha256_of
 
 
 class ArchiveError(Exception):
-    """A name stands for no archive, or a file is none."""
+    """No archive has the given name, or a file is not an archive."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Archive:
         file: its file name.
         model: its model's name in the server.
         version: its version.
-        sha256: in hex, as recorded, or of the file where no record is.
+        sha256: its SHA-256 in hex, from the record, or from the file if there is no record.
     """
 
     file: str
@@ -33,7 +33,7 @@ class Archive:
         """Read an archive's manifest and record.
 
         Raises:
-            ArchiveError: the file is no model archive.
+            ArchiveError: the file is not a model archive.
         """
         try:
             with zipfile.ZipFile(path) as archive:

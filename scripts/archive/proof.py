@@ -1,4 +1,4 @@
-"""The proof of an archive: its model as a worker runs it, against PyTorch in FP32."""
+"""Prove an archive: compare its model, run as in a worker, with PyTorch in FP32."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ TIE = 0.01
 
 
 class ProofError(ValueError):
-    """A converted model does not answer as PyTorch does; the message gives the figures."""
+    """A model's probabilities differ too much from PyTorch's; the message gives the figures."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What refuses an archive: alarms with room for few photographs, not a goal.
+    """The limits beyond which an archive is refused.
+
+    They are alarms, not goals, and leave room for proofs on few photographs.
 
     Attributes:
-        difference: largest mean of |p - p_fp32| of FP32's best class.
+        difference: largest mean of |p - p_fp32|, for the class that FP32 finds best.
         agreement: smallest share of views with the same best class.
     """
 
@@ -49,12 +51,12 @@ LIMITS: dict[Precision, Limits] = {
 
 @dataclass(frozen=True)
 class Reference:
-    """What PyTorch answers in FP32.
+    """PyTorch's probabilities in FP32, which a converted model is compared with.
 
     Attributes:
         photographs: how many there are.
-        views: their views, as `visionserve.tta.views` cuts them, of each mode of `MODES` that the
-            model has.
+        views: an array of views for each photograph and each mode of `MODES` that the model has, as
+            `visionserve.tta.views` cuts them.
         probabilities: float32 of shape (views, classes) for each entry of `views`.
     """
 
@@ -66,7 +68,7 @@ class Reference:
 def refer(
     module: FullyConvolutional, photographs: Sequence[Image.Image], transforms: Transforms
 ) -> Reference:
-    """Classify the views of photographs, in mode RGB, with the module that is to be converted."""
+    """Classify the views of RGB photographs with the PyTorch module that is to be converted."""
     import torch
 
     views = [
@@ -101,7 +103,7 @@ def prove(
 
 
 def describe(proof: Proof) -> str:
-    """Say a proof's figures in one line."""
+    """Describe a proof's figures in one line."""
     return (
         f"|p - p of PyTorch FP32| of its best class: {proof.mean_difference:.6f} in the mean, "
         f"{proof.largest_difference:.6f} at most; same best class: {proof.agreement:.1%}; "
@@ -111,11 +113,11 @@ def describe(proof: Proof) -> str:
 
 
 def check(proof: Proof, precision: Precision) -> None:
-    """Refuse a model whose answers are not those of its weights.
+    """Refuse a model whose probabilities differ too much from PyTorch's.
 
     Raises:
-        ProofError: sums are over `SUM_ERROR` off 1, or a figure is beyond the `LIMITS`; not a
-            number is beyond all of them.
+        ProofError: a sum of probabilities differs from 1 by more than `SUM_ERROR`, or a figure is
+            beyond its limit in `LIMITS`; NaN counts as beyond every limit.
     """
     limits = LIMITS[precision]
     if not (

@@ -1,4 +1,4 @@
-"""What an archive is made of, and how it is built."""
+"""Define what an archive is made of, and build it."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ from visionserve.config import ModelConfig
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 ENOUGH = 50
 LEFT_OUT = ("*.egg-info", "__pycache__", "README.md")
-# The code whose changes make an archive another one.
+# A change to this code changes the archive, so its fingerprint includes these files.
 MAKERS = ("archive/convert.py", "archive/proof.py", "photos.py")
 
 
@@ -44,15 +44,15 @@ class Recipe:
         name: the archive's name in the server.
         version: the archive's version.
         config: its `model-config.yaml`.
-        weights: a state dict of the user's own; the official one where it is None.
-        labels: a file with one label a line, in class-index order; ImageNet's where it is None.
-        label_map: a JSON file of labels to the names shown instead.
-        calibration: a folder of photographs for INT8; those of PyPI packages where it is None.
-        temperatures: a file of `visionserve calibrate`; none where it is None.
-        file: the archive's file name without `.mar`; its name in the server where it is None.
+        weights: a state dict of the user's own; None for the official one.
+        labels: a file with one label a line, in class-index order; None for ImageNet's labels.
+        label_map: a JSON file that maps labels to the names shown instead.
+        calibration: a folder of photographs for INT8; None for the photographs in PyPI packages.
+        temperatures: a file that `visionserve calibrate` wrote; None for no temperatures.
+        file: the archive's file name without `.mar`; None for its name in the server.
 
     Raises:
-        ValueError: a name, version or file name is none that a URL and TorchServe take.
+        ValueError: a name, version or file name would not be valid in a URL or for TorchServe.
     """
 
     architecture: str
@@ -78,36 +78,36 @@ class Recipe:
 
     @property
     def is_own(self) -> bool:
-        """Whether it differs from what `serve` builds of the architecture."""
+        """Whether the recipe differs from the one that `serve` uses for this architecture."""
         return self != Recipe(self.architecture, self.architecture, "1.0", self.config)
 
     def photographs(self) -> list[Path]:
-        """Name the photographs to calibrate with."""
+        """Return the paths of the photographs to calibrate with."""
         return photos.folder(self.calibration) if self.calibration else photos.packaged()
 
 
 def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = True) -> Path:
-    """Build an archive, unless the store has one of the same ingredients.
+    """Build an archive, unless the store has one with the same ingredients.
 
-    PyTorch is needed, and installed, only where there is something to build. The SHA-256 of the
-    archive and of its ingredients are recorded beside it, in `NAME.json`.
+    PyTorch is installed only if there is something to build. The SHA-256 of the archive and of its
+    ingredients are recorded beside it, in `NAME.json`.
 
     Args:
         recipe: what to build.
         store: where to write.
         mirror: see `scripts.archive.weights.resolve`.
-        again: try a download again that failed within the last day.
+        again: whether to retry a download that failed within the last day.
 
     Returns:
         The archive's path.
 
     Raises:
-        WeightsError: the weights are missing, corrupt or another model's, or the labels are
-            not as many as its classes; nothing is written.
-        ProofError: the model's answers are not those of its weights; nothing is written.
+        WeightsError: the weights are missing, corrupt or for another model, or have another number
+            of classes than there are labels; nothing is written.
+        ProofError: the model's probabilities differ too much from PyTorch's; nothing is written.
         UnknownModelError: there is no such architecture.
         ValueError: the labels, the label map, the temperatures or a photograph cannot be used.
-        InstallError: pip could not install what building takes.
+        InstallError: pip could not install the packages that building needs.
         OSError: a file of the recipe cannot be read.
         pydantic.ValidationError: the configuration has an unknown key or a bad value.
     """
@@ -164,10 +164,10 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
 
 
 def check_architecture(name: str) -> None:
-    """Refuse a name that is no key of `visionserve.models.MODELS`.
+    """Refuse a name that is not a key of `visionserve.models.MODELS`.
 
     Raises:
-        UnknownModelError: it is none; the message lists those that are.
+        UnknownModelError: the name is not a key; the message lists all keys.
     """
     from visionserve.models import MODELS
 
@@ -179,7 +179,7 @@ def read_categories(recipe: Recipe) -> tuple[str, ...]:
     """Read the labels, in class-index order, renamed by the label map.
 
     Raises:
-        ValueError: a file is not as it should be, or the map names a label that is not there.
+        ValueError: a file does not have the expected form, or the map has an unknown label.
     """
     from visionserve.models import IMAGENET_CATEGORIES
 
@@ -189,13 +189,13 @@ def read_categories(recipe: Recipe) -> tuple[str, ...]:
 
 
 def fingerprint(recipe: Recipe, config: ModelConfig) -> str:
-    """Return a SHA-256 in hex of all that goes into an archive.
+    """Return the SHA-256 in hex over everything that goes into an archive.
 
-    The official weights, ImageNet's labels and the packaged photographs are named by the
-    releases of the packages that they belong to, so that none of them has to be there.
+    The official weights, ImageNet's labels and the packaged photographs need not be present: the
+    pinned releases of the packages that they belong to are hashed in their place.
 
     Raises:
-        WeightsError: a file of the user's is missing.
+        WeightsError: one of the user's own files is missing.
     """
     digest = hashlib.sha256()
     pinned = environment.pinned("build")
@@ -217,7 +217,10 @@ def fingerprint(recipe: Recipe, config: ModelConfig) -> str:
 
 
 def _package(recipe: Recipe, content: Path, scratch: Path) -> Path:
-    """Run torch-model-archiver, whose own scratch folder is `$TMPDIR/NAME`."""
+    """Package the content with torch-model-archiver, and return the archive's path.
+
+    The archiver uses `$TMPDIR/NAME` as its scratch folder, so it gets a new `TMPDIR`.
+    """
     handler = content / "visionserve_handler.py"
     config = scratch / "model-config.yaml"
     shutil.copy(recipe.config, config)

@@ -1,4 +1,4 @@
-"""The archives that a server is started with: the user's own, and those that can be built."""
+"""Find or build the archives that a server is started with."""
 
 import json
 import sys
@@ -24,19 +24,19 @@ def runtime(archive: Path) -> str:
 
 
 def adopt(archive: Path, store: Path, unrecorded: bool = False) -> str:
-    """Copy an archive and its record into the store, where they are not there already.
+    """Copy an archive and its record into the store, unless they are there already.
 
     Args:
-        archive: one that was built elsewhere.
+        archive: an archive that was built elsewhere.
         store: the folder of archives.
-        unrecorded: whether it may lack its record.
+        unrecorded: whether the archive may lack its record.
 
     Returns:
-        Its file name without `.mar`.
+        The archive's file name without `.mar`.
 
     Raises:
-        HashError: it has no record, or is not the one that was recorded.
-        OSError: it cannot be read.
+        HashError: the archive has no record, or differs from it.
+        OSError: the archive cannot be read.
     """
     kept = read_record(archive)
     if archive.exists() and kept is None and not unrecorded:
@@ -53,19 +53,19 @@ def adopt(archive: Path, store: Path, unrecorded: bool = False) -> str:
 def choose(
     names: Sequence[str], profile: str, store: Path, mirror: str | None = None
 ) -> list[Archive]:
-    """Find or build the archive of each name.
+    """Find or build the archive for each name.
 
-    The user's own archive is taken as it is, also where it has the name of a model that can be
-    built. A model whose weights cannot be had is replaced, and that is said on standard error.
+    The user's own archive is taken as it is, even if it has the name of a model that can be built.
+    If a model's weights are unavailable, `FALLBACK` takes its place, and standard error says so.
 
     Args:
-        names: of models that can be built, and of archives in the store, without `.mar`.
-        profile: whose configuration a built archive gets.
+        names: names of models that can be built, or of archives in the store, without `.mar`.
+        profile: the profile whose configuration a built archive gets.
         store: the folder of archives.
         mirror: see `scripts.archive.weights.resolve`.
 
     Raises:
-        ArchiveError: a name stands for no archive, or its file is none.
+        ArchiveError: there is no archive for a name, or its file is not an archive.
         WeightsError, InstallError, OSError: an archive cannot be built.
     """
     chosen: dict[str, Archive] = {}
@@ -88,9 +88,9 @@ def _is_own(archive: Path) -> bool:
 
 
 def _build(name: str, profile: str, store: Path, mirror: str | None) -> Path:
-    """Build a model, unless that is done, or the packaged one where its weights cannot be had.
+    """Build a model unless it is built; if its weights are unavailable, build `FALLBACK`.
 
-    A download that failed is tried again after a day, or by `visionserve build`.
+    A failed download is tried again after a day, or when the user runs `visionserve build`.
     """
     config = paths.CONFIG / profile / "model-config.yaml"
     try:

@@ -1,4 +1,4 @@
-"""Temperatures that were fitted for a model's weights, in a JSON file that the builder packs."""
+"""Read the JSON file of temperatures fitted for a model's weights, which the builder packs."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from visionserve.metadata import Metadata, Temperature
 
 
 class Temperatures(Strict):
-    """The file.
+    """The content of the file.
 
     Attributes:
-        architecture: a name in `visionserve.models.MODELS`.
+        architecture: a key of `visionserve.models.MODELS`.
         weights_sha256: SHA-256 of the file of weights, in hex.
-        about: what they were fitted on, for people.
-        temperatures: one for each TTA mode.
+        about: a text that says what the temperatures were fitted on.
+        temperatures: the temperature of each TTA mode.
     """
 
     architecture: str
@@ -25,11 +25,11 @@ class Temperatures(Strict):
 
 
 def read(path: Path, metadata: Metadata) -> dict[TTA, Temperature]:
-    """Read the temperatures of a model.
+    """Read the temperatures for a model.
 
     Raises:
-        ValueError: the file is another thing, or another model's or other weights'.
-        OSError: it cannot be read.
+        ValueError: the file has another form, or is for another model or other weights.
+        OSError: the file cannot be read.
     """
     try:
         found = Temperatures.model_validate_json(path.read_bytes())

