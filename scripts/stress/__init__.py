@@ -1,1 +1,1 @@
-"""A server under stress: load, overload, faults, hostile bytes, and the queues that plan for it."""
+"""Put a server under load, overload, faults and hostile input, and compute its capacity."""

@@ -17,7 +17,7 @@ COLUMNS = (
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what `visionserve capacity` was asked, and return its exit code."""
+    """Run `visionserve capacity`, and return its exit code."""
     service, service_ms, p99_ms = (
         SERVICES[args.service],
         args.service_time_ms,

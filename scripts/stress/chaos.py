@@ -40,17 +40,17 @@ ATTEMPTS = 5
 
 
 class FaultError(Exception):
-    """The server did not come back, or did what it must not."""
+    """The server did not recover, or did something that it must not do."""
 
 
 class SkippedError(Exception):
-    """This machine does not permit the fault."""
+    """This machine does not permit this fault."""
 
 
 class Stage:
-    """A server to break, with two workers, a response timeout of 3 s, and a small disk.
+    """A server that faults are caused in, with two workers and a response timeout of 3 s.
 
-    Its logs and its cache of answers lie on a disk of their own, where mounting is permitted.
+    If mounting is permitted, its logs and its cache of answers lie on a small disk of their own.
     """
 
     def __init__(self, folder: Path, server: TorchServe) -> None:
@@ -61,7 +61,7 @@ class Stage:
         self.archive = folder / "store" / f"{MODEL}.mar"
 
     def restart(self) -> None:
-        """Start the server anew, whatever is left of it."""
+        """Stop what is left of the server, and start it anew."""
         self.server.stop()
         self.server.start([f"{MODEL}={self.archive.name}"])
 
@@ -70,7 +70,7 @@ class Stage:
         return [worker["pid"] for worker in self.client.describe(MODEL)[0]["workers"]]
 
     def file(self, name: str) -> bytes:
-        """Return a file of the archive."""
+        """Return the content of a file in the archive."""
         with zipfile.ZipFile(self.archive) as archive:
             return archive.read(name)
 
@@ -78,7 +78,7 @@ class Stage:
         """Register the archive as another version, with some of its files replaced.
 
         Raises:
-            requests.HTTPError: its worker cannot load it.
+            requests.HTTPError: the worker cannot load the version.
         """
         target = self.archive.with_name(f"{version}.mar")
         with zipfile.ZipFile(self.archive) as source, zipfile.ZipFile(target, "w") as copy:
@@ -92,14 +92,17 @@ class Stage:
         self.server.register(target.name)
 
     def replace(self, version: str, successor: str) -> None:
-        """Have another version take the requests of one, and remove it."""
+        """Make the successor the default version, and then remove the version."""
         self.client.set_default(MODEL, successor)
         retire(self.client, self.server.admitted, MODEL, version)
 
 
 @contextmanager
 def stage() -> Iterator[Stage]:
-    """Start the server to break, in a temporary folder that holds its folder for such files too."""
+    """Start the server for the faults, with all its files in a temporary folder.
+
+    The temporary files of the server and of this process lie in that folder too.
+    """
     with tempfile.TemporaryDirectory(prefix="chaos-") as name, _temporary(Path(name) / "tmp"):
         folder = Path(name)
         disk = folder / "state" / "logs"
@@ -117,7 +120,7 @@ def stage() -> Iterator[Stage]:
 
 @contextmanager
 def _temporary(folder: Path) -> Iterator[None]:
-    """Have a folder be that for temporary files, in this process and in those it starts."""
+    """Make a folder the one for temporary files, in this process and in its child processes."""
     folder.mkdir()
     before, inherited = tempfile.tempdir, os.environ.get("TMPDIR")
     tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
@@ -139,10 +142,10 @@ def _run(*command: str) -> bool:
 
 
 def until(condition: Callable[[], bool], seconds: float = 90) -> None:
-    """Wait for a condition; a server that cannot be reached does not meet it.
+    """Wait until a condition holds; it does not hold while the server cannot be reached.
 
     Raises:
-        FaultError: it was not met in time.
+        FaultError: the condition did not hold in time.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -174,7 +177,7 @@ def kill_frontend(stage: Stage) -> None:
     frontend = stage.server.process
     assert frontend is not None
     frontend.kill()
-    frontend.wait(90)  # A dying process has no command line any more, but still its ports.
+    frontend.wait(90)  # A dying process keeps its ports, but has no command line to find it by.
     restart_frontend(stage)
 
 
@@ -273,7 +276,10 @@ def ask_for_many_scans(stage: Stage) -> None:
 
 
 def _ask_for(stage: Stage, image: bytes) -> None:
-    """Ask for a list of 32 copies, each with other bytes at its end, so that none is cached."""
+    """Send a list of 32 copies of an image, and check that no worker ends and none takes long.
+
+    Each copy has other bytes at its end, so that no answer comes from the cache.
+    """
     before = stage.pids()
     copies = [image + os.urandom(8) for _ in range(32)]
     body = json.dumps({"data": [base64.b64encode(copy).decode() for copy in copies]}).encode()
@@ -364,11 +370,12 @@ FAULTS: tuple[Fault, ...] = (
 
 @dataclass(frozen=True)
 class Report:
-    """What the clients met.
+    """The requests that clients sent during and after a fault, and what became of them.
 
     Attributes:
-        asked: the requests of the clients, which retry.
-        probed: those of a client that does not, during the fault, and of one after it.
+        asked: the requests of the clients that retry.
+        probed: the requests of the clients that do not retry: one client from before the fault
+            to the end, and one that starts after the fault.
     """
 
     asked: Sequence[Sent]
@@ -376,17 +383,17 @@ class Report:
 
     @property
     def wrong(self) -> int:
-        """Wrong answers."""
+        """The number of wrong answers."""
         return sum(sent.verdict == "wrong" for sent in [*self.asked, *self.probed])
 
     @property
     def lost(self) -> int:
-        """Requests without an answer, in spite of all retries."""
+        """The number of requests that got no answer in spite of all retries."""
         return sum(sent.verdict in ("refused", "lost") for sent in self.asked)
 
     @property
     def late(self) -> int:
-        """Requests answered after more than 10 s."""
+        """The number of requests that ended after more than 10 s."""
         return sum(sent.seconds > LATE for sent in self.asked)
 
     @property
@@ -397,16 +404,20 @@ class Report:
 
     @property
     def waited(self) -> float:
-        """The longest wait of the client that does not ask again, in seconds."""
+        """The longest time of a request by a client that does not retry, in seconds."""
         return max(sent.seconds for sent in self.probed)
 
     @property
     def met(self) -> bool:
-        """Nothing is wrong or lost, none waits over 10 s, and the service is back in that time."""
+        """Whether the targets are met.
+
+        No answer is wrong and no request lost, no client that does not retry waits over 10 s, and
+        right answers are never more than 10 s apart.
+        """
         return self.wrong == self.lost == 0 and max(self.away, self.waited) <= LATE
 
     def cells(self) -> list[str]:
-        """Return its row of the table, but for the fault."""
+        """Return the cells of this report's row, without the first one, which names the fault."""
         everyone = [*self.asked, *self.probed]
         setbacks = Counter(name for sent in everyone for name in set(sent.setbacks))
         return [
@@ -429,11 +440,11 @@ COLUMNS = (
 
 
 def cause(fault: Fault, stage: Stage) -> Report:
-    """Cause a fault while clients ask, and let them ask on after it.
+    """Cause a fault while clients send requests, which they continue after the fault.
 
     Raises:
-        FaultError: the server did not come back, or did what it must not.
-        SkippedError: this machine does not permit the fault.
+        FaultError: the server did not recover, or did something that it must not do.
+        SkippedError: this machine does not permit this fault.
     """
     load = stage.load
     with (
@@ -448,7 +459,7 @@ def cause(fault: Fault, stage: Stage) -> Report:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what `visionserve chaos` was asked, and return its exit code."""
+    """Run `visionserve chaos`, and return its exit code."""
     faults = {fault.__name__: fault for fault in FAULTS}
     if unknown := sorted(set(args.faults) - faults.keys()):
         known = ", ".join(faults)
@@ -478,6 +489,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tell(fault: Fault, *cells: str) -> None:
-    """Print the row of a fault at once, as the next one takes minutes."""
+    """Print a fault's row of the table at once, because the next fault may take minutes."""
     missing = len(COLUMNS) - 1 - len(cells)
     print(tables.row([str(fault.__doc__), *cells, *[""] * missing]), flush=True)

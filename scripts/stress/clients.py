@@ -1,4 +1,4 @@
-"""Clients that keep asking a model what they know the answer to, and account for each request."""
+"""Clients that send a model images with known answers, and record what each request got."""
 
 import base64
 import io
@@ -45,19 +45,19 @@ Verdict = Literal["right", "wrong", "refused", "lost"]
 
 
 class WrongAnswerError(Exception):
-    """The server's answers are not right to begin with."""
+    """The server's answers are already wrong before the load begins."""
 
 
 @dataclass(frozen=True)
 class Sent:
-    """One request, with its repetitions.
+    """The record of one request, with all its tries.
 
     Attributes:
-        began: when it was due, by `time.monotonic`.
-        seconds: from then to its end.
-        setbacks: what came in place of an answer, in order: a status or an exception's name.
-        verdict: a 200 is `right` or `wrong`; without one, the last try was `refused` with
-            another status, or `lost` with none.
+        began: when the request was due, by `time.monotonic`.
+        seconds: the time from then until the request ended.
+        setbacks: the failed tries, in order: each one's status or exception name.
+        verdict: `right` or `wrong` for an answer with status 200; otherwise `refused` if the last
+            try got another status, and `lost` if it got no response.
     """
 
     began: float
@@ -67,19 +67,22 @@ class Sent:
 
     @property
     def ended(self) -> float:
-        """When it ended, by `time.monotonic`."""
+        """When the request ended, by `time.monotonic`."""
         return self.began + self.seconds
 
 
 @dataclass(frozen=True)
 class Question:
-    """One request: encoded images, sent as they are or as a list, and the views of each."""
+    """The content of one request: one or several encoded images, and the TTA mode."""
 
     images: tuple[bytes, ...]
     tta: str = "none"
 
     def send(self, client: Client, model: str, top_k: int) -> requests.Response:
-        """Ask, with random bytes at each image's end, so that no cache has its answer."""
+        """Send the request, with random bytes after each image so that no cache has the answer.
+
+        One image is sent as it is, several as a list in JSON.
+        """
         images = [image + os.urandom(8) for image in self.images]
         options: dict[str, Any] = {"tta": self.tta, "top_k": top_k}
         if len(images) == 1:
@@ -89,20 +92,23 @@ class Question:
 
 
 def plain(tta: str = "none") -> list[Question]:
-    """Return a question for each small photograph at hand; they are all of one shape in a worker.
+    """Return a question for each small packaged photograph.
+
+    A worker makes tensors of the same shape from all of them.
 
     Args:
-        tta: their views.
+        tta: the TTA mode of all the questions.
     """
     images = [data for path in photos.packaged() if len(data := path.read_bytes()) < LARGE]
     return [Question((image,), tta) for image in images]
 
 
 def mixed(count: int = 48) -> list[Question]:
-    """Return questions that differ in shape, format, views and number of images, at random.
+    """Return questions that vary in image size, format, TTA mode and number of images.
 
-    The same come each time: all views with each number of images, each format, and sides from 48
-    to 1,600 pixels, in any orientation.
+    They are drawn with a fixed seed, so that they are the same in each run. They cover each TTA
+    mode with each number of images, each format, and sides from 48 to 1,600 pixels, both
+    landscape and portrait.
     """
     random = Random(0)
     photographs = [Image.open(path).convert("RGB") for path in photos.packaged()]
@@ -127,19 +133,19 @@ def mixed(count: int = 48) -> list[Question]:
 
 
 class Load:
-    """Clients of one model, whose answers at this moment are taken to be right.
+    """Clients of one model that compare its answers with the ones that it gives at the start.
 
-    Answers are compared as whole distributions, within 0.0001.
+    Probabilities are compared for each class, within 0.0001.
 
     Args:
         state: the state folder of the server.
-        questions: what is asked, in turn.
-        model: the server's model.
-        top_k: predictions of an answer; by default all of ImageNet's classes.
+        questions: the questions that the clients send, in turn.
+        model: the name of the model.
+        top_k: the number of predictions in an answer; by default all of ImageNet's classes.
 
     Raises:
-        WrongAnswerError: a question has no answer, the probabilities of all classes do not add up
-            to 1, or those of a photograph are not those of the same weights in PyTorch.
+        WrongAnswerError: a question gets no answer, the probabilities of all classes do not add up
+            to 1, or PyTorch computes others for a photograph with the same weights.
     """
 
     def __init__(
@@ -185,14 +191,16 @@ class Load:
     def steady(
         self, clients: int, retries: int = 0, patience: float = 0, pause: float = 0
     ) -> Iterator[list[Sent]]:
-        """Keep clients asking, each one request after the other, and list what they sent.
+        """Run clients until the block ends, and list the requests that they have sent.
+
+        Each client sends one request after the other.
 
         Args:
-            clients: their number.
-            retries: those of `Client`.
-            patience: seconds for which a request is sent again after all retries failed, or
-                after a status that `Client` does not take for passing, such as 404.
-            pause: of a client, after each request, in seconds.
+            clients: the number of clients.
+            retries: the number of retries, as in `Client`.
+            patience: for how many seconds a request is sent again after all retries failed, or
+                after a status that `Client` does not retry, such as 404.
+            pause: the seconds that a client waits after each request.
         """
         stop = threading.Event()
         account: list[Sent] = []
@@ -214,13 +222,15 @@ class Load:
                 future.result()
 
     def at_rate(self, rate: float, seconds: float, most: int) -> list[Sent]:
-        """Send requests when they are due, whatever became of those before, each of them once.
+        """Send requests at a fixed rate, each once, whether or not earlier ones have ended.
+
+        A request's time starts when it is due.
 
         Args:
             rate: requests per second.
-            seconds: for how long.
-            most: requests under way at a time; above the server's queue, so that it never holds
-                back a request. A request's time starts when it is due.
+            seconds: for how many seconds requests are sent.
+            most: the most requests that are open at a time; larger than the server's queue, so
+                that this limit never delays a request.
         """
         client = client_of(self._state)
         start = time.monotonic()
@@ -233,7 +243,10 @@ class Load:
         return [future.result() for future in running]
 
     def ask(self, client: Client, number: int, began: float, patience: float = 0) -> Sent:
-        """Ask one of the questions, and again until patience ends, in seconds after it began."""
+        """Send one of the questions, and send it again until it is answered or patience ends.
+
+        Patience is in seconds from when the request began.
+        """
         question, answer = self._exam[number % len(self._exam)]
         setbacks: list[str] = []
         while True:
@@ -259,10 +272,10 @@ def reference(image: bytes) -> NDArray[np.float32]:
     """Classify the centre crop of an image with the packaged weights in PyTorch alone.
 
     Args:
-        image: encoded.
+        image: the encoded image.
 
     Returns:
-        the probabilities of the classes, of shape (classes,).
+        The probabilities of the classes, float32 of shape (classes,).
     """
     model = MODELS[MODEL]
     network = FullyConvolutional(MODEL, CLASSES, model.transforms)
@@ -278,7 +291,10 @@ def reference(image: bytes) -> NDArray[np.float32]:
 
 
 def _distributions(response: requests.Response) -> NDArray[np.float64]:
-    """What an answer says, whatever version gave it: probabilities of shape (images, classes)."""
+    """Return the probabilities in an answer, float64 of shape (images, classes).
+
+    Everything else in the answer, such as the model's version, is ignored.
+    """
     content = response.json()
     answers = content if isinstance(content, list) else [content]
     found = np.zeros((len(answers), CLASSES))
@@ -297,7 +313,7 @@ def _is_right(response: requests.Response, expected: NDArray[np.float64]) -> boo
 
 
 def _retried(response: requests.Response) -> list[str]:
-    """Name what urllib3 retried."""
+    """Return the status or exception name of each try that urllib3 retried."""
     retries = response.raw.retries
     history = retries.history if retries else ()
     return [str(tried.status or type(tried.error).__name__) for tried in history]
@@ -305,12 +321,13 @@ def _retried(response: requests.Response) -> list[str]:
 
 @contextmanager
 def serving(folder: Path, handler: dict[str, Any], **config: Any) -> Iterator[TorchServe]:
-    """Serve the packaged classifier in a folder, on free ports, as the profile `server` does.
+    """Serve the packaged classifier with the profile `server`, on free ports.
 
     Args:
-        folder: gets `store/` and `state/`.
-        handler: settings in place of those in `handler` of the profile's `model-config.yaml`.
-        config: those in place of the file's others.
+        folder: the folder in which `store/` and `state/` are made.
+        handler: settings that replace the ones under `handler` in the profile's
+            `model-config.yaml`.
+        config: settings that replace the other ones in that file.
     """
     written = yaml.safe_load((paths.CONFIG / "server" / "model-config.yaml").read_text())
     written |= config

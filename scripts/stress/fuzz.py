@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["PIL", "visionserve"]):
 SECONDS = 10
 MEGABYTES = 300
 MAX_SEED_BYTES = 100_000
-# Few enough to be quick; memory that grows all the same does not come from pixels.
+# Few pixels make a run quick, and exclude large images as the cause if memory grows.
 MAX_PIXELS = 1_000_000
 CONFIG = HandlerConfig(max_image_pixels=MAX_PIXELS)
 KEPT = Path(tempfile.gettempdir()) / "fuzz-"
@@ -33,7 +33,7 @@ JSON = {"content-type": "application/json"}
 
 
 def write_seeds(folder: Path) -> None:
-    """Write the small ones of the tests' hostile inputs."""
+    """Write those hostile inputs of the tests that are small enough for seeds."""
     from tests.corpus import CASES
 
     for index, case in enumerate(CASES):
@@ -42,20 +42,20 @@ def write_seeds(folder: Path) -> None:
 
 
 def classify(data: bytes) -> None:
-    """Bring an encoded image to the model's door.
+    """Do with an encoded image all that the handler does before it runs the model.
 
     Raises:
-        RequestError: it is refused.
+        RequestError: the image is refused.
     """
     image = validate(data, CONFIG.max_image_bytes, CONFIG.max_image_pixels)
     to_views(decode(image, Transforms(), "exact"), Transforms(), "exact", "ten_crop")
 
 
 def try_bytes(data: bytes) -> None:
-    """Take bytes as an image, and as a JSON body; keep those that fail.
+    """Process bytes as an image and as a JSON body, and keep them in a file if that fails.
 
     Raises:
-        Exception: anything that does not blame the client.
+        Exception: processing failed with anything but an error with a 4xx status.
     """
     try:
         take(data)
@@ -67,10 +67,10 @@ def try_bytes(data: bytes) -> None:
 
 
 def take(data: bytes) -> None:
-    """Take bytes as an image, and as a JSON body.
+    """Process bytes as an image and as a JSON body, as the handler does.
 
     Raises:
-        RequestError: of a status that blames the server.
+        RequestError: processing failed with a status other than 4xx.
     """
     request = inputs.read({"body": data}, JSON, CONFIG)
     for item in (Item(data, CONFIG.defaults), *request.items):
@@ -84,12 +84,12 @@ def take(data: bytes) -> None:
 
 
 def fuzz(runs: int, found: Path, seeds: Path) -> None:
-    """Run libFuzzer, which ends the process.
+    """Run libFuzzer, which ends this process when it is done.
 
     Args:
-        runs: inputs to try, the seeds among them.
-        found: a folder for inputs that reach new code.
-        seeds: a folder of inputs to start from.
+        runs: the number of inputs to try, including the seeds.
+        found: the folder for inputs that reach new code.
+        seeds: the folder of the inputs to start from.
     """
     resident = psutil.Process().memory_info().rss // 1_000_000
     options = [
@@ -106,7 +106,7 @@ def fuzz(runs: int, found: Path, seeds: Path) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what `visionserve fuzz` was asked, and return its exit code."""
+    """Run `visionserve fuzz`, and return its exit code."""
     with tempfile.TemporaryDirectory() as found, tempfile.TemporaryDirectory() as seeds:
         if args.seeds is None:
             write_seeds(Path(seeds))

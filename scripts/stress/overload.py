@@ -1,4 +1,4 @@
-"""Send far more than a server can do, and judge what it sheds and how quick it stays."""
+"""Overload a server, and judge how many requests it refuses and how quick it stays."""
 
 import math
 import time
@@ -18,13 +18,14 @@ UNEVEN = 1.5
 
 @dataclass(frozen=True)
 class Overload:
-    """What became of requests that were more than the server could answer.
+    """The requests of an overload, and what became of them.
 
     Attributes:
-        account: those sent at a fixed rate, each once.
-        patient: those of a client that retries.
-        probed: those of one that does not, until an answer after the load's end.
-        end: the load's end, by `time.monotonic`.
+        account: the requests of the load, sent at a fixed rate and each once.
+        patient: the requests of a client that retries.
+        probed: the requests of a client that does not retry, which continues until it gets an
+            answer after the load's end.
+        end: when the load ended, by `time.monotonic`.
     """
 
     account: Sequence[Sent]
@@ -34,49 +35,53 @@ class Overload:
 
     @property
     def answered(self) -> list[Sent]:
-        """The answered ones of the load."""
+        """The requests of the load that were answered."""
         return [sent for sent in self.account if sent.verdict == "right"]
 
     @property
     def shed(self) -> int:
-        """The number of 503 in the load."""
+        """The number of requests of the load that were refused with a 503."""
         return sum(sent.setbacks == ("503",) for sent in self.account)
 
     @property
     def failed(self) -> int:
-        """The number that met neither, or retried in vain."""
+        """The number of requests that failed.
+
+        In the load, these got neither an answer nor a 503. Of the client that retries, they got no
+        right answer in spite of all retries.
+        """
         unanswered = sum(sent.verdict != "right" for sent in self.patient)
         return len(self.account) - len(self.answered) - self.shed + unanswered
 
     @property
     def p99(self) -> float:
-        """The time of an answer that one in a hundred exceeds, in seconds."""
+        """The time that one answer of the load in a hundred exceeds, in seconds."""
         return quantiles((sent.seconds for sent in self.answered), n=100)[98]
 
     @property
     def service(self) -> float:
-        """The mean time that a request took in a worker, all being busy, in seconds."""
+        """The mean time that a worker took for a request while all were busy, in seconds."""
         answers = [s for s in [*self.account, *self.patient, *self.probed] if s.verdict == "right"]
         busy = max(sent.ended for sent in self.answered) - self.account[0].began
         return WORKERS * busy / len(answers)
 
     @property
     def bound(self) -> float:
-        """The time in which a full queue is served, in seconds."""
+        """The time in which the workers complete a full queue, in seconds."""
         return (QUEUE + WORKERS) * self.service / WORKERS
 
     @property
     def recovery(self) -> float:
-        """The time from the load's end to the first answer to a request after it, in seconds."""
+        """The time from the load's end to the first answer to a later request, in seconds."""
         after = (s.ended for s in self.probed if s.began > self.end and s.verdict == "right")
         return min(after, default=math.inf) - self.end
 
 
 def overload(times: float, seconds: float) -> bool:
-    """Send more than the server can do, and tell whether it sheds the rest and stays quick.
+    """Overload a server, and tell whether it refuses the excess with 503 and stays quick.
 
-    All ask for `dense`, the profile's default. A client that retries, as `Client` does, asks
-    throughout and gets its answers.
+    All requests use the TTA mode `dense`, the profile's default. During the load a further client
+    retries as `Client` does, and has to get an answer to each of its requests.
     """
     with watched({"size_mb": 0}, jobQueueSize=QUEUE) as server:
         load, watch = Load(server.state, plain("dense"), top_k=3), Watch(server)
@@ -121,7 +126,7 @@ def _overload(load: Load, watch: Watch, rate: float, seconds: float) -> Overload
 
 
 def _capacity(load: Load, seconds: float = 10) -> float:
-    """Measure the right answers per second of two clients for each worker."""
+    """Return the right answers per second under a load of two clients for each worker."""
     start = time.monotonic()
     with load.steady(2 * WORKERS) as account:
         time.sleep(seconds)

@@ -1,8 +1,9 @@
-"""The M/M/c and the M/D/c queue: waits, and the machines that keep them short.
+"""Compute waits in the M/M/c and the M/D/c queue, and how many machines keep them short.
 
-Requests come at random (Poisson) to the one queue of a server's workers. Their service times are
-exponential, with a standard deviation equal to the mean, or all the same. Times that vary less
-than exponential ones lie between the two; those that vary more need more than either says.
+Requests arrive at random (as a Poisson process) at the one queue of a server's workers. In the
+M/M/c queue, service times are exponential, with a standard deviation equal to the mean. In the
+M/D/c queue, they are all the same. If real service times vary less than exponential ones, the
+waits lie between the two models. If they vary more, the waits are longer than in either.
 """
 
 import math
@@ -24,9 +25,9 @@ def erlang_c(workers: int, erlangs: float) -> float:
     """Return the probability that a request finds every worker busy.
 
     Args:
-        workers: their number, from 1.
-        erlangs: the load, the rate times the service time; from the number of workers on, every
-            request waits.
+        workers: the number of workers, at least 1.
+        erlangs: the load, which is the rate times the service time; if it is not below the number
+            of workers, every request waits.
     """
     if erlangs >= workers:
         return 1.0
@@ -38,10 +39,10 @@ def erlang_c(workers: int, erlangs: float) -> float:
 
 @dataclass(frozen=True)
 class Queue(ABC):
-    """The workers of one queue, under load.
+    """One queue and its workers, under a given load.
 
     Attributes:
-        service_ms: mean time that a worker takes for a request, in milliseconds.
+        service_ms: the mean time that a worker takes for a request, in milliseconds.
         workers: number of workers.
         rate: requests per second.
     """
@@ -52,7 +53,7 @@ class Queue(ABC):
 
     @property
     def utilisation(self) -> float:
-        """The busy part of the workers' time; from 1 on, the queue grows without end."""
+        """The share of time that workers are busy; at 1 or above, the queue grows without end."""
         return self.rate * self.service_ms / 1000 / self.workers
 
     @property
@@ -80,7 +81,7 @@ class Queue(ABC):
 
     @property
     def p99_ms(self) -> float:
-        """The answer's time that one request in a hundred exceeds, in milliseconds."""
+        """The time to an answer that one request in a hundred exceeds, in milliseconds."""
         return self._exceeded_by_one_in_a_hundred(self.takes_over)
 
     def _exceeded_by_one_in_a_hundred(self, over: Callable[[float], float]) -> float:
@@ -97,9 +98,10 @@ class Queue(ABC):
 class ExponentialService(Queue):
     """The M/M/c queue.
 
-    A request waits with Erlang's probability C, and then exponentially with the rate at which
-    busy workers end requests, less that at which requests come. The answer's time is the sum
-    of the wait and an exponential service that does not depend on it.
+    A request has to wait with the probability that Erlang's C formula gives. The wait is then
+    exponential. Its rate is the rate at which busy workers complete requests, minus the rate at
+    which requests arrive. The time to an answer is the sum of the wait and an exponential service
+    time that is independent of it.
     """
 
     @property
@@ -136,16 +138,17 @@ class ExponentialService(Queue):
 class ConstantService(Queue):
     """The M/D/c queue.
 
-    After each service time D, the length M of the queue is max(M + A - c, 0), A being the
-    Poisson number of requests that came. Its probabilities solve linear equations, and are
-    geometric from some length on: H. Tijms, A First Course in Stochastic Models, 2003, 9.6.2.
-    They give the waits: G. J. Franx, A simple solution for the M/D/c waiting time distribution,
-    Operations Research Letters 29, 2001.
+    In each service time D, the length of the queue changes from M to max(M + A - c, 0), where c is
+    the number of workers and A the Poisson number of requests that arrived. The probabilities of
+    the lengths solve linear equations, and form a geometric series from some length on (H. Tijms,
+    A First Course in Stochastic Models, 2003, 9.6.2). The distribution of the waits follows from
+    them (G. J. Franx, A simple solution for the M/D/c waiting time distribution, Operations
+    Research Letters 29, 2001).
     """
 
     @property
     def mean_wait_ms(self) -> float:
-        """The mean wait of all requests, in milliseconds; infinite in overload, by Little's law."""
+        """The mean wait of all requests by Little's law, in milliseconds; infinite in overload."""
         if self.utilisation >= 1:
             return math.inf
         lengths, ratio = self._lengths
@@ -180,12 +183,15 @@ class ConstantService(Queue):
 
     @cached_property
     def _lengths(self) -> tuple[NDArray[np.float64], float]:
-        """The probabilities of the queue's lengths, and the ratio of those beyond the last."""
+        """The probabilities of the queue's lengths up to some length, and the ratio after it.
+
+        The probability of each further length is the one before times the ratio.
+        """
         load, workers = self.utilisation * self.workers, self.workers
         ratio = self._ratio
         last = min(math.ceil(-35 / math.log(ratio)), math.ceil(50 + 15 * math.sqrt(workers)))
         lengths = np.arange(last + 1)
-        # Row j, column k: the probability of length j after length k.
+        # Row j, column k holds the probability that length j follows length k.
         moves = stats.poisson.pmf(workers + lengths[:, None] - lengths, load)
         beyond = ratio ** np.arange(1, workers + 1)
         for length in range(max(1, last - workers + 1), last + 1):
@@ -198,7 +204,7 @@ class ConstantService(Queue):
 
     @property
     def _ratio(self) -> float:
-        """The ratio of the probabilities of a long queue and of one shorter by one."""
+        """The probability of a long queue divided by the probability of one shorter by one."""
 
         def fault(excess: float) -> float:
             return self.utilisation * excess - math.log1p(excess)
@@ -216,7 +222,7 @@ SERVICES: dict[str, type[Queue]] = {"exponential": ExponentialService, "constant
 def queue_size(service_ms: float, workers: int, timeout_ms: float = TIMEOUT_MS) -> int:
     """Return the longest queue whose last request is answered before nginx gives up.
 
-    That is the most that `jobQueueSize` should say.
+    `jobQueueSize` should be at most that, because requests behind it would wait in vain.
     """
     return max(0, math.floor((timeout_ms - service_ms) * workers / service_ms))
 
@@ -224,17 +230,19 @@ def queue_size(service_ms: float, workers: int, timeout_ms: float = TIMEOUT_MS) 
 def machines(
     service: type[Queue], service_ms: float, workers: int, rate: float, p99_ms: float
 ) -> int:
-    """Return the number of machines, each with a queue of its own and an equal part of the rate.
+    """Return how many machines answer 99 % of the requests in a given time.
+
+    Each machine has a queue of its own and gets an equal share of the requests.
 
     Args:
-        service: how service times vary.
-        service_ms: as in `Queue`.
-        workers: of one machine.
-        rate: of all requests, per second.
-        p99_ms: time in which 99 % of the requests are to be answered.
+        service: the model of the service times.
+        service_ms: the mean service time, as in `Queue`.
+        workers: the number of workers of each machine.
+        rate: the number of requests per second, for all machines together.
+        p99_ms: the time in which 99 % of the requests are to be answered, in milliseconds.
 
     Raises:
-        ValueError: the service alone takes one request in a hundred longer.
+        ValueError: even without a wait, more than one request in a hundred takes longer.
     """
     alone = service(service_ms, workers, 1e-9).p99_ms
     if p99_ms < alone:

@@ -1,4 +1,4 @@
-"""Keep clients asking for long, and judge whether memory and files stay as they are."""
+"""Load a server for a long time, and judge whether its memory and open files grow."""
 
 import math
 import time
@@ -23,35 +23,37 @@ COLUMNS = (
 
 
 def slope(readings: Sequence[Reading]) -> float:
-    """Return the growth of memory in MB per 10,000 requests, by a straight line."""
+    """Return the growth of memory in MB per 10,000 requests, from a linear regression."""
     requests = [reading.requests for reading in readings]
     megabytes = [reading.megabytes for reading in readings]
     return linear_regression(requests, megabytes).slope * 10_000
 
 
 def held(readings: Sequence[Reading]) -> float:
-    """Return the median memory after requests of every kind, in MB; without them, of the last half.
+    """Return the median memory after 2,000 requests of every kind, in MB.
 
-    A single reading may fall amid a forward pass and count its activations.
+    If there were fewer requests, it is the median of the second half of the readings. The median
+    is used because a single reading may be taken during a forward pass, and then includes the
+    activations.
     """
     after = [reading for reading in readings if reading.requests >= EVERY_KIND]
     return median(r.megabytes for r in after or readings[len(readings) // 2 :])
 
 
 def more_files(readings: Sequence[Reading]) -> int:
-    """Return by how many the median of open files has risen, from the first to the last quarter."""
+    """Return how much the median number of open files rose from the first to the last quarter."""
     files = [reading.files for reading in readings]
     quarter = math.ceil(len(files) / 4)
     return max(0, median_low(files[-quarter:]) - median_low(files[:quarter]))
 
 
 def soak(minutes: float, interval: float) -> bool:
-    """Keep four clients asking, and tell whether memory and files stay as they are.
+    """Load a server with four clients, and tell whether its memory and open files stay constant.
 
-    First they send photographs of one shape, then all shapes, formats, views and lengths of
-    lists. A worker's memory after 2,000 of these, in the median, is compared with that after the
-    first ones. The
-    first third of the time is not judged otherwise: the Java heap finds its size in it.
+    The clients first send photographs of one shape. Then they send all shapes, formats, TTA modes
+    and lengths of lists. A worker's median memory after 2,000 of the latter is compared with its
+    memory after the photographs of one shape. Growth is judged only after the first third of the
+    time, in which the Java heap reaches its size.
     """
     with watched({"size_mb": 16}) as server:
         watch = Watch(server)

@@ -1,4 +1,4 @@
-"""A server of two workers, and what its processes hold while clients ask."""
+"""A server of two workers, and readings of its processes' memory and open files."""
 
 import tempfile
 from collections.abc import Iterator
@@ -28,12 +28,12 @@ def watched(cache: dict[str, Any], **config: Any) -> Iterator[TorchServe]:
 
 @dataclass(frozen=True)
 class Reading:
-    """A process at one moment.
+    """A reading of a process at one moment.
 
     Attributes:
-        requests: sent to the server so far.
-        megabytes: memory of the process alone (USS).
-        files: open file descriptors.
+        requests: the number of requests sent to the server so far.
+        megabytes: the memory that only this process uses (unique set size), in MB.
+        files: the number of open file descriptors.
     """
 
     requests: int
@@ -42,7 +42,7 @@ class Reading:
 
 
 class Watch:
-    """The frontend and the workers of a server, read again and again."""
+    """All readings of a server's frontend and workers."""
 
     def __init__(self, server: TorchServe) -> None:
         assert server.pid is not None
@@ -55,7 +55,7 @@ class Watch:
         """Add a reading of each process.
 
         Raises:
-            psutil.NoSuchProcess: one ended.
+            psutil.NoSuchProcess: a process has ended.
         """
         for name, process in self._processes.items():
             megabytes = process.memory_full_info().uss / 1e6
