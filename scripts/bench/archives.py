@@ -1,4 +1,4 @@
-"""Build what the contenders serve: archives of each runtime, the stock one, and the weights."""
+"""Build the archives that the contenders serve, and write the weights that they share."""
 
 import dataclasses
 import json
@@ -31,11 +31,11 @@ WEIGHTS = "weights.pt"
 
 @dataclass(frozen=True)
 class Built:
-    """What was built.
+    """The result of building all archives.
 
     Attributes:
-        weights: where they came from, for people.
-        size_mb: archive's name to its size, in megabytes.
+        weights: where the weights came from, as text for people.
+        size_mb: the size of each archive by its name, in megabytes.
     """
 
     weights: str
@@ -43,11 +43,11 @@ class Built:
 
 
 def build_all(store: Path, workers: int) -> Built:
-    """Build every archive into a store, and unpack this project's beside it.
+    """Build every archive into a store, and unpack this project's archives there too.
 
     Args:
-        store: where to write.
-        workers: each archive's minimum and maximum.
+        store: the folder to write to.
+        workers: the number of workers of each archive.
     """
     store.mkdir(parents=True, exist_ok=True)
     weights = store / WEIGHTS
@@ -67,7 +67,10 @@ def build_all(store: Path, workers: int) -> Built:
 
 
 def prepare_weights(target: Path) -> str:
-    """Write the official weights, or seeded random ones, which are as fast, and name the source."""
+    """Write the official weights, or seeded random ones if there are none, and return their source.
+
+    Random weights are as fast, so that the measurements remain valid.
+    """
     try:
         weights = resolve(ARCHITECTURE)
     except WeightsUnavailableError:

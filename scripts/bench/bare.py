@@ -1,4 +1,4 @@
-"""The model without a server: the ceilings, and the time of one image on one thread."""
+"""Measure the model without a server: its highest rates, and the time of one image."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ SLICES = 5
 
 
 def prepare(image: bytes, metadata: Metadata) -> NDArray[np.uint8]:
-    """Decode and cut an image as the archive does.
+    """Decode, resize and crop an image as the archive's handler does.
 
     Returns:
         uint8 of shape (1, crop, crop, 3).
@@ -43,16 +43,18 @@ def prepare(image: bytes, metadata: Metadata) -> NDArray[np.uint8]:
 def ceilings(
     archive: Path, images: Sequence[Path], processes: int, seconds: float
 ) -> dict[str, float]:
-    """Run the model in processes of one thread: on prepared tensors, and from encoded images.
+    """Measure the highest rates that a server could reach, with processes of one thread.
+
+    The model runs first on prepared tensors, then on encoded images.
 
     Args:
-        archive: an unpacked archive.
+        archive: the folder of an unpacked archive.
         images: the images' files.
-        processes: their number.
-        seconds: how long each of the two runs.
+        processes: the number of processes.
+        seconds: how long each of the two measurements runs.
 
     Returns:
-        Images per second of all processes.
+        The images per second of all processes together, for each of the two.
     """
     context = multiprocessing.get_context("spawn")
     counts: Queue[list[float]] = context.Queue()
@@ -97,7 +99,7 @@ def _work(
 
 
 def timed(run: Callable[[int], object], turns: Iterable[int], seconds: float) -> list[float]:
-    """Run again and again for a time; return the seconds that each run took."""
+    """Run a function repeatedly for a time, and return the seconds that each run took."""
     times: list[float] = []
     begin = time.perf_counter()
     for turn in turns:
@@ -110,14 +112,14 @@ def timed(run: Callable[[int], object], turns: Iterable[int], seconds: float) ->
 
 
 def latencies(store: Path, seconds: float) -> dict[str, float]:
-    """Time one image on one thread, each runtime in turn, several times round.
+    """Time one image on one thread with each runtime, in several rounds over all runtimes.
 
     Args:
-        store: holds the weights and the unpacked archives.
-        seconds: how long each one runs in all.
+        store: the folder with the weights and the unpacked archives.
+        seconds: how long each runtime runs in total.
 
     Returns:
-        The median in milliseconds.
+        The median time of each runtime, in milliseconds.
     """
     torch.set_num_threads(1)
     network, dynamic = networks(store)
@@ -147,7 +149,10 @@ def latencies(store: Path, seconds: float) -> dict[str, float]:
 
 
 def networks(store: Path) -> tuple[nn.Module, nn.Module]:
-    """Load the network, and quantize its linear layer dynamically, as articles on ResNet do."""
+    """Return the network, and a copy whose linear layer is quantized dynamically.
+
+    Articles on ResNet often quantize it that way.
+    """
     network = resnet18()
     network.load_state_dict(torch.load(store / "weights.pt", weights_only=True))
     network.eval()

@@ -1,4 +1,4 @@
-"""The servers under test, as data, and how one is started and stopped."""
+"""The servers under test as data, and the functions that start and stop one."""
 
 import os
 import subprocess
@@ -31,15 +31,16 @@ class Contender:
     """One server.
 
     Attributes:
-        name: in the tables.
-        model: what it serves: an archive of the store for TorchServe; a file or folder of the
-            store for a command, which finds it in `$BENCH_MODEL`.
-        command: starts a server in the foreground, with `{bin}` for the folder of Python's
-            commands, `{port}` and `{workers}`; TorchServe where it is empty.
-        field: the name of the form's file; `-` for a raw body.
+        name: the server's name in the tables.
+        model: the model that it serves. For TorchServe this is an archive of the store. For a
+            command it is a file or folder of the store, whose path is in `$BENCH_MODEL`.
+        command: the command that runs the server in the foreground, or empty for TorchServe. In
+            it, `{bin}` stands for the folder of Python's commands, `{port}` for the port and
+            `{workers}` for the number of workers.
+        field: the name of the form field that holds the image; `-` for a raw body.
         tta: the TTA modes to measure.
         clients: the numbers of clients to measure with.
-        explains: whether to measure explained answers, too; TorchServe's only.
+        explains: whether to measure explained answers too; possible only with TorchServe.
     """
 
     name: str
@@ -88,10 +89,10 @@ class Running:
     """A started server.
 
     Attributes:
-        url: takes an image by POST.
-        seconds: from its start to its first answer.
-        pid: its first process: of TorchServe, the frontend.
-        shrink: leaves one worker; TorchServe's only.
+        url: the address that takes an image by POST.
+        seconds: the time from its start to its first answer.
+        pid: the id of its first process, which is the frontend for TorchServe.
+        shrink: reduces the workers to one; None for servers other than TorchServe.
     """
 
     url: str
@@ -100,7 +101,7 @@ class Running:
     shrink: Callable[[], None] | None = None
 
     def pss(self) -> list[float]:
-        """Return the proportional set size of the first process and of each below, in MB."""
+        """Return the proportional set sizes of the first process and its descendants, in MB."""
         root = psutil.Process(self.pid)
         return [
             process.memory_full_info().pss / 1e6
@@ -190,7 +191,7 @@ def _answers(url: str, field: str, image: Path) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and those below it; the ones that do not heed are killed."""
+    """Terminate a process and its descendants, and kill the ones that still run after 5 s."""
     if process.poll() is not None:
         return
     root = psutil.Process(process.pid)

@@ -1,7 +1,7 @@
-"""Measure how well a worker feeds its device: the `Classifier` itself, without TorchServe.
+"""Measure how well a worker keeps its device busy, with the `Classifier` but no TorchServe.
 
-It needs torch, torchvision, pillow, numpy, pydantic, pyyaml, diskcache and
-efficientnet-lite-pytorch alone, and so runs from a checkout on any machine with a card.
+It runs from a checkout on any machine with a GPU, because it needs only torch, torchvision, pillow,
+numpy, pydantic, pyyaml, diskcache and efficientnet-lite-pytorch.
 """
 
 import argparse
@@ -51,12 +51,14 @@ METADATA = Metadata(
 
 
 class Simulated(Runtime):
-    """A device whose forward pass is a wait, which releases the interpreter's lock as CUDA does.
+    """A simulated device, which sleeps instead of computing a forward pass.
 
-    The batch is packed for the copy to the device as PyTorch's is.
+    Sleeping releases the interpreter's lock, as CUDA does. Each batch is packed for the copy to
+    the device in the same way as for PyTorch.
 
     Args:
-        seconds: time of a pass over 32 views of 224 x 224 pixels; others take it in proportion.
+        seconds: the time of a forward pass over 32 views of 224 x 224 pixels; other batches take
+            time in proportion to their pixels.
     """
 
     capacity = PyTorchRuntime.capacity
@@ -74,10 +76,10 @@ class Simulated(Runtime):
 
 
 class Clock(Runtime):
-    """A runtime that notes how long its device was at work.
+    """A runtime that measures how long its device was busy.
 
     Args:
-        runtime: the runtime.
+        runtime: the runtime that does the work.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -94,7 +96,7 @@ class Clock(Runtime):
 
 
 def photographs(count: int) -> list[bytes]:
-    """Encode JPEGs of soft noise, which cost what photographs of their size do to decode."""
+    """Encode JPEGs of soft noise, which take as long to decode as photographs of their size."""
     generator = np.random.default_rng(SEED)
     encoded = []
     for _ in range(count):
@@ -109,7 +111,7 @@ def photographs(count: int) -> list[bytes]:
 
 
 def load(device: str, forward_ms: float, threads: int) -> Runtime:
-    """Load a seeded ResNet-18 on a device, or what stands for one."""
+    """Load a seeded ResNet-18 on a device, or return the simulated device."""
     if device == "simulated":
         return Simulated(forward_ms / 1000)
     with tempfile.TemporaryDirectory() as folder:
@@ -123,11 +125,12 @@ def load(device: str, forward_ms: float, threads: int) -> Runtime:
 def measure(
     runtime: Runtime, decoders: int, images: Sequence[bytes], mode: TTA, seconds: float
 ) -> dict[str, Any]:
-    """Classify one batch again and again.
+    """Classify the same batch repeatedly.
 
     Returns:
-        `images_per_s`, `utilization` (the device's busy time over wall time) and `ms`, by stage,
-        an image's mean; a forward pass counts whole for each image that shared it.
+        The settings; `images_per_s`; `utilization`, the device's busy time divided by wall time;
+        and `ms`, the mean milliseconds of an image in each stage. A forward pass counts in full
+        for each image that shared it.
     """
     clock = Clock(runtime)
     config = HandlerConfig(runtime="pytorch", decode="fast")
@@ -157,11 +160,13 @@ def measure(
 def compare(
     runtime: Runtime, decoders: Sequence[int], images: Sequence[bytes], mode: TTA, seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """Measure with each number of decoders in turn, in rounds, so that all saw the same minutes.
+    """Measure with each number of decoders.
+
+    Each round measures all numbers, so that changes of the machine's speed affect all alike.
 
     Yields:
-        For each number, its round of the median rate, with `ratio`, the median of the rounds'
-        ratios to the first number's rate.
+        For each number, the result of the round with the median rate. Its `ratio` is the median
+        over the rounds of this number's rate divided by the first number's.
     """
     rounds = [
         [measure(runtime, number, images, mode, seconds / ROUNDS) for number in decoders]

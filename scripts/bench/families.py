@@ -28,7 +28,7 @@ from visionserve.metadata import Proof
 from visionserve.models import MODELS, FullyConvolutional
 from visionserve.runtimes.openvino import OpenVINORuntime
 
-# One of torchvision's families each, two of ResNet's, and the model whose real weights are at hand.
+# One model of each of torchvision's families, two ResNets, and the model with packaged weights.
 FAMILIES = (
     *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_lite0"),
     *("efficientnet_v2_s", "googlenet", "inception_v3", "maxvit_t", "mnasnet1_0"),
@@ -37,7 +37,7 @@ FAMILIES = (
     *("vgg16", "vit_b_16"),
 )
 CONFIDENCE = 0.5
-# INT8 of seeded weights tells the time and the size, which need no more.
+# Few suffice: with seeded weights, only the time and size of INT8 are of interest.
 SAMPLES, PHOTOGRAPHS = 30, 3
 ROUNDS, PASSES, WARM_UP = 5, 10, 3
 COLUMNS = (
@@ -48,12 +48,12 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """One precision of a model.
+    """The measurements of a model in one precision.
 
     Attributes:
         milliseconds: median processor time of one crop on one thread, from pixels to answer.
-        megabytes: the model's files as an archive holds them.
-        proof: how close it is to PyTorch in FP32.
+        megabytes: the compressed size of the model's files in an archive.
+        proof: how close its probabilities are to PyTorch's in FP32.
         accepted: whether the builder would write an archive.
     """
 
@@ -71,9 +71,9 @@ class Row:
         name: a key of `MODELS`.
         crop: side of its crop, in pixels.
         dense: see `visionserve.metadata.Metadata`.
-        explains: likewise.
-        fp32: in FP32.
-        int8: quantized as a whole.
+        explains: whether the model can explain its answers.
+        fp32: the measurements in FP32.
+        int8: the measurements in INT8, with all layers quantized.
     """
 
     name: str
@@ -85,17 +85,17 @@ class Row:
 
 
 def seeded(name: str, pixels: Tensor) -> FullyConvolutional:
-    """Draw a network whose answers differ between images, as a trained one's do.
+    """Return a network with random weights whose answers differ between images.
 
-    As torchvision draws it, an untrained network is about as sure of each class for each image,
-    so that any comparison of its probabilities succeeds. Here a pass in training mode sets the
-    batch normalizations' statistics. The last layer is drawn anew, looks away from what the
-    images have in common, and has the scale that makes the best class's mean probability
-    `CONFIDENCE`.
+    With torchvision's own random weights, a network gives all images nearly the same
+    probabilities, so that any comparison of them would succeed. Here a pass in training mode sets
+    the statistics of the batch normalizations. The last layer gets new random weights, which
+    ignore the component that the features of all images share, and are scaled so that the mean
+    probability of the best class is `CONFIDENCE`.
 
     Args:
         name: a key of `MODELS`.
-        pixels: images that it is to tell apart, uint8 of shape (N, crop, crop, 3).
+        pixels: the images that it has to tell apart, uint8 of shape (N, crop, crop, 3).
     """
     torch.manual_seed(0)
     module = FullyConvolutional(name, 1000, MODELS[name].transforms)
@@ -121,7 +121,7 @@ def seeded(name: str, pixels: Tensor) -> FullyConvolutional:
 
 
 def _scale(logits: Tensor) -> float:
-    """Find by bisection what to multiply logits by for a mean probability of `CONFIDENCE`."""
+    """Find by bisection the factor that gives logits a mean probability of `CONFIDENCE`."""
     low, high = 1e-6, 1e6
     while high / low > 1 + 1e-4:
         middle = (low * high) ** 0.5
@@ -169,9 +169,10 @@ def _megabytes(directory: Path) -> float:
 def _times(
     runtimes: dict[Precision, OpenVINORuntime], crop: NDArray[np.uint8]
 ) -> dict[Precision, float]:
-    """Time one crop on each runtime in turn, several rounds; the medians in milliseconds.
+    """Return the median processor time of one crop on each runtime, in milliseconds.
 
-    Processor time, as other work on the machine then matters little.
+    The runtimes take turns in several rounds. Processor time is measured because other work on the
+    machine affects it little.
     """
     times: dict[Precision, list[float]] = {precision: [] for precision in runtimes}
     for _ in range(ROUNDS):
@@ -185,7 +186,7 @@ def _times(
 
 
 def judged(milliseconds: float, megabytes: float, figures: Proof, precision: Precision) -> Measured:
-    """Say of what was measured whether the builder would take it."""
+    """Return the measurements, with whether the builder would accept the model."""
     try:
         proof.check(figures, precision)
     except proof.ProofError:
@@ -226,7 +227,7 @@ def main() -> int:
         print(f"No such model: {', '.join(unknown)}.", file=sys.stderr)
         return 1
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)  # OpenMP's threads spin where others want the cores.
+    torch.set_num_threads(1)  # More threads would spin while they wait.
     rows = []
     with redirect_stdout(sys.stderr):  # NNCF's progress
         for name in (bar := tqdm(args.models)):

@@ -1,5 +1,5 @@
--- wrk's client: each of the images in turn, as a raw body or as the file of a form.
--- Arguments after `--`: the name of the form's file or `-` for a raw body, then the images.
+-- The script for wrk: it sends the images in turn, each as a raw body or as a file in a form.
+-- The arguments after `--` are the name of the form field, or `-` for a raw body, and the images.
 local requests, turn = {}, 0
 
 local function form(name, body)

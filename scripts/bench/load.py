@@ -1,4 +1,4 @@
-"""Load on a server, from wrk; and single requests."""
+"""Put load on a server with wrk, or time single requests."""
 
 import json
 import resource
@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).with_name("load.lua")
 
 @dataclass(frozen=True)
 class Summary:
-    """What clients saw that each send one request after another.
+    """The measurements of a load whose clients each send one request after another.
 
     Attributes:
         rate: answers per second.
@@ -39,12 +39,12 @@ def load(
     """Send images in turn.
 
     Args:
-        url: takes an image by POST.
-        field: the name of the form's file; `-` for a raw body.
-        tta: the mode, as this project's header; others ignore it.
-        clients: connections with one request each at a time.
-        seconds: how long.
-        images: their files.
+        url: the address that takes an image by POST.
+        field: the name of the form field that holds the image; `-` for a raw body.
+        tta: the TTA mode, sent as this project's header; other servers ignore it.
+        clients: the number of connections, each with one request at a time.
+        seconds: how long the load lasts.
+        images: the images' files.
 
     Raises:
         RuntimeError: wrk is missing, or a request failed.
@@ -74,12 +74,12 @@ def load(
 
 
 def one_by_one(url: str, images: Sequence[Path], count: int) -> float:
-    """Send raw images one after another, for answers too slow for a load.
+    """Time raw images sent one after another, for answers that are too slow for a load.
 
     Args:
-        url: takes an image by POST.
-        images: their files.
-        count: how many answers to time, after one that is not.
+        url: the address that takes an image by POST.
+        images: the images' files.
+        count: how many answers to time, after a first one that is not timed.
 
     Returns:
         The median time of an answer, in milliseconds.

@@ -28,7 +28,7 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 BARE = "data:text/html,<input type=file multiple id=picker>"
-# Frames from where the page is told of the files; before, the browser alone makes their list.
+# Frames count from the `change` event on; before it, the browser itself makes the list of files.
 WATCH = """
 window.listed = window.longest = 0;
 let last = performance.now();
@@ -71,7 +71,7 @@ class Tab:
         self._driver.quit()
 
     def choose(self, images: Sequence[Path]) -> float:
-        """Choose images; the milliseconds for which the browser stops to make their list."""
+        """Choose images, and return the milliseconds that the browser stops to make their list."""
         picker = self._driver.find_element(By.ID, "picker")
         picker.send_keys("\n".join(map(str, images)))
         return self._measured("listed")
@@ -80,7 +80,8 @@ class Tab:
         """Choose images and wait for all answers.
 
         Returns:
-            The seconds, what `choose` returns, and the longest frame after it in milliseconds.
+            The seconds that all of it took, the milliseconds that `choose` returns, and the longest
+            frame after that in milliseconds.
         """
         started = time.perf_counter()
         listed = self.choose(images)
@@ -97,14 +98,14 @@ class Tab:
         self._driver.find_element(By.ID, "clear").click()
 
     def megabytes(self) -> float:
-        """The tab's proportional set size, after a garbage collection."""
+        """Return the tab's proportional set size after a garbage collection, in MB."""
         time.sleep(2)
         self._driver.execute_cdp_cmd("HeapProfiler.collectGarbage", {})
         time.sleep(2)
         return float(self._process().memory_full_info().pss / 1e6)
 
     def _process(self) -> psutil.Process:
-        """The one of the browser's processes that the tab's script keeps busy."""
+        """Return the tab's process: the renderer that is busiest while the tab runs a script."""
         found = [
             process
             for process in self._browser.children(recursive=True)
@@ -120,7 +121,7 @@ class Tab:
 
 
 def copies(folder: Path, count: int) -> list[Path]:
-    """Write so many photographs into a folder: the samples, again and again."""
+    """Fill a new folder with a number of photographs, by repeating the samples."""
     sources = photos.folder(paths.SAMPLES) if paths.SAMPLES.is_dir() else photos.packaged()
     folder.mkdir()
     made = []
@@ -137,14 +138,14 @@ def same_disk(one: Path, other: Path) -> bool:
 
 
 def timed(action: Callable[[], object]) -> float:
-    """Return an action's seconds."""
+    """Return the seconds that an action takes."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
 
 
 def measure(server: TorchServe, images: Sequence[Path], rounds: int) -> list[Bar]:
-    """Compare, in rounds, and then load the page with all images at once."""
+    """Compare the page with `classify` in rounds, and then give the page all images at once."""
     client = server.client
     few = images[:FEW]
 

@@ -1,4 +1,4 @@
-"""A run's results as Markdown tables and a chart."""
+"""Present a run's results as Markdown tables and a chart."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,7 +78,10 @@ def _starts(results: Results, size_mb: Mapping[str, float]) -> str:
 
 
 def _explained(results: Results) -> str:
-    """The stock handler's explanations are Integrated Gradients of 15 steps (captum)."""
+    """Return the table of explained answers.
+
+    The stock handler explains with captum's Integrated Gradients in 15 steps.
+    """
     rows = []
     for contender in ALL:
         if contender.explains:

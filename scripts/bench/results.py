@@ -1,4 +1,4 @@
-"""Figures by round, their medians and ratios, and the bars that they are held against."""
+"""The figures of all rounds, their medians and ratios, and the bars that they should reach."""
 
 import statistics
 from collections.abc import Iterable
@@ -19,13 +19,13 @@ from scripts.bench.contenders import (
 
 @dataclass(frozen=True)
 class Figure:
-    """What one figure tells.
+    """The description of one figure.
 
     Attributes:
         name: a contender, or a way to run the model without a server.
-        metric: what is measured, its unit at the end.
+        metric: the name of the measured quantity, with its unit at the end.
         tta: the TTA mode of the requests.
-        clients: their number; 0 where there are none.
+        clients: the number of clients; 0 if there are none.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Figure:
 
 @dataclass
 class Results:
-    """Each figure's values, one a round."""
+    """The values of each figure, one for each round."""
 
     values: dict[Figure, list[float]] = field(default_factory=dict)
 
@@ -49,28 +49,28 @@ class Results:
         return statistics.median(self.values[figure])
 
     def spread(self, figure: Figure) -> float:
-        """Return the largest value over the smallest, less 1."""
+        """Return the largest value divided by the smallest, minus 1."""
         return max(self.values[figure]) / min(self.values[figure]) - 1
 
     def ratio(self, over: Figure, under: Figure) -> float:
-        """Return the median of the rounds' ratios, so that both sides saw the same minutes."""
+        """Return the median ratio; each is taken within a round, in which the machine is steady."""
         pairs = zip(self.values[over], self.values[under], strict=True)
         return statistics.median(a / b for a, b in pairs)
 
 
 @dataclass(frozen=True)
 class About:
-    """What a run measured on and with.
+    """The machine, packages, images and settings of a run.
 
     Attributes:
-        processor: its name.
-        workers: of each server, one a core.
-        packages: name to version.
-        weights: where they came from, for people.
-        images: their number.
-        image_kb: their mean size, in kilobytes.
-        rounds: their number.
-        seconds: a load's time.
+        processor: the processor's name.
+        workers: the number of workers of each server, one for each core.
+        packages: the version of each package by its name.
+        weights: where the weights came from, as text for people.
+        images: the number of images.
+        image_kb: the mean size of an image, in kilobytes.
+        rounds: the number of rounds.
+        seconds: how long each load lasted.
         size_mb: sizes of the archives and of the bare models' files, in megabytes.
     """
 
@@ -87,14 +87,14 @@ class About:
 
 @dataclass(frozen=True)
 class Bar:
-    """What a figure should reach.
+    """A bound that a figure should reach.
 
     Attributes:
-        claim: in words.
-        value: the figure.
-        bound: what it is compared with.
-        unit: of both.
-        at_least: whether the figure should be as large as the bound, or as small.
+        claim: the claim in words.
+        value: the figure's value.
+        bound: the value that it should reach.
+        unit: the unit of both values.
+        at_least: whether the value should be at least the bound; otherwise at most.
     """
 
     claim: str
@@ -105,27 +105,27 @@ class Bar:
 
     @property
     def reached(self) -> bool:
-        """Whether it is."""
+        """Whether the value reaches the bound."""
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
 
 def rate(name: str, clients: int = 0, tta: str = "none") -> Figure:
-    """Name a contender's rate."""
+    """Return the figure for a contender's rate."""
     return Figure(name, "requests/s", tta, clients)
 
 
 def repeated(name: str) -> Figure:
-    """Name a load that is the same each time, so that only chance and the machine differ."""
+    """Return the figure for a load that is repeated unchanged, to show how much results vary."""
     return Figure(name, "repeated requests/s")
 
 
 def bars(results: Results, archive_mb: float) -> list[Bar]:
-    """Hold the INT8 archive against the bars.
+    """Compare the INT8 archive's figures with the bars.
 
-    A ratio of rates is taken at each number of clients from two, and the lowest one counts.
+    A ratio of rates is the lowest of the ratios for each number of clients above one.
 
     Args:
-        results: a whole run's.
+        results: the results of a whole run.
         archive_mb: size of the INT8 archive, in megabytes.
     """
     ours = OURS[INT8].name

@@ -41,7 +41,7 @@ PACKAGES = (
 def measure_server(
     contender: Contender, images: Sequence[Path], seconds: int, results: Results
 ) -> None:
-    """Start one server, load it every way, weigh it, and stop it: its part of a round."""
+    """Measure one server in one round: start it, load it, read its memory, and stop it."""
 
     def add(metric: str, value: float, tta: str = "none", clients: int = 0) -> None:
         results.add(Figure(contender.name, metric, tta, clients), value)
@@ -86,18 +86,22 @@ def measure_bare(images: Sequence[Path], seconds: int, results: Results) -> dict
 
 
 def _json_of(module: str, *arguments: str) -> Any:
-    """Run a module of its own process: what it maps would count as shared with the servers."""
+    """Run a module in a process of its own, and return the JSON object that it prints.
+
+    In this process, the libraries that it maps would count as shared with the servers, and so
+    lower the memory measured for them.
+    """
     command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def photographs(folder: Path | None, scratch: Path) -> list[Path]:
-    """Choose the images: some of a folder, evenly, or the packaged ones as JPEG files.
+    """Choose images spread evenly over a folder, or else the packaged ones as JPEG files.
 
     Args:
-        folder: of the user's own; ImageNet's samples beside the repository where it is None.
-        scratch: where the packaged ones are written, where there are no samples either.
+        folder: the user's own folder; None means ImageNet's samples beside the repository.
+        scratch: the folder for the packaged images, which are used if there are no samples.
     """
     if folder is None and not paths.SAMPLES.is_dir():
         return [_as_jpeg(path, scratch) for path in photos.packaged()]
@@ -147,12 +151,12 @@ def measure(rounds: int, seconds: int, images: Sequence[Path]) -> tuple[Results,
 
 
 def _steps(contender: Contender) -> int:
-    """Count a contender's loads, and two for its start, to tell the time that is left."""
+    """Return the progress steps of a contender: one for each load, and two for its start."""
     return 2 + len(contender.tta) * len(contender.clients)
 
 
 def profile(images: Sequence[Path], target: Path) -> None:
-    """Draw where a worker's time goes under load, as py-spy's flame graph."""
+    """Draw a worker's time under load as a flame graph, with py-spy."""
     contender = OURS[INT8]
     with running(contender, STORE, images[0], WORKERS) as server:
         worker = psutil.Process(server.pid).children()[0].pid
@@ -162,8 +166,8 @@ def profile(images: Sequence[Path], target: Path) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what `visionserve bench` was asked, and return its exit code."""
-    # One thread a worker, as there is a worker a core; more would only slow the peers.
+    """Run `visionserve bench`, and return its exit code."""
+    # Each core has a worker, so each worker gets one thread; more would only slow the peers.
     os.environ["OMP_NUM_THREADS"] = "1"
     target = paths.MODEL_STORE / ("bench-quick.json" if args.quick else "bench.json")
     try:

@@ -1,1 +1,1 @@
-"""What measurements print: tables, and when and where they were made."""
+"""Output of measurements: tables, and the circumstances that they were made in."""

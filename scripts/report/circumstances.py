@@ -1,4 +1,4 @@
-"""When, where and of which commit a measurement was made."""
+"""The date, machine and commit of a measurement."""
 
 import os
 import platform
@@ -12,13 +12,14 @@ from scripts import paths
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What a figure depends on besides the code's inputs.
+    """The date, machine and commit that a figure depends on besides the code's inputs.
 
     Attributes:
         date: the day, UTC, in ISO 8601.
-        processor: its name.
-        cores: how many this process may use.
-        commit: abbreviated, with `+` where the working tree differs from it; empty outside git.
+        processor: the processor's name.
+        cores: the number of cores that this process may use.
+        commit: the abbreviated commit, with `+` if the working tree differs from it; empty outside
+            git.
     """
 
     date: str
@@ -33,13 +34,13 @@ class Circumstances:
 
 
 def here() -> Circumstances:
-    """Describe this machine, now."""
+    """Return the present circumstances on this machine."""
     cores = len(os.sched_getaffinity(0))
     return Circumstances(datetime.now(UTC).date().isoformat(), processor(), cores, _commit())
 
 
 def processor() -> str:
-    """Name the machine's processor."""
+    """Return the name of the machine's processor."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
     return next(names, platform.machine())

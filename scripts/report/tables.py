@@ -1,4 +1,4 @@
-"""Markdown tables, whole or line by line.
+"""Write Markdown tables, as a whole or line by line.
 
 A column whose name ends in a colon is aligned right, as Markdown's own `---:` is.
 """

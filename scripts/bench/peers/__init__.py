@@ -1,1 +1,1 @@
-"""The same classifier as other servers would serve it."""
+"""The same classifier, served by other servers."""

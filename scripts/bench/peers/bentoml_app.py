@@ -1,4 +1,4 @@
-"""BentoML: a service class, one process a worker."""
+"""A BentoML service, with one process for each worker."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from scripts.bench.peers import model
 
 @bentoml.service(workers=int(os.environ["BENCH_WORKERS"]))
 class Service:
-    """A form with the file `image` to an answer."""
+    """Classifies the file `image` of a form."""
 
     def __init__(self) -> None:
         self.classify = model.load()

@@ -1,4 +1,4 @@
-"""Flask, for gunicorn's synchronous workers."""
+"""A Flask application, for gunicorn's synchronous workers."""
 
 from typing import Any
 
@@ -12,5 +12,5 @@ app = Flask(__name__)
 
 @app.post("/predict")  # type: ignore[untyped-decorator]
 def predict() -> dict[str, Any]:
-    """Answer a form with the file `image`."""
+    """Classify the file `image` of a form."""
     return classify(request.files["image"].read())

@@ -1,4 +1,4 @@
-"""LitServe: one HTTP server, and worker processes behind a queue."""
+"""A LitServe server: one HTTP server, and worker processes behind a queue."""
 
 import sys
 from typing import Any
@@ -10,7 +10,7 @@ from scripts.bench.peers import model
 
 
 class API(litserve.LitAPI):  # type: ignore[misc]
-    """A form with the file `image` to an answer."""
+    """Classifies the file `image` of a form."""
 
     def setup(self, device: str) -> None:
         """Load the model, in each worker."""

@@ -1,4 +1,4 @@
-"""What the peers serve: the eager model of a typical article, or this project's INT8 archive."""
+"""The peers' models: the eager one of a typical article, and this project's INT8 archive."""
 
 import os
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def eager(weights: Path) -> Classify:
 
 
 def int8(archive: Path) -> Classify:
-    """Load an unpacked archive, whose stages then run in the peer's process."""
+    """Load an unpacked archive, so that the peer's process runs all its stages."""
     from visionserve.classifier import Classifier
     from visionserve.config import ModelConfig, Options
     from visionserve.item import Item

@@ -1,4 +1,4 @@
-"""ResNet-18 as TorchServe's own `image_classifier` handler asks for it: a file with one class."""
+"""ResNet-18 as a file with one class, as TorchServe's `image_classifier` handler requires."""
 
 from torchvision.models.resnet import BasicBlock, ResNet
 
