@@ -1,1 +1,1 @@
-"""Many images to rows: what is read, who answers, and what is written."""
+"""Classify many images into rows: the inputs, the engines and the outputs."""

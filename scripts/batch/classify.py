@@ -25,13 +25,13 @@ Engine = Callable[[Iterator[Path]], Generator[tuple[Path, Body]]]
 
 
 def named(args: argparse.Namespace) -> Iterator[Path]:
-    """Yield the images that the command names, those of `--list` last."""
+    """Yield the images that the command names, and then the images of `--list`."""
     listed = listing.read_list(args.list) if args.list else iter(())
     return chain(listing.expand(args.paths), listed)
 
 
 def count(args: argparse.Namespace) -> int | None:
-    """Count the images beforehand; standard input can be read only once."""
+    """Count the images beforehand; None for standard input, which can be read only once."""
     return None if args.list == "-" else sum(1 for _ in named(args))
 
 
@@ -61,10 +61,10 @@ def connect(args: argparse.Namespace) -> tuple[Client, str]:
 
 
 def choose(args: argparse.Namespace) -> tuple[Engine, Provenance]:
-    """Return the engine, and what its rows are made with.
+    """Return the engine, and the provenance of its rows.
 
     Raises:
-        RunError: there is no such server, or no Ray.
+        RunError: there is no such server, or Ray is not installed.
         OSError: the archive cannot be read.
     """
     wanted: Provenance = {
@@ -96,10 +96,10 @@ def choose(args: argparse.Namespace) -> tuple[Engine, Provenance]:
 def run(args: argparse.Namespace) -> int:
     """Do what `visionserve classify` was asked.
 
-    Ctrl-C and SIGTERM leave a whole output that the command goes on with.
+    Ctrl-C and SIGTERM leave an output with whole rows only, which the command can resume.
 
     Returns:
-        0 without errors, 1 with some rows of errors, 2 where it had to stop.
+        0 without errors, 1 if some rows hold errors, 2 if the command had to stop.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -116,7 +116,7 @@ def classify(args: argparse.Namespace) -> int:
 
     Raises:
         RunError: the run cannot begin or go on.
-        OSError: a list cannot be read, or the output not be written.
+        OSError: a list cannot be read, or the output cannot be written.
     """
     engine, made_with = choose(args)
     top_k = args.top_k or Options().top_k

@@ -16,7 +16,7 @@ NAME_WIDTH = 40
 
 
 class Table:
-    """For people: one line per image, control characters replaced, a long path's end alone."""
+    """A table for people: a line for each image, of a long path only the end."""
 
     head = f"{'IMAGE':<{NAME_WIDTH}}  PREDICTIONS\n"
 
@@ -39,7 +39,7 @@ def _printable(text: str) -> str:
 
 
 def _fitted(path: str) -> str:
-    """A path as wide as its column, in a terminal's cells, of which some characters take two."""
+    """Fit a path to its column's width in terminal cells; some characters take two."""
     if disp_len(path) > NAME_WIDTH:
         while disp_len(path) >= NAME_WIDTH:
             path = path[1:]
@@ -50,11 +50,11 @@ def _fitted(path: str) -> str:
 def record(values: Iterable[Value]) -> str:
     """Return a record of CSV by RFC 4180, each field but a number in quotes.
 
-    What a spreadsheet would take for a formula gets an apostrophe before it
-    (https://owasp.org/www-community/attacks/CSV_Injection). A spreadsheet that separates fields
-    by semicolons, as in many countries, or by tabs sees quotes at the start of a record alone
-    and splits every later text, so that each part of a text is looked at. The page's `csv.js`
-    has the same rule.
+    Text that a spreadsheet would take for a formula gets an apostrophe before it
+    (https://owasp.org/www-community/attacks/CSV_Injection). Some spreadsheets separate fields by
+    tabs or, as in many countries, by semicolons. They respect quotes only at the start of a record,
+    and split all later text, so that each part of a text is checked. The page's `csv.js` has the
+    same rule.
 
     Args:
         values: None is an empty field, a boolean `true` or `false`.
@@ -73,12 +73,12 @@ def record(values: Iterable[Value]) -> str:
 
 
 def defused(text: str) -> str:
-    """Return a text of which no spreadsheet takes the whole or a part for a formula."""
+    """Return a text that no spreadsheet takes for a formula, as a whole or in part."""
     return _FORMULA.sub(r"\1'", text)
 
 
 class CSV:
-    """One `record` an image, under a record of the columns' names."""
+    """CSV: one `record` for each image, after a record of the columns' names."""
 
     def __init__(self, top_k: int) -> None:
         self._columns = list(columns(top_k))
@@ -103,7 +103,7 @@ class CSV:
         return dict(zip(self._columns, cells, strict=True))
 
     def written(self, text: str) -> str:
-        """Return what `decode` gives for a text."""
+        """Return a text as `decode` would return it after `encode`."""
         return defused(text)
 
 
@@ -131,5 +131,5 @@ class JSONLines:
         return row
 
     def written(self, text: str) -> str:
-        """Return what `decode` gives for a text."""
+        """Return a text as `decode` would return it after `encode`."""
         return text

@@ -1,4 +1,4 @@
-"""What the user named, to image files, lazily and always in the same order."""
+"""Turn the names that the user gave into image files, lazily and always in the same order."""
 
 import glob
 import os
@@ -14,9 +14,9 @@ from scripts.photos import SUFFIXES
 def expand(names: Sequence[str]) -> Iterator[Path]:
     """Yield the files that names stand for.
 
-    A folder stands for the image files below it, in order of their paths; a glob pattern
-    (`**` for any folders) for what it matches but folders, in the same order; anything else for
-    itself, whether it exists or not.
+    A folder stands for the image files below it, sorted by path. A glob pattern (`**` for any
+    folders) stands for the files that it matches, in the same order. Any other name stands for
+    itself, whether the file exists or not.
 
     Raises:
         RunError: a pattern matches no file.
@@ -34,7 +34,7 @@ def expand(names: Sequence[str]) -> Iterator[Path]:
 
 
 def read_list(name: str) -> Iterator[Path]:
-    """Yield the paths of a file, or for `-` of standard input, one a line."""
+    """Yield the paths in a file, or in standard input for `-`, one a line."""
     with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as lines:
         for line in lines:
             if path := line.rstrip(b"\r\n"):
@@ -42,7 +42,10 @@ def read_list(name: str) -> Iterator[Path]:
 
 
 def _below(path: Path) -> Iterator[Path]:
-    """Holds the names of one folder per level. One that cannot be read stands for itself."""
+    """Yield the image files below a folder; a file, or a folder that cannot be read, as itself.
+
+    Memory holds the names of only one folder per level.
+    """
     if not path.is_dir():
         yield path
         return

@@ -1,4 +1,4 @@
-"""What a file's rows were made with, kept beside it as `NAME.run.json`."""
+"""Record what made a file's rows in `NAME.run.json` beside it, and check that record."""
 
 import json
 import os
@@ -11,12 +11,12 @@ from scripts.batch.rows import RunError, Value
 
 WAYS_OUT = "Begin it anew with --overwrite, or name another file."
 
-# What rows depend on, by the options' names; None is the server's or the archive's default.
+# The options that rows depend on, by name; None is the server's or the archive's default.
 Provenance = Mapping[str, Value]
 
 
 def keep(path: Path, provenance: Provenance) -> None:
-    """Write what a file's rows are made with beside it."""
+    """Write the provenance of a file's rows beside it."""
     beside = _beside(path)
     part = beside.with_name(f"{beside.name}.part")
     with part.open("wb") as written:
@@ -25,10 +25,10 @@ def keep(path: Path, provenance: Provenance) -> None:
 
 
 def check(path: Path, provenance: Provenance) -> None:
-    """Compare what a file's rows were made with.
+    """Compare the provenance of a file's rows with this run's.
 
     Raises:
-        RunError: something else, or it is not known.
+        RunError: they differ, or the file's provenance is unknown.
     """
     beside = _beside(path)
     kept = None
@@ -54,7 +54,7 @@ def _value(value: Value) -> str:
 
 
 def settle(written: BinaryIO, part: Path, path: Path) -> None:
-    """Give a file its name once its content is on the disk."""
+    """Rename a finished file to its final name, after its content is safely on the disk."""
     written.flush()
     os.fsync(written.fileno())
     written.close()

@@ -32,11 +32,11 @@ STDERR = 2
 
 
 class Worker:
-    """An actor's archive, unpacked and loaded once, its code before any that is installed.
+    """An actor that loads the archive once, with the archive's code, not any installed one.
 
     Args:
         archive: the archive's bytes, in Ray's object store.
-        options: those of each request, by their names.
+        options: the options of each request, by name.
         gpu_id: CUDA device index; None for the CPU.
     """
 
@@ -85,7 +85,7 @@ class Worker:
         return {"body": [json.dumps(body_of(outcome)) for outcome in outcomes]}
 
     def _read(self, path: bytes) -> "Item":
-        """Read a file as the handler does a request that has it for its body."""
+        """Read a file as the handler reads a request with the file as its body."""
         from visionserve.errors import RequestError
         from visionserve.item import Item
 
@@ -108,17 +108,17 @@ def classify(
 
     Args:
         archive: the .mar; Ray sends it to its nodes.
-        options: those of each request, by their names.
-        paths: the files, on every node the same; all paths are held, no image is.
-        concurrency: most actors.
-        address: the cluster's; None starts one on this machine.
+        options: the options of each request, by name.
+        paths: the files, the same on every node; memory holds all paths but not the images.
+        concurrency: the largest number of actors.
+        address: the cluster's address; None starts a cluster on this machine.
 
     Yields:
         Each file, in order, with the JSON object of its answer or of its error.
 
     Raises:
-        RunError: the archive cannot be loaded, or Ray fails.
-        OSError: the archive cannot be read, or the cluster not be reached.
+        RunError: the archive cannot be loaded, no cluster accepts a connection, or Ray fails.
+        OSError: the archive cannot be read, or the cluster cannot be reached.
     """
     try:
         config = read_config(archive)
@@ -143,11 +143,12 @@ def classify(
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Start Ray 2.60 without alarming people; what fails, it raises all the same.
+    """Hide the messages of Ray 2.60 while it starts; errors are still raised.
 
-    Its native code says of each pool of Ray Data that "the actor restart will fail" if the
-    pool's own arguments are lost, which Ray Data keeps. The variable that quiets it is itself
-    logged while Ray starts. Ray also takes SIGTERM, to answer it with a native stack.
+    For each actor pool of Ray Data, Ray's native code warns that "the actor restart will fail" if
+    the pool's own arguments are lost, but Ray Data keeps them. Ray also logs the variable that
+    silences this. It replaces the handler of SIGTERM by one that prints a native stack, so the
+    handler is put back.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -164,7 +165,11 @@ def _quietly() -> Iterator[None]:
 
 
 def _reach(address: str) -> None:
-    """Ray itself tries an address for many minutes."""
+    """Check that a cluster accepts connections, as Ray itself would try for many minutes.
+
+    Raises:
+        RunError: no cluster accepts a connection.
+    """
     host, _, port = address.rpartition("//")[2].rpartition(":")
     if not port.isdigit():
         return
@@ -181,7 +186,10 @@ def _classify(
     paths: list[Path],
     concurrency: int,
 ) -> Iterator[tuple[Path, Body]]:
-    """Workers get this package by value: a cluster needs no copy of it."""
+    """Classify the files on Ray, in order.
+
+    This package is sent to the workers by value, so that a cluster needs no copy of it.
+    """
     ray.cloudpickle.register_pickle_by_value(scripts)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -206,7 +214,7 @@ def read_config(archive: Path) -> ModelConfig:
     """Read the configuration of an archive that is still packed.
 
     Raises:
-        zipfile.BadZipFile: the file is no archive.
+        zipfile.BadZipFile: the file is not an archive.
         KeyError: it holds no manifest or no configuration.
         pydantic.ValidationError: the configuration has an unknown key or a bad value.
     """

@@ -10,7 +10,7 @@ Value = str | int | float | bool | None
 Body = Mapping[str, Any]
 Row = dict[str, Value]
 
-# Codes of errors that the server is to blame for: the image may well get an answer another time.
+# Codes of errors that are the server's fault, so that another try may classify the image.
 SERVER_FAULTS = frozenset(
     {"server_error", "internal_error", "request_too_slow", "timeout", "broken_connection"}
 )
@@ -22,7 +22,7 @@ class RunError(Exception):
 
 
 def columns(top_k: int) -> dict[str, type]:
-    """Name the columns in order, each with the type of its values; any value may be None."""
+    """Return the columns in order, each with the type of its values; any value may be None."""
     predictions = {
         f"{name}_{rank}": kind for rank in range(1, top_k + 1) for name, kind in PREDICTION.items()
     }
@@ -31,7 +31,7 @@ def columns(top_k: int) -> dict[str, type]:
 
 
 def name(path: Path) -> str:
-    """Return a path as valid Unicode; bytes that are no UTF-8 become `\\xNN`."""
+    """Return a path as valid Unicode; bytes that are not UTF-8 become `\\xNN`."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
@@ -45,7 +45,7 @@ def row(path: Path, body: Body, top_k: int) -> Row:
         top_k: number of predictions in a row; a model of fewer classes leaves some empty.
 
     Raises:
-        RunError: an option is refused, and so would be every other image.
+        RunError: an option is refused, which would fail every other image too.
     """
     values: Row = dict.fromkeys(columns(top_k))
     values["path"] = name(path)
@@ -56,7 +56,7 @@ def row(path: Path, body: Body, top_k: int) -> Row:
         values["error"] = f"{code}: {message}"
         return values
     for rank, prediction in enumerate(body["predictions"][:top_k], 1):
-        # A prediction has a name where another language than the labels' was asked for.
+        # A prediction has a name if a language other than the labels' was asked for.
         shown = prediction | {"label": prediction.get("name", prediction["label"])}
         values |= {f"{key}_{rank}": shown[key] for key in PREDICTION}
     return values | {key: body[key] for key in ("model", "version", "tta", "confident")}
@@ -73,15 +73,15 @@ def is_server_fault(error: Value) -> bool:
 
 
 def read_image(path: Path, limit: int) -> bytes:
-    """Read an image's file, or as much of it as shows that it is larger than the limit.
+    """Read an image file; of a file above the limit, only enough to show that it is too large.
 
     Args:
-        path: its file. A pipe, a device or a folder is not read: it may never end.
-        limit: largest size, in bytes; of a larger file, one byte more is read.
+        path: the file. A pipe, a device or a folder is not read, because it may never end.
+        limit: largest size, in bytes; one byte more is read from a larger file.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
-        ValueError: its name is none that a file can have.
+        OSError: the file cannot be read, or is not a regular file.
+        ValueError: no file can have this name.
     """
     with open(path, "rb", opener=_open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -90,7 +90,7 @@ def read_image(path: Path, limit: int) -> bytes:
 
 
 def _open_at_once(name: str, flags: int) -> int:
-    """Open a pipe without waiting for one who writes to it."""
+    """Open a file; do not wait if it is a pipe that no process writes to."""
     return os.open(name, flags | os.O_NONBLOCK)
 
 

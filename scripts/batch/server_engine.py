@@ -33,10 +33,11 @@ Output = TypeVar("Output")
 def windowed(
     function: Callable[[Input], Output], inputs: Iterable[Input], threads: int, window: int
 ) -> Generator[Output]:
-    """Map inputs in order, in threads, taking at most `window` of them ahead of the outputs.
+    """Map inputs in order, in threads, taking at most `window` inputs ahead of the outputs.
 
     Raises:
-        Exception: the first one of `function`, at its place; what has not begun never does.
+        Exception: the first exception of `function`, in place of its output; inputs that have not
+            begun are dropped.
     """
     pool = ThreadPoolExecutor(threads)
     pending: deque[Future[Output]] = deque()
@@ -64,13 +65,13 @@ def classify(
     Args:
         client: the server.
         model: its model.
-        options: those of each request, by their names.
+        options: the options of each request, by name.
         paths: the files; read lazily.
-        concurrency: most requests at a time.
-        retries: most repetitions of one request, while the server cannot be reached or
-            is busy (429, 503), or nginx finds none (502, 504), and of these at most two after a
-            fault of the server's: a worker that died (500, 507), no answer in time, a
-            connection that broke.
+        concurrency: the largest number of requests at a time.
+        retries: how often one request is repeated at most, while the server cannot be reached
+            or is busy (429, 503), or nginx finds none (502, 504). At most two of these may follow
+            a fault of the server: a worker that died (500, 507), a timeout, or a connection that
+            broke.
 
     Yields:
         Each file, in order, with the JSON object of its answer or of its error.
@@ -96,9 +97,9 @@ def classify(
 
 
 def _ask(client: Client, send: Callable[[], requests.Response], retries: int) -> Body:
-    """Send an image again while the server is busy, and a few times after a fault of its.
+    """Send an image again while the server is busy, and a few times after a server fault.
 
-    A fault may be the image's own doing: it may end each worker that it meets.
+    Faults are retried less often, because the image itself may end each worker that gets it.
     """
     faults = 0
     for attempt in range(retries + 1):
@@ -155,14 +156,15 @@ def delay(attempt: int, retry_after: str | None) -> float:
 
 
 def _cause(error: requests.ConnectionError) -> object:
-    """Requests wraps urllib3's error, which wraps its reason."""
+    """Return the reason inside urllib3's error, which requests wraps in its own."""
     return getattr(error.args[0], "reason", None) if error.args else None
 
 
 def _is_busy(response: requests.Response) -> bool:
-    """Tell whether nothing took the request; a 503 of the archive's own is about its image.
+    """Tell whether the request was turned away before the archive handled it.
 
-    nginx's errors have the archive's form, and say when to ask again.
+    An error in the archive's own form is about the image, unless it has `Retry-After`: nginx's
+    errors have the same form, and say when to try again.
     """
     own = isinstance(_content(response).get("error"), dict)
     own = own and "Retry-After" not in response.headers
@@ -170,7 +172,11 @@ def _is_busy(response: requests.Response) -> bool:
 
 
 def _body(client: Client, response: requests.Response) -> Body:
-    """The archive's own bodies as they are; errors of TorchServe or a proxy in the same form."""
+    """Return the archive's own body as it is, and other errors in the same form.
+
+    Raises:
+        RunError: TorchServe or a proxy refuses the request.
+    """
     content = _content(response)
     if "predictions" in content or isinstance(content.get("error"), dict):
         return content

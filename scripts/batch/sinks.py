@@ -23,12 +23,12 @@ MAKER = ("model", "version", "tta")
 
 @dataclass(frozen=True)
 class Kept:
-    """What an earlier run left.
+    """The rows that an earlier run left.
 
     Attributes:
-        rows: those that stay.
-        errors: those among them that are errors.
-        again: the images whose rows blame the server, in order.
+        rows: the number of rows that stay.
+        errors: how many of the rows that stay are errors.
+        again: the images whose rows blame the server, in order; they are classified again.
     """
 
     rows: int = 0
@@ -37,11 +37,11 @@ class Kept:
 
 
 class Stream:
-    """Rows to an open file, written at once.
+    """Writes each row to an open file at once.
 
     Args:
-        file: where they go.
-        format: how; its `head` precedes the first one.
+        file: where the rows go.
+        format: how they are written; its `head` precedes the first row.
 
     Attributes:
         for_people: whether the rows themselves show how far the run is.
@@ -54,7 +54,7 @@ class Stream:
         self._encode = format.encode
 
     def resume(self, paths: Iterator[Path]) -> Kept:
-        """Take the images from `paths` whose rows are there already; a stream has none."""
+        """Skip the images in `paths` that have rows already; in a stream, none have."""
         return Kept()
 
     def write(self, row: Row) -> None:
@@ -72,13 +72,13 @@ class Stream:
 
 
 class File(Stream):
-    """Rows to a file that an interrupted run can go on with.
+    """Writes rows to a file, and resumes the file of an interrupted run.
 
-    What they were made with is kept beside it, in `NAME.run.json`.
+    The provenance of the rows is kept beside it, in `NAME.run.json`.
 
     Args:
-        path: a new file, or the one of an earlier run.
-        format: how; its `start` is how every such file begins.
+        path: a new file, or the file of an earlier run.
+        format: how rows are written; every such file begins with its `start`.
         made_with: what the rows are made with.
         overwrite: begin anew, at the first row.
         shown: what people call the file (its path).
@@ -103,20 +103,20 @@ class File(Stream):
         super().__init__(path.open("ab+"), format)
 
     def close(self) -> None:
-        """Close the file; rows that were to be replaced and have not been stay as they are."""
+        """Close the file; rows that were to be replaced but were not stay as they are."""
         if self._rewriting:
             self._rewriting.close()
         self._file.close()
 
     def resume(self, paths: Iterator[Path]) -> Kept:
-        """Take the images from `paths` whose rows are there, and cut a half-written row.
+        """Skip the images in `paths` that have rows, and cut off a half-written row.
 
-        Rows that blame the server are to be replaced: the first rows that are then written, one
-        for each of the `again`, take their places.
+        Rows that blame the server are replaced: the next rows written, one for each image in
+        `again`, take their places.
 
         Raises:
-            RunError: the rows are not those of these images, or were made with something else;
-                the file is left as it is.
+            RunError: the rows are of other images, or were made with something else; the file
+                is left as it is.
         """
         if self._overwrite:
             return Kept()
@@ -149,7 +149,7 @@ class File(Stream):
         return Kept(rows - len(again), errors, tuple(again))
 
     def write(self, row: Row) -> None:
-        """Add a row, or replace the next of those that blame the server.
+        """Add a row, or replace the next row that blames the server.
 
         Raises:
             RunError: another model, version or TTA gave the rows that are there.
@@ -185,7 +185,7 @@ class File(Stream):
         return row
 
     def _compare(self, row: Row) -> None:
-        """The options cannot tell whether the server's archive is still the same; answers can."""
+        """Refuse to mix rows of two archives, which only the rows themselves can show."""
         if self._answered is None or row["error"]:
             return
         kept = [self._answered[key] for key in MAKER]
@@ -201,7 +201,7 @@ class File(Stream):
 class Rewriting:
     """A copy of a file with some of its records replaced, which then takes the file's place.
 
-    Until it does, the file stays as it is, so that an end at any moment leaves one or the other.
+    The file stays as it is until then, so that an interrupted run leaves either the old or the new.
 
     Args:
         path: the file.
@@ -224,7 +224,7 @@ class Rewriting:
         return not self._places
 
     def close(self) -> None:
-        """Take the file's place, the records that were not replaced as they were."""
+        """Take the file's place; records that were not replaced are copied unchanged."""
         try:
             self._copy(self._path.stat().st_size)
             settle(self._new, self._part, self._path)
@@ -238,7 +238,7 @@ class Rewriting:
 
 
 class Parquet(File):
-    """Rows to Parquet, which cannot be added to: they wait in `FILE.jsonl` until the last one.
+    """Collects rows in `FILE.jsonl`, and writes Parquet at the end, as it cannot be appended to.
 
     Args:
         path: a new file, or the one of an earlier run.
@@ -266,7 +266,7 @@ class Parquet(File):
         super().__init__(self._journal, JSONLines(top_k), made_with, overwrite, path)
 
     def close(self) -> None:
-        """Leave no journal of a complete file to which nothing was added."""
+        """Remove the journal of a complete file if no row was added."""
         super().close()
         if self._unpacked:
             self._journal.unlink(missing_ok=True)
@@ -296,7 +296,7 @@ class Parquet(File):
         self._journal.unlink()
 
     def _unpack(self) -> None:
-        """Turn the complete file into its journal."""
+        """Write the rows of a complete Parquet file to the journal."""
         import pyarrow
         from pyarrow import parquet
 
@@ -323,7 +323,7 @@ def _maker(values: Iterable[Value]) -> str:
 def open_sink(
     output: Path | None, top_k: int, made_with: Provenance, overwrite: bool = False
 ) -> Stream:
-    """Choose by the suffix; without a file, a table on a terminal, and CSV into a pipe.
+    """Choose a sink by the file's suffix; without a file, a table for a terminal, else CSV.
 
     Args:
         output: a file; None is standard output.
@@ -332,7 +332,7 @@ def open_sink(
         overwrite: begin a file anew.
 
     Raises:
-        RunError: the suffix is another one.
+        RunError: the suffix is unknown.
         OSError: the file cannot be opened.
     """
     if output is None:

@@ -1,1 +1,1 @@
-"""How good the answers are: labelled photographs, and the statistics of what was measured."""
+"""Measure the quality of answers on labelled photographs."""

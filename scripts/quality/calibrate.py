@@ -76,7 +76,7 @@ def fit(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Interv
 
 @dataclass(frozen=True)
 class Fitted:
-    """What was fitted in one mode, and on what.
+    """A mode's fitted temperature, and the answers it was fitted on.
 
     Attributes:
         probabilities: float32 of shape (answers, classes), averaged over the views.
@@ -89,7 +89,7 @@ class Fitted:
     temperature: Interval
 
     def at(self, temperature: float) -> tuple[NDArray[np.float64], NDArray[np.bool_], float, float]:
-        """Return confidences, what is right, NLL and ECE at a temperature."""
+        """Return confidences, whether each answer is right, NLL and ECE at a temperature."""
         tempered = temper(self.probabilities, temperature).astype(float)
         confidence = tempered.max(axis=1)
         right = self.probabilities.argmax(axis=1) == self.labels
@@ -148,7 +148,7 @@ def fit_all(
 
 
 def summary(fitted: dict[TTA, Fitted]) -> str:
-    """Tell each temperature and what it changes, as a table."""
+    """Return a table of each mode's temperature and its effect on NLL and ECE."""
     rows = []
     for mode, found in fitted.items():
         (_, _, nll, ece), fit = found.at(1), found.temperature
@@ -159,7 +159,7 @@ def summary(fitted: dict[TTA, Fitted]) -> str:
 
 
 def warnings(fitted: dict[TTA, Fitted]) -> str:
-    """Tell which share of errors, and of right answers, each threshold warns on, as a table."""
+    """Return a table of the shares of wrong and right answers below each threshold."""
     rows = []
     for mode, found in fitted.items():
         for name, temperature in (("1", 1.0), ("fitted", found.temperature.value)):

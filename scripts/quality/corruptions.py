@@ -1,7 +1,7 @@
-"""Photographs made worse: ten corruptions, each in two severities.
+"""Ten corruptions of photographs, each in two severities.
 
-They follow Hendrycks and Dietterich, 2019 (ImageNet-C), in what goes wrong, and are made of
-torchvision's own transforms, but for motion blur, which it has none for.
+The kinds of corruption follow ImageNet-C (Hendrycks and Dietterich, 2019). All are torchvision's
+own transforms except motion blur, which torchvision lacks.
 """
 
 import warnings
@@ -18,7 +18,7 @@ GREY = 127
 
 
 class MotionBlur(torch.nn.Module):
-    """The mean along a line of a random direction, as a camera in motion sees it.
+    """Averages pixels along a line in a random direction, as a moving camera does.
 
     Args:
         length: of the line, in pixels; odd.

@@ -1,10 +1,10 @@
-"""The deletion test: whether what an explanation calls evidence is what the model goes by.
+"""The deletion test: does an explanation mark what the model relies on?
 
-The hottest fifth of a view is painted over in the mean colour; beside it, as many cells of the map
-at random, and the hottest ones' shape at a place at random, as scattered cells cut a photograph in
-more pieces than one shape does. The more the probability of the predicted class falls for the first
-than for the others, the more the map means. After the deletion metric of RISE (Petsiuk et al., BMVC
-2018).
+The hottest fifth of a view's map is painted over in the mean colour. For comparison, as many random
+cells are painted over, and also the hottest cells' shape at a random place, because scattered cells
+cut a photograph into more pieces than one shape does. The explanation is good if the probability of
+the predicted class falls much further for the hottest cells than for the others. The test follows
+the deletion metric of RISE (Petsiuk et al., BMVC 2018).
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ DRAWS = 8
 
 @dataclass(frozen=True)
 class Deletion:
-    """How far the probability of the predicted class fell, a photograph each.
+    """How far the predicted class's probability fell for each photograph.
 
     Attributes:
         hottest: float of shape (photographs,), with the hottest cells painted over.
@@ -37,7 +37,7 @@ class Deletion:
     shape: NDArray[np.float64]
 
     def summary(self) -> dict[str, Any]:
-        """Return the mean falls, and how many times as far the first one is, ready for JSON."""
+        """Return the mean falls, and the ratios of the hottest cells' to the others, for JSON."""
         others = {"random cells": self.cells, "same shape elsewhere": self.shape}
         ratios = {
             f"ratio to {name}": ratio_of_means(self.hottest, falls.mean(axis=1))

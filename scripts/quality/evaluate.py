@@ -36,7 +36,7 @@ QUICK = 100
 
 
 class Judgement(NamedTuple):
-    """An answer compared with the label and with a reference's.
+    """An answer compared with the label and with a reference's answer.
 
     Attributes:
         right: whether the most probable class is the label.
@@ -170,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
 def delete(
     variants: Mapping[str, Loaded], photographs: Sequence[tuple[Path, int]]
 ) -> dict[str, Deletion]:
-    """Run the deletion test on some of the photographs, of those variants that can be explained."""
+    """Run the deletion test on some photographs, for each variant that can be explained."""
     chosen = [path for path, _ in photographs[:: max(1, len(photographs) // QUICK)][:QUICK]]
     return {
         name: deletion.measure(loaded.runtime, map(loaded.crop, chosen), loaded.metadata.transforms)
@@ -180,7 +180,7 @@ def delete(
 
 
 def accuracy(judged: Mapping[tuple[str, TTA], Judgements]) -> str:
-    """Tell what is right, as a table; differences are to the first row, and to the same mode's."""
+    """Return a table of accuracies, compared with the first row and the same mode's first row."""
     rows = []
     first = next(iter(judged.values()))
     for (variant, mode), found in judged.items():
@@ -192,7 +192,7 @@ def accuracy(judged: Mapping[tuple[str, TTA], Judgements]) -> str:
 
 
 def confidence(judged: Mapping[tuple[str, TTA], Judgements]) -> str:
-    """Tell what the probabilities are worth, as a table; Δp and Top-1 are to the same mode's."""
+    """Return a table of confidence figures; Δp and Top-1 are compared in the same mode."""
     rows = []
     for (variant, mode), found in judged.items():
         figures = found.summary()

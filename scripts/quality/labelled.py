@@ -1,4 +1,4 @@
-"""Photographs whose folders or names tell their class."""
+"""Read photographs whose class is in their folder's or file's name."""
 
 import re
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ INDEX = re.compile(r"([0-9]+)(?![0-9A-Za-z])")
 def label_of(path: Path, classes: int) -> int:
     """Read a photograph's class index.
 
-    The first of these that begins with an index is believed:
+    The first of these names that begins with a class index gives it:
 
     1. a file name with the index and its WordNet ID, `285_n02124075_cat.JPEG`, in any folder;
     2. the folder's name, `285/20240101_x.jpg` or `285_cat/1.jpg`;
     3. the file's name, `285_cat.jpg` or `285.jpg`.
 
-    A number that is no class index, such as a date, is passed over.
+    A number that is not a class index, such as a date, is ignored.
 
     Args:
         path: of the photograph.
@@ -43,7 +43,7 @@ def folder(directory: Path, classes: int, count: int | None = None) -> list[tupl
     Args:
         directory: of the photographs.
         classes: their number.
-        count: at most so many, evenly from all; all where it is None.
+        count: the largest number, spread evenly over all; None for all.
 
     Raises:
         FileNotFoundError: there are none.
@@ -60,8 +60,8 @@ def enlarge(
 ) -> list[tuple[Path, int]]:
     """Write smaller photographs again in a size that cameras have, as JPEG files.
 
-    Decoding at a fraction of the scale does nothing to a small photograph. The detail of a large
-    one is missing here: bicubic interpolation makes up none.
+    Fast decoding at a reduced scale has no effect on small photographs, so it is measured on
+    enlarged ones. They lack a large photograph's detail, which interpolation cannot add.
 
     Args:
         photographs: with their labels; one whose shorter side is long enough stays as it is.

@@ -65,9 +65,9 @@ def prepare(
 def load(
     name: str, variants: Sequence[str], calibration: Sequence[Path], scratch: Path
 ) -> dict[str, Loaded]:
-    """Make variants of a model ready, those of one runtime and precision from one conversion.
+    """Load variants of a model, converting once for each runtime and precision.
 
-    Their files stay in the scratch folder, which explanations read.
+    The files stay in the scratch folder, because explanations read them later.
     """
     models: dict[tuple[Engine, Precision], tuple[Runtime, Metadata]] = {}
     for variant in variants:

@@ -56,7 +56,7 @@ Found = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Measured:
-    """What one mode did.
+    """The measurements of one mode.
 
     Attributes:
         right: float of shape (photographs, conditions), in the order of `CONDITIONS`: 1 where the
@@ -89,7 +89,7 @@ class Measured:
         return float(np.nanmean(self.seconds)) * 1000
 
     def over(self, other: "Measured") -> Interval:
-        """How much more than in another mode is right of the same corrupted photographs."""
+        """Top-1 minus another mode's, on the same corrupted photographs."""
         return clustered(self.under(*CORRUPTIONS) - other.under(*CORRUPTIONS))
 
 
@@ -156,13 +156,13 @@ def measure(
         config: its runtime and precision.
         modes: in which to classify.
         photographs: with their labels; they are taken in a random order.
-        every: 1 for each photograph under each corruption; 4 for a quarter of these.
+        every: 1 measures each photograph under each corruption, 4 under a quarter of them.
 
     Returns:
         What was measured of the photographs that are done.
 
     Raises:
-        ValueError: fewer than two are.
+        ValueError: fewer than two photographs are done.
     """
     tasks = [(path, label, seed, every) for seed, (path, label) in enumerate(photographs)]
     random.Random(0).shuffle(tasks)
@@ -216,7 +216,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def described_as(measured: Mapping[TTA, Measured]) -> str:
-    """Tell how much was measured."""
+    """Describe how many photographs were measured, and how many corrupted forms of them."""
     right = next(iter(measured.values())).under(*CORRUPTIONS)
     asked = np.count_nonzero(~np.isnan(right))
     return f"{len(right)} photographs, {asked:,} corrupted ones of them"
@@ -244,7 +244,7 @@ def record(measured: Mapping[TTA, Measured]) -> dict[TTA, Any]:
 
 
 def summary(measured: Mapping[TTA, Measured]) -> str:
-    """Tell what each mode takes and gives, as a table."""
+    """Return a table of each mode's time and accuracy."""
     reference = measured.get(REFERENCE)
     rows = []
     for mode, found in measured.items():
@@ -257,7 +257,7 @@ def summary(measured: Mapping[TTA, Measured]) -> str:
 
 
 def by_corruption(measured: Mapping[TTA, Measured]) -> str:
-    """Tell the Top-1 under each condition, as a table, mild and severe."""
+    """Return a table of the Top-1 under each corruption, mild and severe."""
     rows = []
     for name in CORRUPTIONS:
         means = [np.nanmean(found.under(name), axis=0) for found in measured.values()]

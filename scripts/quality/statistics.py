@@ -1,4 +1,4 @@
-"""What a set of answers says of a classifier: accuracy, calibration, and how sure that is."""
+"""Statistics of a classifier's answers: accuracy, calibration and confidence intervals."""
 
 import math
 from dataclasses import dataclass
@@ -63,14 +63,14 @@ def log_loss(label_probability: NDArray[np.float64]) -> float:
     """Return the mean negative log-likelihood of the labels, in nats.
 
     Args:
-        label_probability: float of shape (answers,); what is under FP32's epsilon counts as that,
+        label_probability: float of shape (answers,); values below FP32's epsilon count as epsilon,
             as in scikit-learn's `log_loss`.
     """
     return float(-np.log(np.maximum(label_probability, EPSILON)).mean())
 
 
 def proportion(right: NDArray[np.bool_]) -> Interval:
-    """Return a share with Wilson's interval (E. B. Wilson, 1927); NaN where there is none."""
+    """Return a share with Wilson's interval (E. B. Wilson, 1927); NaN without answers."""
     if not len(right):
         return Interval(math.nan, math.nan, math.nan)
     found = stats.binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
@@ -78,9 +78,9 @@ def proportion(right: NDArray[np.bool_]) -> Interval:
 
 
 def clustered(values: NDArray[np.float64]) -> Interval:
-    """Return the mean of answers of which those to one photograph are alike.
+    """Return the mean of answers that are correlated within each photograph.
 
-    Its interval is the bootstrap's over whole photographs, which alone are independent
+    The interval is a bootstrap over whole photographs, because only these are independent
     (percentiles of 9,999 resamples, the same ones each time).
 
     Args:
@@ -100,7 +100,7 @@ def clustered(values: NDArray[np.float64]) -> Interval:
 def ratio_of_means(over: NDArray[np.float64], under: NDArray[np.float64]) -> Interval:
     """Compare two measurements of the same photographs: the ratio of their means.
 
-    Its interval is the bootstrap's over photographs, as in `clustered`.
+    The interval is a bootstrap over photographs, as in `clustered`.
 
     Args:
         over, under: float of shape (photographs,), two photographs at least.

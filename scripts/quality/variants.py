@@ -1,4 +1,4 @@
-"""The ways to classify that are compared."""
+"""The runtimes, precisions and TTA modes that are compared."""
 
 from typing import get_args
 
