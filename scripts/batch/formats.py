@@ -16,7 +16,10 @@ NAME_WIDTH = 40
 
 
 class Table:
-    """A table for people: a line for each image, of a long path only the end."""
+    """A table for people, with a line for each image.
+
+    Control characters are replaced, and a long path is cut at its start.
+    """
 
     head = f"{'IMAGE':<{NAME_WIDTH}}  PREDICTIONS\n"
 

@@ -73,11 +73,11 @@ def is_server_fault(error: Value) -> bool:
 
 
 def read_image(path: Path, limit: int) -> bytes:
-    """Read an image file; of a file above the limit, only enough to show that it is too large.
+    """Read an image file, but no more than one byte above the limit.
 
     Args:
         path: the file. A pipe, a device or a folder is not read, because it may never end.
-        limit: largest size, in bytes; one byte more is read from a larger file.
+        limit: largest size, in bytes; the byte above it shows that a file is too large.
 
     Raises:
         OSError: the file cannot be read, or is not a regular file.
