@@ -32,6 +32,7 @@ from scripts.archive import hashes
 from scripts.archive.recipe import Recipe, build
 from scripts.archive.weights import load, resolve
 from scripts.server.client import Client
+from scripts.server.retire import retire
 from scripts.server.torchserve import TorchServe, client_of
 from tests.helpers import RANDOM, REAL, encode
 from visionserve.metadata import Metadata
@@ -364,7 +365,7 @@ def test_the_default_version_is_switched_without_a_lost_request(
         second = client.predict(RANDOM, CAT, version="2.0").json()
         client.set_default(RANDOM, "1.0")
         wait_for(responses, 10)
-        client.unregister(RANDOM, "2.0")
+        retire(client, server.admitted, RANDOM, "2.0")
         wait_for(responses, 5)
     assert [r.text for r in responses if r.status_code != 200] == []
     assert {response.json()["version"] for response in responses} == {"1.0", "2.0"}
