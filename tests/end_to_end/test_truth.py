@@ -113,7 +113,10 @@ def test_the_whole_distribution_is_pytorchs(
     profile: str,
     mode: TTA,
 ) -> None:
-    """Sum, largest difference and order; and an answer from the cache says the same."""
+    """Sum, largest difference and order; and an answer from the cache says the same.
+
+    Where two classes differ by less than INT8 may be off, either may come first.
+    """
     for path in PHOTOGRAPHS:
         reference, data = expected(path, mode), path.read_bytes()
         fresh = client.predict(served[profile], data, top_k=CLASSES, tta=mode).json()
@@ -123,7 +126,7 @@ def test_the_whole_distribution_is_pytorchs(
         assert abs(sum(shown) - 1) < 1e-3
         assert shown == sorted(shown, reverse=True) and sorted(order) == list(range(CLASSES))
         assert np.abs(np.array(shown) - reference[order]).max() < PROFILES[profile]
-        assert order[0] == reference.argmax()
+        assert reference.max() - reference[order[0]] < PROFILES[profile], "but for a near tie"
         assert fresh["confident"] == (shown[0] >= 0.5)
         labels = [prediction["label"] for prediction in fresh["predictions"]]
         assert labels == [IMAGENET_CATEGORIES[index] for index in order]
