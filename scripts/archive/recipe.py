@@ -124,6 +124,11 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
     check_architecture(recipe.architecture)
     categories = read_categories(recipe)
     weights = resolve(recipe.architecture, recipe.weights, mirror)
+    fitted = (
+        temperatures.read(recipe.temperatures, recipe.architecture, weights.sha256)
+        if recipe.temperatures
+        else {}
+    )
     photographs = recipe.photographs()
     if recipe.calibration and config.handler.precision == "int8" and len(photographs) < ENOUGH:
         print(
@@ -149,9 +154,7 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
         except ClassCountError as error:
             source = recipe.labels or "ImageNet (give --labels FILE)"
             raise WeightsError(f"{error}, but {source} has {len(categories)} labels.") from None
-        if recipe.temperatures:
-            fitted = temperatures.read(recipe.temperatures, described)
-            described = described.model_copy(update={"temperatures": fitted})
+        described = described.model_copy(update={"temperatures": fitted})
         if recipe.labels is None:
             described = described.model_copy(update={"names": imagenet.translate(categories)})
         if described.proof:

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from visionserve.config import TTA, Strict
-from visionserve.metadata import Metadata, Temperature
+from visionserve.metadata import Temperature
 
 
 class Temperatures(Strict):
@@ -24,7 +24,7 @@ class Temperatures(Strict):
     temperatures: dict[TTA, Temperature]
 
 
-def read(path: Path, metadata: Metadata) -> dict[TTA, Temperature]:
+def read(path: Path, architecture: str, weights_sha256: str) -> dict[TTA, Temperature]:
     """Read the temperatures for a model.
 
     Raises:
@@ -37,10 +37,10 @@ def read(path: Path, metadata: Metadata) -> dict[TTA, Temperature]:
         fault = error.errors()[0]
         place = ".".join(map(str, fault["loc"]))
         raise ValueError(f"{path}: no file of temperatures: {place}: {fault['msg']}.") from None
-    model = metadata.architecture, metadata.weights_sha256
-    if (found.architecture, found.weights_sha256) != model:
+    if (found.architecture, found.weights_sha256) != (architecture, weights_sha256):
         raise ValueError(
             f"{path}: fitted for {found.architecture} with weights {found.weights_sha256[:8]}..., "
-            f"not for {model[0]} with weights {model[1][:8]}...; run visionserve calibrate."
+            f"not for {architecture} with weights {weights_sha256[:8]}...; "
+            "run visionserve calibrate."
         )
     return found.temperatures

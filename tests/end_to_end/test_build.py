@@ -133,12 +133,18 @@ def test_official_weights_that_cannot_be_had_are_unavailable(
 
 
 @pytest.mark.parametrize("text", ["alp\nvalley\n", "alp\nvalley"])
+def test_the_last_label_ends_with_a_line_feed_or_not(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "labels.txt"
+    file.write_text(text)
+    assert read_labels(file) == ("alp", "valley")
+
+
 def test_fine_tuned_weights_with_labels_and_a_label_map(
-    tmp_path: Path, pytorch_config: Path, text: str
+    tmp_path: Path, pytorch_config: Path
 ) -> None:
     weights, labels, names = (tmp_path / name for name in ("tuned.pt", "labels.txt", "map.json"))
     torch.save(MODELS["resnet18"].build(2).state_dict(), weights)
-    labels.write_text(text)
+    labels.write_text("alp\nvalley\n")
     names.write_text(json.dumps({"alp": "高山雪景"}, ensure_ascii=False), encoding="utf-8")
     archive = build(
         recipe(pytorch_config, weights, labels=labels, label_map=names), tmp_path / "store"

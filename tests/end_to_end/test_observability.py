@@ -67,7 +67,6 @@ def observed(
     folder = tmp_path_factory.mktemp(OBSERVED)
     config = write_config(
         folder,
-        runtime="pytorch",
         cache={"size_mb": 8, "directory": OBSERVED},
         defaults={"tta": "none"},
         slow_request_ms=0,

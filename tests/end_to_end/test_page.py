@@ -513,12 +513,12 @@ def canvas(page: Browser) -> Image.Image:
 
 
 def test_two_classes_with_long_names(
-    page: Browser, server: TorchServe, client: Client, pytorch_config: Path, tmp_path: Path
+    page: Browser, server: TorchServe, client: Client, exact_config: Path, tmp_path: Path
 ) -> None:
     weights, labels = tmp_path / "weights.pt", tmp_path / "labels.txt"
     torch.save(MODELS["resnet18"].build(2).state_dict(), weights)
     labels.write_text("alp, high mountain\nvalley, vale\n")
-    build(Recipe("resnet18", "land", "1.0", pytorch_config, weights, labels), server.store)
+    build(Recipe("resnet18", "land", "1.0", exact_config, weights, labels), server.store)
     server.register("land.mar", workers=1)
     try:
         show(page, client, "land")
@@ -855,12 +855,12 @@ def test_two_models_side_by_side(page: Browser, client: Client) -> None:
 
 
 def test_two_versions_of_a_model_side_by_side(
-    page: Browser, server: TorchServe, client: Client, pytorch_config: Path, tmp_path: Path
+    page: Browser, server: TorchServe, client: Client, exact_config: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(1)
     weights = tmp_path / "newer.pt"
     torch.save(MODELS["resnet18"].build(1000).state_dict(), weights)
-    newer = Recipe("resnet18", RANDOM, "2.0", pytorch_config, weights, file=f"{RANDOM}-2.0")
+    newer = Recipe("resnet18", RANDOM, "2.0", exact_config, weights, file=f"{RANDOM}-2.0")
     server.register(build(newer, server.store).name, workers=1)
     try:
         show(page, client, RANDOM)

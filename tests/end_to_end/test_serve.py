@@ -52,7 +52,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 def mountains(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a fine-tuned model of two classes."""
     store = tmp_path_factory.mktemp("own")
-    config = write_config(store, runtime="pytorch", cache={"size_mb": 8})
+    config = write_config(store, cache={"size_mb": 8})
     torch.manual_seed(3)
     state = {f"module.{name}": of for name, of in MODELS["resnet18"].build(2).state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3}, store / "tuned.pt")

@@ -347,12 +347,12 @@ def wait_for(responses: list[requests.Response], more: int) -> None:
 
 
 def test_the_default_version_is_switched_without_a_lost_request(
-    client: Client, server: TorchServe, pytorch_config: Path, tmp_path: Path
+    client: Client, server: TorchServe, exact_config: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(1)
     torch.save(MODELS["resnet18"].build(1000).state_dict(), tmp_path / "other.pt")
     file = f"{RANDOM}-2.0"
-    recipe = Recipe("resnet18", RANDOM, "2.0", pytorch_config, tmp_path / "other.pt", file=file)
+    recipe = Recipe("resnet18", RANDOM, "2.0", exact_config, tmp_path / "other.pt", file=file)
     build(recipe, server.store)
     with traffic(client, RANDOM) as responses:
         wait_for(responses, 5)
@@ -379,12 +379,12 @@ def workers(client: Client, model: str) -> list[str]:
 
 def test_workers_are_scaled_while_requests_flow(client: Client, server: TorchServe) -> None:
     """TorchServe ends a worker that it scales away, request and all; a retry finds another."""
-    before = len(workers(client, RANDOM))
-    with traffic(client_of(server.state, retries=5), RANDOM) as responses:
+    before = len(workers(client, REAL))
+    with traffic(client_of(server.state, retries=5), REAL) as responses:
         for count in (1, 2, 1, before):
-            client.scale(RANDOM, count)
+            client.scale(REAL, count)
             wait_for(responses, 5)
-            assert workers(client, RANDOM) == ["READY"] * count
+            assert workers(client, REAL) == ["READY"] * count
     assert [r.text for r in responses if r.status_code != 200] == []
 
 
