@@ -95,7 +95,7 @@ class Metadata(Strict):
         model does not have.
         """
         top_k = min(options.top_k, len(self.categories))
-        tta = options.tta if self.dense or options.tta != "dense" else "five_crop"
+        tta = options.tta if self.modes([options.tta]) else "five_crop"
         return options.model_copy(update={"top_k": top_k, "tta": tta})
 
     def modes(self, wanted: Iterable[TTA]) -> list[TTA]:

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from visionserve.config import TTA, ModelConfig
 from visionserve.metadata import Metadata
+from visionserve.postprocessing import WARNINGS
 
 WEB = Path(__file__).with_name("web")
 STYLE = '<link rel="stylesheet" href="style.css">'
@@ -59,7 +60,12 @@ class Page:
             models: all models of the server, this one among them.
         """
         ordered = sorted(models, key=lambda facts: (facts["model"], facts["version"]))
-        facts = {"model": own["model"], "version": own["version"], "models": ordered}
+        facts = {
+            "model": own["model"],
+            "version": own["version"],
+            "models": ordered,
+            "warning": WARNINGS["en"],
+        }
         data = json.dumps(facts, ensure_ascii=False).replace("<", r"\u003c")
         return f"{self._before}{FACTS.replace('{}', data)}{self._after}".encode()
 

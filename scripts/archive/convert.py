@@ -206,7 +206,7 @@ def quantize(
     model: Any,
     samples: Sequence[NDArray[np.uint8]],
     spared: Sequence[str],
-    half_range: bool = False,
+    half_range: bool,
 ) -> Any:
     """Quantize an OpenVINO model to INT8, statically, with NNCF's default preset.
 

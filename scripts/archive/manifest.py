@@ -1,11 +1,17 @@
-"""Read an archive's model name, version and SHA-256 from its manifest and record."""
+"""Read what an archive's manifest, configuration and record say, without unpacking it."""
 
 import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from scripts.archive.hashes import read_record, sha256_of
+from visionserve.config import ModelConfig
+
+MANIFEST = "MAR-INF/MANIFEST.json"
 
 
 class ArchiveError(Exception):
@@ -37,9 +43,27 @@ class Archive:
         """
         try:
             with zipfile.ZipFile(path) as archive:
-                model = json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]
+                model = _model(archive)
             kept = read_record(path)
             digest = kept["sha256"] if kept else sha256_of(path)
             return cls(path.name, model["modelName"], str(model["modelVersion"]), digest)
         except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
             raise ArchiveError(f"{path}: is no model archive ({error}).") from None
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Read an archive's configuration.
+
+    Raises:
+        zipfile.BadZipFile: the file is not an archive.
+        KeyError: it holds no manifest or no configuration.
+        pydantic.ValidationError: the configuration has an unknown key or a bad value.
+    """
+    with zipfile.ZipFile(path) as archive:
+        file = _model(archive)["configFile"]
+        return ModelConfig.model_validate(yaml.safe_load(archive.read(file)))
+
+
+def _model(archive: zipfile.ZipFile) -> dict[str, Any]:
+    model: dict[str, Any] = json.loads(archive.read(MANIFEST))["model"]
+    return model

@@ -1,26 +1,14 @@
 """Find or build the archives that a server is started with."""
 
-import json
 import sys
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-
-import yaml
 
 from scripts import paths
 from scripts.archive.hashes import HashError, admit, read_record, write_record
 from scripts.archive.manifest import Archive, ArchiveError
 from scripts.archive.recipe import Recipe, UnknownModelError, build
 from scripts.archive.weights import FALLBACK, WeightsUnavailableError
-from visionserve.config import ModelConfig
-
-
-def runtime(archive: Path) -> str:
-    """Return the runtime of an archive: ``openvino`` or ``pytorch``."""
-    with zipfile.ZipFile(archive) as content:
-        file = json.loads(content.read("MAR-INF/MANIFEST.json"))["model"]["configFile"]
-        return ModelConfig.model_validate(yaml.safe_load(content.read(file))).handler.runtime
 
 
 def adopt(archive: Path, store: Path, unrecorded: bool = False) -> str:

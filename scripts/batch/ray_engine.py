@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.cloudpickle
 import ray.data
-import yaml
 from tqdm import tqdm
 
 import scripts
+from scripts.archive.manifest import MANIFEST, read_config
 from scripts.batch.rows import Body, RunError, read_image, unreadable
 from visionserve.config import ModelConfig
 
 if TYPE_CHECKING:
     from visionserve.item import Item
 
-MANIFEST = "MAR-INF/MANIFEST.json"
 STDERR = 2
 
 
@@ -208,16 +207,3 @@ def _classify(
     )
     for path, row in zip(paths, classified.iter_rows(), strict=True):
         yield path, json.loads(row["body"])
-
-
-def read_config(archive: Path) -> ModelConfig:
-    """Read the configuration of an archive that is still packed.
-
-    Raises:
-        zipfile.BadZipFile: the file is not an archive.
-        KeyError: it holds no manifest or no configuration.
-        pydantic.ValidationError: the configuration has an unknown key or a bad value.
-    """
-    with zipfile.ZipFile(archive) as packed:
-        manifest = json.loads(packed.read(MANIFEST))["model"]
-        return ModelConfig.model_validate(yaml.safe_load(packed.read(manifest["configFile"])))

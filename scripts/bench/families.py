@@ -26,6 +26,7 @@ from scripts.report.tables import table
 from visionserve.config import Precision
 from visionserve.metadata import Proof
 from visionserve.models import MODELS, FullyConvolutional
+from visionserve.processor import overflows
 from visionserve.runtimes.openvino import OpenVINORuntime
 
 # One model of each of torchvision's families, two ResNets, and the model with packaged weights.
@@ -140,7 +141,8 @@ def measure(name: str) -> Row:
         module, [photos.read(path) for path in judges[:PHOTOGRAPHS]], transforms
     )
     exact = convert.to_openvino(module, transforms.crop)
-    models: dict[Precision, Any] = {"fp32": exact, "int8": convert.quantize(exact, samples, [])}
+    quantized = convert.quantize(exact, samples, [], overflows())
+    models: dict[Precision, Any] = {"fp32": exact, "int8": quantized}
     with tempfile.TemporaryDirectory() as scratch:
         runtimes: dict[Precision, OpenVINORuntime] = {}
         sizes: dict[Precision, float] = {}

@@ -14,8 +14,8 @@ import yaml
 
 from scripts import environment, paths, photos
 from scripts.archive.hashes import HashError
-from scripts.archive.manifest import Archive, ArchiveError
-from scripts.archive.store import adopt, choose, runtime
+from scripts.archive.manifest import Archive, ArchiveError, read_config
+from scripts.archive.store import adopt, choose
 from scripts.archive.weights import WeightsError
 from scripts.environment import InstallError
 from scripts.server.manage import listing
@@ -56,7 +56,7 @@ def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
 def launch(server: TorchServe, archives: Sequence[Archive]) -> None:
     """Start the server; install PyTorch first if an archive needs it."""
     for archive in archives:
-        if runtime(server.store / archive.file) == "pytorch":
+        if read_config(server.store / archive.file).handler.runtime == "pytorch":
             environment.require("pytorch", f"{archive.file} runs on PyTorch")
     server.start([f"{archive.model}={archive.file}" for archive in archives])
 

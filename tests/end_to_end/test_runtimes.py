@@ -119,7 +119,7 @@ def test_nothing_behind_the_linear_layer_is_quantized(name: str) -> None:
     """EfficientNet-B0 has means of its own, in squeeze-and-excitation, which are quantized."""
     module = FullyConvolutional(name, 10, MODELS[name].transforms).eval()
     samples = convert.calibration_samples(photos.packaged()[:1], 224, 2)
-    quantized = convert.quantize(convert.to_openvino(module, 224), samples, [])
+    quantized = convert.quantize(convert.to_openvino(module, 224), samples, [], half_range=False)
     operations = quantized.get_ordered_ops()
     kinds = [operation.get_type_name() for operation in operations]
     last = max(index for index, kind in enumerate(kinds) if kind == "MatMul")

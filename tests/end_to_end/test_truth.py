@@ -20,6 +20,7 @@ from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL
 from visionserve.config import TTA, ModelConfig
 from visionserve.models import IMAGENET_CATEGORIES, MODELS
+from visionserve.processor import overflows
 
 CLASSES = len(IMAGENET_CATEGORIES)
 PHOTOGRAPHS = [path for path in photos.packaged() if path.name in ("coffee.png", "china.jpg")]
@@ -115,8 +116,9 @@ def test_the_whole_distribution_is_pytorchs(
 ) -> None:
     """Sum, largest difference and order; and an answer from the cache says the same.
 
-    Where two classes differ by less than INT8 may be off, either may come first.
+    Without VNNI, either of two classes may come first that differ by less than INT8 may be off.
     """
+    tie = PROFILES[profile] if profile == "local" and overflows() else 0
     for path in PHOTOGRAPHS:
         reference, data = expected(path, mode), path.read_bytes()
         fresh = client.predict(served[profile], data, top_k=CLASSES, tta=mode).json()
@@ -126,7 +128,7 @@ def test_the_whole_distribution_is_pytorchs(
         assert abs(sum(shown) - 1) < 1e-3
         assert shown == sorted(shown, reverse=True) and sorted(order) == list(range(CLASSES))
         assert np.abs(np.array(shown) - reference[order]).max() < PROFILES[profile]
-        assert reference.max() - reference[order[0]] < PROFILES[profile], "but for a near tie"
+        assert reference.max() - reference[order[0]] <= tie
         assert fresh["confident"] == (shown[0] >= 0.5)
         labels = [prediction["label"] for prediction in fresh["predictions"]]
         assert labels == [IMAGENET_CATEGORIES[index] for index in order]

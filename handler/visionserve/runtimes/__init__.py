@@ -80,8 +80,8 @@ def load(
     artifact = directory / metadata.artifact
     if config.precision == "int8" and not metadata.half_range and overflows():
         logger.warning(
-            "The archive was built on a processor with VNNI, which this one lacks, so that its "
-            "answers are less exact here: build it on this machine."
+            "The INT8 weights use their whole range, and this processor has no VNNI, so sums "
+            "overflow and answers are less exact: build the archive on this machine."
         )
     if config.runtime == "openvino":
         from visionserve.runtimes.openvino import OpenVINORuntime

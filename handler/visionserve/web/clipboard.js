@@ -1,9 +1,6 @@
-import { endpoint, factsOf } from "./facts.js";
+import { endpoint, facts, factsOf } from "./facts.js";
 import { isNamed, NAMED, percent } from "./language.js";
 import { token } from "./token.js";
-
-/** The server's own warning in English: the page asks for the other language, and shows both. */
-const englishWarning = (threshold) => `The best match is under ${threshold}: treat it as a guess.`;
 
 /** An image's answers, one or a list, as the server would give them in the person's language. */
 export function asJson(picture, setups) {
@@ -16,11 +13,12 @@ export function asJson(picture, setups) {
   return JSON.stringify(answers.length === 1 ? answers[0] : answers, null, 2);
 }
 
+/** An answer as the server gives it in English; the page asks for the other language's names. */
 function inEnglish(answer, setup) {
   const predictions = answer.predictions.map(({ name, ...prediction }) => prediction);
   if (!("warning" in answer)) return { ...answer, predictions };
   const threshold = percent(factsOf(setup).defaults.threshold, 0);
-  return { ...answer, predictions, warning: englishWarning(threshold) };
+  return { ...answer, predictions, warning: facts.warning.replace("{}", threshold) };
 }
 
 /** curl commands for the same requests, one per line. They name the token, but do not show it. */
