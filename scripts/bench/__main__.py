@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scripts import paths
 
-ROUNDS, SECONDS = 5, 3
+ROUNDS, SECONDS = 3, 3
 
 
 def main() -> int:

@@ -21,23 +21,26 @@ from torch import nn
 from torch.ao.quantization import quantize_dynamic
 from torchvision.models import resnet18
 
-from scripts.bench.contenders import DECODED, INT8, MODEL
-from visionserve.metadata import Metadata
-from visionserve.preprocessing import decode, to_views
+from scripts.bench.contenders import DECODED, INT8, MODEL, PILLOW
+from scripts.bench.peers import pillow
+from visionserve.metadata import Metadata, Transforms
+from visionserve.preprocessing import decode, resize_fast
 from visionserve.runtimes.openvino import OpenVINORuntime
 
 WARM_UP = 20
 SLICES = 5
 
 
-def prepare(image: bytes, metadata: Metadata) -> NDArray[np.uint8]:
+Resize = Callable[[Image.Image, Transforms, bool], NDArray[np.uint8]]
+
+
+def prepare(image: bytes, transforms: Transforms, resize: Resize) -> NDArray[np.uint8]:
     """Decode, resize and crop an image as the archive's handler does.
 
     Returns:
         uint8 of shape (1, crop, crop, 3).
     """
-    rgb = decode(Image.open(BytesIO(image)), metadata.transforms, "fast")
-    return to_views(rgb, metadata.transforms, "fast", "none").stacked()
+    return resize(decode(Image.open(BytesIO(image)), transforms, "fast"), transforms, True)[None]
 
 
 def ceilings(
@@ -45,16 +48,17 @@ def ceilings(
 ) -> dict[str, float]:
     """Measure the highest rates that a server could reach, with processes of one thread.
 
-    The model runs first on prepared tensors, then on encoded images.
+    The model runs first on prepared tensors, then on encoded images, which are resized by the
+    handler's own function and then by Pillow.
 
     Args:
         archive: the folder of an unpacked archive.
         images: the images' files.
         processes: the number of processes.
-        seconds: how long each of the two measurements runs.
+        seconds: how long each of the three measurements runs.
 
     Returns:
-        The images per second of all processes together, for each of the two.
+        The images per second of all processes together, for each of the three.
     """
     context = multiprocessing.get_context("spawn")
     counts: Queue[list[float]] = context.Queue()
@@ -65,11 +69,10 @@ def ceilings(
     ]
     for worker in workers:
         worker.start()
-    rates = [counts.get(timeout=120 + 2 * seconds) for _ in workers]
+    rates = [counts.get(timeout=120 + 3 * seconds) for _ in workers]
     for worker in workers:
         worker.join()
-    model, decoded = map(sum, zip(*rates, strict=True))
-    return {MODEL: model, DECODED: decoded}
+    return dict(zip((MODEL, DECODED, PILLOW), map(sum, zip(*rates, strict=True)), strict=True))
 
 
 def _work(
@@ -82,10 +85,12 @@ def _work(
     metadata = Metadata.load(archive)
     runtime = OpenVINORuntime(archive / metadata.artifact, threads=1)
     encoded = [image.read_bytes() for image in images]
-    tensors = [prepare(image, metadata) for image in encoded]
+    transforms = metadata.transforms
+    tensors = [prepare(image, transforms, resize_fast) for image in encoded]
     runs: tuple[Callable[[int], object], ...] = (
         lambda turn: runtime(tensors[turn]),
-        lambda turn: runtime(prepare(encoded[turn], metadata)),
+        lambda turn: runtime(prepare(encoded[turn], transforms, resize_fast)),
+        lambda turn: runtime(prepare(encoded[turn], transforms, pillow.resize_fast)),
     )
     found = []
     for run in runs:

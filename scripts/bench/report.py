@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scripts.bench.contenders import ALL, CLIENTS, DECODED, INT8, MODEL, OURS, TTA
+from scripts.bench.contenders import ALL, CLIENTS, DECODED, INT8, MODEL, OURS, PILLOW, TTA
 from scripts.bench.results import About, Bar, Figure, Results, rate, repeated
 from scripts.report.tables import table
 
 CHARTED = 2
+CEILINGS = (rate(MODEL), rate(DECODED), rate(PILLOW))
 
 
 def markdown(results: Results, about: About, held: Sequence[Bar]) -> str:
@@ -98,7 +99,7 @@ def _bare(results: Results, size_mb: Mapping[str, float]) -> str:
             rows.append(
                 [f"{figure.name}, one image on one thread", f"{results.median(figure):.2f} ms"]
             )
-        elif figure in (rate(MODEL), rate(DECODED)):
+        elif figure in CEILINGS:
             rows.append([figure.name, f"{results.median(figure):.1f} images/s"])
     for name in ("eager fp32", "eager, dynamic int8"):
         rows.append([f"{name}, file", f"{size_mb[name]:.1f} MB"])
@@ -125,10 +126,10 @@ def chart(results: Results, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    colours = {MODEL: "tab:grey", DECODED: "tab:grey"}
+    colours = {ceiling.name: "tab:grey" for ceiling in CEILINGS}
     colours |= {contender.name: "tab:blue" for contender in OURS.values()}
-    drawn = [rate(MODEL), rate(DECODED)]
-    drawn += [rate(contender.name, CHARTED, tta) for contender in ALL for tta in TTA]
+    drawn = [rate(contender.name, CHARTED, tta) for contender in ALL for tta in TTA]
+    drawn += CEILINGS
     medians = {figure: results.median(figure) for figure in drawn if figure in results.values}
     ordered = sorted(medians, key=medians.__getitem__)
     figure, axes = pyplot.subplots(figsize=(9, 0.36 * len(ordered) + 1), layout="constrained")

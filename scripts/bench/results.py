@@ -13,6 +13,7 @@ from scripts.bench.contenders import (
     INT8,
     MODEL,
     OURS,
+    PILLOW,
     STOCK,
 )
 
@@ -150,11 +151,11 @@ def bars(results: Results, archive_mb: float) -> list[Bar]:
     return [
         Bar(f"rate, part of the {MODEL}", to_bare(MODEL), 0.8),
         Bar(f"rate, part of the {DECODED}", to_bare(DECODED), 0.8),
+        Bar(f"rate, part of the {PILLOW}", to_bare(PILLOW), 0.95),
         *(
-            Bar(f"rate, to {peer.name}", against(peer.name), 4.0 if peer is STOCK else 2.5)
-            for peer in EAGER
+            Bar(f"rate, to {peer.name}", against(peer.name), peer.bound)
+            for peer in (*EAGER, *DROPPED_IN)
         ),
-        *(Bar(f"rate, to {peer.name}", against(peer.name), 1.0) for peer in DROPPED_IN),
         Bar("rate with dense TTA, to the rate without TTA", dense, 0.55),
         at_most("a cache hit's median time", CACHED.name, "p50 ms", 4.0, clients=1),
         at_most("from start to first answer", ours, "start s", 5.0),

@@ -29,7 +29,7 @@ STORE = paths.MODEL_STORE / "bench"
 WORKERS = len(os.sched_getaffinity(0))
 IMAGES = 64
 SIZE = (500, 375)
-WARM_UP, EXPLAINED, PROFILE = 2, 8, 10
+EXPLAINED, PROFILE = 4, 10
 REPEATS = 4
 PROGRESS = "{desc}{percentage:.0f} %, {elapsed} gone, {remaining} left"
 PACKAGES = (
@@ -49,7 +49,7 @@ def measure_server(
     with running(contender, STORE, images[0], WORKERS) as server:
         add("start s", server.seconds)
         for tta in contender.tta:
-            load(server.url, contender.field, tta, max(2, WORKERS), WARM_UP, images)
+            load(server.url, contender.field, tta, max(2, WORKERS), 2 * seconds, images)
             for clients in contender.clients:
                 found = load(server.url, contender.field, tta, clients, seconds, images)
                 add("requests/s", found.rate, tta, clients)

@@ -19,6 +19,7 @@ from scripts.bench.contenders import (
     INT8,
     MODEL,
     OURS,
+    PILLOW,
     STOCK,
     Contender,
     running,
@@ -65,6 +66,7 @@ def of_a_run() -> Results:
         results.add(repeated(OURS[INT8].name), value)
     results.add(rate(MODEL), 400.0)
     results.add(rate(DECODED), 300.0)
+    results.add(rate(PILLOW), 250.0)
     results.add(Figure("eager fp32", "one image ms"), 30.0)
     results.add(Figure("openvino int8", "one image ms"), 10.0)
     return results
@@ -84,6 +86,7 @@ def test_the_lowest_ratio_from_two_clients_counts() -> None:
     assert held[f"rate, part of the {MODEL}"].value == pytest.approx(0.6)
     assert not held[f"rate, part of the {MODEL}"].reached
     assert held[f"rate, part of the {DECODED}"].reached
+    assert held[f"rate, part of the {PILLOW}"].value == pytest.approx(0.96)
     for peer in (*EAGER, *DROPPED_IN):
         assert held[f"rate, to {peer.name}"].value == pytest.approx(4.8)
 
