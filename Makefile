@@ -53,9 +53,9 @@ audit: $(INSTALLED)
 	$(PIP) '.[audit]'
 	$(PYTHON) -m pip_audit --no-deps --disable-pip -r config/constraints.txt
 
-# Two processes, as the tests wait for servers half of the time; each test file is one process's.
+# Three processes, as the tests often wait for servers; each test file is one process's.
 test: lint $(DEBIAN)
-	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTHON) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(INSTALLED)
 	$(PYTHON) -m pytest tests/unit
