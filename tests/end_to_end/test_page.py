@@ -33,6 +33,7 @@ from tests.end_to_end.browser import Browser
 from tests.helpers import RANDOM, REAL, site_of, spend
 from visionserve.models import MODELS
 from visionserve.page import WEB, Page, bundle
+from visionserve.postprocessing import WARNINGS
 
 CAT = greeting()
 LIMIT = 5 * 1024 * 1024
@@ -631,7 +632,7 @@ def test_facts_cannot_end_their_block() -> None:
     html = Page().render(facts, [facts]).decode()
     block = re.search(r'<script type="application/json" id="facts">(.*?)</script>', html)
     assert block is not None
-    assert json.loads(block[1]) == {**facts, "models": [facts]}
+    assert json.loads(block[1]) == {**facts, "models": [facts], "warning": WARNINGS["en"]}
 
 
 def test_size() -> None:
