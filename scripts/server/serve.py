@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import requests
 import yaml
@@ -18,6 +19,7 @@ from scripts.archive.manifest import Archive, ArchiveError, read_config
 from scripts.archive.store import adopt, choose
 from scripts.archive.weights import WeightsError
 from scripts.environment import InstallError
+from scripts.server.client import Client
 from scripts.server.manage import listing
 from scripts.server.torchserve import NotRunningError, StartError, TorchServe
 
@@ -65,9 +67,10 @@ def announce(server: TorchServe, models: Sequence[str]) -> None:
     """Print the server's address, how to send it requests, and an answer of each model.
 
     Raises:
-        StartError: a model gives no answer.
+        StartError: a model gives no answer; nothing is printed.
     """
     client = server.client
+    answers = {model: ask(client, model) for model in models}
     url = f"{client.inference}/predictions/{models[0]}"
     print(f"TorchServe answers at {client.inference}, profile {server.profile}.")
     if server.needs_token:
@@ -85,8 +88,8 @@ def announce(server: TorchServe, models: Sequence[str]) -> None:
         print(f"  archives lie in {server.temp}, which no cleaner may empty.")
     if lacks_cuda(server.profile):
         print(f"  No CUDA device is here: profile {server.profile} runs on the CPU, slowly.")
-    for model in models:
-        show(client.predict(model, photos.greeting().read_bytes()), model)
+    for model, answer in answers.items():
+        show(answer, model)
 
 
 def lacks_cuda(profile: str) -> bool:
@@ -163,15 +166,21 @@ def _short(path: Path) -> Path:
     return path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path
 
 
-def show(response: requests.Response, name: str) -> None:
-    """Print the predictions in a response.
+def ask(client: Client, model: str) -> dict[str, Any]:
+    """Return a model's answer for the photograph of a cat.
 
     Raises:
         StartError: the response is an error.
     """
+    response = client.predict(model, photos.greeting().read_bytes())
     if not response.ok:
-        raise StartError(f"{name} does not answer: {response.status_code} {response.text.strip()}")
-    answer = response.json()
+        raise StartError(f"{model} does not answer: {response.status_code} {response.text.strip()}")
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def show(answer: Mapping[str, Any], name: str) -> None:
+    """Print the predictions of an answer."""
     print(f"\n{name} {answer['version']} on {photos.greeting().name}, TTA {answer['tta']}:")
     for prediction in answer["predictions"]:
         print(f"  {prediction['probability']:6.1%}  {prediction['label']}")

@@ -3,6 +3,7 @@ import shutil
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from PIL import Image
@@ -25,8 +26,11 @@ from scripts.bench.contenders import (
     running,
 )
 from scripts.bench.load import load, one_by_one
+from scripts.bench.peers import pillow
 from scripts.bench.results import About, Bar, Figure, Results, bars, rate, repeated
 from scripts.bench.run import IMAGES, SIZE, photographs
+from visionserve.metadata import Transforms
+from visionserve.preprocessing import resize_fast
 
 ABOUT = About(
     processor="A processor",
@@ -89,6 +93,31 @@ def test_the_lowest_ratio_from_two_clients_counts() -> None:
     assert held[f"rate, part of the {PILLOW}"].value == pytest.approx(0.96)
     for peer in (*EAGER, *DROPPED_IN):
         assert held[f"rate, to {peer.name}"].value == pytest.approx(4.8)
+
+
+def test_each_peer_has_its_bound() -> None:
+    held = {bar.claim: bar.bound for bar in bars(of_a_run(), archive_mb=10.7)}
+    bounds = {peer.name: held[f"rate, to {peer.name}"] for peer in (*EAGER, *DROPPED_IN)}
+    assert bounds.pop(STOCK.name) == 4
+    assert {name: bound for name, bound in bounds.items() if "eager" not in name} == {
+        "Flask + gunicorn, openvino int8, Pillow": 1.05,
+        "Flask + gunicorn, openvino int8": 1,
+        "LitServe, openvino int8": 1.2,
+        "BentoML, openvino int8": 1.2,
+    }
+    assert {bound for name, bound in bounds.items() if "eager" in name} == {2.5}
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (640, 200), (200, 640)])
+def test_pillow_shows_the_same_centre(size: tuple[int, int]) -> None:
+    """Bilinear, on noise, where a shift would show."""
+    noise = np.random.default_rng(0).integers(0, 256, (*reversed(size), 3), dtype=np.uint8)
+    views = [
+        resize(Image.fromarray(noise), Transforms(), True).astype(int)
+        for resize in (pillow.resize_fast, resize_fast)
+    ]
+    assert views[0].shape == views[1].shape == (224, 224, 3)
+    assert np.abs(views[0] - views[1]).max() <= 3
 
 
 def test_bars_are_bounds_from_below_or_above() -> None:

@@ -33,7 +33,8 @@ from scripts.archive.recipe import Recipe, build
 from scripts.archive.weights import load, resolve
 from scripts.server.client import Client
 from scripts.server.retire import retire
-from scripts.server.torchserve import TorchServe, client_of
+from scripts.server.serve import announce
+from scripts.server.torchserve import StartError, TorchServe, client_of
 from tests.helpers import RANDOM, REAL, encode
 from visionserve.metadata import Metadata
 from visionserve.models import MODELS
@@ -375,6 +376,16 @@ def test_the_default_version_is_switched_without_a_lost_request(
 
 def workers(client: Client, model: str) -> list[str]:
     return [worker["status"] for worker in client.describe(model)[0]["workers"]]
+
+
+def test_nothing_is_announced_unless_each_model_answers(
+    server: TorchServe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(StartError, match="absent does not answer: 404"):
+        announce(server, [REAL, "absent"])
+    assert capsys.readouterr().out == ""
+    announce(server, [REAL])
+    assert f"answers at {server.client.inference}" in capsys.readouterr().out
 
 
 def test_workers_are_scaled_while_requests_flow(client: Client, server: TorchServe) -> None:
