@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -130,36 +130,44 @@ class Classifier:
         Returns:
             For each item, in order, its answer or the error in place of it.
         """
-        full = VIEW_BYTES * self._runtime.capacity
-        outcomes: dict[int, Outcome] = {}
-        waiting: dict[int, Prepared] = {}
-        for index, image in enumerate(self._prepare_all(items, deadline)):
-            if isinstance(image, Prepared):
-                waiting[index] = image
-            else:
-                outcomes[index] = image
-            if sum(one.views.size for one in waiting.values()) >= full:
-                outcomes |= self._answer_all(waiting)
-                waiting = {}
-        outcomes |= self._answer_all(waiting)
-        return [outcomes[index] for index in range(len(items))]
+        outcomes: list[Outcome] = []
+        for group in self._prepare_all(items, deadline):
+            outcomes += self._answer_all(group)
+        return outcomes
 
-    def _prepare_all(self, items: Sequence[Item], deadline: float) -> Iterator[Prepared | Outcome]:
-        """Yield each item prepared, or its outcome if that is known already, in order.
+    def _prepare_all(
+        self, items: Sequence[Item], deadline: float
+    ) -> Iterator[list[Prepared | Outcome]]:
+        """Yield the items prepared, or their outcomes if known already, in order and in groups.
 
-        A pool of decoders, if there is one, works ahead while the consumer runs forward passes.
+        Without a pool of decoders, a group's views fill a forward pass. With one, a group is what
+        is ready when its turn comes, so that the device does not wait for a fuller pass while the
+        decoders work. Groups grow by themselves where the device is slower than the decoders.
         """
         images = (self._begin(item, deadline) for item in items)
         if self._pool is None or len(items) == 1:
-            yield from map(self._prepare, items, images)
+            yield from self._fill(map(self._prepare, items, images))
             return
         ahead: deque[Future[Prepared | Outcome]] = deque()
         for item, image in zip(items, images, strict=True):
             ahead.append(self._pool.submit(self._prepare, item, image))
             if len(ahead) > MAX_AHEAD:
-                yield ahead.popleft().result()
+                yield next(self._fill(_ready(ahead)))
         while ahead:
-            yield ahead.popleft().result()
+            yield next(self._fill(_ready(ahead)))
+
+    def _fill(self, prepared: Iterable[Prepared | Outcome]) -> Iterator[list[Prepared | Outcome]]:
+        """Yield groups whose views fill a forward pass, and last what is left."""
+        group: list[Prepared | Outcome] = []
+        size = 0
+        for image in prepared:
+            group.append(image)
+            size += image.views.size if isinstance(image, Prepared) else 0
+            if size >= VIEW_BYTES * self._runtime.capacity:
+                yield group
+                group, size = [], 0
+        if group:
+            yield group
 
     def _begin(self, item: Item, deadline: float) -> Image | Outcome:
         """Return an item's validated image, or the item's outcome if that is known already.
@@ -227,19 +235,22 @@ class Classifier:
         except Exception:
             return _unprepared()
 
-    def _answer_all(self, images: Mapping[int, Prepared]) -> dict[int, Outcome]:
+    def _answer_all(self, group: Sequence[Prepared | Outcome]) -> list[Outcome]:
         """Answer prepared images, those of one shape with one call of the runtime."""
         by_shape: dict[tuple[int, int], dict[int, Prepared]] = defaultdict(dict)
-        for index, image in images.items():
-            by_shape[image.views.shape][index] = image
         outcomes: dict[int, Outcome] = {}
+        for index, image in enumerate(group):
+            if isinstance(image, Prepared):
+                by_shape[image.views.shape][index] = image
+            else:
+                outcomes[index] = image
         for alike in by_shape.values():
             inferred = self._infer([*alike.values()])
             failed = all(isinstance(one, RequestError) for one in inferred)
             self.failures = self.failures + 1 if failed else 0
             for (index, image), one in zip(alike.items(), inferred, strict=True):
                 outcomes[index] = one if isinstance(one, RequestError) else self._answer(image, one)
-        return outcomes
+        return [outcomes[index] for index in range(len(group))]
 
     def _infer(self, images: Sequence[Prepared]) -> Sequence[Probabilities | RequestError]:
         """Return each image's probabilities, averaged over its views, or an error.
@@ -309,6 +320,13 @@ class Classifier:
         language, labels = options.language, self.metadata.categories
         names = None if language == "en" else self.metadata.names.get(language, labels)
         return postprocessing.localize(answer, options, names)
+
+
+def _ready(ahead: deque[Future[Prepared | Outcome]]) -> Iterator[Prepared | Outcome]:
+    """Take the first, for which it waits, and those behind it that are ready."""
+    yield ahead.popleft().result()
+    while ahead and ahead[0].done():
+        yield ahead.popleft().result()
 
 
 def _checked(averages: Probabilities) -> list[Probabilities | RequestError]:
