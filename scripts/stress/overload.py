@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from statistics import quantiles
 
 from scripts.stress.clients import RETRIES, Load, Sent, plain
-from scripts.stress.watch import PATIENCE, WORKERS, Watch, watched
+from scripts.stress.watch import PATIENCE, WORKERS, Reading, Watch, watched
 
 FLAT = 1.1
 RECOVERY = 5.0
 QUEUE = 50
 UNEVEN = 1.5
+READINGS = 5
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,16 @@ class Overload:
         return min(after, default=math.inf) - self.end
 
 
+def least(readings: Sequence[Reading]) -> list[float]:
+    """Return the least memory of each second of readings, in MB.
+
+    The least is used because a reading may be taken during a forward pass, and then includes the
+    activations.
+    """
+    starts = range(0, len(readings), READINGS)
+    return [min(r.megabytes for r in readings[start : start + READINGS]) for start in starts]
+
+
 def overload(times: float, seconds: float) -> bool:
     """Overload a server, and tell whether it refuses the excess with 503 and stays quick.
 
@@ -98,10 +109,11 @@ def overload(times: float, seconds: float) -> bool:
         f"The first answer after the load: {seen.recovery:.1f} s after its end.",
     )
     print("\n".join(lines))
-    for name, readings in watch.readings.items():
-        memory = " → ".join(f"{reading.megabytes:.1f}" for reading in readings)
-        print(f"{name}: {memory} MB (before, amid, at the end)")
-    flat = all(r[2].megabytes <= FLAT * r[1].megabytes for r in watch.readings.values())
+    held = {name: least(readings) for name, readings in watch.readings.items()}
+    for name, megabytes in held.items():
+        memory = " → ".join(f"{one:.1f}" for one in megabytes)
+        print(f"{name}: {memory} MB (at the start, amid, at the end)")
+    flat = all(end <= FLAT * amid for _, amid, end in held.values())
     quick = seen.p99 <= UNEVEN * seen.bound and seen.recovery <= RECOVERY
     return seen.failed == 0 and quick and flat
 
@@ -113,10 +125,12 @@ def _overload(load: Load, watch: Watch, rate: float, seconds: float) -> Overload
         ThreadPoolExecutor(1) as pool,
     ):
         running = pool.submit(load.at_rate, rate, seconds, 2 * (QUEUE + WORKERS))
-        watch.read(0)
-        for _ in range(2):
-            time.sleep(seconds / 2)
-            watch.read(0)
+        began = time.monotonic()
+        for moment in (0, seconds / 2, seconds - 1):
+            time.sleep(max(0, began + moment - time.monotonic()))
+            for _ in range(READINGS):
+                watch.read(0)
+                time.sleep(1 / READINGS)
         end = time.monotonic()
         while time.monotonic() < end + PATIENCE:
             if any(sent.began > end and sent.verdict == "right" for sent in probed):
