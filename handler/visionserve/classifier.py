@@ -144,13 +144,12 @@ class Classifier:
         is ready when its turn comes, so that the device does not wait for a fuller pass while the
         decoders work. Groups grow by themselves where the device is slower than the decoders.
         """
-        images = (self._begin(item, deadline) for item in items)
         if self._pool is None or len(items) == 1:
-            yield from self._fill(map(self._prepare, items, images))
+            yield from self._fill(self._prepare(item, deadline) for item in items)
             return
         ahead: deque[Future[Prepared | Outcome]] = deque()
-        for item, image in zip(items, images, strict=True):
-            ahead.append(self._pool.submit(self._prepare, item, image))
+        for item in items:
+            ahead.append(self._pool.submit(self._prepare, item, deadline))
             if len(ahead) > MAX_AHEAD:
                 yield next(self._fill(_ready(ahead)))
         while ahead:
@@ -169,11 +168,11 @@ class Classifier:
         if group:
             yield group
 
-    def _begin(self, item: Item, deadline: float) -> Image | Outcome:
-        """Return an item's validated image, or the item's outcome if that is known already.
+    def _prepare(self, item: Item, deadline: float) -> Prepared | Outcome:
+        """Prepare an item, or return its outcome if that is known already.
 
         It is known for an item with a fault, for refused options, for an answer in the cache, and
-        for every item after the deadline.
+        for every item after the deadline. Threads of the pool run this.
         """
         if item.fault:
             return item.fault
@@ -186,7 +185,7 @@ class Classifier:
                 raise RequestError(
                     503, "request_too_slow", "Time ran out before the image's turn: try again."
                 )
-            return self._validate(item)
+            return Prepared(item, self._views(item, self._validate(item)))
         except RequestError as error:
             return error
         except Exception:
@@ -218,22 +217,19 @@ class Classifier:
         item.budget.spend(work(image, item.data))
         return image
 
-    def _prepare(self, item: Item, image: Image | Outcome) -> Prepared | Outcome:
-        """Decode, resize and cut an image; pass an outcome on. Threads of the pool run this."""
-        if not isinstance(image, Image):
-            return image
+    def _views(self, item: Item, image: Image) -> Views:
+        """Decode, resize and cut an image.
+
+        Raises:
+            RequestError: as `decode` does.
+        """
         transforms, how, trace = self.metadata.transforms, self._config.decode, item.trace
-        try:
-            with self._memory.holding(memory(image)):
-                with trace.stage("decode"):
-                    rgb = decode(image, transforms, how)
-                trace.size = explanation.upright(trace.size, rgb.size)
-                with trace.stage("preprocess"):
-                    return Prepared(item, to_views(rgb, transforms, how, item.options.tta))
-        except RequestError as error:
-            return error
-        except Exception:
-            return _unprepared()
+        with self._memory.holding(memory(image)):
+            with trace.stage("decode"):
+                rgb = decode(image, transforms, how)
+            trace.size = explanation.upright(trace.size, rgb.size)
+            with trace.stage("preprocess"):
+                return to_views(rgb, transforms, how, item.options.tta)
 
     def _answer_all(self, group: Sequence[Prepared | Outcome]) -> list[Outcome]:
         """Answer prepared images, those of one shape with one call of the runtime."""

@@ -4,6 +4,7 @@ import hashlib
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import Lock
 
 from visionserve.config import Options
 from visionserve.errors import RequestError
@@ -19,19 +20,23 @@ class Budget:
     """
 
     left: float = math.inf
+    _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def spend(self, work: int) -> None:
-        """Take the work of one image from the budget.
+        """Take the work of one image from the budget; threads may do so at the same time.
 
         Raises:
             RequestError: 413 `too_much_work`, the budget has less than that left. It stays as
                 it is, so a smaller image after this one may still be decoded.
         """
-        if work > self.left:
-            raise RequestError(
-                413, "too_much_work", "The request's images take too long: send fewer at a time."
-            )
-        self.left -= work
+        with self._lock:
+            if work > self.left:
+                raise RequestError(
+                    413,
+                    "too_much_work",
+                    "The request's images take too long: send fewer at a time.",
+                )
+            self.left -= work
 
 
 @dataclass(frozen=True)
