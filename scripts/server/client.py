@@ -1,6 +1,7 @@
 """A client for the parts of TorchServe's REST APIs that this project uses."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 TIMEOUT = 60
+KEY_TRIES = 20
+KEY_PAUSE = 0.05
 
 
 class Client:
@@ -81,18 +84,25 @@ class Client:
     ) -> requests.Response:
         """Send one encoded image, or another body of the given content type.
 
-        The options are sent as headers. The response may be an error.
+        The options are sent as headers. The response may be an error. TorchServe 0.12 uses a new
+        key before it writes it to the file, so a request whose key is refused is sent again for a
+        second, with the file's key of that moment.
         """
         headers = {
             f"X-Classify-{name.replace('_', '-')}": str(value) for name, value in options.items()
         }
         path = f"{model}/{version}" if version else model
-        return self._session.post(
-            f"{self.inference}/predictions/{path}",
-            data=data,
-            headers={"Content-Type": content_type} | headers | self.token("inference"),
-            timeout=TIMEOUT,
-        )
+        for _ in range(KEY_TRIES):
+            response = self._session.post(
+                f"{self.inference}/predictions/{path}",
+                data=data,
+                headers={"Content-Type": content_type} | headers | self.token("inference"),
+                timeout=TIMEOUT,
+            )
+            if response.status_code != 400 or "InvalidKeyException" not in response.text:
+                break
+            time.sleep(KEY_PAUSE)
+        return response
 
     def models(self) -> list[str]:
         """Return the names of the registered models."""
