@@ -120,8 +120,7 @@ class Classifier:
     def classify(self, items: Sequence[Item], deadline: float = math.inf) -> list[Outcome]:
         """Classify images. One that fails does not affect the others.
 
-        Views of equal shape share forward passes. A pass starts as soon as enough views wait to
-        fill it, and the last ones when all images are prepared.
+        Views of equal shape share forward passes; `_prepare_all` tells when one starts.
 
         Args:
             items: the images; one with a fault has that fault as its outcome.

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,25 +85,15 @@ class Client:
     ) -> requests.Response:
         """Send one encoded image, or another body of the given content type.
 
-        The options are sent as headers. The response may be an error. TorchServe 0.12 uses a new
-        key before it writes it to the file, so a request whose key is refused is sent again for a
-        second, with the file's key of that moment.
+        The options are sent as headers. The response may be an error.
         """
         headers = {
             f"X-Classify-{name.replace('_', '-')}": str(value) for name, value in options.items()
         }
         path = f"{model}/{version}" if version else model
-        for _ in range(KEY_TRIES):
-            response = self._session.post(
-                f"{self.inference}/predictions/{path}",
-                data=data,
-                headers={"Content-Type": content_type} | headers | self.token("inference"),
-                timeout=TIMEOUT,
-            )
-            if response.status_code != 400 or "InvalidKeyException" not in response.text:
-                break
-            time.sleep(KEY_PAUSE)
-        return response
+        headers["Content-Type"] = content_type
+        url = f"{self.inference}/predictions/{path}"
+        return self._send("inference", "POST", url, TIMEOUT, headers, data=data)
 
     def models(self) -> list[str]:
         """Return the names of the registered models."""
@@ -165,23 +156,41 @@ class Client:
         if self._key_file is None:
             raise FileNotFoundError("This server asks for no token: there is no key to replace.")
         for kind in ("inference", "management"):
-            response = self._session.get(
-                f"{self.management}/token",
-                params={"type": kind},
-                headers=self.token("API"),
-                timeout=TIMEOUT,
-            )
+            url = f"{self.management}/token"
+            response = self._send("API", "GET", url, TIMEOUT, params={"type": kind})
             if not response.ok:
                 raise requests.HTTPError(f"{response.status_code}: {response.text}")
 
     def _manage(self, method: str, path: str, **parameters: Any) -> Any:
-        response = self._session.request(
-            method,
-            f"{self.management}{path}",
-            params=parameters,
-            headers=self.token("management"),
-            timeout=2 * TIMEOUT,
-        )
+        url = f"{self.management}{path}"
+        response = self._send("management", method, url, 2 * TIMEOUT, params=parameters)
         if not response.ok:
             raise requests.HTTPError(f"{response.status_code}: {response.text}", response=response)
         return response.json()
+
+    def _send(
+        self,
+        kind: str,
+        method: str,
+        url: str,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
+        **request: Any,
+    ) -> requests.Response:
+        """Send a request with the token of a kind.
+
+        TorchServe 0.12 uses a new key before it writes it to the file, so a request whose key is
+        refused is sent again for a second, with the file's key of that moment.
+        """
+        for _ in range(KEY_TRIES):
+            response = self._session.request(
+                method,
+                url,
+                headers={**(headers or {}), **self.token(kind)},
+                timeout=timeout,
+                **request,
+            )
+            if response.status_code != 400 or "InvalidKeyException" not in response.text:
+                break
+            time.sleep(KEY_PAUSE)
+        return response

@@ -189,6 +189,15 @@ def test_many_views_take_several_passes(tmp_path: Path) -> None:
     assert runtime.passes == [20, 20, 10]
 
 
+def test_a_pass_waits_for_no_decoder(tmp_path: Path) -> None:
+    """The first image is classified while the second, hundreds of times as large, is decoded."""
+    runtime = Brightness()
+    images = [Image.new("RGB", size) for size in ((256, 256), (6000, 4000))]
+    items = [Item(encode(image), Options(top_k=2)) for image in images]
+    answers = classifier(runtime, tmp_path, decoders=2).classify(items)
+    assert all(isinstance(answer, dict) for answer in answers) and runtime.passes == [1, 1]
+
+
 class Partial(Brightness):
     """A runtime that fails on all but the size of a crop."""
 
