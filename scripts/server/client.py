@@ -11,7 +11,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 TIMEOUT = 60
-KEY_TRIES = 20
+KEY_RETRIES = 20
 KEY_PAUSE = 0.05
 
 
@@ -85,7 +85,8 @@ class Client:
     ) -> requests.Response:
         """Send one encoded image, or another body of the given content type.
 
-        The options are sent as headers. The response may be an error.
+        The options are sent as headers. The response may be an error. Its `history` has the
+        responses before it, which refused a key that was just being replaced.
         """
         headers = {
             f"X-Classify-{name.replace('_', '-')}": str(value) for name, value in options.items()
@@ -180,9 +181,11 @@ class Client:
         """Send a request with the token of a kind.
 
         TorchServe 0.12 uses a new key before it writes it to the file, so a request whose key is
-        refused is sent again for a second, with the file's key of that moment.
+        refused is sent again for a second, with the file's key of that moment. The responses that
+        refused one are the `history` of the last one.
         """
-        for _ in range(KEY_TRIES):
+        history: list[requests.Response] = []
+        while True:
             response = self._session.request(
                 method,
                 url,
@@ -190,7 +193,9 @@ class Client:
                 timeout=timeout,
                 **request,
             )
-            if response.status_code != 400 or "InvalidKeyException" not in response.text:
-                break
+            refused = response.status_code == 400 and "InvalidKeyException" in response.text
+            if not refused or len(history) == KEY_RETRIES:
+                response.history = history
+                return response
+            history.append(response)
             time.sleep(KEY_PAUSE)
-        return response

@@ -256,11 +256,10 @@ class Load:
                 setbacks.append(type(error).__name__)
                 verdict: Verdict = "lost"
             else:
-                setbacks += _retried(response)
+                setbacks += _setbacks(response)
                 if response.status_code == 200:
                     verdict = "right" if _is_right(response, answer) else "wrong"
                     break
-                setbacks.append(str(response.status_code))
                 verdict = "refused"
             if time.monotonic() - began >= patience:
                 break
@@ -312,11 +311,20 @@ def _is_right(response: requests.Response, expected: NDArray[np.float64]) -> boo
     return answer.shape == expected.shape and bool(np.allclose(answer, expected, atol=1e-4, rtol=0))
 
 
-def _retried(response: requests.Response) -> list[str]:
-    """Return the status or exception name of each try that urllib3 retried."""
-    retries = response.raw.retries
-    history = retries.history if retries else ()
-    return [str(tried.status or type(tried.error).__name__) for tried in history]
+def _setbacks(response: requests.Response) -> list[str]:
+    """Return the status or exception name of each failed try of a request.
+
+    They are the tries that urllib3 repeated, and the responses without status 200: the last one,
+    and the ones that refused a key.
+    """
+    found = []
+    for each in (*response.history, response):
+        retries = each.raw.retries
+        history = retries.history if retries else ()
+        found += [str(tried.status or type(tried.error).__name__) for tried in history]
+        if each.status_code != 200:
+            found.append(str(each.status_code))
+    return found
 
 
 @contextmanager

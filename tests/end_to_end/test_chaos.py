@@ -1,14 +1,19 @@
 """A server that is broken while clients ask: nothing is wrong, nothing is lost."""
 
 import json
+import re
+import threading
+import time
 from collections.abc import Iterator
 from io import BytesIO
 from itertools import product
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from scripts.batch.server_engine import LARGEST
+from scripts.server.client import Client
 from scripts.stress import chaos
 from scripts.stress.clients import (
     FORMATS,
@@ -59,6 +64,21 @@ def test_a_killed_frontend_comes_back_from_its_last_whole_snapshot(stage: chaos.
     assert (report.wrong, report.lost) == (0, 0)
     assert any(sent.setbacks for sent in report.asked)
     assert stage.client.describe(MODEL)[0]["modelVersion"] == "1.0"
+
+
+def test_a_refused_key_counts_as_a_setback(stage: chaos.Stage, tmp_path: Path) -> None:
+    """The client itself sends such a request again, so the load only sees the last response."""
+    keys = (stage.server.state / "key_file.json").read_text()
+    file = tmp_path / "key_file.json"
+    file.write_text(re.sub(r'"key": *"', '"key": "replaced', keys))
+    client = Client(stage.client.inference, stage.client.management, file)
+    written = threading.Timer(0.2, file.write_text, [keys])
+    written.start()
+    try:
+        sent = stage.load.ask(client, 0, time.monotonic())
+    finally:
+        written.join()
+    assert sent.verdict == "right" and set(sent.setbacks) == {"400"}
 
 
 def test_a_wrong_answer_is_noticed(stage: chaos.Stage) -> None:
