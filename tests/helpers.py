@@ -23,9 +23,9 @@ def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def write_config(directory: Path, **handler: object) -> Path:
+def write_config(directory: Path, workers: int = 2, **handler: object) -> Path:
     """Write the server profile's model-config.yaml with other handler settings and no cache."""
-    config = yaml.safe_load(SERVER_CONFIG.read_text())
+    config = yaml.safe_load(SERVER_CONFIG.read_text()) | {"minWorkers": workers}
     config["handler"] |= {"cache": {"size_mb": 0}} | handler
     path = directory / "model-config.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -5,6 +5,7 @@ import logging
 import math
 import random
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ from visionserve.config import HandlerConfig
 from visionserve.metadata import Metadata, Proof
 from visionserve.models import MODELS, FullyConvolutional
 from visionserve.processor import overflows
+
+# OpenVINO's converter and NNCF report each build to Google Analytics, unless this import fails.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 SAMPLES = 300
 TILES = (1, 2, 3)

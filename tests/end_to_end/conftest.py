@@ -54,7 +54,7 @@ def exact_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pytorch_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_config(tmp_path_factory.mktemp("pytorch"), runtime="pytorch")
+    return write_config(tmp_path_factory.mktemp("pytorch"), workers=1, runtime="pytorch")
 
 
 @pytest.fixture(scope="session")

@@ -246,7 +246,7 @@ def test_busy_server_is_asked_again(page: Browser, client: Client) -> None:
         client.scale(RANDOM, 1)
         page.settle()
     finally:
-        client.scale(RANDOM, 2)
+        client.scale(RANDOM, 1)
     assert page.texts(".warning")
     assert set(page.console()) == {"503"}
 

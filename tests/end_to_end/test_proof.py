@@ -95,9 +95,10 @@ def test_an_archive_with_quantized_probabilities_is_not_written(
     monkeypatch.setattr(convert, "behind_linear", lambda model: [])
     monkeypatch.setattr(convert, "CLOSE", 1)
     monkeypatch.setattr(convert, "SAMPLES", 20)
-    config = write_config(tmp_path, precision="int8")
+    config, cat = write_config(tmp_path, precision="int8"), photos.greeting()
+    recipe = Recipe(REAL, REAL, "1.0", config, calibration=cat.parent)
     with pytest.raises(ProofError, match=r"0\.\d+ in the mean, .* sums off 1 by at most 0\.\d+"):
-        build(Recipe(REAL, REAL, "1.0", config), tmp_path / "store")
+        build(recipe, tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 

@@ -97,8 +97,9 @@ def test_an_int8_resnet18_archive_has_at_most_12_mb(
     """Its size depends neither on the samples nor on how close it comes."""
     monkeypatch.setattr(convert, "SAMPLES", 10)
     monkeypatch.setattr(convert, "CLOSE", 1)
-    config = write_config(tmp_path, precision="int8")
-    archive = build(Recipe("resnet18", "small", "1.0", config, random_weights), tmp_path / "store")
+    config, cat = write_config(tmp_path, precision="int8"), photos.greeting()
+    recipe = Recipe("resnet18", "small", "1.0", config, random_weights, calibration=cat.parent)
+    archive = build(recipe, tmp_path / "store")
     assert archive.stat().st_size <= 12_000_000
 
 

@@ -511,10 +511,10 @@ def test_the_manage_command(client: Client, server: TorchServe, store: Path) -> 
         return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
 
     client.scale(REAL, 2, 8)
-    client.scale(RANDOM, 2)
+    client.scale(RANDOM, 1)
     assert manage("list").stdout.splitlines() == [
         f"{REAL} 1.0 (default): workers 2 ready, 2 to 8 wanted",
-        f"{RANDOM} 1.0 (default): workers 2 ready, 2 wanted",
+        f"{RANDOM} 1.0 (default): workers 1 ready, 1 wanted",
     ]
     described = json.loads(manage("describe", REAL).stdout)
     assert described[0]["modelVersion"] == "1.0" and described[0]["responseTimeout"] == 30
