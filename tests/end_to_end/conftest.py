@@ -76,6 +76,17 @@ def int8_archive(common: Path, store: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def newer(common: Path, store: Path, exact_config: Path) -> Path:
+    """Version 2.0 of the random ResNet-18, with other weights, in the same store."""
+    weights = common / "newer.pt"
+    recipe = Recipe("resnet18", RANDOM, "2.0", exact_config, weights, file=f"{RANDOM}-2.0")
+    with alone(common):
+        torch.manual_seed(1)
+        torch.save(MODELS["resnet18"].build(1000).state_dict(), weights)
+        return build(recipe, store)
+
+
+@pytest.fixture(scope="session")
 def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     """TorchServe of the server profile, with token authorization."""
     server = TorchServe("server", tmp_path_factory.mktemp("server"), store, free_ports())

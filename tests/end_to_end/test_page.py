@@ -856,13 +856,9 @@ def test_two_models_side_by_side(page: Browser, client: Client) -> None:
 
 
 def test_two_versions_of_a_model_side_by_side(
-    page: Browser, server: TorchServe, client: Client, exact_config: Path, tmp_path: Path
+    page: Browser, server: TorchServe, client: Client, newer: Path
 ) -> None:
-    torch.manual_seed(1)
-    weights = tmp_path / "newer.pt"
-    torch.save(MODELS["resnet18"].build(1000).state_dict(), weights)
-    newer = Recipe("resnet18", RANDOM, "2.0", exact_config, weights, file=f"{RANDOM}-2.0")
-    server.register(build(newer, server.store).name, workers=1)
+    server.register(newer.name, workers=1)
     try:
         show(page, client, RANDOM)
         assert page.texts("#models button") == [REAL, f"{RANDOM} 1.0", f"{RANDOM} 2.0"]

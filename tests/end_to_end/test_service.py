@@ -348,16 +348,11 @@ def wait_for(responses: list[requests.Response], more: int) -> None:
 
 
 def test_the_default_version_is_switched_without_a_lost_request(
-    client: Client, server: TorchServe, exact_config: Path, tmp_path: Path
+    client: Client, server: TorchServe, newer: Path
 ) -> None:
-    torch.manual_seed(1)
-    torch.save(MODELS["resnet18"].build(1000).state_dict(), tmp_path / "other.pt")
-    file = f"{RANDOM}-2.0"
-    recipe = Recipe("resnet18", RANDOM, "2.0", exact_config, tmp_path / "other.pt", file=file)
-    build(recipe, server.store)
     with traffic(client, RANDOM) as responses:
         wait_for(responses, 5)
-        server.register(f"{file}.mar", workers=1)
+        server.register(newer.name, workers=1)
         assert len(client.describe(RANDOM, "2.0")[0]["workers"]) == 1
         wait_for(responses, 5)
         client.set_default(RANDOM, "2.0")
