@@ -31,12 +31,11 @@ KEPT_CROPS = 2.5
 
 # Buffers of at least this many bytes go back to the system when they are freed. By default, glibc
 # raises this threshold to the largest buffer freed so far, and then large images fragment the heap.
-# A photograph that `fast` decoding shrinks stays below it, as most of its pixels are never made.
-LARGE_BUFFER = 4_000_000
+LARGE_BUFFER = 1_000_000
 M_MMAP_THRESHOLD = -3
 
 # How many free bytes stay at the end of the heap for the next request.
-KEPT_BYTES = 16_000_000
+KEPT_BYTES = 4_000_000
 M_TRIM_THRESHOLD = -1
 
 
