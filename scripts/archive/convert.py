@@ -5,7 +5,6 @@ import logging
 import math
 import random
 import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -26,9 +25,6 @@ from visionserve.config import HandlerConfig
 from visionserve.metadata import Metadata, Proof
 from visionserve.models import MODELS, FullyConvolutional
 from visionserve.processor import overflows
-
-# OpenVINO's converter and NNCF report each build to Google Analytics, unless this import fails.
-sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 SAMPLES = 300
 TILES = (1, 2, 3)

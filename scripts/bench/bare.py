@@ -28,6 +28,7 @@ from visionserve.preprocessing import decode, resize_fast
 from visionserve.runtimes.openvino import OpenVINORuntime
 
 WARM_UP = 20
+CROP = 224
 SLICES = 5
 
 
@@ -83,7 +84,7 @@ def _work(
     rates: "Queue[list[float]]",
 ) -> None:
     metadata = Metadata.load(archive)
-    runtime = OpenVINORuntime(archive / metadata.artifact, threads=1)
+    runtime = OpenVINORuntime(archive / metadata.artifact, metadata.transforms.crop, 1)
     encoded = [image.read_bytes() for image in images]
     transforms = metadata.transforms
     tensors = [prepare(image, transforms, resize_fast) for image in encoded]
@@ -129,11 +130,11 @@ def latencies(store: Path, seconds: float) -> dict[str, float]:
     torch.set_num_threads(1)
     network, dynamic = networks(store)
     channels_last = resnet18().eval().to(memory_format=torch.channels_last)
-    planar = torch.rand(1, 3, 224, 224)
+    planar = torch.rand(1, 3, CROP, CROP)
     strided = planar.contiguous(memory_format=torch.channels_last)
     pixels = (planar.permute(0, 2, 3, 1).contiguous() * 255).byte().numpy()
     runtimes = {
-        name: OpenVINORuntime(store / name / "model.xml", threads=1)
+        name: OpenVINORuntime(store / name / "model.xml", CROP, 1)
         for name in ("openvino_fp32", "openvino_int8")
     }
     runs: dict[str, Callable[[int], object]] = {

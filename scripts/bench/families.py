@@ -149,7 +149,7 @@ def measure(name: str) -> Row:
         for precision, model in models.items():
             directory = Path(scratch) / precision
             convert.save(model, directory / "model.xml")
-            runtimes[precision] = OpenVINORuntime(directory / "model.xml", threads=1)
+            runtimes[precision] = OpenVINORuntime(directory / "model.xml", transforms.crop, 1)
             sizes[precision] = _megabytes(directory)
         times = _times(runtimes, samples[0])
         found = {}

@@ -11,7 +11,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 TIMEOUT = 60
-KEY_RETRIES = 20
+KEY_TRIES = 20
 KEY_PAUSE = 0.05
 
 
@@ -56,11 +56,23 @@ class Client:
     def token(self, kind: str) -> dict[str, str]:
         """Return the header that authorizes calls of a kind: `inference`, `management` or `API`.
 
-        `API` is the kind of the calls that replace tokens.
+        `API` is the kind of the calls that replace tokens. TorchServe 0.12 writes the key file in
+        place, so half a file is read again for a second.
+
+        Raises:
+            OSError: the key file cannot be read.
+            json.JSONDecodeError: it stays no JSON.
         """
         if self._key_file is None:
             return {}
-        keys = json.loads(self._key_file.read_text(encoding="utf-8"))
+        for left in reversed(range(KEY_TRIES)):
+            try:
+                keys = json.loads(self._key_file.read_text(encoding="utf-8"))
+                break
+            except json.JSONDecodeError:
+                if not left:
+                    raise
+                time.sleep(KEY_PAUSE)
         return {"Authorization": f"Bearer {keys[kind]['key']}"}
 
     def ready(self) -> bool:
@@ -194,7 +206,7 @@ class Client:
                 **request,
             )
             refused = response.status_code == 400 and "InvalidKeyException" in response.text
-            if not refused or len(history) == KEY_RETRIES:
+            if not refused or len(history) + 1 == KEY_TRIES:
                 response.history = history
                 return response
             history.append(response)

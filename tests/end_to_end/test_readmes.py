@@ -172,7 +172,7 @@ def test_each_door_answers(printed: Printed, clone: Path) -> None:
     assert Image.open(clone / "where.png").format == "PNG"
 
 
-def test_no_build_is_reported(printed: Printed, clone: Path) -> None:
+def test_no_build_and_no_worker_is_reported(printed: Printed, clone: Path) -> None:
     """OpenVINO keeps the ID in that folder under which it reports to Google Analytics."""
     assert any("visionserve build" in command for command in printed["scripts/README.md"])
     assert not (clone / "home" / "intel").exists()

@@ -201,7 +201,7 @@ print(sorted({"torch", "torchvision", "nncf"} & set(sys.modules)))
 def test_a_plain_prediction_computes_no_map(fp32: tuple[Runtime, Metadata]) -> None:
     """Its model has one output; that of the map is another one, which an explanation compiles."""
     assert isinstance(fp32[0], OpenVINORuntime)
-    runtime = OpenVINORuntime(fp32[0]._artifact, threads=2)
+    runtime = OpenVINORuntime(fp32[0]._artifact, 224, threads=2)
     runtime(pixels(1, 224, 224))
     assert "_mapping_request" not in vars(runtime)
     runtime.contributions(pixels(1, 224, 224))

@@ -398,6 +398,20 @@ def test_a_worker_keeps_the_memory_of_a_request(client: Client) -> None:
     assert faults() - before < 20 * len(modes)
 
 
+def test_a_key_file_that_is_being_written_is_read_again(server: TorchServe, tmp_path: Path) -> None:
+    """TorchServe writes it in place."""
+    keys = (server.state / "key_file.json").read_text()
+    file = tmp_path / "key_file.json"
+    file.write_text(keys[: len(keys) // 2])
+    client = Client(server.client.inference, server.client.management, file)
+    written = threading.Timer(0.2, file.write_text, [keys])
+    written.start()
+    try:
+        assert client.predict(REAL, CAT).ok
+    finally:
+        written.join()
+
+
 def test_workers_are_scaled_while_requests_flow(client: Client, server: TorchServe) -> None:
     """TorchServe ends a worker that it scales away, request and all; a retry finds another."""
     before = len(workers(client, REAL))

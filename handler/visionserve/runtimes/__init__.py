@@ -86,7 +86,7 @@ def load(
     if config.runtime == "openvino":
         from visionserve.runtimes.openvino import OpenVINORuntime
 
-        return OpenVINORuntime(artifact, threads)
+        return OpenVINORuntime(artifact, metadata.transforms.crop, threads)
     from visionserve.runtimes.pytorch import PyTorchRuntime
 
     return PyTorchRuntime(artifact, metadata, gpu_id, config.precision == "fp16", threads)

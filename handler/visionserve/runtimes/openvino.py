@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,15 +46,16 @@ class OpenVINORuntime(Runtime):
 
     Args:
         artifact: the IR's `.xml` file.
+        crop: side of the model's crop, in pixels.
         threads: inference threads. They are not pinned to cores, which all workers share.
     """
 
     capacity = 1
 
-    def __init__(self, artifact: Path, threads: int) -> None:
+    def __init__(self, artifact: Path, crop: int, threads: int) -> None:
         self._artifact = artifact
         self._threads = threads
-        self._smallest = sys.maxsize
+        self._kept = KEPT_CROPS * crop * crop * 3
         _keep_small_buffers()
         self._request = self._compile(openvino.Core().read_model(artifact))
 
@@ -72,11 +72,10 @@ class OpenVINORuntime(Runtime):
         """Run a forward pass, and release its memory if it was much larger than a crop's.
 
         OpenVINO would keep the activations of its largest pass for ever. Those of a `dense` view
-        with a side of 1,024 pixels take 50 MB. The smallest pass so far stands for a crop's.
+        with a side of 1,024 pixels take 50 MB.
         """
         found: NDArray[np.float32] = request.infer(pixels, share_inputs=True)[0].copy()
-        self._smallest = min(self._smallest, pixels.size)
-        if pixels.size > KEPT_CROPS * self._smallest:
+        if pixels.size > self._kept:
             request.get_compiled_model().release_memory()
             _trim()
         return found
