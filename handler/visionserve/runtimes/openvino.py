@@ -23,10 +23,10 @@ from visionserve.runtimes import Runtime
 # made it no faster. The default of 5000 takes hundreds of megabytes if images differ in size.
 KERNELS = 64
 
-# A pass over more pixels than this many crops gives its memory back. The `dense` view of a 16:9
-# photograph is 2.3 crops. New memory for each pass would make it a tenth slower, because the kernel
-# clears each page that it gives.
-KEPT_CROPS = 2.5
+# A pass over more pixels than two crops gives its memory back; the `dense` view of a photograph of
+# 3:2 has 1.8. New memory for each pass would make it a tenth slower, because the kernel clears each
+# page that it gives.
+KEPT_CROPS = 2
 
 # Buffers of at least this many bytes go back to the system when they are freed. By default, glibc
 # raises this threshold to the largest buffer freed so far, and then large images fragment the heap.
