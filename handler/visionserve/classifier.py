@@ -139,9 +139,10 @@ class Classifier:
     ) -> Iterator[list[Prepared | Outcome]]:
         """Yield the items prepared, or their outcomes if known already, in order and in groups.
 
-        Without a pool of decoders, a group's views fill a forward pass. With one, a group is what
-        is ready when its turn comes, so that the device does not wait for a fuller pass while the
-        decoders work. Groups grow by themselves where the device is slower than the decoders.
+        Without a pool of decoders, a group's views fill a forward pass. With one, a group is a
+        quarter of what is to come and what is ready by then, so that the device does not wait for
+        a fuller pass while the decoders work. Groups grow by themselves where the device is slower
+        than the decoders.
         """
         if self._pool is None or len(items) == 1:
             yield from self._fill(self._prepare(item, deadline) for item in items)
@@ -318,8 +319,12 @@ class Classifier:
 
 
 def _ready(ahead: deque[Future[Prepared | Outcome]]) -> Iterator[Prepared | Outcome]:
-    """Take the first, for which it waits, and those behind it that are ready."""
-    yield ahead.popleft().result()
+    """Take the first quarter, for which it waits, and those behind it that are ready.
+
+    So there are few forward passes while much is to be decoded, and a short one at the end.
+    """
+    for _ in range(max(1, len(ahead) // 4)):
+        yield ahead.popleft().result()
     while ahead and ahead[0].done():
         yield ahead.popleft().result()
 
