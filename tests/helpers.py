@@ -1,6 +1,9 @@
 """Functions and names that many tests share."""
 
 import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import requests
@@ -30,6 +33,17 @@ def write_config(directory: Path, workers: int = 2, **handler: object) -> Path:
     path = directory / "model-config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+@contextmanager
+def written_later(file: Path, text: str) -> Iterator[None]:
+    """Write a file 0.2 s after the block begins."""
+    writer = threading.Timer(0.2, file.write_text, [text])
+    writer.start()
+    try:
+        yield
+    finally:
+        writer.join()
 
 
 def upstream_of(server: TorchServe) -> Upstream:

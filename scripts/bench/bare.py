@@ -28,8 +28,8 @@ from visionserve.preprocessing import decode, resize_fast
 from visionserve.runtimes.openvino import OpenVINORuntime
 
 WARM_UP = 20
-CROP = 224
 SLICES = 5
+CROP = Transforms().crop
 
 
 Resize = Callable[[Image.Image, Transforms, bool], NDArray[np.uint8]]

@@ -2,7 +2,6 @@
 
 import json
 import re
-import threading
 import time
 from collections.abc import Iterator
 from io import BytesIO
@@ -25,6 +24,7 @@ from scripts.stress.clients import (
     mixed,
     plain,
 )
+from tests.helpers import written_later
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +72,8 @@ def test_a_refused_key_counts_as_a_setback(stage: chaos.Stage, tmp_path: Path) -
     file = tmp_path / "key_file.json"
     file.write_text(re.sub(r'"key": *"', '"key": "replaced', keys))
     client = Client(stage.client.inference, stage.client.management, file)
-    written = threading.Timer(0.2, file.write_text, [keys])
-    written.start()
-    try:
+    with written_later(file, keys):
         sent = stage.load.ask(client, 0, time.monotonic())
-    finally:
-        written.join()
     assert sent.verdict == "right" and set(sent.setbacks) == {"400"}
 
 

@@ -35,7 +35,7 @@ from scripts.server.client import Client
 from scripts.server.retire import retire
 from scripts.server.serve import announce
 from scripts.server.torchserve import StartError, TorchServe, client_of
-from tests.helpers import RANDOM, REAL, encode
+from tests.helpers import RANDOM, REAL, encode, written_later
 from visionserve.metadata import Metadata
 from visionserve.models import MODELS
 
@@ -404,12 +404,8 @@ def test_a_key_file_that_is_being_written_is_read_again(server: TorchServe, tmp_
     file = tmp_path / "key_file.json"
     file.write_text(keys[: len(keys) // 2])
     client = Client(server.client.inference, server.client.management, file)
-    written = threading.Timer(0.2, file.write_text, [keys])
-    written.start()
-    try:
+    with written_later(file, keys):
         assert client.predict(REAL, CAT).ok
-    finally:
-        written.join()
 
 
 def test_workers_are_scaled_while_requests_flow(client: Client, server: TorchServe) -> None:
@@ -453,19 +449,15 @@ def test_a_key_that_is_being_replaced_costs_no_request(
 
     def status() -> int:
         if kind == "inference":
-            return client.predict(REAL, photos.greeting().read_bytes()).status_code
+            return client.predict(REAL, CAT).status_code
         try:
             return 200 if REAL in client.models() else 404
         except requests.HTTPError as error:
             return error.response.status_code
 
     assert status() == 400
-    written = threading.Timer(0.2, file.write_text, [keys])
-    written.start()
-    try:
+    with written_later(file, keys):
         assert status() == 200
-    finally:
-        written.join()
 
 
 def test_one_apis_token_does_not_open_the_other(client: Client) -> None:
