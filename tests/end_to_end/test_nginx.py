@@ -237,7 +237,7 @@ def test_a_client_may_send_so_many_requests(proxy: Proxy, server: TorchServe) ->
 def test_a_client_that_retries_waits_as_long_as_it_is_told(
     proxy: Proxy, server: TorchServe, cat: bytes
 ) -> None:
-    site = site_of(server, rate="1r/s")
+    site = site_of(server, rate="12r/m")
     proxy.start(site)
     spend(site)
     response = Client(f"http://{site.listen}", "", retries=6).predict(REAL, cat)

@@ -252,7 +252,7 @@ def test_busy_server_is_asked_again(page: Browser, client: Client) -> None:
 
 
 def test_busy_nginx_is_asked_again(chromium: Browser, server: TorchServe, proxy: Proxy) -> None:
-    site = site_of(server, rate="1r/s")
+    site = site_of(server, rate="12r/m")
     proxy.start(site)
     chromium.forget()
     chromium.driver.get(f"http://{site.listen}/")

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from threading import Event
 from typing import get_args
 
 import numpy as np
@@ -26,6 +27,7 @@ from visionserve.item import Budget, Item
 from visionserve.metadata import Metadata, Transforms
 from visionserve.runtimes import Runtime
 from visionserve.share import Share
+from visionserve.validation import validate
 
 CAT = photos.greeting().read_bytes()
 
@@ -189,11 +191,29 @@ def test_many_views_take_several_passes(tmp_path: Path) -> None:
     assert runtime.passes == [20, 20, 10]
 
 
-def test_a_pass_waits_for_no_decoder(tmp_path: Path) -> None:
-    """The first image is classified while the second, hundreds of times as large, is decoded."""
-    runtime = Brightness()
-    images = [Image.new("RGB", size) for size in ((256, 256), (6000, 4000))]
-    items = [Item(encode(image), Options(top_k=2)) for image in images]
+class Announced(Brightness):
+    """A runtime that tells of its first pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ran = Event()
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.ran.set()
+        return super().__call__(pixels)
+
+
+def test_a_pass_waits_for_no_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second image is decoded only after the first is classified."""
+    runtime = Announced()
+    first, second = (encode(Image.new("RGB", (256, side))) for side in (256, 257))
+
+    def late(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
+        assert data == first or runtime.ran.wait(30)
+        return validate(data, max_bytes, max_pixels)
+
+    monkeypatch.setattr("visionserve.classifier.validate", late)
+    items = [Item(data, Options(top_k=2)) for data in (first, second)]
     answers = classifier(runtime, tmp_path, decoders=2).classify(items)
     assert all(isinstance(answer, dict) for answer in answers) and runtime.passes == [1, 1]
 
