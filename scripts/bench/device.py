@@ -11,7 +11,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,17 +30,24 @@ from visionserve.config import TTA, HandlerConfig, Options
 from visionserve.item import Item
 from visionserve.metadata import Metadata, Transforms
 from visionserve.models import MODELS
+from visionserve.preprocessing import decode, to_views
 from visionserve.runtimes import Runtime
 from visionserve.runtimes.pytorch import BUCKETS, PyTorchRuntime
 from visionserve.runtimes.transfer import Transfer
 from visionserve.tta import Views
+from visionserve.validation import validate
 
 SEED = 0
 SIZE = (500, 375)
 BATCHES = (1, 8, 32)
 ROUNDS = 5
-COLUMNS = ("views", "batch:", "decoders:", "images/s:", "to the first:", "device at work:")
+COLUMNS = (
+    *("views", "batch:", "decoders:", "images/s:", "to the first:", "device at work:"),
+    *("decoders alone, images/s:", "device alone, images/s:", "of the slower:"),
+)
+MEDIANS = ("ratio", "decoders_alone", "device_alone", "share")
 MODES: tuple[TTA, ...] = get_args(TTA)
+CONFIG = HandlerConfig(runtime="pytorch", decode="fast")
 METADATA = Metadata(
     architecture="resnet18",
     weights="random",
@@ -133,8 +141,7 @@ def measure(
         for each image that shared it.
     """
     clock = Clock(runtime)
-    config = HandlerConfig(runtime="pytorch", decode="fast")
-    classifier = Classifier(clock, METADATA, config, "1.0", decoders=decoders)
+    classifier = Classifier(clock, METADATA, CONFIG, "1.0", decoders=decoders)
     classifier.classify([Item(data, Options(tta=mode)) for data in images])
     clock.busy, count, stages = 0.0, 0, dict[str, float]()
     started = time.perf_counter()
@@ -157,6 +164,37 @@ def measure(
     }
 
 
+def alone(
+    runtime: Runtime, decoders: int, images: Sequence[bytes], mode: TTA, seconds: float
+) -> tuple[float, float]:
+    """Measure the two halves of the work, each by itself.
+
+    Returns:
+        How many images a second the decoders validate, decode and resize, and how many the device
+        classifies. Both begin with a batch when they have ended the one before.
+    """
+    transforms = METADATA.transforms
+
+    def prepare(data: bytes) -> Views:
+        image = validate(data, CONFIG.max_image_bytes, CONFIG.max_image_pixels)
+        rgb = decode(image, transforms, CONFIG.decode)
+        return to_views(rgb, transforms, CONFIG.decode, mode)
+
+    with ThreadPoolExecutor(decoders) as pool:
+        views = list(pool.map(prepare, images))
+        decoded = rate(lambda: list(pool.map(prepare, images)), len(images), seconds / 2)
+    return decoded, rate(lambda: runtime.averaged(views), len(images), seconds / 2)
+
+
+def rate(work: Callable[[], object], count: int, seconds: float) -> float:
+    """Repeat a work on so many images, and return how many images a second it is done with."""
+    done, started = 0, time.perf_counter()
+    while (wall := time.perf_counter() - started) < seconds:
+        work()
+        done += count
+    return done / wall
+
+
 def compare(
     runtime: Runtime, decoders: Sequence[int], images: Sequence[bytes], mode: TTA, seconds: float
 ) -> Iterator[dict[str, Any]]:
@@ -165,17 +203,31 @@ def compare(
     Each round measures all numbers, so that changes of the machine's speed affect all alike.
 
     Yields:
-        For each number, the result of the round with the median rate. Its `ratio` is the median
-        over the rounds of this number's rate divided by the first number's.
+        For each number, the result of the round with the median rate, and the medians over the
+        rounds of four figures: `ratio`, this number's rate divided by the first number's;
+        `decoders_alone` and `device_alone`, see `alone`; and `share`, this number's rate divided
+        by the slower of these two.
     """
     rounds = [
-        [measure(runtime, number, images, mode, seconds / ROUNDS) for number in decoders]
+        [_with_halves(runtime, number, images, mode, seconds / ROUNDS) for number in decoders]
         for _ in range(ROUNDS)
     ]
-    for index in range(len(decoders)):
-        ordered = sorted((one[index] for one in rounds), key=lambda row: row["images_per_s"])
-        ratios = [one[index]["images_per_s"] / one[0]["images_per_s"] for one in rounds]
-        yield ordered[ROUNDS // 2] | {"ratio": round(statistics.median(ratios), 3)}
+    for one in rounds:
+        for row in one:
+            row["ratio"] = row["images_per_s"] / one[0]["images_per_s"]
+    for rows in zip(*rounds, strict=True):
+        ordered = sorted(rows, key=lambda row: row["images_per_s"])
+        medians = {key: round(statistics.median(row[key] for row in rows), 3) for key in MEDIANS}
+        yield ordered[ROUNDS // 2] | medians
+
+
+def _with_halves(
+    runtime: Runtime, decoders: int, images: Sequence[bytes], mode: TTA, seconds: float
+) -> dict[str, Any]:
+    row = measure(runtime, decoders, images, mode, seconds / 2)
+    decoded, classified = alone(runtime, decoders, images, mode, seconds / 2)
+    share = row["images_per_s"] / min(decoded, classified)
+    return row | {"decoders_alone": decoded, "device_alone": classified, "share": share}
 
 
 def main() -> int:
@@ -200,8 +252,9 @@ def main() -> int:
             for row in compare(runtime, args.decoders, images[:batch], mode, args.seconds):
                 rows.append(row)
                 ratio, at_work = f"{row['ratio']:.2f} x", f"{row['utilization']:.0%}"
+                halves = (f"{row[half]:.1f}" for half in ("decoders_alone", "device_alone"))
                 cells = (mode, batch, row["decoders"], row["images_per_s"], ratio, at_work)
-                print(tables.row(cells), flush=True)
+                print(tables.row((*cells, *halves, f"{row['share']:.0%}")), flush=True)
     name = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else ""
     print(json.dumps({"device": args.device, "name": name, "rows": rows}))
     return 0

@@ -220,9 +220,18 @@ def test_the_benchmark_counts_what_it_classifies(mode: TTA) -> None:
     views = {"none": 1, "five_crop": 5, "ten_crop": 10, "dense": 256 * 320 / 224**2}[mode]
     for row in (one, two):
         assert (row["tta"], row["batch"]) == (mode, 2) and 0 < row["utilization"] <= 1
-        assert row["images_per_s"] <= 320 / views
+        assert row["images_per_s"] <= 320 / views and row["device_alone"] <= 320 / views
         assert row["ms"].keys() >= {"validate", "decode", "preprocess", "infer"}
     assert one["ratio"] == 1 and (one["decoders"], two["decoders"]) == (1, 2)
+
+
+def test_the_benchmark_compares_with_the_slower_half() -> None:
+    """One device takes 0.1 s a crop, the other none: no decoder is as slow or as quick."""
+    images = bench.photographs(2)
+    (slow,) = bench.compare(bench.Simulated(3.2), [2], images, "none", 0.01)
+    assert slow["device_alone"] < slow["decoders_alone"] and 0.2 < slow["share"] < 2
+    (quick,) = bench.compare(bench.Simulated(0), [2], images, "none", 0.01)
+    assert quick["decoders_alone"] < quick["device_alone"] and 0.2 < quick["share"] < 2
 
 
 class Hungry(nn.Conv2d):
