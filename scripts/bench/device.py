@@ -187,12 +187,12 @@ def alone(
 
 
 def rate(work: Callable[[], object], count: int, seconds: float) -> float:
-    """Repeat a work on so many images, and return how many images a second it is done with."""
-    done, started = 0, time.perf_counter()
+    """Repeat work that takes `count` images for some seconds, and return its images a second."""
+    taken, started = 0, time.perf_counter()
     while (wall := time.perf_counter() - started) < seconds:
         work()
-        done += count
-    return done / wall
+        taken += count
+    return taken / wall
 
 
 def compare(
