@@ -40,7 +40,7 @@ from visionserve.validation import validate
 SEED = 0
 SIZE = (500, 375)
 BATCHES = (1, 8, 32)
-ROUNDS = 5
+ROUNDS = 15
 COLUMNS = (
     *("views", "batch:", "decoders:", "images/s:", "to the first:", "device at work:"),
     *("decoders alone, images/s:", "device alone, images/s:", "of the slower:"),
