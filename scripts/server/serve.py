@@ -111,7 +111,7 @@ def restore(server: TorchServe) -> None:
     server.check_ports()
     server.stop()
     server.restore()
-    print(f"TorchServe answers at {server.client.inference}, profile {server.profile}:")
+    print(f"TorchServe is ready at {server.client.inference}, profile {server.profile}:")
     print("\n".join(listing(server.client)))
 
 
