@@ -142,18 +142,22 @@ def measure(
     """
     clock = Clock(runtime)
     classifier = Classifier(clock, METADATA, CONFIG, "1.0", decoders=decoders)
-    classifier.classify([Item(data, Options(tta=mode)) for data in images])
-    clock.busy, count, stages = 0.0, 0, dict[str, float]()
-    started = time.perf_counter()
-    while (wall := time.perf_counter() - started) < seconds:
+    stages = dict[str, float]()
+
+    def classify() -> None:
         items = [Item(data, Options(tta=mode)) for data in images]
         for outcome in classifier.classify(items):
             if not isinstance(outcome, dict):
                 raise outcome
-        count += len(items)
         for item in items:
             for stage, spent in item.trace.seconds.items():
                 stages[stage] = stages.get(stage, 0) + spent
+
+    classify()
+    clock.busy = 0.0
+    stages.clear()
+    times, wall = repeat(classify, seconds)
+    count = times * len(images)
     return {
         "decoders": decoders,
         "tta": mode,
@@ -166,12 +170,12 @@ def measure(
 
 def alone(
     runtime: Runtime, decoders: int, images: Sequence[bytes], mode: TTA, seconds: float
-) -> tuple[float, float]:
-    """Measure the two halves of the work, each by itself.
+) -> dict[str, float]:
+    """Measure the two halves of the work, each by itself, on the same batch repeatedly.
 
     Returns:
-        How many images a second the decoders validate, decode and resize, and how many the device
-        classifies. Both begin with a batch when they have ended the one before.
+        `decoders_alone`, how many images a second the decoders validate, decode and resize, and
+        `device_alone`, how many the device classifies.
     """
     transforms = METADATA.transforms
 
@@ -182,17 +186,21 @@ def alone(
 
     with ThreadPoolExecutor(decoders) as pool:
         views = list(pool.map(prepare, images))
-        decoded = rate(lambda: list(pool.map(prepare, images)), len(images), seconds / 2)
-    return decoded, rate(lambda: runtime.averaged(views), len(images), seconds / 2)
+        batches, decoding = repeat(lambda: list(pool.map(prepare, images)), seconds / 2)
+    passes, classifying = repeat(lambda: runtime.averaged(views), seconds / 2)
+    return {
+        "decoders_alone": batches * len(images) / decoding,
+        "device_alone": passes * len(images) / classifying,
+    }
 
 
-def rate(work: Callable[[], object], count: int, seconds: float) -> float:
-    """Repeat work that takes `count` images for some seconds, and return its images a second."""
-    taken, started = 0, time.perf_counter()
+def repeat(work: Callable[[], object], seconds: float) -> tuple[int, float]:
+    """Repeat work for some seconds, and return how often it ran and how many seconds it took."""
+    times, started = 0, time.perf_counter()
     while (wall := time.perf_counter() - started) < seconds:
         work()
-        taken += count
-    return taken / wall
+        times += 1
+    return times, wall
 
 
 def compare(
@@ -203,31 +211,42 @@ def compare(
     Each round measures all numbers, so that changes of the machine's speed affect all alike.
 
     Yields:
-        For each number, the result of the round with the median rate, and the medians over the
-        rounds of four figures: `ratio`, this number's rate divided by the first number's;
-        `decoders_alone` and `device_alone`, see `alone`; and `share`, this number's rate divided
-        by the slower of these two.
+        For each number, what `summarize` says of its rounds.
     """
+    half = seconds / ROUNDS / 2
     rounds = [
-        [_with_halves(runtime, number, images, mode, seconds / ROUNDS) for number in decoders]
+        [
+            measure(runtime, number, images, mode, half)
+            | alone(runtime, number, images, mode, half)
+            for number in decoders
+        ]
         for _ in range(ROUNDS)
     ]
-    for one in rounds:
-        for row in one:
-            row["ratio"] = row["images_per_s"] / one[0]["images_per_s"]
+    yield from summarize(rounds)
+
+
+def summarize(rounds: Sequence[Sequence[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Sum up an odd number of rounds, each of which has a row for each number of decoders.
+
+    Yields:
+        For each number, its row with the median rate, and the medians over the rounds of four
+        figures: `ratio`, this number's rate divided by the first number's; `decoders_alone` and
+        `device_alone`, see `alone`; and `share`, this number's rate divided by the slower of these
+        two.
+    """
     for rows in zip(*rounds, strict=True):
-        ordered = sorted(rows, key=lambda row: row["images_per_s"])
-        medians = {key: round(statistics.median(row[key] for row in rows), 3) for key in MEDIANS}
-        yield ordered[ROUNDS // 2] | medians
-
-
-def _with_halves(
-    runtime: Runtime, decoders: int, images: Sequence[bytes], mode: TTA, seconds: float
-) -> dict[str, Any]:
-    row = measure(runtime, decoders, images, mode, seconds / 2)
-    decoded, classified = alone(runtime, decoders, images, mode, seconds / 2)
-    share = row["images_per_s"] / min(decoded, classified)
-    return row | {"decoders_alone": decoded, "device_alone": classified, "share": share}
+        figures = [
+            row
+            | {
+                "ratio": row["images_per_s"] / first["images_per_s"],
+                "share": row["images_per_s"] / min(row["decoders_alone"], row["device_alone"]),
+            }
+            for row, (first, *_) in zip(rows, rounds, strict=True)
+        ]
+        ordered = sorted(figures, key=lambda row: row["images_per_s"])
+        yield ordered[len(rounds) // 2] | {
+            key: round(statistics.median(row[key] for row in figures), 3) for key in MEDIANS
+        }
 
 
 def main() -> int:

@@ -225,10 +225,23 @@ def test_the_benchmark_counts_what_it_classifies(mode: TTA) -> None:
     assert one["ratio"] == 1 and (one["decoders"], two["decoders"]) == (1, 2)
 
 
+def test_rounds_are_summed_up_by_their_medians() -> None:
+    """Three rounds with one decoder and with two: rates, and those of both halves alone."""
+    rates = [
+        [(100, 200, 900), (300, 400, 600)],
+        [(200, 250, 900), (220, 440, 200)],
+        [(150, 200, 900), (240, 480, 300)],
+    ]
+    keys = ("images_per_s", "decoders_alone", "device_alone")
+    one, two = bench.summarize([[dict(zip(keys, row, strict=True)) for row in r] for r in rates])
+    assert one == {**dict(zip(keys, (150, 200, 900), strict=True)), "ratio": 1, "share": 0.75}
+    assert two == {**dict(zip(keys, (240, 440, 300), strict=True)), "ratio": 1.6, "share": 0.8}
+
+
 def test_the_benchmark_compares_with_the_slower_half() -> None:
-    """One device takes 25 ms a crop, the other none: no decoder is as slow or as quick."""
-    images = bench.photographs(2)
-    (slow,) = bench.compare(bench.Simulated(0.8), [2], images, "none", 0.01)
+    """One device takes 12.5 ms a crop, the other none: no decoder is as slow or as quick."""
+    images = bench.photographs(8)
+    (slow,) = bench.compare(bench.Simulated(0.4), [2], images, "none", 0.01)
     assert slow["device_alone"] < slow["decoders_alone"] and 0.2 < slow["share"] < 2
     (quick,) = bench.compare(bench.Simulated(0), [2], images, "none", 0.01)
     assert quick["decoders_alone"] < quick["device_alone"] and 0.2 < quick["share"] < 2
