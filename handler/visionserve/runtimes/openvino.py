@@ -24,8 +24,8 @@ from visionserve.runtimes import Runtime
 KERNELS = 64
 
 # A pass over more pixels than two crops gives its memory back; the `dense` view of a photograph of
-# 3:2 has 1.8. New memory for each pass would make it a tenth slower, because the kernel clears each
-# page that it gives.
+# 3:2 has 1.96. New memory for each pass would make it a tenth slower, because the kernel clears
+# each page that it gives.
 KEPT_CROPS = 2
 
 # Buffers of at least this many bytes go back to the system when they are freed. By default, glibc
