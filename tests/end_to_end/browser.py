@@ -52,8 +52,9 @@ class Browser:
     def close(self) -> None:
         self.driver.quit()
 
-    def cdp(self, command: str, **parameters: Any) -> None:
-        self.driver.execute_cdp_cmd(command, parameters)
+    def cdp(self, command: str, **parameters: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = self.driver.execute_cdp_cmd(command, parameters)
+        return answer
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)

@@ -28,6 +28,8 @@ const REFRESH = 150;
 const byId = (id) => document.getElementById(id);
 const list = byId("cards");
 const cards = new Map();
+/** How many chosen images have no card yet. */
+let coming = 0;
 let shownSetups = setups();
 let refreshing;
 let isStale = false;
@@ -35,7 +37,9 @@ let adding = new AbortController();
 
 /** Add cards for images to the end of the list. It takes time, and Clear interrupts it. */
 async function put(images, toPicture) {
+  coming += images.length;
   await inFrames(images, adding.signal, (image) => {
+    coming -= 1;
     const picture = toPicture(image);
     const card = new Card(picture, shownSetups);
     cards.set(picture, card);
@@ -151,6 +155,7 @@ function makeThumbnail(card, isSeen) {
 function clear() {
   adding.abort();
   adding = new AbortController();
+  coming = 0;
   for (const [picture, card] of cards) {
     giveUp(picture);
     card.hide();
@@ -166,7 +171,7 @@ function clear() {
 
 /** Update everything around the cards, from time to time and at the end. */
 function refresh() {
-  if (isBusy()) refreshing ??= setTimeout(refreshNow, REFRESH);
+  if (isBusy() || coming > 0) refreshing ??= setTimeout(refreshNow, REFRESH);
   else queueMicrotask(() => isStale && refreshNow());
   isStale = true;
 }
@@ -176,7 +181,7 @@ function refreshNow() {
   refreshing = undefined;
   isStale = false;
   const all = pictures();
-  const [total, done] = [all.length, all.filter(isSettled).length];
+  const [total, done] = [all.length + coming, all.filter(isSettled).length];
   const isDone = done === total;
   const failures = all.filter((picture) => failuresOf(picture).length > 0).length;
   const [retryable, large] = [failing("retryable"), tooLarge()];
