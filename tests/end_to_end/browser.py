@@ -4,7 +4,8 @@ import base64
 import importlib.resources
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ class Browser:
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)
+
+    @contextmanager
+    def at_load(self, script: str) -> Iterator[None]:
+        """Run a script before those of each page that is loaded."""
+        added = self.cdp("Page.addScriptToEvaluateOnNewDocument", source=script)
+        yield
+        self.cdp("Page.removeScriptToEvaluateOnNewDocument", **added)
 
     def forget(self) -> None:
         """Become a browser that has seen nothing: no storage, no log, a desk's light screen."""

@@ -17,12 +17,15 @@ export function drawAll() {
 
 function drawSome() {
   const end = performance.now() + SHARE;
-  for (const drawn of due) {
-    due.delete(drawn);
-    drawn.render();
-    if (performance.now() > end) break;
+  try {
+    for (const drawn of due) {
+      due.delete(drawn);
+      drawn.render();
+      if (performance.now() > end) break;
+    }
+  } finally {
+    if (due.size > 0) requestAnimationFrame(drawSome);
   }
-  if (due.size > 0) requestAnimationFrame(drawSome);
 }
 
 /**

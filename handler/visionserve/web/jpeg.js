@@ -16,11 +16,15 @@ export function isForeign(file) {
  * Save an image as a JPEG of at most 2,048 pixels a side, on white. Images are saved one at a
  * time, because the whole image is in memory meanwhile.
  *
+ * @param signal aborts; the images that wait are then not saved.
  * @returns `file`, `width` and `height`.
- * @throws {Failure} `undecodable` where the browser cannot read the image.
+ * @throws {Failure} `undecodable`, or `save_as_jpeg`, where the browser cannot read the image.
  */
-export function toJpeg(file) {
-  const made = last.then(() => convert(file));
+export function toJpeg(file, signal) {
+  const made = last.then(() => {
+    signal.throwIfAborted();
+    return convert(file);
+  });
   last = made.catch(() => {});
   return made;
 }

@@ -14,7 +14,7 @@ import { factsOf, pageOf } from "./facts.js";
 import { draw, inFrames } from "./frames.js";
 import { isForeign, toJpeg } from "./jpeg.js";
 import { megabytes, t, watchLanguage } from "./language.js";
-import { Picture } from "./picture.js";
+import { countAnew, Picture } from "./picture.js";
 import { notify, tell } from "./progress.js";
 import { bringUpToDate, giveUp, isBusy } from "./runs.js";
 import { forget, keep, restore } from "./session.js";
@@ -38,6 +38,7 @@ let adding = new AbortController();
 /** Add cards for images to the end of the list. It takes time, and Clear interrupts it. */
 async function put(images, toPicture) {
   coming += images.length;
+  refreshNow();
   await inFrames(images, adding.signal, (image) => {
     coming -= 1;
     const picture = toPicture(image);
@@ -55,8 +56,8 @@ async function put(images, toPicture) {
 }
 
 /** Convert an image to JPEG if the browser reads its format and the server does not. */
-async function enter(picture) {
-  if (picture.file && isForeign(picture.file)) await shrink(picture);
+function enter(picture) {
+  if (picture.file && isForeign(picture.file)) shrink(picture);
   else update(picture);
 }
 
@@ -64,7 +65,7 @@ async function enter(picture) {
 function update(picture) {
   if (!cards.has(picture)) return;
   draw(cards.get(picture));
-  bringUpToDate(picture, shownSetups, onState);
+  if (!picture.isShrinking) bringUpToDate(picture, shownSetups, onState);
 }
 
 function onState(picture, setup) {
@@ -75,19 +76,25 @@ function onState(picture, setup) {
   refresh();
 }
 
-/** Make a smaller copy, and send that. */
+/** Make a smaller copy, and send that to every setup that has not answered. */
 async function shrink(picture) {
-  const failed = shownSetups.filter((setup) => !picture.answer(setup));
-  const show = (state) => {
-    for (const { key } of failed) picture.states.set(key, state);
-    draw(cards.get(picture));
-  };
-  show({ name: "shrinking" });
+  if (picture.isShrinking) return;
+  const { signal } = adding;
+  giveUp(picture);
+  picture.forgetFailures();
+  picture.isShrinking = true;
+  draw(cards.get(picture));
+  let failure;
   try {
-    picture.copy = await toJpeg(picture.file);
-    for (const { key } of failed) picture.states.delete(key);
-  } catch (failure) {
-    show({ name: "failed", failure });
+    picture.copy = await toJpeg(picture.file, signal);
+  } catch (error) {
+    failure = error;
+  }
+  if (signal.aborted) return;
+  picture.isShrinking = false;
+  if (failure) {
+    const unanswered = shownSetups.filter((setup) => !picture.answer(setup));
+    for (const { key } of unanswered) picture.states.set(key, { name: "failed", failure });
   }
   keep(picture);
   update(picture);
@@ -96,9 +103,14 @@ async function shrink(picture) {
 
 /** Move the focus from a button that disappears to what the button was about. */
 function tryAgain(pictures, action) {
-  cards.get(pictures[0]).element.focus();
+  const [first] = pictures.map((picture) => cards.get(picture).element).filter(isVisible);
+  (first ?? byId("show")).focus();
   for (const picture of pictures) action(picture);
-  refresh();
+  refreshNow();
+}
+
+function isVisible({ hidden }) {
+  return !hidden;
 }
 
 function retry(picture) {
@@ -161,6 +173,7 @@ function clear() {
     card.hide();
   }
   cards.clear();
+  countAnew();
   list.replaceChildren();
   forget();
   showAll();
@@ -210,19 +223,24 @@ function isSettled(picture) {
   return shownSetups.every((setup) => picture.isSettled(setup));
 }
 
-/** Show the cards that the person wants to see. */
+/** Show the cards that the person wants to see, and the one that the person is in. */
 function filter(all) {
   let shown = 0;
   for (const picture of all) {
-    const is = isShown(picture, shownSetups);
-    cards.get(picture).element.hidden = !is;
+    const { element } = cards.get(picture);
+    const is = isShown(picture, shownSetups) || element.contains(document.activeElement);
+    element.hidden = !is;
     if (is) shown += 1;
   }
   renderArrangement(all, shownSetups, shown);
 }
 
 function order() {
-  list.append(...arrange(pictures(), shownSetups).map((picture) => cards.get(picture).element));
+  const elements = arrange(pictures(), shownSetups).map((picture) => cards.get(picture).element);
+  if (elements.every((element, index) => element === list.children[index])) return;
+  const focused = document.activeElement;
+  list.append(...elements);
+  focused.focus({ preventScroll: true });
 }
 
 function download() {
@@ -276,7 +294,7 @@ byId("download").addEventListener("click", download);
 byId("retry-failed").addEventListener("click", () => tryAgain(failing("retryable"), retry));
 byId("shrink-failed").addEventListener("click", () => tryAgain(tooLarge(), shrink));
 addEventListener("beforeunload", (event) => {
-  if (isBusy()) event.preventDefault();
+  if (coming > 0 || !pictures().every(isSettled)) event.preventDefault();
 });
 watchSetups(() => {
   shownSetups = setups();
@@ -292,8 +310,15 @@ watchArrangement(() => {
   filter(pictures());
   order();
 });
+const restored = restore().then(async (kept) => {
+  if (kept.length === 0) return;
+  const { signal } = adding;
+  await put(kept, (picture) => picture);
+  if (!signal.aborted) notify(t("restored", { count: kept.length }));
+});
 watchSources(
   async ({ images, others }) => {
+    await restored;
     const before = list.childElementCount;
     notify(others ? t("leftOut", { count: others }) : "");
     await put(images, ({ file, name }) => new Picture(file, name));
@@ -303,15 +328,11 @@ watchSources(
 );
 watchToken(() => {
   for (const picture of failing("unauthorized")) retry(picture);
+  refreshNow();
 });
 watchLanguage(() => {
   renderSetups();
   showSetup();
   for (const card of cards.values()) draw(card);
   refreshNow();
-});
-restore().then(async (restored) => {
-  if (restored.length === 0) return;
-  await put(restored, (picture) => picture);
-  notify(t("restored", { count: restored.length }));
 });

@@ -1,7 +1,14 @@
 /** The state of an image before anybody asks about it. */
 export const WAITING = { name: "waiting" };
+/** Its state while a copy of it is made. */
+const SHRINKING = { name: "shrinking" };
 
 let lastId = 0;
+
+/** Number the next pictures from 1 again, once there are no others. */
+export function countAnew() {
+  lastId = 0;
+}
 
 /** One image, and its state in each setup. */
 export class Picture {
@@ -20,6 +27,8 @@ export class Picture {
     this.thumbnail = undefined;
     /** The copy that is sent in place of the file, with its width and height; see `toJpeg`. */
     this.copy = null;
+    /** Whether that copy is being made; nothing is sent meanwhile. */
+    this.isShrinking = false;
     this.states = new Map();
   }
 
@@ -47,7 +56,7 @@ export class Picture {
    * @returns `name`: waiting, shrinking, running, busy, away, done (with `answer`) or failed (with `failure`).
    */
   state(setup) {
-    return this.states.get(setup.key) ?? WAITING;
+    return this.states.get(setup.key) ?? (this.isShrinking ? SHRINKING : WAITING);
   }
 
   answer(setup) {
@@ -60,6 +69,10 @@ export class Picture {
 
   isSettled(setup) {
     return Boolean(this.answer(setup) ?? this.failure(setup));
+  }
+
+  forgetFailures() {
+    for (const [key, { failure }] of this.states) if (failure) this.states.delete(key);
   }
 
   /** The best prediction, or undefined. */

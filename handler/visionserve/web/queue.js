@@ -1,6 +1,7 @@
 import { factsOf } from "./facts.js";
 import { Failure } from "./failure.js";
 import { post } from "./server.js";
+import { token } from "./token.js";
 
 const CONCURRENCY = 2;
 /** Concurrent requests while answers come from the cache, which costs the models nothing. */
@@ -103,13 +104,15 @@ async function run(jobs) {
   const asked = jobs.filter((_, index) => read[index]);
   if (asked.length === 0) return;
   const { signal, release } = whileWanted(asked);
+  const sentWith = token();
   try {
     const [outcomes, milliseconds] = await patiently(asked, signal, () =>
       timed(asked, images, signal),
     );
     for (const [index, outcome] of outcomes.entries()) settle(asked, index, outcome, milliseconds);
   } catch (error) {
-    fail(asked, error);
+    if (error.code === "unauthorized" && sentWith !== token()) waiting.unshift(...asked);
+    else fail(asked, error);
   } finally {
     release();
   }

@@ -59,8 +59,9 @@ export class Where {
     this.canvas.ariaLabel = this.note.textContent;
   }
 
-  /** Remove the note. */
+  /** Remove the note, and show nothing that comes later. */
   end() {
+    this.rank = undefined;
     say(this.note, "");
   }
 
