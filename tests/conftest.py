@@ -7,13 +7,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from scripts import paths
 
 # OpenMP's threads spin while they wait, and take four times the processor time where other
-# processes, such as a TorchServe, want the cores. What a test starts has one thread, too.
-torch.set_num_threads(1)
+# processes, such as a TorchServe, want the cores. What a test starts has one thread, too. PyTorch
+# reads it when it is imported, which only the processes that run tests do.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # A shell that starts the tests in the background lets them ignore SIGINT, and so would commands

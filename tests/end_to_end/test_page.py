@@ -367,6 +367,16 @@ def test_images_chosen_before_the_kept_results_are_read(page: Browser) -> None:
     page.until(lambda: records(page) == 2)
 
 
+def test_a_database_that_never_answers_holds_up_nothing_for_long(page: Browser) -> None:
+    with page.at_load("IDBFactory.prototype.open = () => ({})"):
+        page.driver.refresh()
+    page.pick(CAT)
+    page.settle()
+    assert page.texts(".label")[0] == "Egyptian cat"
+    page.one("#clear").click()
+    assert not page.one("#results").is_displayed()
+
+
 def test_several_images_and_their_csv(page: Browser, client: Client, tmp_path: Path) -> None:
     formula = tmp_path / '=cmd, "x".txt'
     formula.write_text("not an image")

@@ -12,13 +12,19 @@ const TAB = "visionserve-tab";
 const DAY = 24 * 3600 * 1000;
 const MOST_KEPT = 5000;
 const PAUSE = 500;
+/** How long to wait for a browser whose database does not answer, in milliseconds. */
+const PATIENCE = 5000;
 
 const tab = recall("sessionStorage", TAB) ?? crypto.getRandomValues(new Uint32Array(2)).join("-");
 const unsaved = new Set();
 let opened, saving;
 
 /** @returns the pictures that this tab had before it was reloaded, in order. */
-export async function restore() {
+export function restore() {
+  return Promise.race([read(), new Promise((give) => setTimeout(give, PATIENCE, []))]);
+}
+
+async function read() {
   remember("sessionStorage", TAB, tab);
   try {
     const age = IDBKeyRange.upperBound(Date.now() - DAY);
