@@ -84,8 +84,11 @@ function gate.admit()
     end
 end
 
+-- The folder with links to the servers' key files.
+local keys
+
 local function token(server)
-    local file = io.open(ngx.config.prefix() .. server .. ".key")
+    local file = io.open(keys .. server .. ".key")
     local text = file and file:read("*a") or ""
     if file then
         file:close()
@@ -290,9 +293,11 @@ local function rotate(path, limit)
     ffi.C.kill(process.get_master_pid(), SIGUSR1)
 end
 
--- Start a worker: the first one writes the configuration's identity to a file, which `visionserve
--- proxy` waits for, and rotates the logs from then on.
+-- Start a worker, which uses the keys of its own configuration. The first one writes the
+-- configuration's identity to a file, which `visionserve proxy` waits for, and rotates the logs from
+-- then on.
 function gate.begin(identity, limit)
+    keys = ngx.config.prefix() .. "keys-" .. identity .. "/"
     if ngx.worker.id() ~= 0 then
         return
     end

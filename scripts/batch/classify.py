@@ -31,8 +31,9 @@ def named(args: argparse.Namespace) -> Iterator[Path]:
 
 
 def count(args: argparse.Namespace) -> int | None:
-    """Count the images beforehand; None for standard input, which can be read only once."""
-    return None if args.list == "-" else sum(1 for _ in named(args))
+    """Count the images beforehand; None for a list, such as a pipe, that can be read only once."""
+    is_read_once = args.list and not Path(args.list).is_file()
+    return None if is_read_once else sum(1 for _ in named(args))
 
 
 def connect(args: argparse.Namespace) -> tuple[Client, str]:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, TypeVar
 
 import requests
@@ -31,9 +33,15 @@ Output = TypeVar("Output")
 
 
 def windowed(
-    function: Callable[[Input], Output], inputs: Iterable[Input], threads: int, window: int
+    function: Callable[[Input], Output],
+    inputs: Iterable[Input],
+    threads: int,
+    window: int,
+    ended: Event,
 ) -> Generator[Output]:
     """Map inputs in order, in threads, taking at most `window` inputs ahead of the outputs.
+
+    The event `ended` is set once no further output is wanted, so that no thread waits on.
 
     Raises:
         Exception: the first exception of `function`, in place of its output; inputs that have not
@@ -49,6 +57,7 @@ def windowed(
         while pending:
             yield pending.popleft().result()
     finally:
+        ended.set()
         pool.shutdown(cancel_futures=True)
 
 
@@ -81,6 +90,8 @@ def classify(
             it is sent, by a wrong token or model.
     """
 
+    ended = Event()
+
     def ask(path: Path) -> tuple[Path, Body]:
         try:
             data = read_image(path, LARGEST)
@@ -91,12 +102,13 @@ def classify(
             return path, fault(
                 "image_too_large", f"The file has {size} bytes; at most {LARGEST} may be."
             )
-        return path, _ask(client, lambda: client.predict(model, data, None, **options), retries)
+        send = partial(client.predict, model, data, None, **options)
+        return path, _ask(client, send, retries, ended)
 
-    return windowed(ask, paths, concurrency, AHEAD * concurrency)
+    return windowed(ask, paths, concurrency, AHEAD * concurrency, ended)
 
 
-def _ask(client: Client, send: Callable[[], requests.Response], retries: int) -> Body:
+def _ask(client: Client, send: Callable[[], requests.Response], retries: int, ended: Event) -> Body:
     """Send an image again while the server is busy, and a few times after a server fault.
 
     Faults are retried less often, because the image itself may end each worker that gets it.
@@ -133,7 +145,8 @@ def _ask(client: Client, send: Callable[[], requests.Response], retries: int) ->
             seconds = delay(attempt, retry_after)
             line = f"{client.inference}: {reason} Trying again in {seconds:.1f} s."
             tqdm.write(line, file=sys.stderr)
-            time.sleep(seconds)
+            if ended.wait(seconds):
+                break
     if body is not None:
         return body
     raise RunError(f"{client.inference}: {reason}")

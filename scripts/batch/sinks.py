@@ -214,18 +214,28 @@ class Rewriting:
         self._old = path.open("rb")
         self._part = path.with_name(f"{path.name}.part")
         self._new = self._part.open("wb")
+        self._whole = (0, 0)
 
     def replace(self, record: bytes) -> bool:
         """Put a record into the next place, and tell whether that was the last one."""
-        start, end = self._places.popleft()
+        start, end = self._places[0]
         self._copy(start)
         self._new.write(record)
         self._old.seek(end)
+        self._whole = (end, self._new.tell())
+        self._places.popleft()
         return not self._places
 
     def close(self) -> None:
-        """Take the file's place; records that were not replaced are copied unchanged."""
+        """Take the file's place; records that were not replaced are copied unchanged.
+
+        A replacement that was interrupted, or for which the disk was too full, is undone first.
+        """
         try:
+            read, written = self._whole
+            self._old.seek(read)
+            self._new.seek(written)
+            self._new.truncate()
             self._copy(self._path.stat().st_size)
             settle(self._new, self._part, self._path)
         finally:
@@ -272,7 +282,12 @@ class Parquet(File):
             self._journal.unlink(missing_ok=True)
 
     def write(self, row: Row) -> None:
-        """Add or replace a row in the journal."""
+        """Add or replace a row in the journal.
+
+        The rows of an earlier file go before the provenance of the new ones takes their place.
+        """
+        if not self._begun:
+            self._target.unlink(missing_ok=True)
         super().write(row)
         self._unpacked = False
 

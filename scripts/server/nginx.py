@@ -112,6 +112,7 @@ class Proxy:
                 example because another process has its port.
             OSError: a key file cannot be read.
         """
+        earlier = self._identity
         identity = self._write(site)
         before = self._workers()
         logged = self._log.stat().st_size if self._log.exists() else 0
@@ -126,13 +127,14 @@ class Proxy:
                 cause = faults[0] if faults else f"no answer in {START_TIMEOUT} s"
                 raise ProxyError(f"nginx goes on with its earlier configuration: {cause}.")
             time.sleep(0.05)
+        self._keep_keys(identity, earlier)
 
     def run(self, site: Site) -> None:
         """Replace this process with nginx, which logs to standard output and standard error.
 
         It raises the same errors as `start`.
         """
-        self._write(site)
+        self._keep_keys(self._write(site))
         command = self._command(directives="daemon off;")
         for name, stream in (("access", 1), ("error", 2)):
             log = self._state / "logs" / f"{name}.log"
@@ -172,10 +174,15 @@ class Proxy:
         master = self._master()
         return master.children() if master else []
 
+    @property
+    def _identity(self) -> str:
+        """The identity of the configuration whose workers started last."""
+        file = self._state / "identity"
+        return file.read_text() if file.exists() else ""
+
     def _answers_as(self, identity: str, before: list[psutil.Process]) -> bool:
         """Tell whether workers of this configuration run and no earlier worker takes requests."""
-        file = self._state / "identity"
-        if not file.exists() or file.read_text() != identity:
+        if self._identity != identity:
             return False
         for worker in before:
             with suppress(psutil.NoSuchProcess):
@@ -193,16 +200,19 @@ class Proxy:
         for folder in (self._state, self._state / "logs", self._state / "temp"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
-        for old in (*self._state.glob("torchserve-*.conf"), *self._state.glob("*.key")):
+        for upstream in site.upstreams:
+            upstream.key_file.read_bytes()
+        identity = secrets.token_hex(8)
+        keys = self._state / f"keys-{identity}"
+        keys.mkdir(mode=0o700)
+        for old in self._state.glob("torchserve-*.conf"):
             old.unlink()
         names = [f"torchserve-{number}" for number in range(1, len(site.upstreams) + 1)]
         for name, upstream in zip(names, site.upstreams, strict=True):
-            upstream.key_file.read_bytes()
-            (self._state / f"{name}.key").symlink_to(upstream.key_file.resolve())
+            (keys / f"{name}.key").symlink_to(upstream.key_file.resolve())
             host, _, port = urlsplit(upstream.url).netloc.rpartition(":")
             self._render("torchserve.conf", f"{name}.conf", name=name, host=host, port=port)
         limits = "max_conns=48 max_fails=3 fail_timeout=2s"
-        identity = secrets.token_hex(8)
         files = min(MOST_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         self._render("gate.lua", "gate.lua")
         self._render(
@@ -227,6 +237,12 @@ class Proxy:
                 socket.unlink()
         self._run("-t")
         return identity
+
+    def _keep_keys(self, *identities: str) -> None:
+        """Remove the links to keys, except those of the configurations whose workers still run."""
+        for folder in self._state.glob("keys-*"):
+            if folder.name.removeprefix("keys-") not in identities:
+                shutil.rmtree(folder)
 
     def _render(self, template: str, file: str, /, **values: str) -> None:
         text = (paths.CONFIG / "nginx" / template).read_text(encoding="utf-8")

@@ -1,21 +1,30 @@
 """Find free ports."""
 
 import socket
-from contextlib import closing
+from contextlib import ExitStack
 
 
 def free_ports() -> dict[str, str]:
     """Return properties that put every API of a TorchServe on a free port."""
+    ports = iter(_free(5))
     addresses = {
-        f"{api}_address": f"http://127.0.0.1:{free_port()}"
+        f"{api}_address": f"http://127.0.0.1:{next(ports)}"
         for api in ("inference", "management", "metrics")
     }
-    grpc = {f"grpc_{api}_port": str(free_port()) for api in ("inference", "management")}
+    grpc = {f"grpc_{api}_port": str(next(ports)) for api in ("inference", "management")}
     return addresses | grpc
 
 
 def free_port() -> int:
     """Return a TCP port of 127.0.0.1 that no process listens on."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    (port,) = _free(1)
+    return port
+
+
+def _free(count: int) -> list[int]:
+    """Find distinct ports: each stays bound until all are found."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]

@@ -45,7 +45,7 @@ def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
     """
     server.check_ports()
     last = server.state / "models.txt"
-    asked = list(names) or (last.read_text().split() if last.exists() else [DEFAULT])
+    asked = list(names) or last_models(last)
     archives = choose(asked, server.profile, server.store, mirror)
     if not server.runs(archives):
         server.stop()
@@ -53,6 +53,11 @@ def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
     last.touch(mode=0o600)
     last.write_text(" ".join(asked))
     announce(server, [archive.model for archive in archives])
+
+
+def last_models(file: Path) -> list[str]:
+    """Return the models in a file of `start`; the default one if there is none."""
+    return (file.read_text().split() if file.exists() else []) or [DEFAULT]
 
 
 def launch(server: TorchServe, archives: Sequence[Archive]) -> None:

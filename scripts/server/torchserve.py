@@ -58,6 +58,16 @@ class Started:
     archives: dict[str, str]
     unrecorded: bool
 
+    @classmethod
+    def read(cls, state: Path) -> "Started":
+        """Read the settings of a state folder's last start.
+
+        Raises:
+            OSError: there was no start.
+            ValueError, TypeError: the file is of another version, or was cut off by a full disk.
+        """
+        return cls(**json.loads((state / "server.json").read_bytes()))
+
 
 class TorchServe:
     """A server of one profile, with its state in a folder that only this user can read.
@@ -113,8 +123,8 @@ class TorchServe:
             NotRunningError: no such server runs.
         """
         try:
-            kept = Started(**json.loads((state / "server.json").read_bytes()))
-        except OSError:
+            kept = Started.read(state)
+        except (OSError, ValueError, TypeError):
             raise NotRunningError(_not_running(state)) from None
         server = cls(kept.profile, state, Path(kept.store), unrecorded=kept.unrecorded)
         if server.process is None:
@@ -145,9 +155,9 @@ class TorchServe:
     def runs(self, archives: Sequence[Archive]) -> bool:
         """Tell whether the server runs with its properties and serves exactly these archives."""
         try:
-            kept = Started(**json.loads((self.state / "server.json").read_bytes()))
+            kept = Started.read(self.state)
             properties = read_properties(self.state / "config.properties")
-        except OSError:
+        except (OSError, ValueError, TypeError):
             return False
         wanted = {archive.file: archive.sha256 for archive in archives}
         if (kept.archives, properties) != (wanted, self.properties) or self.process is None:

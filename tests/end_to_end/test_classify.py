@@ -5,15 +5,20 @@ import csv
 import json
 import os
 import re
+import resource
+import shlex
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from itertools import chain, count
 from pathlib import Path
+from threading import Event, Thread
 
 import psutil
 import pytest
@@ -114,6 +119,15 @@ def test_list_on_standard_input(folder: Path, target: list[str]) -> None:
     assert [row["confident"] for row in read_csv(done.stdout)] == ["false"]
 
 
+def test_a_list_that_can_be_read_only_once(folder: Path, target: list[str]) -> None:
+    command = shlex.join([*COMMAND, f"{folder}/a.jpg", *target])
+    listed = f"<(echo {shlex.quote(f'{folder}/z.png')})"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} --list {listed}"], cwd=paths.ROOT, capture_output=True, text=True
+    )
+    assert [row["path"] for row in read_csv(done.stdout)] == [f"{folder}/a.jpg", f"{folder}/z.png"]
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_a_cut_file_is_gone_on_with(
     folder: Path, target: list[str], tmp_path: Path, suffix: str
@@ -183,6 +197,21 @@ def test_parquet(folder: Path, target: list[str], tmp_path: Path) -> None:
     assert not begun.exists()
 
 
+def test_old_rows_are_not_taken_for_those_of_another_run(tmp_path: Path) -> None:
+    """The disk has the new provenance, but no new row yet, when the power fails."""
+    pytest.importorskip("pyarrow.parquet", reason="the `batch` extra is not installed")
+    output, images = tmp_path / "rows.parquet", [Path("a.png"), Path("b.png")]
+    with closing(open_sink(output, 1, {"tta": "none"})) as sink:
+        sink.write(answered(images[0]))
+        sink.finish()
+    other = {"tta": "dense"}
+    with closing(open_sink(output, 1, other, overwrite=True)) as sink:
+        sink.write(answered(images[0]))
+    (tmp_path / "rows.parquet.jsonl").write_bytes(b"")
+    with closing(open_sink(output, 1, other)) as sink:
+        assert sink.resume(iter(images)) == Kept()
+
+
 def test_an_invalid_option_stops_the_run(folder: Path, target: list[str], tmp_path: Path) -> None:
     output = tmp_path / "rows.csv"
     done = run(folder, *target, "--output", output, "--tta", "many")
@@ -211,6 +240,33 @@ def test_a_server_that_is_down(folder: Path) -> None:
     first, *_, last = done.stderr.splitlines()
     assert first.startswith(f"{address}: No server answers. Trying again in ")
     assert last == f"{address}: No server answers."
+
+
+def test_an_interruption_ends_the_wait_for_a_server(folder: Path) -> None:
+    class Busy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(503)
+            self.send_header("Retry-After", "3600")
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        with subprocess.Popen(
+            [*COMMAND, folder, "--server", address, "--model", REAL],
+            cwd=paths.ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as running:
+            assert running.stderr is not None
+            assert "Trying again in 3600.0 s" in running.stderr.readline()
+            running.send_signal(signal.SIGINT)
+            try:
+                running.communicate(timeout=60)
+            finally:
+                running.kill()
+        assert running.returncode == 130
+        server.shutdown()
 
 
 def test_a_model_without_workers_is_waited_for(
@@ -383,6 +439,27 @@ def test_an_end_amid_asking_again_loses_no_row(
     assert path.read_bytes() == expected.read_bytes()
 
 
+def test_a_full_disk_amid_asking_again_loses_no_row(tmp_path: Path) -> None:
+    images = [Path(f"{number}.png") for number in range(2000)]
+    path = tmp_path / "rows.csv"
+    with closing(File(path, CSV(1), {})) as sink:
+        for image in images[:-1]:
+            sink.write(answered(image))
+        sink.write(row(images[-1], fault("timeout", "late"), 1))
+    before = path.read_bytes()
+    sink = File(path, CSV(1), {})
+    assert sink.resume(iter(images)).again == (images[-1],)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            sink.write(answered(images[-1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    sink.close()
+    assert path.read_bytes() == before
+
+
 def test_every_fault_of_the_handlers_own_is_known() -> None:
     """An error code with a 5xx status that is missing would stay in a file for ever."""
     sources = (path.read_text() for path in (paths.HANDLER / "visionserve").rglob("*.py"))
@@ -501,7 +578,8 @@ def test_the_window_bounds_what_is_taken_ahead() -> None:
             yield latest
 
     ahead = 0
-    for expected, output in enumerate(windowed(lambda item: item, inputs(), 4, 32)):
+    outputs = windowed(lambda item: item, inputs(), 4, 32, Event())
+    for expected, output in enumerate(outputs):
         assert output == expected
         ahead = max(ahead, latest - output)
     assert latest == 19_999
@@ -517,7 +595,7 @@ def test_the_window_ends_at_the_first_exception() -> None:
             raise RunError("stop")
         return item
 
-    outputs = windowed(fail, count(), 1, 8)
+    outputs = windowed(fail, count(), 1, 8, Event())
     with pytest.raises(RunError, match="stop"):
         list(outputs)
     assert max(begun) < 3 + 8

@@ -29,7 +29,7 @@ from scripts.server.client import Client
 from scripts.server.nginx import Proxy, ProxyError, Site, Upstream
 from scripts.server.ports import free_port, free_ports
 from scripts.server.torchserve import TorchServe
-from tests.helpers import REAL, encode, site_of, spend
+from tests.helpers import REAL, encode, site_of, spend, upstream_of
 
 TIMEOUT = 60
 PREDICTIONS = f"/predictions/{REAL}"
@@ -387,7 +387,7 @@ def test_what_cannot_answer_is_not_ready_and_says_so_at_once(
 
 
 def test_start_says_where_the_earlier_configuration_goes_on(
-    proxy: Proxy, server: TorchServe
+    proxy: Proxy, server: TorchServe, second: TorchServe, tmp_path: Path
 ) -> None:
     site = site_of(server)
     proxy.start(site)
@@ -396,7 +396,12 @@ def test_start_says_where_the_earlier_configuration_goes_on(
         bystander.listen()
         taken = f"127.0.0.1:{bystander.getsockname()[1]}"
         with pytest.raises(ProxyError, match=r"earlier configuration: .*in use"):
-            proxy.start(replace(site, listen=taken))
+            proxy.start(replace(site, listen=taken, upstreams=(upstream_of(second),)))
+    absent = replace(upstream_of(second), key_file=tmp_path / "absent.json")
+    with pytest.raises(FileNotFoundError):
+        proxy.start(replace(site, upstreams=(absent,)))
+    url = f"http://{site.listen}{PREDICTIONS}"
+    assert requests.post(url, data=b"x", headers=PNG, timeout=TIMEOUT).status_code == 415
     assert requests.get(f"http://{site.listen}/ping", timeout=TIMEOUT).status_code == 200
     for _ in range(5):
         site = replace(site, listen=f"127.0.0.1:{free_port()}")
