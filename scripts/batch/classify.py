@@ -32,7 +32,7 @@ def named(args: argparse.Namespace) -> Iterator[Path]:
 
 def count(args: argparse.Namespace) -> int | None:
     """Count the images beforehand; None for a list, such as a pipe, that can be read only once."""
-    is_read_once = args.list and not Path(args.list).is_file()
+    is_read_once = args.list and (args.list == "-" or not Path(args.list).is_file())
     return None if is_read_once else sum(1 for _ in named(args))
 
 

@@ -200,6 +200,7 @@ class Proxy:
         for folder in (self._state, self._state / "logs", self._state / "temp"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
+        # A missing key file is told before anything of an earlier configuration is changed.
         for upstream in site.upstreams:
             upstream.key_file.read_bytes()
         identity = secrets.token_hex(8)

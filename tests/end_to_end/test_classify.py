@@ -27,6 +27,7 @@ from tqdm.utils import disp_len
 from scripts import paths, photos
 from scripts.batch import listing, server_engine
 from scripts.batch.classify import connect
+from scripts.batch.classify import count as images_of
 from scripts.batch.formats import CSV, NAME_WIDTH, JSONLines, Table
 from scripts.batch.rows import SERVER_FAULTS, Row, RunError, columns, fault, is_server_fault, row
 from scripts.batch.server_engine import LARGEST, delay, windowed
@@ -126,6 +127,15 @@ def test_a_list_that_can_be_read_only_once(folder: Path, target: list[str]) -> N
         ["bash", "-c", f"{command} --list {listed}"], cwd=paths.ROOT, capture_output=True, text=True
     )
     assert [row["path"] for row in read_csv(done.stdout)] == [f"{folder}/a.jpg", f"{folder}/z.png"]
+
+
+def test_a_file_called_as_standard_input_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-").write_text("a.png\n")
+    assert images_of(argparse.Namespace(list="-", paths=["b.png"])) is None
+    assert images_of(argparse.Namespace(list="./-", paths=["b.png"])) == 2
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])

@@ -407,6 +407,8 @@ def test_start_says_where_the_earlier_configuration_goes_on(
         site = replace(site, listen=f"127.0.0.1:{free_port()}")
         proxy.start(site)
         assert requests.get(f"http://{site.listen}/ping", timeout=TIMEOUT).status_code == 200
+    keys = list((tmp_path / "nginx").glob("keys-*"))
+    assert len(keys) == 2, "Workers of the last configuration but one may still have requests."
 
 
 def test_no_request_is_lost_when_a_server_dies(

@@ -1068,7 +1068,7 @@ def test_filter_sort_and_counts(page: Browser, notes: Path) -> None:
     page.console()
 
 
-def test_the_focus_stays_where_it_is(page: Browser, notes: Path) -> None:
+def test_the_focus_stays_where_it_is(page: Browser) -> None:
     """Where cards change their order, and where the one that was retried would be hidden."""
     page.pick(packaged()[2], CAT)
     page.settle(2)

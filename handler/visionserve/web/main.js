@@ -103,14 +103,10 @@ async function shrink(picture) {
 
 /** Move the focus from a button that disappears to what the button was about. */
 function tryAgain(pictures, action) {
-  const [first] = pictures.map((picture) => cards.get(picture).element).filter(isVisible);
-  (first ?? byId("show")).focus();
+  const elements = pictures.map((picture) => cards.get(picture).element);
+  (elements.find(({ hidden }) => !hidden) ?? byId("show")).focus();
   for (const picture of pictures) action(picture);
   refreshNow();
-}
-
-function isVisible({ hidden }) {
-  return !hidden;
 }
 
 function retry(picture) {
