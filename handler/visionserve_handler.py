@@ -13,11 +13,12 @@ from typing import Any
 from ts.context import Context
 
 from visionserve import inputs, responses, workarounds
-from visionserve.answer import Outcome
+from visionserve.answer import Outcome, to_json
 from visionserve.card import card
 from visionserve.classifier import Classifier
 from visionserve.config import ModelConfig
 from visionserve.errors import RequestError
+from visionserve.item import Budget
 from visionserve.metadata import Metadata
 from visionserve.page import Page, describe
 from visionserve.protocols.reply import OK
@@ -53,9 +54,12 @@ class VisionHandler:
             self._name,
         )
         metadata = self._classifier.metadata
-        adapted = {"defaults": self._classifier.defaults, "deadline_seconds": config.deadline}
+        adapted = {
+            "defaults": self._classifier.defaults,
+            "deadline_seconds": config.deadline,
+            "max_answer_bytes": min(config.handler.max_answer_bytes, max_response_size()),
+        }
         self._config = config.handler.model_copy(update=adapted)
-        self._max_response_size = max_response_size()
         self._telemetry = Telemetry(
             context.metrics, self._name, self._version, self._config.slow_request_ms / 1000
         )
@@ -64,12 +68,7 @@ class VisionHandler:
         self._facts = describe(self._directory, metadata) | {"model": self._name}
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
-        """Respond to a batch of requests, to each with its own HTTP status, headers and body.
-
-        A request for a description, which comes through the management API, gets the model card.
-        """
-        if context.get_request_header(0, "describe") == "True":
-            return [responses.to_json(self._card)]
+        """Respond to a batch of requests, to each with its own HTTP status, headers and body."""
         started = time.monotonic()
         requests = [self._read(row, context, index) for index, row in enumerate(rows)]
         items = [item for request in requests for item in request.items]
@@ -79,9 +78,9 @@ class VisionHandler:
         for index, request in enumerate(requests):
             outcomes = list(islice(classified, len(request.items)))
             try:
-                response = self._respond(request, outcomes)
+                response = self._respond(request, outcomes, deadline)
             except RequestError as error:
-                outcomes = [error] * len(outcomes)
+                outcomes = [error.without_frames()] * len(outcomes)
                 response = responses.refuse(request, error, self._name, self._version)
             bodies.append(_send(response, context, index))
             if request.items and not request.probe:
@@ -101,31 +100,45 @@ class VisionHandler:
         }
         return inputs.read(row, headers, self._config)
 
-    def _respond(self, request: inputs.Request, outcomes: Sequence[Outcome]) -> Response:
+    def _respond(
+        self, request: inputs.Request, outcomes: Sequence[Outcome], deadline: float
+    ) -> Response:
         """Write a request's response.
 
         Raises:
-            RequestError: 500 `internal_error`, the response cannot be written; or
-                413 `answer_too_large`, TorchServe would kill the worker for its size.
+            RequestError: 500 `internal_error`, the response cannot be written; 503
+                `request_too_slow`, it cannot be drawn in time; or 413 `answer_too_large`,
+                TorchServe would kill the worker for its size.
         """
         try:
+            if request.describes:
+                return Response(to_json(self._card))
             if not request.items:
                 return self._show_page()
-            response = responses.respond(request, outcomes, self._name, self._version)
+            request.items[0].budget.check_bytes()
+            response = self._write(request, outcomes, deadline)
+        except RequestError:
+            raise
         except Exception:
             logger.exception("A response could not be written.")
             raise RequestError(
                 500, "internal_error", "The response could not be written."
             ) from None
-        size = len(response.body)
-        if size > self._max_response_size:
-            raise RequestError(
-                413,
-                "answer_too_large",
-                f"The answer has {size} bytes; at most {self._max_response_size} are allowed: "
-                "ask for a smaller top_k, or send fewer images.",
-            )
+        Budget(most_bytes=self._config.max_answer_bytes).check_bytes(len(response.body))
         return response
+
+    def _write(
+        self, request: inputs.Request, outcomes: Sequence[Outcome], deadline: float
+    ) -> Response:
+        """Write the response to a request that has images, as PNG or as JSON.
+
+        Raises:
+            RequestError: as `Classifier.draw` does.
+        """
+        item, outcome = request.items[0], outcomes[0]
+        if item.options.format == "png" and not isinstance(outcome, RequestError):
+            return Response(self._classifier.draw(item, outcome, deadline), "image/png")
+        return responses.respond(request, outcomes, self._name, self._version)
 
     def _show_page(self) -> Response:
         """Show the web page, which offers all models whose archives TorchServe has unpacked.

@@ -1,6 +1,7 @@
 """What the service says about one image: the JSON that a client reads."""
 
-from typing import NotRequired, TypedDict
+import json
+from typing import Any, NotRequired, TypedDict
 
 from visionserve.config import TTA
 from visionserve.errors import RequestError
@@ -64,3 +65,12 @@ class Answer(TypedDict):
 
 
 Outcome = Answer | RequestError
+
+
+def to_json(value: Any) -> bytes:
+    """Encode a value as JSON.
+
+    Raises:
+        ValueError: it holds a number that JSON cannot express, such as NaN.
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()

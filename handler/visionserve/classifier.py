@@ -8,7 +8,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from visionserve import explanation, postprocessing, runtimes
-from visionserve.answer import Answer, Outcome, Prediction
+from visionserve.answer import Answer, Outcome, Prediction, to_json
 from visionserve.cache import Cache
 from visionserve.config import HandlerConfig, ModelConfig, Options
 from visionserve.errors import RequestError
@@ -124,14 +124,14 @@ class Classifier:
 
         Args:
             items: the images; one with a fault has that fault as its outcome.
-            deadline: time, by `time.monotonic`, after which no further image is begun.
+            deadline: time, by `time.monotonic`, after which no stage of an image is begun.
 
         Returns:
             For each item, in order, its answer or the error in place of it.
         """
         outcomes: list[Outcome] = []
         for group in self._prepare_all(items, deadline):
-            outcomes += self._answer_all(group)
+            outcomes += self._answer_all(group, deadline)
         return outcomes
 
     def _prepare_all(
@@ -177,17 +177,16 @@ class Classifier:
         if item.fault:
             return item.fault
         try:
+            item.budget.check_bytes()
             self._check_options(item.options)
             answer = self._cache.get(item)
             if answer is not None:
+                _spend_bytes(item, answer)
                 return self._localize(answer, item.options) | {"cached": True}
-            if time.monotonic() > deadline:
-                raise RequestError(
-                    503, "request_too_slow", "Time ran out before the image's turn: try again."
-                )
-            return Prepared(item, self._views(item, self._validate(item)))
+            check_time(deadline)
+            return Prepared(item, self._views(item, self._validate(item), deadline))
         except RequestError as error:
-            return error
+            return error.without_frames()
         except Exception:
             return _unprepared()
 
@@ -212,26 +211,62 @@ class Classifier:
             RequestError: as `validate` and `Budget.spend` do.
         """
         with item.trace.stage("validate"):
-            image = validate(item.data, self._config.max_image_bytes, self._config.max_image_pixels)
+            image = self._open(item)
         item.trace.size = image.size
         item.budget.spend(work(image, item.data))
         return image
 
-    def _views(self, item: Item, image: Image) -> Views:
-        """Decode, resize and cut an image.
+    def _open(self, item: Item) -> Image:
+        return validate(item.data, self._config.max_image_bytes, self._config.max_image_pixels)
+
+    def _views(self, item: Item, image: Image, deadline: float) -> Views:
+        """Decode, resize and cut an image, once there is memory for it.
 
         Raises:
-            RequestError: as `decode` does.
+            RequestError: as `decode` does; or 503 `request_too_slow`, there was no memory in time.
         """
         transforms, how, trace = self.metadata.transforms, self._config.decode, item.trace
-        with self._memory.holding(memory(image)):
+        with self._holding(image, deadline):
             with trace.stage("decode"):
                 rgb = decode(image, transforms, how)
             trace.size = explanation.upright(trace.size, rgb.size)
             with trace.stage("preprocess"):
                 return to_views(rgb, transforms, how, item.options.tta)
 
-    def _answer_all(self, group: Sequence[Prepared | Outcome]) -> list[Outcome]:
+    @contextmanager
+    def _holding(self, image: Image, deadline: float) -> Iterator[None]:
+        """Hold the memory that decoding an image takes.
+
+        Raises:
+            RequestError: 503 `request_too_slow`, it was not free by the deadline.
+        """
+        with ExitStack() as held:
+            try:
+                held.enter_context(self._memory.holding(memory(image), deadline))
+            except TimeoutError:
+                raise _too_slow() from None
+            yield
+
+    def draw(self, item: Item, answer: Answer, deadline: float) -> bytes:
+        """Draw the map of an answer's best class over its photograph, which is decoded again.
+
+        Args:
+            item: the photograph, which has been classified.
+            answer: its answer, with an explanation.
+            deadline: as for `classify`.
+
+        Returns:
+            A PNG; see `visionserve.explanation.overlay`.
+
+        Raises:
+            RequestError: 503 `request_too_slow`.
+        """
+        check_time(deadline)
+        image = self._open(item)
+        with self._holding(image, deadline):
+            return explanation.overlay(image, answer["predictions"][0]["explanation"])
+
+    def _answer_all(self, group: Sequence[Prepared | Outcome], deadline: float) -> list[Outcome]:
         """Answer prepared images, those of one shape with one call of the runtime."""
         by_shape: dict[tuple[int, int], dict[int, Prepared]] = defaultdict(dict)
         outcomes: dict[int, Outcome] = {}
@@ -241,11 +276,16 @@ class Classifier:
             else:
                 outcomes[index] = image
         for alike in by_shape.values():
+            if time.monotonic() > deadline:
+                outcomes |= dict.fromkeys(alike, _too_slow())
+                continue
             inferred = self._infer([*alike.values()])
             failed = all(isinstance(one, RequestError) for one in inferred)
             self.failures = self.failures + 1 if failed else 0
             for (index, image), one in zip(alike.items(), inferred, strict=True):
-                outcomes[index] = one if isinstance(one, RequestError) else self._answer(image, one)
+                outcomes[index] = (
+                    one if isinstance(one, RequestError) else self._answer(image, one, deadline)
+                )
         return [outcomes[index] for index in range(len(group))]
 
     def _infer(self, images: Sequence[Prepared]) -> Sequence[Probabilities | RequestError]:
@@ -261,24 +301,31 @@ class Classifier:
                 averages = self._runtime.averaged([image.views for image in images])
             return _checked(averages)
         except RequestError as error:
-            return [error] * len(images)
+            return [error.without_frames()] * len(images)
         except Exception:
             logger.exception("Images could not be classified.")
             return [_unclassified()] * len(images)
 
-    def _answer(self, image: Prepared, probabilities: Probabilities) -> Outcome:
+    def _answer(self, image: Prepared, probabilities: Probabilities, deadline: float) -> Outcome:
         """Make an image's answer, store it in the cache, and return it in the client's language."""
         try:
-            answer = self._describe(image, probabilities)
+            answer = self._describe(image, probabilities, deadline)
+            _spend_bytes(image.item, answer)
             localized = self._localize(answer, image.item.options)
+        except RequestError as error:
+            return error.without_frames()
         except Exception:
             logger.exception("An answer could not be made.")
             return _unclassified()
         self._cache.put(image.item, answer)
         return localized
 
-    def _describe(self, image: Prepared, probabilities: Probabilities) -> Answer:
-        """Make an answer that is not localized."""
+    def _describe(self, image: Prepared, probabilities: Probabilities, deadline: float) -> Answer:
+        """Make an answer that is not localized.
+
+        Raises:
+            RequestError: as `_explain` does.
+        """
         options, trace = image.item.options, image.item.trace
         with trace.stage("postprocess"):
             temperature = self.metadata.temperatures.get(options.tta, 1)
@@ -288,7 +335,7 @@ class Classifier:
             )
         if options.explain:
             with trace.stage("explain"):
-                predictions = self._explain(image, predictions)
+                predictions = self._explain(image, predictions, deadline)
         return {
             "model": self._name,
             "architecture": self.metadata.architecture,
@@ -298,15 +345,22 @@ class Classifier:
             "confident": postprocessing.is_confident(predictions, options.threshold),
         }
 
-    def _explain(self, image: Prepared, predictions: Sequence[Prediction]) -> list[Prediction]:
+    def _explain(
+        self, image: Prepared, predictions: Sequence[Prediction], deadline: float
+    ) -> list[Prediction]:
         """Return the predictions, each with the map of what speaks for it in the first view.
 
         Raises:
+            RequestError: 503 `request_too_slow`; or 413 `answer_too_large`, the maps would not fit
+                into what is left of the request's answer.
             ValueError: the map is not finite.
         """
         item, transforms = image.item, self.metadata.transforms
+        check_time(deadline)
+        item.budget.check_bytes()
         box = explanation.view_box(item.trace.size, transforms, item.options.tta)
         (contributions,) = self._runtime.contributions(image.views.stacked(1))
+        item.budget.check_bytes(explanation.least_bytes(contributions.shape[:2]) * len(predictions))
         if not np.isfinite(contributions).all():
             raise ValueError("The model's map is not finite.")
         return explanation.explain(contributions, predictions, box)
@@ -339,6 +393,29 @@ def _checked(averages: Probabilities) -> list[Probabilities | RequestError]:
             logger.error("The model's probabilities do not sum to 1.")
             checked.append(_unclassified())
     return checked
+
+
+def check_time(deadline: float) -> None:
+    """Refuse to begin another stage after the deadline.
+
+    Raises:
+        RequestError: 503 `request_too_slow`.
+    """
+    if time.monotonic() > deadline:
+        raise _too_slow()
+
+
+def _spend_bytes(item: Item, answer: Answer) -> None:
+    """Take an answer's size from what its request's answer may have.
+
+    Raises:
+        RequestError: 413 `answer_too_large`.
+    """
+    item.budget.spend_bytes(len(to_json(answer["predictions"])))
+
+
+def _too_slow() -> RequestError:
+    return RequestError(503, "request_too_slow", "Time ran out before the image's turn: try again.")
 
 
 def _invalid_option(message: str) -> RequestError:

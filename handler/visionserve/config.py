@@ -76,8 +76,10 @@ class HandlerConfig(Strict):
         max_work: most work of one request's images together, in pixels times scans. Progressive
             JPEGs have several scans, all other images have one. The default lets a single image
             of the most pixels and the most scans pass.
+        max_answer_bytes: largest answer to a request, in bytes; at most TorchServe's
+            `max_response_size`.
         deadline_seconds: seconds after a batch's arrival in the worker from which no further
-            image is begun; at most half of TorchServe's `responseTimeout`.
+            stage of an image is begun; at most half of TorchServe's `responseTimeout`.
         slow_request_ms: milliseconds in the worker from which a request is logged as slow.
         defaults: options of a request that sets none.
         cache: the cache of answers.
@@ -92,6 +94,7 @@ class HandlerConfig(Strict):
     max_image_pixels: Positive = 24_000_000
     max_images: Positive = 32
     max_work: Positive = 2_400_000_000
+    max_answer_bytes: Positive = 6_553_500
     deadline_seconds: float = Field(default=8, gt=0)
     slow_request_ms: float = Field(default=1000, ge=0)
     defaults: Options = Options()
@@ -124,7 +127,7 @@ class ModelConfig(Strict):
 
     @property
     def deadline(self) -> float:
-        """Seconds after a batch's arrival from which no further image is begun."""
+        """Seconds after a batch's arrival from which no further stage of an image is begun."""
         return min(self.handler.deadline_seconds, self.responseTimeout / 2)
 
     @classmethod

@@ -1,6 +1,6 @@
 """The error that a client gets in place of an answer."""
 
-from typing import Any
+from typing import Any, Self
 
 
 class RequestError(Exception):
@@ -17,6 +17,14 @@ class RequestError(Exception):
         self.status = status
         self.code = code
         self.message = message
+
+    def without_frames(self) -> Self:
+        """Forget the frames in which this error was raised, so that it can be kept.
+
+        Their variables hold the image that is refused, up to 100 MB of decoded pixels.
+        """
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+        return self
 
     def body(self) -> dict[str, Any]:
         """Return the error as a JSON object."""

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from visionserve.answer import to_json
 from visionserve.config import HandlerConfig, Language, Options
 from visionserve.errors import RequestError
 from visionserve.item import Budget, Item
-from visionserve.protocols import Form, Plain, form_of
+from visionserve.protocols import Form, Plain, check_count, form_of
 from visionserve.protocols.v2 import LENGTH_HEADER, split
 
 OPTION_PREFIX = "x-classify-"
@@ -22,6 +24,9 @@ MAX_JSON_MEMBERS = 1000
 MAX_JSON_NUMBERS = 3_000_000
 MAX_OPTION_LENGTH = 100
 MAX_SHOWN_NAME = 50
+MAX_SHOWN_FAULTS = 5
+MAX_FIELDS = 100
+SURROGATE = re.compile(rb"\\ud[89a-f]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,15 @@ class Request:
         many: whether the client sent a list of images, and so gets a list in return.
         form: how the response is written.
         probe: whether nginx sent it to check the model's health. Probes are not counted.
+        describes: whether it comes through the management API and asks for the model card. It has
+            no items either.
     """
 
     items: list[Item]
     many: bool
     form: Form
     probe: bool
+    describes: bool = False
 
 
 def read(row: Mapping[str, Any], headers: Mapping[str, str], config: HandlerConfig) -> Request:
@@ -59,10 +67,13 @@ def read(row: Mapping[str, Any], headers: Mapping[str, str], config: HandlerConf
     """
     form: Form = Plain({})
     probe = PROBE_HEADER in headers
+    # A client may send this header, too, but its row has a body.
+    if not row and headers.get("describe") == "True":
+        return Request([], many=False, form=form, probe=probe, describes=True)
     if _opens_page(row, headers):
         return Request([], many=False, form=form, probe=probe)
     try:
-        form = _form(row, headers)
+        form = _form(row, headers, config.max_images)
         fields = form.fields()
         data = fields.pop("data", None)
         options = _read_options(fields, headers, config.defaults)
@@ -72,16 +83,11 @@ def read(row: Mapping[str, Any], headers: Mapping[str, str], config: HandlerConf
         parts = data if isinstance(data, list) else [data]
         if not parts or data is None or data == b"":
             raise RequestError(400, "empty_request", "The request holds no image.")
-        if len(parts) > config.max_images:
-            raise RequestError(
-                413,
-                "too_many_images",
-                f"A request may hold {config.max_images} images, not {len(parts)}.",
-            )
+        check_count(len(parts), config.max_images)
     except RequestError as error:
-        failed = Item(b"", config.defaults, probe, fault=error)
+        failed = Item(b"", config.defaults, probe, fault=error.without_frames())
         return Request([failed], many=False, form=form, probe=probe)
-    budget = Budget(config.max_work)
+    budget = Budget(config.max_work, config.max_answer_bytes)
     return Request([_item(part, options, probe, budget) for part in parts], many, form, probe)
 
 
@@ -94,7 +100,7 @@ def _opens_page(row: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
     return row == {"body": b""} and "text/html" in headers.get("accept", "")
 
 
-def _form(row: Mapping[str, Any], headers: Mapping[str, str]) -> Form:
+def _form(row: Mapping[str, Any], headers: Mapping[str, str], max_images: int) -> Form:
     """Find out which form a row has.
 
     A JSON body is bytes here or parsed already: TorchServe parses it unless its configuration
@@ -111,7 +117,7 @@ def _form(row: Mapping[str, Any], headers: Mapping[str, str]) -> Form:
         body = _parse(body)
     if not isinstance(body, dict):
         raise RequestError(400, "invalid_json", 'The JSON body must be {"data": ...}.')
-    return form_of(body, binary)
+    return form_of(body, binary, max_images)
 
 
 def _is_json(content_type: str) -> bool:
@@ -124,6 +130,9 @@ def _parse(body: bytes | bytearray) -> Any:
     Parsing expands small objects, lists and strings about 30 times, so commas are counted first,
     and few are allowed. A number takes 32 bytes at most, so a body that is nearly all numbers,
     such as the pixels of a tensor, may have many more.
+
+    A string may hold half of a surrogate pair as an escape; no answer could repeat it, as it has no
+    encoding.
     """
     nested = sum(body.count(mark) for mark in (b"[", b"{", b'"'))
     limit = MAX_JSON_NUMBERS if nested < MAX_JSON_MEMBERS else MAX_JSON_MEMBERS
@@ -134,9 +143,17 @@ def _parse(body: bytes | bytearray) -> Any:
             f"The body may have {MAX_JSON_MEMBERS} members, or {MAX_JSON_NUMBERS} numbers alone.",
         )
     try:
-        return json.loads(body)
+        parsed = json.loads(body, parse_constant=_refuse_constant)
+        if SURROGATE.search(body):
+            to_json(parsed)
     except (ValueError, RecursionError):
         raise RequestError(400, "invalid_json", "The body is not valid JSON.") from None
+    return parsed
+
+
+def _refuse_constant(name: str) -> None:
+    """Refuse NaN and the infinities, which Python reads but JSON does not have."""
+    raise ValueError(name)
 
 
 def _read_options(
@@ -158,6 +175,10 @@ def _read_options(
     }
     if not given:
         return defaults
+    if len(given) > MAX_FIELDS:
+        raise RequestError(
+            400, "invalid_option", f"A request has at most {MAX_FIELDS} options, not {len(given)}."
+        )
     try:
         return Options.model_validate(defaults.model_dump() | given)
     except ValidationError as error:
@@ -179,7 +200,8 @@ def _read_language(accepted: str) -> dict[str, Language]:
 def _explain(error: ValidationError) -> str:
     """Say for people what is wrong with each option."""
     faults = []
-    for fault in error.errors(include_url=False, include_context=False):
+    told = error.errors(include_url=False, include_context=False)
+    for fault in told[:MAX_SHOWN_FAULTS]:
         name = ".".join(str(part) for part in fault["loc"])[:MAX_SHOWN_NAME]
         unknown = fault["type"] == "extra_forbidden"
         if unknown and len(str(fault["input"])) > MAX_OPTION_LENGTH:
@@ -190,6 +212,8 @@ def _explain(error: ValidationError) -> str:
             )
         else:
             faults.append(f"{name}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
+    if len(told) > MAX_SHOWN_FAULTS:
+        faults.append(f"and {len(told) - MAX_SHOWN_FAULTS} more")
     return "; ".join(faults) + "."
 
 
@@ -197,7 +221,7 @@ def _item(part: Any, options: Options, probe: bool, budget: Budget) -> Item:
     try:
         return Item(_read_image(part), options, probe, budget)
     except RequestError as error:
-        return Item(b"", options, probe, budget, error)
+        return Item(b"", options, probe, budget, error.without_frames())
 
 
 def _read_image(part: Any) -> bytes:

@@ -13,13 +13,17 @@ from visionserve.trace import Trace
 
 @dataclass
 class Budget:
-    """The decoding work that the images of one request may still cause.
+    """What the images of one request may cost together.
 
     Attributes:
-        left: in pixels times scans; see `visionserve.validation.work`.
+        left: the decoding work that they may still cause, in pixels times scans; see
+            `visionserve.validation.work`.
+        most_bytes: how large their answers may be, as JSON.
     """
 
     left: float = math.inf
+    most_bytes: float = math.inf
+    _bytes: float = 0
     _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def spend(self, work: int) -> None:
@@ -37,6 +41,33 @@ class Budget:
                     "The request's images take too long: send fewer at a time.",
                 )
             self.left -= work
+
+    def check_bytes(self, size: int = 0) -> None:
+        """Refuse a part of the answer that cannot fit, before it is made.
+
+        From then on nothing fits, as the request is refused as a whole.
+
+        Args:
+            size: the part's size in bytes.
+
+        Raises:
+            RequestError: 413 `answer_too_large`.
+        """
+        with self._lock:
+            if self._bytes + size > self.most_bytes:
+                self._bytes = math.inf
+                raise RequestError(
+                    413,
+                    "answer_too_large",
+                    f"The answer has too many bytes: at most {self.most_bytes} are allowed. "
+                    "Ask for a smaller top_k, or send fewer images.",
+                )
+
+    def spend_bytes(self, size: int) -> None:
+        """Take the size of an image's answer. It raises the same error as `check_bytes`."""
+        self.check_bytes(size)
+        with self._lock:
+            self._bytes += size
 
 
 @dataclass(frozen=True)

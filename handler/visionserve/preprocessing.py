@@ -18,6 +18,7 @@ from visionserve import tta
 from visionserve.config import TTA, Decode
 from visionserve.errors import RequestError
 from visionserve.metadata import Transforms
+from visionserve.validation import FILE_ERRORS
 
 WHITE = (255, 255, 255, 255)
 STRIP = 256
@@ -73,13 +74,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     try:
         image.load()
-    except Exception as error:
+    except FILE_ERRORS as error:
         if "truncated" in str(error).lower():
             raise RequestError(422, "truncated_image", "The image is truncated.") from None
         raise RequestError(422, "corrupt_image", "The image is corrupt.") from None
     try:
         return _convert(_narrow(_upright(image)))
-    except Exception:
+    except ValueError:
         raise RequestError(
             415, "unsupported_pixels", f"Pixels of mode {image.mode} are not supported."
         ) from None
@@ -117,7 +118,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
     try:
         ImageOps.exif_transpose(image, in_place=True)
-    except Exception:
+    except FILE_ERRORS:
         return image
     return image
 

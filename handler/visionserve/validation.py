@@ -2,7 +2,9 @@
 
 import io
 import re
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 
 from PIL import Image, TiffTags, UnidentifiedImageError
@@ -23,6 +25,12 @@ MAX_JPEG_SEGMENTS = 1000
 MAX_JPEG_SCANS = 100
 MAX_EXIF_SEGMENTS = 16
 MAX_TIFF_LISTS = 500_000
+# What Pillow raises of a file's content. Anything else, such as a MemoryError, is no fault of the
+# file.
+FILE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, OverflowError, NotImplementedError),
+    *(LookupError, TypeError, struct.error, zlib.error),
+)
 OPAQUE = (TiffTags.BYTE, TiffTags.ASCII, TiffTags.UNDEFINED)
 # Markers followed by a length field, plus EOI (end of image); other markers have no payload.
 JPEG_MARKER = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")
@@ -67,7 +75,7 @@ def validate(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
         ) from None
     except Image.DecompressionBombError:
         raise _too_many_pixels(max_pixels) from None
-    except Exception:
+    except FILE_ERRORS:
         raise _corrupt_header() from None
     if image.format == "WEBP":
         max_pixels //= 2
@@ -136,7 +144,7 @@ def _check_directories(data: bytes, max_pixels: int) -> None:
     try:
         first, *others = _directories(data)
         tile = int(first.get(TILEWIDTH, 0)) * int(first.get(TILELENGTH, 0))
-    except Exception:
+    except FILE_ERRORS:
         raise _corrupt_header() from None
     lists = sum(
         len(value)

@@ -76,7 +76,7 @@ def test_the_corpus_has_its_status(case: Case, how: Decode) -> None:
 def test_what_is_answered_can_be_drawn_on(case: Case) -> None:
     """Pictures of explanations read the image anew, where nothing judges it."""
     explained: Explanation = {"method": "", "grid": [[0, 1], [2, 3]], "box": [0, 0, *SIZE]}
-    drawn = Image.open(io.BytesIO(overlay(case.data, explained)))
+    drawn = Image.open(io.BytesIO(overlay(Image.open(io.BytesIO(case.data)), explained)))
     assert drawn.format == "PNG" and drawn.mode == "RGB"
 
 

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from threading import Event
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
+import psutil
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -25,11 +26,14 @@ from visionserve.errors import RequestError
 from visionserve.explanation import overlay
 from visionserve.item import Budget, Item
 from visionserve.metadata import Metadata, Transforms
+from visionserve.preprocessing import decode
 from visionserve.runtimes import Runtime
 from visionserve.share import Share
 from visionserve.validation import validate
 
 CAT = photos.greeting().read_bytes()
+CAT_JPEG = encode(Image.open(io.BytesIO(CAT)).convert("RGB"), "JPEG")
+UPRIGHT = "PIL.ImageOps.exif_transpose"
 
 
 class Brightness(Runtime):
@@ -245,8 +249,8 @@ def test_a_map_lies_where_the_model_looked(tmp_path: Path, tta: TTA, orientation
     upright.paste((255, 255, 255), (350, 150, 450, 250))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = upright if orientation == 1 else upright.transpose(Image.Transpose.ROTATE_90)
-    data = encode(stored, "JPEG", exif=exif)
+    turned = upright if orientation == 1 else upright.transpose(Image.Transpose.ROTATE_90)
+    data = encode(turned, "JPEG", exif=exif)
     item = Item(data, Options(top_k=2, tta=tta, explain=True))
     (answer,) = classifier(Brightness(), tmp_path).classify([item])
     assert isinstance(answer, dict)
@@ -260,7 +264,8 @@ def test_a_map_lies_where_the_model_looked(tmp_path: Path, tta: TTA, orientation
         assert 350 <= x <= 450 and 150 <= y <= 250
         width, height = (800, 600) if tta == "dense" else (525, 525)
         assert abs(right - left - width) < 60 and abs(bottom - top - height) < 60
-    drawn = Image.open(io.BytesIO(overlay(data, answer["predictions"][0]["explanation"])))
+    stored = Image.open(io.BytesIO(data))
+    drawn = Image.open(io.BytesIO(overlay(stored, answer["predictions"][0]["explanation"])))
     assert (drawn.format, drawn.size) == ("PNG", (800, 600))
 
 
@@ -336,6 +341,132 @@ def test_after_the_deadline_only_what_is_known_is_answered(tmp_path: Path, decod
     assert isinstance(answer, dict) and answer["cached"]
     assert isinstance(error, RequestError)
     assert (error.status, error.code) == (503, "request_too_slow")
+
+
+class Slow(Brightness):
+    """A runtime whose passes end after the deadline."""
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        time.sleep(0.3)
+        return super().__call__(pixels)
+
+
+def test_no_stage_begins_after_the_deadline(tmp_path: Path) -> None:
+    """No pass, no map and no drawing; an answer that is known by then is given."""
+    runtime = Slow()
+    one = classifier(runtime, tmp_path)
+    small = encode(Image.new("RGB", (256, 300)))
+    plain, mapped = Options(top_k=2, tta="dense"), Options(top_k=2, tta="dense", explain=True)
+    asked = [(CAT, plain), (CAT, mapped), (small, plain)]
+    answer, *late = one.classify(
+        [Item(data, options) for data, options in asked], time.monotonic() + 0.2
+    )
+    assert isinstance(answer, dict) and (runtime.passes, runtime.mapped) == ([2], [])
+    assert [getattr(error, "code", "") for error in late] == ["request_too_slow"] * 2
+    item = Item(CAT, mapped)
+    (answer,) = one.classify([item])
+    assert isinstance(answer, dict) and one.draw(item, answer, time.monotonic() + 30)
+    with pytest.raises(RequestError, match="Time ran out"):
+        one.draw(item, answer, time.monotonic() - 1)
+
+
+def test_the_wait_for_memory_ends_at_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two images that each take all of the memory, the second has no turn in time."""
+    decoded = []
+
+    def stuck(*arguments: Any) -> Image.Image:
+        decoded.append(arguments)
+        time.sleep(0.4)
+        return decode(*arguments)
+
+    monkeypatch.setattr("visionserve.classifier.decode", stuck)
+    one = classifier(Brightness(), tmp_path, decoders=2)
+    data = encode(Image.new("RGB", (6000, 4000)), "JPEG")
+    errors = one.classify([Item(data, Options(top_k=2))] * 2, time.monotonic() + 0.2)
+    assert [getattr(error, "code", "") for error in errors] == ["request_too_slow"] * 2
+    assert len(decoded) == 1
+
+
+class Thousand(Brightness):
+    """A runtime of a thousand classes."""
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.full((len(super().__call__(pixels)), 1000), 1e-3, np.float32)
+
+    def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.repeat(super().contributions(pixels)[..., :1], 1000, axis=3)
+
+
+def test_maps_that_cannot_be_sent_are_not_made(tmp_path: Path) -> None:
+    """A thousand maps of the whole photograph have about 1 MB: the second image's are not made."""
+    runtime = Thousand()
+    thousand = described().model_copy(update={"categories": tuple(map(str, range(1000)))})
+    kept = CacheConfig(directory=tmp_path, size_mb=10)
+    one = Classifier(runtime, thousand, HandlerConfig(cache=kept), "1.0")
+    options = Options(top_k=1000, tta="dense", explain=True)
+    for mapped in (2, 3):
+        budget = Budget(most_bytes=1_300_000)
+        items = [
+            Item(CAT, options, budget=budget),
+            *(Item(CAT_JPEG + bytes([index]), options, budget=budget) for index in range(31)),
+        ]
+        first, *others = one.classify(items)
+        assert isinstance(first, dict)
+        assert {getattr(error, "code", "") for error in others} == {"answer_too_large"}
+        assert len(runtime.mapped) == mapped and len(runtime.passes) < 4
+    with pytest.raises(RequestError, match="at most 1300000 are allowed"):
+        budget.check_bytes()
+
+
+def large(mode: str, format: str, keep: float = 0.7, **options: Any) -> bytes:
+    """An image of 24 million pixels, or a part of its bytes."""
+    data = encode(Image.new(mode, (6000, 4000)), format, **options)
+    return data[: int(len(data) * keep)]
+
+
+def test_a_refused_image_keeps_no_pixels() -> None:
+    """Each kind of refusal that comes after decoding, sound images between them."""
+    images = [
+        large("RGBA", "PNG"),
+        large("RGB", "JPEG"),
+        large("P", "GIF"),
+        large("I;16", "PNG"),
+        large("RGB", "TIFF", compression="tiff_lzw"),
+        large("F", "TIFF", 1, compression="tiff_lzw"),
+        large("RGB", "PNG", 1),
+    ]
+    one = Classifier(Brightness(), described(), HandlerConfig(), "1.0")
+    one.classify([Item(CAT, Options(top_k=2))])
+    before = psutil.Process().memory_info().rss
+    outcomes = one.classify([Item(data, Options(top_k=2)) for data in images] * 2)
+    grown = psutil.Process().memory_info().rss - before
+    assert [getattr(outcome, "code", "ok") for outcome in outcomes] == [
+        *["truncated_image"] * 4,
+        *["corrupt_image", "unsupported_pixels", "ok"],
+    ] * 2
+    assert grown < 100_000_000
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), AttributeError("x"), ZeroDivisionError()])
+def test_what_no_decoder_raises_is_our_fault(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When an image is opened, decoded and turned upright."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise fault
+
+    one = Classifier(Brightness(), described(), HandlerConfig(), "1.0")
+    for place in ("PIL.Image.open", "PIL.JpegImagePlugin.JpegImageFile.load", UPRIGHT):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, fail)
+            (error,) = one.classify([Item(CAT_JPEG, Options(top_k=2))])
+        assert isinstance(error, RequestError)
+        assert (error.status, error.code) == (500, "internal_error")
+        assert "Traceback" in caplog.text
+        caplog.clear()
 
 
 @pytest.mark.parametrize("decoders", [1, 2])

@@ -82,8 +82,8 @@ def test_a_map_of_the_smallest_image_is_drawn(worker: Worker, size: tuple[int, i
 def test_a_map_that_cannot_be_drawn_is_an_error_of_its_request_alone(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(data: bytes, _: object) -> bytes:
-        raise ValueError(f"images do not match, of {len(data)} bytes")
+    def fail(image: Image.Image, _: object) -> bytes:
+        raise ValueError(f"images do not match, of {image.width} columns")
 
     monkeypatch.setattr(explanation, "overlay", fail)
     sound, failed = worker.answer(({"body": CAT}, {}), ({"body": CAT}, MAP))
@@ -107,6 +107,59 @@ def test_each_request_of_a_batch_has_its_own_response(worker: Worker) -> None:
     assert page[:2] == (200, "text/html; charset=utf-8")
     assert (refused[0], json.loads(refused[2])["error"]["code"]) == (400, "invalid_option")
     assert single[0] == 200 and json.loads(single[2]) == answer
+
+
+def test_a_client_that_asks_for_a_description_gets_its_answer(worker: Worker) -> None:
+    """TorchServe's own request for one has no body; a client's header changes nothing."""
+    asked = {"describe": "True"}
+    rows: list[Mapping[str, Any]] = [{"body": CAT}, {}, {"body": CAT}]
+    sound, described, claimed = worker.answer(*zip(rows, ({}, asked, asked), strict=True))
+    assert json.loads(described[2])["architecture"] == "brightness"
+    assert described[:2] == (200, "application/json")
+    assert sound[0] == claimed[0] == 200 and json.loads(sound[2]) == json.loads(claimed[2])
+
+
+TEXT = base64.b64encode(CAT).decode()
+TENSOR = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
+INPUTS = f'"inputs": [{json.dumps(TENSOR)}]'
+NO_IDS = ("NaN", "Infinity", "1e999", "null", "true", "[]", '{"a": NaN}', r'"\ud800"')
+NO_JSON = (
+    *(f'{{"id": {value}, {INPUTS}}}' for value in NO_IDS),
+    rf'{{"outputs": [{{"name": "\uD800"}}], {INPUTS}}}',
+    rf'{{"parameters": {{"\udfff": 1}}, {INPUTS}}}',
+    r'{"data": "x", "\ud83d": 1}',
+    r'{"data": "x", "tta": "\udc00"}',
+    '{"data": "x", "threshold": NaN}',
+    '{"data": "x", "threshold": 1e999}',
+    '{"data": [NaN]}',
+)
+
+
+@pytest.mark.parametrize("body", NO_JSON)
+def test_what_json_cannot_say_is_a_400(
+    worker: Worker, body: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = ({"body": bytearray(body, "utf-8")}, {"content-type": "application/json"})
+    (status, _, told), (other, *_) = worker.answer(request, ({"body": CAT}, {}))
+    assert (status, other) == (400, 200) and json.loads(told)["error"]
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("ascii", [True, False])
+def test_an_id_comes_back_as_it_was(worker: Worker, ascii: bool) -> None:
+    for name in ("", "7", "\U0001f600 é", "\0"):
+        body = json.dumps({"id": name, "inputs": [TENSOR]}, ensure_ascii=ascii).encode()
+        row = {"body": bytearray(body)}
+        ((status, _, answer),) = worker.answer((row, {"content-type": "application/json"}))
+        assert (status, json.loads(answer)["id"]) == (200, name)
+
+
+@pytest.mark.parametrize("count", [20, 100_000])
+def test_a_form_of_many_parts_is_told_in_few_words(worker: Worker, count: int) -> None:
+    fields: dict[str, Any] = {f"a{index}": bytearray(b"1") for index in range(count)}
+    ((status, _, body),) = worker.answer((fields | {"data": CAT}, {}))
+    assert status == 400 and len(body) < 1000
+    assert json.loads(body)["error"]["code"] == "invalid_option"
 
 
 def test_the_workarounds_are_for_the_torchserve_that_is_installed() -> None:

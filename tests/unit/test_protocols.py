@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -102,6 +104,18 @@ def test_v2_strings_follow_the_json() -> None:
     strings = b"".join(len(s).to_bytes(4, "little") + s for s in (b"one", b"second"))
     request = read(tensor(shape=[2]), strings)
     assert images(request) == [b"one", b"second"]
+
+
+@pytest.mark.parametrize("shape", [[2], [0], [7_000_000], [2, 3_500_000]])
+def test_v2_strings_are_counted_before_they_are_split(shape: list[int]) -> None:
+    """28 MB of zeros are seven million empty strings, each an object of its own."""
+    tail = bytes(28_000_000)
+    tracemalloc.start()
+    request = read(tensor(shape=shape), tail)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    expected = "too_many_images" if math.prod(shape) > 4 else "invalid_data"
+    assert fault(request).code == expected and peak < 4 * len(tail)
 
 
 @pytest.mark.parametrize("binary", [False, True])

@@ -46,6 +46,18 @@ class Form(Protocol):
         """
 
 
+def check_count(count: int, most: int) -> None:
+    """Refuse a request of more than `most` images.
+
+    Raises:
+        RequestError: 413 `too_many_images`.
+    """
+    if count > most:
+        raise RequestError(
+            413, "too_many_images", f"A request may hold {most} images, not {count}."
+        )
+
+
 def body_of(outcome: Outcome) -> Mapping[str, Any]:
     """Return the JSON object of an answer or of an error."""
     return outcome.body() if isinstance(outcome, RequestError) else outcome

@@ -14,7 +14,7 @@ from PIL import Image
 
 from visionserve.answer import Outcome, Prediction
 from visionserve.errors import RequestError
-from visionserve.protocols.reply import OK, Reply, errors_of, failure, message_of
+from visionserve.protocols.reply import OK, Reply, check_count, errors_of, failure, message_of
 
 LENGTH_HEADER = "inference-header-content-length"
 MAX_DIGITS = 9
@@ -47,19 +47,23 @@ class V2:
     Args:
         body: the JSON object.
         binary: the input tensor's data, unless they are in the JSON.
+        max_images: most images of a request.
     """
 
-    def __init__(self, body: Mapping[str, Any], binary: bytes) -> None:
+    def __init__(self, body: Mapping[str, Any], binary: bytes, max_images: int) -> None:
         self._body = body
         self._binary = binary
+        self._max_images = max_images
 
     def fields(self) -> dict[str, Any]:
         """Return the images of the input tensor, and the parameters as options.
 
         Raises:
-            RequestError: 400, the body has no single input tensor of these kinds, or names an
-                output that does not exist.
+            RequestError: 400, the body has no single input tensor of these kinds, names an output
+                that does not exist, or has an `id` that is no string; 413, it has too many images.
         """
+        if not isinstance(self._body.get("id", ""), str):
+            raise _invalid("id must be a string.")
         inputs, parameters = self._body["inputs"], self._body.get("parameters", {})
         if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(parameters, dict):
             raise _invalid("Give one tensor in inputs, and options in parameters.")
@@ -106,6 +110,7 @@ class V2:
         if len(shape) > MAX_RANK or not all(type(n) is int and 0 <= n <= MAX_SIDE for n in shape):
             raise _invalid(f"A shape is a list of at most {MAX_RANK} sizes.")
         if datatype == "BYTES":
+            check_count(math.prod(shape), self._max_images)
             images = tensor["data"] if "data" in tensor else self._strings()
             if not isinstance(images, list) or len(images) != math.prod(shape):
                 raise _invalid(f"The data do not fill the shape {shape}.")
@@ -117,9 +122,12 @@ class V2:
         )
 
     def _strings(self) -> list[bytes]:
-        """Split the binary data into strings: four bytes of length, little-endian, before each."""
-        strings, position = [], 0
-        while position < len(self._binary):
+        """Split the binary data into strings: four bytes of length, little-endian, before each.
+
+        One more than a request may have is enough to refuse it.
+        """
+        strings, position = list[bytes](), 0
+        while position < len(self._binary) and len(strings) <= self._max_images:
             start = position + 4
             position = start + int.from_bytes(self._binary[position:start], "little")
             strings.append(self._binary[start:position])
