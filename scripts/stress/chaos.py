@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import requests
 import yaml
 from PIL import Image
@@ -27,7 +28,17 @@ from scripts.report import tables
 from scripts.server.properties import read_properties
 from scripts.server.retire import retire
 from scripts.server.torchserve import StartError, TorchServe, client_of
-from scripts.stress.clients import MODEL, RETRIES, Load, Question, Sent, plain, serving
+from scripts.stress.clients import (
+    MODEL,
+    REFUSED_FORMATS,
+    RETRIES,
+    Load,
+    Question,
+    Sent,
+    plain,
+    refused,
+    serving,
+)
 
 CLIENTS = 3
 PATIENCE = 90
@@ -275,18 +286,32 @@ def ask_for_many_scans(stage: Stage) -> None:
     _ask_for(stage, scans(98, arithmetic=True))
 
 
-def _ask_for(stage: Stage, image: bytes) -> None:
-    """Send a list of 32 copies of an image, and check that no worker ends and none takes long.
+def ask_for_refused_images(stage: Stage) -> None:
+    """lists of 32 images of 24 MP to refuse are asked for, of workers that may grow by 400 MB"""
+    for pid in stage.pids():
+        worker = psutil.Process(pid)
+        most = worker.memory_info().vms + 400_000_000
+        worker.rlimit(psutil.RLIMIT_AS, (most, psutil.RLIM_INFINITY))
+    for _ in range(2):
+        _ask_for(stage, *(refused(format) for format in REFUSED_FORMATS))
+
+
+def _ask_for(stage: Stage, *images: bytes) -> None:
+    """Send a list of 32 copies of images, and check that no worker ends and none takes long.
 
     Each copy has other bytes at its end, so that no answer comes from the cache.
     """
     before = stage.pids()
-    copies = [image + os.urandom(8) for _ in range(32)]
+    copies = [image + os.urandom(8) for image in images for _ in range(32 // len(images))]
     body = json.dumps({"data": [base64.b64encode(copy).decode() for copy in copies]}).encode()
     began = time.monotonic()
     response = client_of(stage.server.state).predict(MODEL, body, content_type="application/json")
     seconds = time.monotonic() - began
-    if response.status_code not in (200, 207, 413, 503) or stage.pids() != before:
+    if (
+        response.status_code not in (200, 207, 413, 503)
+        or stage.pids() != before
+        or "internal_error" in response.text
+    ):
         raise FaultError(f"The list ended a worker: {response.status_code} after {seconds:.1f} s.")
     if seconds > LATE:
         raise FaultError(f"The list took {seconds:.1f} s.")
@@ -356,6 +381,7 @@ FAULTS: tuple[Fault, ...] = (
     kill_workers_amid_a_list,
     ask_for_many_pixels,
     ask_for_many_scans,
+    ask_for_refused_images,
     fill_disk,
     kill_frontend,
     restart_frontend,

@@ -40,6 +40,10 @@ RETRIES = 6
 VIEWS = ("none", "five_crop", "ten_crop", "dense")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 LENGTHS = (1, 2, 1, 5, 1, 3)
+REFUSED_FORMATS = ("PNG", "JPEG", "GIF", "TIFF")
+REFUSALS = ("truncated_image", "unsupported_pixels")
+ANSWERED = (200, 207, 422)
+REFUSED = -1
 
 Verdict = Literal["right", "wrong", "refused", "lost"]
 
@@ -56,8 +60,9 @@ class Sent:
         began: when the request was due, by `time.monotonic`.
         seconds: the time from then until the request ended.
         setbacks: the failed tries, in order: each one's status or exception name.
-        verdict: `right` or `wrong` for an answer with status 200; otherwise `refused` if the last
-            try got another status, and `lost` if it got no response.
+        verdict: `right` or `wrong` for an answer, also one that says which of its images are
+            refused; otherwise `refused` if the last try got another status, and `lost` if it got no
+            response.
     """
 
     began: float
@@ -103,17 +108,33 @@ def plain(tta: str = "none") -> list[Question]:
     return [Question((image,), tta) for image in images]
 
 
+def refused(format: str) -> bytes:
+    """Return an image of 24 million pixels that is refused once it is decoded.
+
+    A TIFF has pixels of floats, which are not supported; other images are cut off.
+    """
+    buffer = io.BytesIO()
+    if format == "TIFF":
+        Image.new("F", (6000, 4000)).save(buffer, format, compression="tiff_lzw")
+        return buffer.getvalue()
+    Image.new("RGB", (6000, 4000), (90, 120, 60)).save(buffer, format)
+    return buffer.getvalue()[: int(0.7 * buffer.tell())]
+
+
 def mixed(count: int = 48) -> list[Question]:
     """Return questions that vary in image size, format, TTA mode and number of images.
 
     They are drawn with a fixed seed, so that they are the same in each run. They cover each TTA
     mode with each number of images, each format, and sides from 48 to 1,600 pixels, both
-    landscape and portrait.
+    landscape and portrait. One image in eleven is refused, alone or between others.
     """
     random = Random(0)
     photographs = [Image.open(path).convert("RGB") for path in photos.packaged()]
+    large = itertools.cycle([refused(format) for format in REFUSED_FORMATS])
 
     def image(number: int) -> bytes:
+        if number % 11 == 5:
+            return next(large)
         size = random.randint(48, 600), random.randint(48, 600)
         if number % 16 == 0:
             size = random.choice(((1200, 900), (900, 1200), (1024, 256), (96, 1600)))
@@ -166,7 +187,7 @@ class Load:
     def _first_answer(self, client: Client, question: Question) -> NDArray[np.float64]:
         for _ in range(TRIES):
             response = question.send(client, self._model, self._top_k)
-            if response.status_code == 200:
+            if _is_answered(response):
                 return _distributions(response)
             time.sleep(1)
         raise WrongAnswerError(f"{response.status_code}: {response.text[:200]}")
@@ -174,7 +195,7 @@ class Load:
     def _check_exam(self) -> None:
         for _, answer in self._exam:
             sums = answer.sum(axis=1)
-            if not np.allclose(sums, 1, atol=1e-3):
+            if not np.allclose(sums[sums >= 0], 1, atol=1e-3):
                 raise WrongAnswerError(f"Probabilities add up to {sums}.")
         for question, answer in self._exam:
             if question.tta == "none" and len(question.images) == 1:
@@ -257,7 +278,7 @@ class Load:
                 verdict: Verdict = "lost"
             else:
                 setbacks += _setbacks(response)
-                if response.status_code == 200:
+                if _is_answered(response):
                     verdict = "right" if _is_right(response, answer) else "wrong"
                     break
                 verdict = "refused"
@@ -289,16 +310,30 @@ def reference(image: bytes) -> NDArray[np.float32]:
     return found
 
 
+def _answers(response: requests.Response) -> list[dict[str, Any]]:
+    content = response.json()
+    return content if isinstance(content, list) else [content]
+
+
+def _is_answered(response: requests.Response) -> bool:
+    """Tell whether each image has an answer, or is refused for what it is."""
+    return response.status_code in ANSWERED and all(
+        answer["error"]["code"] in REFUSALS for answer in _answers(response) if "error" in answer
+    )
+
+
 def _distributions(response: requests.Response) -> NDArray[np.float64]:
     """Return the probabilities in an answer, float64 of shape (images, classes).
 
-    Everything else in the answer, such as the model's version, is ignored.
+    A row of -1 is an image that is refused for what it is. Everything else in the answer,
+    such as the model's version, is ignored.
     """
-    content = response.json()
-    answers = content if isinstance(content, list) else [content]
+    answers = _answers(response)
     found = np.zeros((len(answers), CLASSES))
     for row, answer in zip(found, answers, strict=True):
-        for prediction in answer["predictions"]:
+        if "error" in answer:
+            row[:] = REFUSED
+        for prediction in answer.get("predictions", ()):
             row[prediction["class_id"]] = prediction["probability"]
     return found
 
@@ -314,7 +349,7 @@ def _is_right(response: requests.Response, expected: NDArray[np.float64]) -> boo
 def _setbacks(response: requests.Response) -> list[str]:
     """Return the status or exception name of each failed try of a request.
 
-    They are the tries that urllib3 repeated, and the responses without status 200: the last one,
+    They are the tries that urllib3 repeated, and the responses without an answer: the last one,
     and the ones that refused a key.
     """
     found = []
@@ -322,7 +357,7 @@ def _setbacks(response: requests.Response) -> list[str]:
         retries = each.raw.retries
         history = retries.history if retries else ()
         found += [str(tried.status or type(tried.error).__name__) for tried in history]
-        if each.status_code != 200:
+        if not _is_answered(each):
             found.append(str(each.status_code))
     return found
 

@@ -18,6 +18,7 @@ from scripts.stress.clients import (
     FORMATS,
     LENGTHS,
     MODEL,
+    REFUSED_FORMATS,
     VIEWS,
     Load,
     WrongAnswerError,
@@ -100,3 +101,5 @@ def test_a_soak_asks_for_everything() -> None:
     images = [Image.open(BytesIO(image)) for question in questions for image in question.images]
     assert len({image.size for image in images}) > 64
     assert {image.format for image in images} == set(FORMATS)
+    broken = [image.format for image in images if image.size == (6000, 4000)]
+    assert set(broken) == set(REFUSED_FORMATS) and len(broken) / len(images) > 0.08

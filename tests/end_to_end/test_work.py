@@ -1,6 +1,7 @@
 """Valid requests that ask for much, and a model that fails, at one real server."""
 
 import io
+import re
 import time
 import zipfile
 import zlib
@@ -15,6 +16,7 @@ from scripts import photos
 from scripts.server.client import Client
 from scripts.server.properties import read_properties
 from scripts.server.torchserve import TorchServe
+from scripts.stress.clients import REFUSED_FORMATS, refused
 from tests.corpus import chunk, png, scans
 from tests.end_to_end.test_hostile import workers
 from tests.helpers import RANDOM, REAL
@@ -63,6 +65,32 @@ def test_slow_requests_end_in_time_and_hold_up_nobody(client: Client) -> None:
         assert "predictions" in answers[0]
     assert answers[-1]["error"]["code"] == "too_much_work"
     assert workers(client) == before
+
+
+def peak(pid: int) -> int:
+    """The most memory that a process had since this was asked for last, in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    assert found
+    return int(found[1]) * 1024
+
+
+def test_refused_images_cost_what_one_costs(client: Client) -> None:
+    """Images of 24 MP that are refused once decoded, and sound ones, in lists for both workers."""
+    before = workers(client)
+    for pid in before:
+        peak(pid)
+    at_rest = {pid: peak(pid) for pid in before}
+    images = [refused(format) for format in REFUSED_FORMATS] + [CAT, large_pngs()[0]]
+    with ThreadPoolExecutor(2) as pool:
+        for response in pool.map(lambda _: post(client, images * 4), range(4)):
+            answers = response.json()
+            assert response.status_code == 207 and len(answers) == 4 * len(images)
+            codes = {answer.get("error", {}).get("code", "ok") for answer in answers}
+            assert codes - {"request_too_slow"} == {"ok", "truncated_image", "unsupported_pixels"}
+    assert workers(client) == before
+    assert all(peak(pid) - rest < 300_000_000 for pid, rest in at_rest.items())
 
 
 def test_an_answer_over_the_servers_bound_is_a_413(client: Client, server: TorchServe) -> None:

@@ -433,7 +433,6 @@ def test_a_refused_image_keeps_no_pixels() -> None:
         large("RGB", "JPEG"),
         large("P", "GIF"),
         large("I;16", "PNG"),
-        large("RGB", "TIFF", compression="tiff_lzw"),
         large("F", "TIFF", 1, compression="tiff_lzw"),
         large("RGB", "PNG", 1),
     ]
@@ -444,7 +443,7 @@ def test_a_refused_image_keeps_no_pixels() -> None:
     grown = psutil.Process().memory_info().rss - before
     assert [getattr(outcome, "code", "ok") for outcome in outcomes] == [
         *["truncated_image"] * 4,
-        *["corrupt_image", "unsupported_pixels", "ok"],
+        *["unsupported_pixels", "ok"],
     ] * 2
     assert grown < 100_000_000
 
