@@ -70,9 +70,9 @@ class VisionHandler:
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """Respond to a batch of requests, to each with its own HTTP status, headers and body."""
         started = time.monotonic()
-        requests = [self._read(row, context, index) for index, row in enumerate(rows)]
-        items = [item for request in requests for item in request.items]
         deadline = started + self._config.deadline_seconds
+        requests = [self._read(row, context, index, deadline) for index, row in enumerate(rows)]
+        items = [item for request in requests for item in request.items]
         classified = iter(self._classifier.classify(items, deadline))
         bodies = []
         for index, request in enumerate(requests):
@@ -91,14 +91,16 @@ class VisionHandler:
             self._end()
         return bodies
 
-    def _read(self, row: Mapping[str, Any], context: Context, index: int) -> inputs.Request:
+    def _read(
+        self, row: Mapping[str, Any], context: Context, index: int, deadline: float
+    ) -> inputs.Request:
         """Read a request. TorchServe adds the headers of form parts, as dicts, to its headers."""
         headers = {
             name.lower(): value
             for name, value in context.get_all_request_header(index).items()
             if isinstance(value, str)
         }
-        return inputs.read(row, headers, self._config)
+        return inputs.read(row, headers, self._config, deadline)
 
     def _respond(
         self, request: inputs.Request, outcomes: Sequence[Outcome], deadline: float

@@ -20,6 +20,7 @@ from visionserve import explanation, postprocessing, runtimes
 from visionserve.answer import Answer, Outcome, Prediction, to_json
 from visionserve.cache import Cache
 from visionserve.config import HandlerConfig, ModelConfig, Options
+from visionserve.deadline import check, too_slow
 from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.metadata import Metadata
@@ -183,7 +184,7 @@ class Classifier:
             if answer is not None:
                 _spend_bytes(item, answer)
                 return self._localize(answer, item.options) | {"cached": True}
-            check_time(deadline)
+            check(deadline)
             return Prepared(item, self._views(item, self._validate(item), deadline))
         except RequestError as error:
             return error.without_frames()
@@ -244,7 +245,7 @@ class Classifier:
             try:
                 held.enter_context(self._memory.holding(memory(image), deadline))
             except TimeoutError:
-                raise _too_slow() from None
+                raise too_slow() from None
             yield
 
     def draw(self, item: Item, answer: Answer, deadline: float) -> bytes:
@@ -261,7 +262,7 @@ class Classifier:
         Raises:
             RequestError: 503 `request_too_slow`.
         """
-        check_time(deadline)
+        check(deadline)
         image = self._open(item)
         with self._holding(image, deadline):
             return explanation.overlay(image, answer["predictions"][0]["explanation"])
@@ -277,7 +278,7 @@ class Classifier:
                 outcomes[index] = image
         for alike in by_shape.values():
             if time.monotonic() > deadline:
-                outcomes |= dict.fromkeys(alike, _too_slow())
+                outcomes |= dict.fromkeys(alike, too_slow())
                 continue
             inferred = self._infer([*alike.values()])
             failed = all(isinstance(one, RequestError) for one in inferred)
@@ -356,7 +357,7 @@ class Classifier:
             ValueError: the map is not finite.
         """
         item, transforms = image.item, self.metadata.transforms
-        check_time(deadline)
+        check(deadline)
         item.budget.check_bytes()
         box = explanation.view_box(item.trace.size, transforms, item.options.tta)
         (contributions,) = self._runtime.contributions(image.views.stacked(1))
@@ -395,16 +396,6 @@ def _checked(averages: Probabilities) -> list[Probabilities | RequestError]:
     return checked
 
 
-def check_time(deadline: float) -> None:
-    """Refuse to begin another stage after the deadline.
-
-    Raises:
-        RequestError: 503 `request_too_slow`.
-    """
-    if time.monotonic() > deadline:
-        raise _too_slow()
-
-
 def _spend_bytes(item: Item, answer: Answer) -> None:
     """Take an answer's size from what its request's answer may have.
 
@@ -412,10 +403,6 @@ def _spend_bytes(item: Item, answer: Answer) -> None:
         RequestError: 413 `answer_too_large`.
     """
     item.budget.spend_bytes(len(to_json(answer["predictions"])))
-
-
-def _too_slow() -> RequestError:
-    return RequestError(503, "request_too_slow", "Time ran out before the image's turn: try again.")
 
 
 def _invalid_option(message: str) -> RequestError:

@@ -3,6 +3,8 @@
 import base64
 import binascii
 import json
+import logging
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,6 +15,7 @@ from pydantic import ValidationError
 
 from visionserve.answer import to_json
 from visionserve.config import HandlerConfig, Language, Options
+from visionserve.deadline import check
 from visionserve.errors import RequestError
 from visionserve.item import Budget, Item
 from visionserve.protocols import Form, Plain, check_count, form_of
@@ -27,6 +30,8 @@ MAX_SHOWN_NAME = 50
 MAX_SHOWN_FAULTS = 5
 MAX_FIELDS = 100
 SURROGATE = re.compile(rb"\\ud[89a-f]", re.IGNORECASE)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,12 @@ class Request:
     describes: bool = False
 
 
-def read(row: Mapping[str, Any], headers: Mapping[str, str], config: HandlerConfig) -> Request:
+def read(
+    row: Mapping[str, Any],
+    headers: Mapping[str, str],
+    config: HandlerConfig,
+    deadline: float = math.inf,
+) -> Request:
     """Read one row. Whatever is wrong with it becomes a fault of its items.
 
     Args:
@@ -61,9 +71,11 @@ def read(row: Mapping[str, Any], headers: Mapping[str, str], config: HandlerConf
             `accept-language` sets the language if no option does. TorchServe adds `explain` to a
             request to /explanations, for which `accept: image/png` sets the option `format`.
         config: the limits, and the defaults of options that the client does not set.
+        deadline: time, by `time.monotonic`, after which it is not read.
 
     Returns:
-        The request. Its fault is 413 if there are too many images, and otherwise 400.
+        The request. Its fault is 413 if there are too many images, 503 if it is not read in time,
+        500 if there is no memory to read it, or a fault of this module, and otherwise 400.
     """
     form: Form = Plain({})
     probe = PROBE_HEADER in headers
@@ -73,6 +85,7 @@ def read(row: Mapping[str, Any], headers: Mapping[str, str], config: HandlerConf
     if _opens_page(row, headers):
         return Request([], many=False, form=form, probe=probe)
     try:
+        check(deadline)
         form = _form(row, headers, config.max_images)
         fields = form.fields()
         data = fields.pop("data", None)
@@ -85,10 +98,18 @@ def read(row: Mapping[str, Any], headers: Mapping[str, str], config: HandlerConf
             raise RequestError(400, "empty_request", "The request holds no image.")
         check_count(len(parts), config.max_images)
     except RequestError as error:
-        failed = Item(b"", config.defaults, probe, fault=error.without_frames())
-        return Request([failed], many=False, form=form, probe=probe)
+        return _failed(error.without_frames(), form, config, probe)
+    except Exception:
+        logger.exception("A request could not be read.")
+        fault = RequestError(500, "internal_error", "The request could not be read.")
+        return _failed(fault, form, config, probe)
     budget = Budget(config.max_work, config.max_answer_bytes)
     return Request([_item(part, options, probe, budget) for part in parts], many, form, probe)
+
+
+def _failed(fault: RequestError, form: Form, config: HandlerConfig, probe: bool) -> Request:
+    failed = Item(b"", config.defaults, probe, fault=fault)
+    return Request([failed], many=False, form=form, probe=probe)
 
 
 def _opens_page(row: Mapping[str, Any], headers: Mapping[str, str]) -> bool:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from scripts import paths, photos
 from tests.helpers import encode
 from tests.unit.test_classifier import Brightness, described
-from visionserve import explanation, workarounds
+from visionserve import explanation, inputs, workarounds
 from visionserve.classifier import Classifier
-from visionserve.config import ModelConfig
+from visionserve.config import HandlerConfig, ModelConfig
 from visionserve_handler import VisionHandler
 
 CAT = photos.greeting().read_bytes()
@@ -145,6 +146,28 @@ def test_what_json_cannot_say_is_a_400(
     assert "Traceback" not in caplog.text
 
 
+def test_a_request_that_cannot_be_read_is_an_error_of_itself_alone(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    row = {"body": bytearray(b"{}")}
+    with monkeypatch.context() as patched:
+        patched.setattr(json, "loads", fail)
+        failed, sound = worker.answer(
+            (row, {"content-type": "application/json"}), ({"body": CAT}, {})
+        )
+    assert (failed[0], sound[0]) == (500, 200) and "internal_error" in failed[2].decode()
+    assert "Traceback" in caplog.text
+
+
+def test_a_request_is_not_read_after_the_deadline() -> None:
+    row, late = {"body": bytearray(CAT)}, time.monotonic() - 1
+    (item,) = inputs.read(row, {}, HandlerConfig(), late).items
+    assert item.fault and (item.fault.status, item.fault.code) == (503, "request_too_slow")
+
+
 @pytest.mark.parametrize("ascii", [True, False])
 def test_an_id_comes_back_as_it_was(worker: Worker, ascii: bool) -> None:
     for name in ("", "7", "\U0001f600 é", "\0"):
@@ -152,6 +175,14 @@ def test_an_id_comes_back_as_it_was(worker: Worker, ascii: bool) -> None:
         row = {"body": bytearray(body)}
         ((status, _, answer),) = worker.answer((row, {"content-type": "application/json"}))
         assert (status, json.loads(answer)["id"]) == (200, name)
+
+
+@pytest.mark.parametrize("outputs", [["x" * 7_000_000], [f"x{i}" for i in range(900)]])
+def test_unknown_outputs_are_told_in_few_words(worker: Worker, outputs: list[str]) -> None:
+    tensor = {"inputs": [TENSOR], "outputs": [{"name": name} for name in outputs]}
+    row = {"body": bytearray(json.dumps(tensor).encode())}
+    ((status, _, body),) = worker.answer((row, {"content-type": "application/json"}))
+    assert status == 400 and len(body) < 1000
 
 
 @pytest.mark.parametrize("count", [20, 100_000])

@@ -69,7 +69,8 @@ class V2:
             raise _invalid("Give one tensor in inputs, and options in parameters.")
         unknown = set(self._outputs()) - PREDICTION_TENSORS.keys() - IMAGE_TENSORS.keys()
         if unknown:
-            raise _invalid(f"Unknown outputs: {', '.join(sorted(unknown))}.")
+            known = ", ".join([*PREDICTION_TENSORS, *IMAGE_TENSORS])
+            raise _invalid(f"Unknown outputs; there are {known}.")
         # A client may ask for binary outputs. It gets JSON, which every client can read.
         options = {key: value for key, value in parameters.items() if key != BINARY_OUTPUT}
         return options | {"data": self._images(inputs[0])}
