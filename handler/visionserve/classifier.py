@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from visionserve import explanation, postprocessing, runtimes
+from visionserve import explanation, heap, postprocessing, runtimes
 from visionserve.answer import Answer, Outcome, Prediction, to_json
 from visionserve.cache import Cache
 from visionserve.config import HandlerConfig, ModelConfig, Options
@@ -78,6 +78,8 @@ class Classifier:
         decoders: int = 1,
     ) -> None:
         self._pool = ThreadPoolExecutor(decoders, "decoder") if decoders > 1 else None
+        if self._pool:
+            heap.keep_small_buffers()
         self._memory = Share(config.max_image_pixels)
         self.failures = 0
         self._runtime = runtime

@@ -426,7 +426,8 @@ def large(mode: str, format: str, keep: float = 0.7, **options: Any) -> bytes:
     return data[: int(len(data) * keep)]
 
 
-def test_a_refused_image_keeps_no_pixels() -> None:
+@pytest.mark.parametrize("decoders", [1, 4])
+def test_a_refused_image_keeps_no_pixels(decoders: int) -> None:
     """Each kind of refusal that comes after decoding, sound images between them."""
     images = [
         large("RGBA", "PNG"),
@@ -436,7 +437,7 @@ def test_a_refused_image_keeps_no_pixels() -> None:
         large("F", "TIFF", 1, compression="tiff_lzw"),
         large("RGB", "PNG", 1),
     ]
-    one = Classifier(Brightness(), described(), HandlerConfig(), "1.0")
+    one = Classifier(Brightness(), described(), HandlerConfig(), "1.0", decoders=decoders)
     one.classify([Item(CAT, Options(top_k=2))])
     before = psutil.Process().memory_info().rss
     outcomes = one.classify([Item(data, Options(top_k=2)) for data in images] * 2)

@@ -1,6 +1,5 @@
 """OpenVINO on a CPU."""
 
-import ctypes
 import os
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "0"
 import openvino
 from openvino import opset13 as opset
 
+from visionserve import heap
 from visionserve.runtimes import Runtime
 
 # How many kernels OpenVINO keeps; it makes one for each layer and shape. 64 hold those of the crop
@@ -27,15 +27,6 @@ KERNELS = 64
 # 3:2 has 1.96. New memory for each pass would make it a tenth slower, because the kernel clears
 # each page that it gives.
 KEPT_CROPS = 2
-
-# Buffers of at least this many bytes go back to the system when they are freed. By default, glibc
-# raises this threshold to the largest buffer freed so far, and then large images fragment the heap.
-LARGE_BUFFER = 1_000_000
-M_MMAP_THRESHOLD = -3
-
-# How many free bytes stay at the end of the heap for the next request.
-KEPT_BYTES = 4_000_000
-M_TRIM_THRESHOLD = -1
 
 
 class OpenVINORuntime(Runtime):
@@ -56,7 +47,7 @@ class OpenVINORuntime(Runtime):
         self._artifact = artifact
         self._threads = threads
         self._kept = KEPT_CROPS * crop * crop * 3
-        _keep_small_buffers()
+        heap.keep_small_buffers()
         self._request = self._compile(openvino.Core().read_model(artifact))
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -77,7 +68,7 @@ class OpenVINORuntime(Runtime):
         found: NDArray[np.float32] = request.infer(pixels, share_inputs=True)[0].copy()
         if pixels.size > self._kept:
             request.get_compiled_model().release_memory()
-            _trim()
+            heap.trim()
         return found
 
     @cached_property
@@ -102,24 +93,6 @@ class OpenVINORuntime(Runtime):
             },
         )
         return compiled.create_infer_request()
-
-
-def _keep_small_buffers() -> None:
-    """Have freed buffers go back to the system only if they are large, if the C library is glibc.
-
-    Each of the two settings ends glibc's own adaptation of both.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGE_BUFFER)
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-
-
-def _trim() -> None:
-    """Return the heap's free pages to the system, if the C library is glibc."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def with_contributions(model: openvino.Model) -> openvino.Model:
