@@ -5,14 +5,13 @@ from contextlib import ExitStack
 
 
 def free_ports() -> dict[str, str]:
-    """Return properties that put every API of a TorchServe on a free port."""
-    ports = iter(_free(5))
+    """Return properties that put every API that a TorchServe lets one connect to on a free port."""
+    ports = iter(_free(4))
     addresses = {
         f"{api}_address": f"http://127.0.0.1:{next(ports)}"
         for api in ("inference", "management", "metrics")
     }
-    grpc = {f"grpc_{api}_port": str(next(ports)) for api in ("inference", "management")}
-    return addresses | grpc
+    return addresses | {"grpc_inference_port": str(next(ports))}
 
 
 def free_port() -> int:

@@ -296,7 +296,8 @@ class TorchServe:
     def _ports(self) -> list[int]:
         addresses = [urlsplit(self.properties[key]) for key in ADDRESSES]
         grpc = [int(self.properties.get(key, default)) for key, default in GRPC.items()]
-        return [address.port for address in addresses if address.port] + grpc
+        # The kernel chooses a free port in place of 0.
+        return [port for port in (*(address.port for address in addresses), *grpc) if port]
 
     def _prepare(self) -> None:
         make_private(self.state)

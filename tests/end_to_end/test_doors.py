@@ -185,8 +185,10 @@ def test_grpc(server: TorchServe, client: Client, answer: Any) -> None:
     assert predict_by_grpc(server, token, {"data": CAT}) == answer
     options = {"data": CAT, "top_k": b"1", "tta": b"none"}
     assert len(predict_by_grpc(server, token, options)["predictions"]) == 1
-    with pytest.raises(grpc.RpcError):
-        predict_by_grpc(server, {}, {"data": CAT})
+    for wrong in ({}, client.token("management"), {"Authorization": "Bearer "}):
+        with pytest.raises(grpc.RpcError) as refused:
+            predict_by_grpc(server, wrong, {"data": CAT})
+        assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
 
 
 def test_answers_in_the_readers_language(entrance: Entrance, answer: Any) -> None:

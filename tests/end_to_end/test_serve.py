@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 import torch
@@ -32,6 +33,36 @@ from tests.helpers import write_config
 from visionserve.models import MODELS
 
 CAT = photos.greeting().read_bytes()
+# The status of each call of TorchServe's management.proto, with the model's name as field 1, for
+# another user where this one may become it.
+MANAGE_BY_GRPC = """
+import json, os, sys
+import grpc
+
+def connect(address):
+    return grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)])
+
+connect("").close()  # It imports what another user may not read.
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+model, *addresses = sys.argv[1:]
+service = "/org.pytorch.serve.grpc.management.ManagementAPIsService/"
+named = b"\\n" + bytes([len(model)]) + model.encode()
+calls = {"ListModels": b"", "RegisterModel": b""}
+calls |= dict.fromkeys(("DescribeModel", "ScaleWorker", "SetDefault", "UnregisterModel"), named)
+codes = {}
+for address in addresses:
+    with connect(address) as channel:
+        for name, message in calls.items():
+            try:
+                channel.unary_unary(service + name)(message, timeout=10)
+                codes[f"{address} {name}"] = "OK"
+            except grpc.RpcError as error:
+                codes[f"{address} {name}"] = error.code().name
+print(json.dumps(codes))
+"""
 
 
 def local_ports() -> dict[str, str]:
@@ -148,6 +179,35 @@ def test_no_web_page_reaches_the_management_api(local: TorchServe) -> None:
     assert management.is_socket()
 
 
+def test_no_other_user_reaches_the_management_api_through_grpc(local: TorchServe) -> None:
+    """Each call of gRPC's half of the API, at each address that the server listens on."""
+    assert local.process is not None
+    listening = [
+        connection.laddr
+        for connection in local.process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    addresses = {
+        f"{host}:{address.port}"
+        for address in listening
+        for host in ("127.0.0.1", "255.255.255.255", address.ip.removeprefix("::ffff:"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", MANAGE_BY_GRPC, "mountains", *sorted(addresses)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    codes = json.loads(done.stdout)
+    assert len(codes) >= 6 * len(listening)
+    assert set(codes.values()) <= {"UNAVAILABLE", "UNIMPLEMENTED"}, codes
+    assert local.client.models() == ["mountains"]
+    key = "grpc_management_address"
+    for profile in paths.profiles():
+        properties = TorchServe(profile, local.state, local.store).properties
+        assert properties[key] == local.properties[key], profile
+
+
 def test_nobody_else_can_look_into_the_state(local: TorchServe) -> None:
     found = [local.state, *local.state.rglob("*")]
     assert len(found) > 10
@@ -170,10 +230,7 @@ def test_a_path_too_long_for_a_socket_has_its_sockets_elsewhere(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "key",
-    [
-        *("inference_address", "metrics_address"),
-        *("grpc_inference_port", "grpc_management_port"),
-    ],
+    ["inference_address", "metrics_address", "grpc_inference_port", "grpc_management_port"],
 )
 def test_a_taken_port_is_named_with_its_owner_and_nothing_is_started(
     tmp_path: Path, mountains: Path, key: str
