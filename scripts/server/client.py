@@ -1,6 +1,8 @@
 """A client for the parts of TorchServe's REST APIs that this project uses."""
 
 import json
+import os
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -163,16 +165,30 @@ class Client:
     def rotate(self) -> None:
         """Have the server make new inference and management keys, which replace the earlier ones.
 
+        TorchServe 0.12 replaces a key even if it then cannot write it to the file, so that nobody
+        knows it. The file is therefore tried before, and what it held is put back if TorchServe
+        cut it off, because its `API` key still replaces the others later.
+
         Raises:
             FileNotFoundError: the server has no keys, because it asks for no token.
+            OSError: the key file cannot be written; no key was replaced.
+            requests.HTTPError: the server refuses to, or could not write the file after all.
         """
         if self._key_file is None:
             raise FileNotFoundError("This server asks for no token: there is no key to replace.")
+        headers = self.token("API")
+        kept = self._key_file.read_bytes()
+        _try_to_write(self._key_file, len(kept))
         for kind in ("inference", "management"):
-            url = f"{self.management}/token"
-            response = self._send("API", "GET", url, TIMEOUT, params={"type": kind})
+            response = self._session.get(
+                f"{self.management}/token", params={"type": kind}, headers=headers, timeout=TIMEOUT
+            )
             if not response.ok:
-                raise requests.HTTPError(f"{response.status_code}: {response.text}")
+                if not self._key_file.read_bytes():
+                    self._key_file.write_bytes(kept)
+                raise requests.HTTPError(
+                    f"{response.status_code}: {response.text}", response=response
+                )
 
     def _manage(self, method: str, path: str, **parameters: Any) -> Any:
         url = f"{self.management}{path}"
@@ -211,3 +227,20 @@ class Client:
                 return response
             history.append(response)
             time.sleep(KEY_PAUSE)
+
+
+def _try_to_write(file: Path, size: int) -> None:
+    """Check that this user may write a file in place, and that its folder has room for as much.
+
+    Raises:
+        OSError: one of them does not hold; the message is for the user of `rotate`.
+    """
+    try:
+        with file.open("r+b"):
+            file.chmod(0o600)  # TorchServe does so, and deletes the file if it may not.
+        with tempfile.TemporaryFile(dir=file.parent, buffering=0) as trial:
+            trial.write(bytes(size))
+            os.fsync(trial.fileno())
+    except OSError as error:
+        reason = f"{file} cannot be written ({error.strerror}): no key was replaced."
+        raise OSError(reason) from None

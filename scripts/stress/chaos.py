@@ -374,6 +374,45 @@ def outlive_tokens(stage: Stage) -> None:
         stage.server.restore()
 
 
+def rotate_read_only_keys(stage: Stage) -> None:
+    """keys are to be replaced (`manage rotate`) while their file is read-only"""
+    keys = stage.server.state / "key_file.json"
+    before = keys.read_bytes()
+    with read_only(keys):
+        with suppress(OSError):
+            stage.client.rotate()
+            raise FaultError("Keys were replaced that no file holds.")
+        answered = stage.client.predict(MODEL, plain()[0].images[0])
+        if keys.read_bytes() != before or not answered.ok:
+            raise FaultError("The file no longer holds the server's keys.")
+    stage.client.rotate()
+    if keys.read_bytes() == before:
+        raise FaultError("The keys are still the old ones.")
+
+
+@contextmanager
+def read_only(file: Path) -> Iterator[None]:
+    """Have nobody write a file, root included, during the block.
+
+    Raises:
+        SkippedError: this process is root's, and mounting is not permitted.
+    """
+    path = str(file)
+    if os.geteuid():
+        file.chmod(0o400)
+    elif not _run("mount", "--bind", path, path):
+        raise SkippedError("mounting a file read-only is not permitted")
+    try:
+        if not os.geteuid():
+            _run("mount", "-o", "remount,bind,ro", path)
+        yield
+    finally:
+        if os.geteuid():
+            file.chmod(0o600)
+        else:
+            _run("umount", path)
+
+
 Fault = Callable[[Stage], None]
 FAULTS: tuple[Fault, ...] = (
     kill_worker,
@@ -390,6 +429,7 @@ FAULTS: tuple[Fault, ...] = (
     remove_model,
     delete_temporary_files,
     leave_stale_ids,
+    rotate_read_only_keys,
     outlive_tokens,
 )
 

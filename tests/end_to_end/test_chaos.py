@@ -1,7 +1,10 @@
 """A server that is broken while clients ask: nothing is wrong, nothing is lost."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from io import BytesIO
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from scripts import paths
 from scripts.batch.server_engine import LARGEST
 from scripts.server.client import Client
 from scripts.stress import chaos
@@ -45,6 +49,7 @@ def stage() -> Iterator[chaos.Stage]:
         chaos.corrupt_version,
         chaos.replace_model,
         chaos.remove_model,
+        chaos.rotate_read_only_keys,
     ],
     ids=lambda fault: fault.__name__,
 )
@@ -65,6 +70,36 @@ def test_a_killed_frontend_comes_back_from_its_last_whole_snapshot(stage: chaos.
     assert (report.wrong, report.lost) == (0, 0)
     assert any(sent.setbacks for sent in report.asked)
     assert stage.client.describe(MODEL)[0]["modelVersion"] == "1.0"
+
+
+def test_no_key_is_replaced_where_it_cannot_be_written(stage: chaos.Stage, tmp_path: Path) -> None:
+    keys = stage.server.state / "key_file.json"
+    before = keys.read_text()
+    command = [sys.executable, "-m", "scripts.manage", "--state", str(stage.server.state), "rotate"]
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not permitted")
+    try:
+        with chaos.read_only(keys):
+            done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert re.fullmatch(
+            rf"{re.escape(str(keys))} cannot be written \(.*\): no key.*\n", done.stderr
+        )
+        on_disk = disk / "key_file.json"
+        on_disk.write_text(before)
+        with (disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError):
+            while True:
+                filler.write(bytes(4096))
+        client = Client(stage.client.inference, stage.client.management, on_disk)
+        with pytest.raises(OSError, match="No space left"):
+            client.rotate()
+        assert on_disk.read_text() == before and client.models() == [MODEL]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert keys.read_text() == before
 
 
 def test_a_refused_key_counts_as_a_setback(stage: chaos.Stage, tmp_path: Path) -> None:
