@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from scripts import paths
-from scripts.server.processes import find
+from scripts.server.processes import find, wait
 
 START_TIMEOUT = 20
 STOP_TIMEOUT = 40
@@ -159,7 +159,7 @@ class Proxy:
         with suppress(psutil.NoSuchProcess):
             master.send_signal(signal.SIGQUIT)
             try:
-                master.wait(STOP_TIMEOUT)
+                wait(master, STOP_TIMEOUT)
             except psutil.TimeoutExpired:
                 raise ProxyError(f"nginx {master.pid} does not stop.") from None
 

@@ -5,6 +5,9 @@ now, and would get the signals.
 """
 
 import os
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -15,6 +18,9 @@ def find(name: str, *words: str) -> psutil.Process | None:
     A word may itself hold spaces, such as ``-c /a folder/nginx.conf``. It matches where a space
     or an end of the command line stands on both of its sides.
 
+    The processes of other containers are left out, where the same path is another file: a process
+    has to be in this one's process namespace, and to see the folder of a word's path as it is here.
+
     Send signals through the object that this returns: psutil first compares the start time, and
     raises `psutil.NoSuchProcess` if another process has the id by now.
     """
@@ -23,8 +29,53 @@ def find(name: str, *words: str) -> psutil.Process | None:
         command = f" {' '.join(process.info['cmdline'] or ())} "
         own = process.info["uids"] is not None and process.info["uids"].real == os.getuid()
         if own and process.info["name"] == name and all(f" {word} " in command for word in words):
-            found.append(process)
+            ends = [word.partition(" ")[2] for word in words]
+            if _is_here(process.pid, [end for end in ends if end.startswith("/")]):
+                found.append(process)
     return min(found, key=lambda process: process.info["create_time"], default=None)
+
+
+def _is_here(pid: int, files: list[str]) -> bool:
+    """Tell whether a process is in this one's process namespace, and sees the files' folders."""
+    process = Path(f"/proc/{pid}")
+    try:
+        return (process / "ns" / "pid").samefile("/proc/self/ns/pid") and all(
+            _identity(process / "root" / file[1:]) == _identity(Path(file)) for file in files
+        )
+    except OSError:
+        return False
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    with suppress(FileNotFoundError):
+        folder = file.parent.stat()
+        return folder.st_dev, folder.st_ino
+    return None
+
+
+def wait(process: psutil.Process, seconds: float) -> None:
+    """Wait until a process has ended, threads and all, even if its parent never waits for it.
+
+    psutil would wait for the parent as well, which in a container may never come: its first process
+    is often a program that does not know of the duty.
+
+    Raises:
+        psutil.TimeoutExpired: it still runs after so many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while _runs(process):
+        if time.monotonic() > deadline:
+            raise psutil.TimeoutExpired(seconds, process.pid)
+        time.sleep(0.02)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return process.is_running()
+        return len(list(Path(f"/proc/{process.pid}/task").iterdir())) > 1
+    except (psutil.NoSuchProcess, FileNotFoundError):
+        return False
 
 
 def listeners(*ports: int) -> dict[int, int | None]:

@@ -261,10 +261,10 @@ class TorchServe:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
                 try:
-                    process.wait(STOP_TIMEOUT)
+                    processes.wait(process, STOP_TIMEOUT)
                 except psutil.TimeoutExpired:
                     process.kill()
-                    process.wait(STOP_TIMEOUT)
+                    processes.wait(process, STOP_TIMEOUT)
         (self.state / "key_file.json").unlink(missing_ok=True)
         shutil.rmtree(self.temp, ignore_errors=True)
         return process is not None

@@ -25,6 +25,7 @@ import yaml
 from PIL import Image
 
 from scripts.report import tables
+from scripts.server import processes
 from scripts.server.properties import read_properties
 from scripts.server.retire import retire
 from scripts.server.torchserve import StartError, TorchServe, client_of
@@ -188,7 +189,9 @@ def kill_frontend(stage: Stage) -> None:
     frontend = stage.server.process
     assert frontend is not None
     frontend.kill()
-    frontend.wait(90)  # A dying process keeps its ports, but has no command line to find it by.
+    processes.wait(
+        frontend, 90
+    )  # A dying process keeps its ports, but has no command line to find it by.
     restart_frontend(stage)
 
 

@@ -2,20 +2,24 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import psutil
+import pytest
+
 from scripts import paths
-from scripts.server.processes import describe, find, listeners
+from scripts.server.processes import describe, find, listeners, wait
 from scripts.server.torchserve import TorchServe
 
 
 @contextmanager
-def sleeper(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def sleeper(*arguments: str, within: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
     code = "print(flush=True); import time; time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE) as it:
+    command = [*within, sys.executable, "-c", code, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as it:
         assert it.stdout is not None and it.stdout.readline()
         try:
             yield it
@@ -39,6 +43,43 @@ def test_a_process_is_found_by_its_name_and_whole_words(tmp_path: Path) -> None:
 
 def psutil_name(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+@pytest.mark.parametrize(
+    "container",
+    [["--pid", "--fork", "--kill-child"], ["--mount", "--propagation", "private"]],
+    ids=["pid", "mount"],
+)
+def test_another_containers_process_is_not_ours(tmp_path: Path, container: list[str]) -> None:
+    """It has the same command line, and its folder the same path."""
+    if subprocess.run(["unshare", *container, "true"], capture_output=True).returncode:
+        pytest.skip("namespaces are not permitted")
+    word = f"-f {tmp_path}/conf"
+    script = 'mount -t tmpfs tmpfs "$0" && exec "$@"' if "--mount" in container else 'exec "$@"'
+    within = ["unshare", *container, "sh", "-c", script, str(tmp_path)]
+    with sleeper("-f", f"{tmp_path}/conf", within=within):
+        with sleeper("-f", f"{tmp_path}/conf") as own:
+            name = psutil_name(own.pid)
+            found = find(name, word)
+            assert found is not None and found.pid == own.pid
+        assert find(name, word) is None
+
+
+def test_a_process_that_nobody_reaps_has_ended() -> None:
+    """As in a container whose first process waits for no child."""
+    script = "sleep 600 & echo $!; exec sleep 600"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        try:
+            with pytest.raises(psutil.TimeoutExpired):
+                wait(child, 0.2)
+            child.kill()
+            wait(child, 10)
+            assert child.status() == psutil.STATUS_ZOMBIE
+        finally:
+            parent.kill()
+    wait(child, 10)
 
 
 def test_the_owner_of_a_port_is_known() -> None:

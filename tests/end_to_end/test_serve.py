@@ -64,6 +64,16 @@ for address in addresses:
 print(json.dumps(codes))
 """
 
+# As the first process of a container that waits for no child: orphans become its children.
+FIRST_PROCESS = """
+import ctypes, subprocess, sys, time
+
+PR_SET_CHILD_SUBREAPER = 36
+ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+print(subprocess.Popen(sys.argv[1:]).pid, flush=True)
+time.sleep(600)
+"""
+
 
 def local_ports() -> dict[str, str]:
     """Free ports, and the local profile's Unix socket."""
@@ -369,6 +379,7 @@ def test_files_that_a_full_disk_cut_off_stop_no_start(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_start_is_started_anew(mountains: Path, tmp_path: Path) -> None:
+    """Also where nothing waits for the frontend, which stays as a zombie."""
     ports = local_ports()
     code = (
         "import json, sys; from pathlib import Path; "
@@ -379,19 +390,29 @@ def test_an_interrupted_start_is_started_anew(mountains: Path, tmp_path: Path) -
     state = tmp_path / "state"
     command = [sys.executable, "-c", code, str(state), str(mountains), json.dumps(ports)]
     server = TorchServe("local", state, mountains, ports)
-    process = subprocess.Popen(command, cwd=paths.ROOT, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        [sys.executable, "-c", FIRST_PROCESS, *command],
+        cwd=paths.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert first.stdout is not None
+    process = psutil.Process(int(first.stdout.readline()))
     deadline = time.monotonic() + 60
-    while server.pid is None:
+    while (java := server.process) is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=60)
+    processes.wait(process, 60)
     try:
-        server.stop()
+        assert server.stop()
+        assert java.status() == psutil.STATUS_ZOMBIE and java.ppid() == first.pid
         server.start(["mountains=mountains.mar"])
         assert server.client.predict("mountains", CAT).status_code == 200
     finally:
         server.stop()
+        first.kill()
+        first.wait()
 
 
 def test_make_helps() -> None:
