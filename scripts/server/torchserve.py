@@ -319,7 +319,7 @@ class TorchServe:
                 *("--log-config", str(paths.CONFIG / "log4j2.xml"), *arguments),
                 output=console.fileno(),
             )
-        self._wait(earlier)
+        self._wait(earlier, len(archives) or 1)
 
     def _run(self, *arguments: str, output: int) -> None:
         """Run the `torchserve` command, with files that only this user can read.
@@ -352,13 +352,25 @@ class TorchServe:
             start_new_session=True,
         )
 
-    def _wait(self, earlier: Mapping[Path, int]) -> None:
-        """Wait until the started process itself listens on all of its ports and is ready."""
+    def _wait(self, earlier: Mapping[Path, int], archives: int) -> None:
+        """Wait until the started process itself listens on all of its ports and is ready.
+
+        TorchServe registers the archives before it listens, and goes on without those that it
+        cannot read.
+
+        Args:
+            earlier: the lengths of the logs before the start.
+            archives: how many archives have to be registered.
+        """
         deadline = time.monotonic() + START_TIMEOUT
         client = self.client
         while time.monotonic() < deadline and (process := self.process) is not None:
-            if processes.listens(process, *self._ports) and client.ready():
-                return
+            if processes.listens(process, *self._ports):
+                with suppress(OSError, KeyError):
+                    if sum(len(client.describe(model)) for model in client.models()) < archives:
+                        break
+                if client.ready():
+                    return
             if "Backend worker process died" in self._gained(earlier):
                 break
             time.sleep(0.1)
@@ -435,6 +447,9 @@ def _name(pid: int | None) -> str:
 def _reason(log: str) -> str:
     """Return the last few lines of a log that name an error, without times and stack traces."""
     lines = [re.sub(r"^[\dT:,.-]+ \[.*?\] \S+ \S+( - )?", "", line) for line in log.splitlines()]
-    telling = [line.strip() for line in lines if re.search(r"(Error|Exception)\b", line)]
-    chosen = [line for line in telling if not line.startswith("at ")] or lines
+    telling = [line.strip() for line in lines if re.search(r"(Error|Exception)\b|Failed to", line)]
+    # Log4j tells on the console which lines it could not write.
+    chosen = [
+        line for line in telling if not line.startswith("at ") and " main ERROR " not in line
+    ] or lines
     return "\n".join(list(dict.fromkeys(line for line in chosen if line))[-5:])

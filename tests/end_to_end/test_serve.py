@@ -277,6 +277,32 @@ def test_a_server_that_dies_does_not_answer_by_its_neighbour(
     assert (refused.returncode, refused.stderr) == (1, f"{second.state}: no server runs.\n")
 
 
+@pytest.mark.parametrize("cause", ["refused", "full"])
+def test_what_stops_a_start_is_told_at_once(tmp_path: Path, mountains: Path, cause: str) -> None:
+    """TorchServe goes on without an archive that it cannot read, or has no room to unpack."""
+    server = TorchServe("local", tmp_path / "state", tmp_path, local_ports())
+    for name in ("mountains", "other"):
+        shutil.copy(mountains / "mountains.mar", tmp_path / f"{name}.mar")
+    told = "No space left on device"
+    if cause == "refused":
+        (tmp_path / "other.mar").write_bytes((mountains / "mountains.mar").read_bytes()[:100_000])
+        told = "Failed to load model: other.mar\n.*EOFException"
+    else:
+        server.state.mkdir()
+        size = 2 * (tmp_path / "other.mar").stat().st_size + 1_000_000
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(server.state)]
+        if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("mounting a small disk is not permitted")
+    try:
+        with pytest.raises(StartError, match=told) as refusal:
+            server.start(["mountains=mountains.mar", "other=other.mar"])
+        assert len(str(refusal.value).splitlines()) < 8 and server.pid is None
+    finally:
+        server.stop()
+        if server.state.is_mount():
+            subprocess.run(["umount", str(server.state)], check=True)
+
+
 def test_an_unknown_property_leaves_the_server_alone() -> None:
     done = run("scripts.serve", "start", "--set", "job_queue_sizes=3")
     assert (done.returncode, done.stdout) == (1, "")
