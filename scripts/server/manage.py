@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
 def _operate(args: argparse.Namespace, server: TorchServe) -> str:
     """Do what was asked, and return a description of the new state."""
     client = server.client
+    server.date_snapshots()
     match args.command:
         case "list":
             return "\n".join(listing(client)) or "No model is registered."

@@ -202,7 +202,7 @@ class TorchServe:
             StartError, HashError, ForeignFileError: for the same reasons as in `start`.
         """
         self._prepare()
-        for file in sorted((self.state / "logs" / "config").glob("*.cfg"), reverse=True):
+        for file in reversed(self._snapshots()):
             # TorchServe writes empty snapshots when the disk is full.
             if snapshot := read_properties(file).get("model_snapshot"):
                 for name in MAR_NAME.findall(snapshot):
@@ -211,6 +211,23 @@ class TorchServe:
                 self._launch({}, self.properties | {"model_snapshot": snapshot})
                 return
         raise FileNotFoundError(f"{self.state}/logs/config holds no snapshot.")
+
+    def date_snapshots(self) -> None:
+        """Have the snapshots that there are count as older than those that follow.
+
+        TorchServe names a snapshot by the local time, and the file system dates it by the clock.
+        If the clock is set back, later snapshots look older. So each start, and each change by
+        `visionserve manage`, first dates those that there are before 1970, in their order.
+        """
+        files = self._snapshots()
+        for rank, file in enumerate(files, start=-len(files)):
+            with suppress(FileNotFoundError):
+                os.utime(file, (rank, rank))
+
+    def _snapshots(self) -> list[Path]:
+        """Return TorchServe's snapshots, the oldest one first."""
+        files = (self.state / "logs" / "config").glob("*.cfg")
+        return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name))
 
     def admit(self, file: str) -> str:
         """Copy an archive from the store to the folder that the server loads from, and check it.
@@ -311,6 +328,7 @@ class TorchServe:
         kept = Started(self.profile, str(self.store), archives, self._unrecorded)
         (self.state / "server.json").write_text(json.dumps(asdict(kept)))
         (self.state / "key_file.json").unlink(missing_ok=True)
+        self.date_snapshots()
         earlier = {log: log.stat().st_size for log in (self.state / "logs").glob("*_log.log")}
         with (self.state / "console.log").open("w") as console:
             make_private(self.state)

@@ -62,8 +62,20 @@ def test_a_fault_costs_no_answer(stage: chaos.Stage, fault: chaos.Fault) -> None
     assert all(sent.verdict == "right" for sent in report.probed[-5:])
 
 
+def manage(stage: chaos.Stage, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scripts.manage", "--state", str(stage.server.state)]
+    return subprocess.run([*command, *arguments], cwd=paths.ROOT, capture_output=True, text=True)
+
+
 def test_a_killed_frontend_comes_back_from_its_last_whole_snapshot(stage: chaos.Stage) -> None:
-    empty = stage.server.state / "logs" / "config" / "29991231235959999-snapshot.cfg"
+    """Also after the clock was set back: the earlier snapshots are of a later time."""
+    snapshots = stage.server.state / "logs" / "config"
+    assert manage(stage, "scale", MODEL, "1").returncode == 0
+    for number, file in enumerate(sorted(snapshots.iterdir())):
+        os.utime(file, (4e9 + number, 4e9 + number))
+        file.rename(file.with_name(f"299912312359{number:05}-snapshot.cfg"))
+    assert manage(stage, "scale", MODEL, str(chaos.WORKERS)).returncode == 0
+    empty = snapshots / "29991231235959999-snapshot.cfg"
     empty.touch()
     report = chaos.cause(chaos.kill_frontend, stage)
     empty.unlink()
@@ -72,10 +84,18 @@ def test_a_killed_frontend_comes_back_from_its_last_whole_snapshot(stage: chaos.
     assert stage.client.describe(MODEL)[0]["modelVersion"] == "1.0"
 
 
+def test_a_start_is_newer_than_the_snapshots_before_it(stage: chaos.Stage) -> None:
+    """Which a clock that was ahead has dated."""
+    stage.client.scale(MODEL, 1)
+    for file in (stage.server.state / "logs" / "config").iterdir():
+        os.utime(file, (4e9, 4e9))
+    stage.restart()
+    chaos.restart_frontend(stage)
+
+
 def test_no_key_is_replaced_where_it_cannot_be_written(stage: chaos.Stage, tmp_path: Path) -> None:
     keys = stage.server.state / "key_file.json"
     before = keys.read_text()
-    command = [sys.executable, "-m", "scripts.manage", "--state", str(stage.server.state), "rotate"]
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
@@ -83,7 +103,7 @@ def test_no_key_is_replaced_where_it_cannot_be_written(stage: chaos.Stage, tmp_p
         pytest.skip("mounting a small disk is not permitted")
     try:
         with chaos.read_only(keys):
-            done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+            done = manage(stage, "rotate")
         assert (done.returncode, done.stdout) == (1, "")
         assert re.fullmatch(
             rf"{re.escape(str(keys))} cannot be written \(.*\): no key.*\n", done.stderr
