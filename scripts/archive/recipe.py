@@ -23,6 +23,7 @@ from scripts.archive.weights import (
 )
 from visionserve import metadata
 from visionserve.config import ModelConfig
+from visionserve.processor import overflows
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 ENOUGH = 50
@@ -96,7 +97,8 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
         recipe: what to build.
         store: where to write.
         mirror: see `scripts.archive.weights.resolve`.
-        again: whether to retry a download that failed within the last day.
+        again: whether to retry a download that failed within the last day, and to build an INT8
+            archive anew that was built for other processors; `serve` does neither.
 
     Returns:
         The archive's path.
@@ -114,7 +116,10 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
     config = ModelConfig.load(recipe.config)
     archive = store / f"{recipe.file or recipe.name}.mar"
     ingredients = fingerprint(recipe, config)
-    if is_recorded(archive, ingredients):
+    usable = (
+        {ingredients} if again else {fingerprint(recipe, config, half) for half in (True, False)}
+    )
+    if any(is_recorded(archive, made_of) for made_of in usable):
         return archive
     if not (again or recipe.weights) and (reason := remembered(recipe.architecture, mirror)):
         raise WeightsUnavailableError(reason)
@@ -191,11 +196,17 @@ def read_categories(recipe: Recipe) -> tuple[str, ...]:
     return tuple(names.get(label, label) for label in found)
 
 
-def fingerprint(recipe: Recipe, config: ModelConfig) -> str:
+def fingerprint(recipe: Recipe, config: ModelConfig, half_range: bool | None = None) -> str:
     """Return the SHA-256 in hex over everything that goes into an archive.
 
     The official weights, ImageNet's labels and the packaged photographs need not be present: the
     pinned releases of the packages that they belong to are hashed in their place.
+
+    Args:
+        recipe: what the archive is made of.
+        config: the configuration of the recipe.
+        half_range: whether weights in INT8 use half their range; None for what suits this machine's
+            processor (`visionserve.processor.overflows`).
 
     Raises:
         WeightsError: one of the user's own files is missing.
@@ -213,6 +224,8 @@ def fingerprint(recipe: Recipe, config: ModelConfig) -> str:
     sources = [*paths.HANDLER.rglob("*"), *makers, imagenet.FILE, recipe.config]
     if recipe.calibration and config.handler.precision == "int8":
         sources += recipe.photographs()
+    if config.handler.precision == "int8" and (overflows() if half_range is None else half_range):
+        digest.update(b"half range\0")
     for path in sorted(path for path in sources if path.is_file()):
         if not any(part.match(pattern) for part in (path, path.parent) for pattern in LEFT_OUT):
             digest.update(sha256_of(path).encode())

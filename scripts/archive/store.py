@@ -87,4 +87,4 @@ def _build(name: str, profile: str, store: Path, mirror: str | None) -> Path:
         raise ArchiveError(f"{store}/{name}.mar is not there, and {error}") from None
     except WeightsUnavailableError as error:
         print(error, file=sys.stderr)
-        return build(Recipe(FALLBACK, FALLBACK, "1.0", config), store)
+        return build(Recipe(FALLBACK, FALLBACK, "1.0", config), store, again=False)

@@ -25,6 +25,7 @@ from tests.helpers import RANDOM, REAL, SERVER_CONFIG
 from visionserve.config import ModelConfig
 from visionserve.metadata import Metadata
 from visionserve.models import MODELS
+from visionserve.processor import overflows
 
 
 def recipe(config: Path, weights: Path | None, **more: object) -> Recipe:
@@ -71,6 +72,25 @@ def test_a_built_archive_needs_no_weights_any_more(
     record(archive, ingredients)
     assert build(official, tmp_path) == archive
     assert archive.read_bytes() == b"built before" and not (tmp_path / "empty").exists()
+
+
+def test_an_int8_archive_for_other_processors_is_served_and_built_anew(tmp_path: Path) -> None:
+    """`build` makes one for this processor, as its worker's log advises, and `serve` needs none."""
+    (tmp_path / "weights.pt").write_bytes(b"")
+    path = paths.CONFIG / "local" / "model-config.yaml"
+    wanted, config = recipe(path, tmp_path / "weights.pt"), ModelConfig.load(path)
+    by_range = {half: fingerprint(wanted, config, half) for half in (False, True)}
+    assert fingerprint(wanted, config) == by_range[overflows()] != by_range[not overflows()]
+    archive = tmp_path / "random.mar"
+    archive.write_bytes(b"built before")
+    record(archive, by_range[not overflows()])
+    assert build(wanted, tmp_path, again=False) == archive
+    with pytest.raises(WeightsError):
+        build(wanted, tmp_path)
+    record(archive, by_range[overflows()])
+    assert build(wanted, tmp_path) == archive
+    exact = ModelConfig.load(SERVER_CONFIG)
+    assert fingerprint(wanted, exact, False) == fingerprint(wanted, exact, True)
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path, pytorch_config: Path) -> None:

@@ -81,7 +81,7 @@ def load(
     if config.precision == "int8" and not metadata.half_range and overflows():
         logger.warning(
             "The INT8 weights use their whole range, and this processor has no VNNI, so sums "
-            "overflow and answers are less exact: build the archive on this machine."
+            "overflow and answers are less exact: run `visionserve build` on this machine."
         )
     if config.runtime == "openvino":
         from visionserve.runtimes.openvino import OpenVINORuntime
