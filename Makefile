@@ -13,7 +13,7 @@ LUA := /usr/lib/nginx/modules/ngx_http_lua_module.so /usr/lib/nginx/modules/ngx_
 DEBIAN := /usr/bin/chromium /usr/bin/chromedriver /usr/sbin/nginx $(LUA) /usr/bin/prometheus
 
 # A virtual environment names the folder that it was made in, and works nowhere else.
-ifeq ($(shell grep -s '^command = ' .venv/pyvenv.cfg | grep -cvF '$(CURDIR)/.venv'),1)
+ifeq ($(shell grep -s '^command = ' .venv/pyvenv.cfg | grep -cvF "$$(pwd -P)/.venv"),1)
 $(info This folder was moved: its .venv is made anew.)
 $(shell rm -f .venv/pyvenv.cfg .venv/.serves .venv/.installed)
 endif

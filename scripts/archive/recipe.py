@@ -116,10 +116,8 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
     config = ModelConfig.load(recipe.config)
     archive = store / f"{recipe.file or recipe.name}.mar"
     ingredients = fingerprint(recipe, config)
-    usable = (
-        {ingredients} if again else {fingerprint(recipe, config, half) for half in (True, False)}
-    )
-    if any(is_recorded(archive, made_of) for made_of in usable):
+    ranges = (None,) if again else (True, False)
+    if any(is_recorded(archive, fingerprint(recipe, config, half_range)) for half_range in ranges):
         return archive
     if not (again or recipe.weights) and (reason := remembered(recipe.architecture, mirror)):
         raise WeightsUnavailableError(reason)

@@ -1,7 +1,8 @@
-"""Read TorchServe's `config.properties`, and check for keys that TorchServe does not know."""
+"""Read and write `config.properties`, and check for keys that TorchServe does not know."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 # The keys that TorchServe 0.12.0 reads, in org.pytorch.serve.util.ConfigManager and in
@@ -27,6 +28,7 @@ ts_open_inference_protocol unregister_model_timeout use_env_allowed_urls use_nat
 workflow_store
 """
 KNOWN = frozenset(KEYS.split())
+WHITESPACE = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
 
 
 class UnknownPropertyError(ValueError):
@@ -47,7 +49,46 @@ def check_properties(keys: Iterable[str]) -> None:
 
 
 def read_properties(path: Path) -> dict[str, str]:
-    """Return the properties in a file of `key=value` lines and `#` comments."""
+    r"""Return the properties in a file of `key=value` lines, `#` comments and `\` escapes.
+
+    Spaces after a value are dropped, which Java would keep.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: a line has no `=`, or the file is not UTF-8.
+    """
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    return {key.strip(): value.strip() for key, value in pairs}
+    return {key.strip(): _unescape(value.strip()) for key, value in pairs}
+
+
+def write_properties(path: Path, properties: Mapping[str, str]) -> None:
+    """Write properties so that `java.util.Properties` reads them, in ASCII.
+
+    Java reads such a file as Latin-1, and other characters from escapes of UTF-16. A value's colons
+    and equals signs need none, and get none, as TorchServe's Python reads some values as they are.
+    """
+    lines = (f"{key}={_escape(value)}\n" for key, value in properties.items())
+    path.write_text("".join(lines), encoding="ascii")
+
+
+def _escape(text: str) -> str:
+    utf16 = text.encode("utf-16-be")
+    units = (int.from_bytes(utf16[at : at + 2]) for at in range(0, len(utf16), 2))
+    escaped = "".join(
+        chr(unit) if " " <= chr(unit) <= "~" and chr(unit) != "\\" else f"\\u{unit:04x}"
+        for unit in units
+    )
+    # Java drops the spaces before a value, and other readers those after it.
+    return re.sub("^ +| +$", lambda spaces: len(spaces[0]) * r"\u0020", escaped)
+
+
+def _unescape(text: str) -> str:
+    """Return a value without its escapes, which are those of `java.util.Properties`."""
+
+    def character(escape: re.Match[str]) -> str:
+        code, other = escape.groups()
+        return chr(int(code, 16)) if code else WHITESPACE.get(other, other)
+
+    units = re.sub(r"\\(?:u([0-9a-fA-F]{4})|(.))", character, text)
+    return units.encode("utf-16", "surrogatepass").decode("utf-16")

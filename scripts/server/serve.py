@@ -43,6 +43,7 @@ def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
         InstallError: pip could not install a package that is needed to build or serve.
         StartError: the server did not become ready.
     """
+    server.check_path()
     server.check_ports()
     last = server.state / "models.txt"
     asked = list(names) or last_models(last)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from scripts.archive.manifest import Archive
 from scripts.server import java, processes
 from scripts.server.client import Client
 from scripts.server.private import make_private
-from scripts.server.properties import check_properties, read_properties
+from scripts.server.properties import check_properties, read_properties, write_properties
 
 START_TIMEOUT = 120
 STOP_TIMEOUT = 60
@@ -286,6 +287,21 @@ class TorchServe:
         shutil.rmtree(self.temp, ignore_errors=True)
         return process is not None
 
+    def check_path(self) -> None:
+        """Check that Java can name TorchServe's classes and the state folder.
+
+        Raises:
+            StartError: it cannot; the message says by which character.
+        """
+        # Java 17 decodes no other characters in a class path, to which the working folder belongs.
+        beyond = "[\ud800-\udfff\U00010000-\U0010ffff]"
+        packages = sysconfig.get_path("purelib")
+        found = re.search(f":|{beyond}", packages) or re.search(beyond, str(self.state))
+        if found:
+            shown = os.fsencode(found[0]).decode(errors="replace")
+            reason = f"Java finds no classes by {shown} in a path: rename it."
+            raise StartError(f"{found.string}: {reason}")
+
     def check_ports(self) -> None:
         """Check that no other process listens on one of the server's ports.
 
@@ -317,6 +333,7 @@ class TorchServe:
         return [port for port in (*(address.port for address in addresses), *grpc) if port]
 
     def _prepare(self) -> None:
+        self.check_path()
         make_private(self.state)
         self.check_ports()
         shutil.rmtree(self.temp, ignore_errors=True)
@@ -324,7 +341,7 @@ class TorchServe:
 
     def _launch(self, archives: dict[str, str], wanted: Mapping[str, str], *arguments: str) -> None:
         properties = self.state / "config.properties"
-        properties.write_text("".join(f"{k}={v}\n" for k, v in wanted.items()))
+        write_properties(properties, wanted)
         kept = Started(self.profile, str(self.store), archives, self._unrecorded)
         (self.state / "server.json").write_text(json.dumps(asdict(kept)))
         (self.state / "key_file.json").unlink(missing_ok=True)
@@ -334,7 +351,7 @@ class TorchServe:
             make_private(self.state)
             self._run(
                 *("--start", "--ts-config", str(properties)),
-                *("--log-config", str(paths.CONFIG / "log4j2.xml"), *arguments),
+                *("--model-store", str(self.admitted), *arguments),
                 output=console.fileno(),
             )
         self._wait(earlier, len(archives) or 1)
@@ -349,6 +366,9 @@ class TorchServe:
         The environment variables of Python and TorchServe are not passed on. An inherited
         PYTHONPATH would come before the archives' folders in the workers, and an inherited
         TS_CONFIG_FILE would replace the configuration.
+
+        Java's encoding of paths is that of the locale, so the server gets one that knows every
+        letter. The file of log4j is named as a URL, which `torchserve --log-config` does not do.
         """
         temp = str(self.temp)
         left_out = ("PYTHON", "TS_")
@@ -361,7 +381,9 @@ class TorchServe:
                 "JAVA_HOME": str(java.java_home()),
                 "TEMP": temp,
                 "TMPDIR": temp,
-                "LOG_LOCATION": str(self.state / "logs"),
+                "LC_ALL": "C.UTF-8",
+                "LOG_LOCATION": "logs",
+                "LOG4J_CONFIGURATION_FILE": (paths.CONFIG / "log4j2.xml").as_uri(),
                 "MALLOC_ARENA_MAX": "2",
             },
             stdout=output,

@@ -9,7 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
+import tempfile
 import time
+import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -346,11 +349,70 @@ def test_what_is_loaded_is_what_was_checked(tmp_path: Path, mountains: Path) -> 
 @contextmanager
 def workshop(tmp_path: Path) -> Iterator[Path]:
     """A folder with the files that the environment is made by."""
-    root = tmp_path / "a folder"
+    root = tmp_path / "a user's folder"
     (root / "config").mkdir(parents=True)
     for name in ("Makefile", "pyproject.toml", "config/constraints.txt"):
         shutil.copy(paths.ROOT / name, root / name)
     yield root
+
+
+def checkout(root: Path) -> Path:
+    """A copy of what serves, with an environment whose TorchServe lies in it, and its Python."""
+    for name in ("config", "handler", "scripts"):
+        shutil.copytree(
+            paths.ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    venv.create(root / ".venv", symlinks=True)
+    (packages,) = (root / ".venv").glob("lib/python*/site-packages")
+    installed = Path(sysconfig.get_path("purelib"))
+    shutil.copytree(installed / "ts", packages / "ts")
+    (packages / "installed.pth").write_text(f"{installed}\n{root / 'handler'}\n", encoding="utf-8")
+    command = root / ".venv" / "bin" / "torchserve"
+    command.write_text('#!/bin/sh\nexec "${0%/*}/python" -m ts.model_server "$@"\n')
+    command.chmod(0o755)
+    return root / ".venv" / "bin" / "python"
+
+
+def test_a_folder_may_have_any_letters(mountains: Path) -> None:
+    """Which Java takes for something else in a class path, a URL or a file of properties."""
+    ports = local_ports()
+    settings = [part for pair in ports.items() for part in ("--set", "=".join(pair))]
+    archive = ["--archive", str(mountains / "mountains.mar")]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "PYTHON"))}
+    with tempfile.TemporaryDirectory(prefix="v") as short:
+        root = Path(short) / "図像 's #1 50%41 é\\u0041;?"
+        python = checkout(root)
+
+        def ask(*arguments: str) -> str:
+            command = [str(python), "-m", *arguments]
+            done = subprocess.run(
+                command,
+                cwd=root,
+                env=environment | {"LANG": "C"},
+                capture_output=True,
+                encoding="utf-8",
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        try:
+            assert ports["inference_address"] in ask("scripts.serve", "start", *archive, *settings)
+            address = f"{ports['inference_address']}/predictions/mountains"
+            assert requests.post(address, data=CAT, timeout=60).json()["model"] == "mountains"
+            assert ask("scripts.manage", "list").startswith("mountains 1.0 (default)")
+            assert (root / ".torchserve" / "local" / "tmp" / "management.sock").is_socket()
+            assert list((root / ".torchserve" / "local" / "logs" / "config").glob("*.cfg"))
+        finally:
+            stopped = ask("scripts.serve", "stop")
+        assert stopped.startswith("Stopped the server of profile local")
+
+
+@pytest.mark.parametrize("name", ["😀", os.fsdecode(b"\xff")])
+def test_a_folder_that_java_cannot_name_is_told_before_a_start(tmp_path: Path, name: str) -> None:
+    server = TorchServe("local", tmp_path / name, tmp_path, local_ports())
+    with pytest.raises(StartError, match=r"finds no classes by [😀�] in") as refusal:
+        server.start(["mountains.mar"])
+    assert len(str(refusal.value).splitlines()) == 1 and not server.state.exists()
 
 
 def test_an_interrupted_environment_is_made_anew(tmp_path: Path) -> None:
