@@ -487,7 +487,8 @@ def _name(pid: int | None) -> str:
 def _reason(log: str) -> str:
     """Return the last few lines of a log that name an error, without times and stack traces."""
     lines = [re.sub(r"^[\dT:,.-]+ \[.*?\] \S+ \S+( - )?", "", line) for line in log.splitlines()]
-    telling = [line.strip() for line in lines if re.search(r"(Error|Exception)\b|Failed to", line)]
+    named = re.compile(r"(Error|Exception)\b|Failed to load")
+    telling = [line.strip() for line in lines if named.search(line)]
     # Log4j tells on the console which lines it could not write.
     chosen = [
         line for line in telling if not line.startswith("at ") and " main ERROR " not in line
