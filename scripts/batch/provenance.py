@@ -1,12 +1,11 @@
 """Record what made a file's rows in `NAME.run.json` beside it, and check that record."""
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
+from scripts import lock
 from scripts.batch.rows import RunError, Value
 
 WAYS_OUT = "Begin it anew with --overwrite, or name another file."
@@ -21,7 +20,7 @@ def keep(path: Path, provenance: Provenance) -> None:
     part = beside.with_name(f"{beside.name}.part")
     with part.open("wb") as written:
         written.write(json.dumps(provenance, indent=2, ensure_ascii=False).encode() + b"\n")
-        settle(written, part, beside)
+        lock.settle(written, part, beside)
 
 
 def check(path: Path, provenance: Provenance) -> None:
@@ -51,11 +50,3 @@ def _beside(path: Path) -> Path:
 
 def _value(value: Value) -> str:
     return "by default" if value is None else str(value)
-
-
-def settle(written: BinaryIO, part: Path, path: Path) -> None:
-    """Rename a finished file to its final name, after its content is safely on the disk."""
-    written.flush()
-    os.fsync(written.fileno())
-    written.close()
-    part.replace(path)

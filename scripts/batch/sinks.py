@@ -11,9 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+from scripts import lock
 from scripts.batch import provenance
 from scripts.batch.formats import CSV, JSONLines, Table
-from scripts.batch.provenance import Provenance, settle
+from scripts.batch.provenance import Provenance
 from scripts.batch.rows import Row, RunError, Value, columns, is_server_fault, name
 
 CHUNK = 1 << 20
@@ -74,7 +75,8 @@ class Stream:
 class File(Stream):
     """Writes rows to a file, and resumes the file of an interrupted run.
 
-    The provenance of the rows is kept beside it, in `NAME.run.json`.
+    The provenance of the rows is kept beside it, in `NAME.run.json`. The file is locked, and so is
+    each file that takes its place, so that no other run writes to it.
 
     Args:
         path: a new file, or the file of an earlier run.
@@ -82,6 +84,9 @@ class File(Stream):
         made_with: what the rows are made with.
         overwrite: begin anew, at the first row.
         shown: what people call the file (its path).
+
+    Raises:
+        HeldError: another run writes to the file.
     """
 
     def __init__(
@@ -100,13 +105,14 @@ class File(Stream):
         self._begun = False
         self._answered: Row | None = None
         self._rewriting: Rewriting | None = None
-        super().__init__(path.open("ab+"), format)
+        super().__init__(lock.append(path), format)
 
     def close(self) -> None:
         """Close the file; rows that were to be replaced but were not stay as they are."""
-        if self._rewriting:
-            self._rewriting.close()
-        self._file.close()
+        try:
+            self._end_rewriting()
+        finally:
+            self._file.close()
 
     def resume(self, paths: Iterator[Path]) -> Kept:
         """Skip the images in `paths` that have rows, and cut off a half-written row.
@@ -162,14 +168,18 @@ class File(Stream):
         if self._rewriting is None:
             super().write(row)
         elif self._rewriting.replace(self._encode(row).encode()):
-            self._rewriting.close()
-            self._rewriting = None
-            self._file.close()
-            self._file = self._path.open("ab+")
+            self._end_rewriting()
 
-    def finish(self) -> None:
-        """Close the file."""
+    def _end_rewriting(self) -> None:
+        """Go on with the file that takes this one's place."""
+        if rewriting := self._rewriting:
+            self._rewriting = None
+            self._take(rewriting.close())
+
+    def _take(self, file: BinaryIO) -> None:
+        """Go on with another file, which is locked."""
         self._file.close()
+        self._file = file
 
     def _check(self, record: bytes, number: int, path: Path | None) -> Row:
         try:
@@ -213,7 +223,7 @@ class Rewriting:
         self._places = deque(places)
         self._old = path.open("rb")
         self._part = path.with_name(f"{path.name}.part")
-        self._new = self._part.open("wb")
+        self._new = lock.anew(self._part)
         self._whole = (0, 0)
 
     def replace(self, record: bytes) -> bool:
@@ -226,10 +236,13 @@ class Rewriting:
         self._places.popleft()
         return not self._places
 
-    def close(self) -> None:
+    def close(self) -> BinaryIO:
         """Take the file's place; records that were not replaced are copied unchanged.
 
         A replacement that was interrupted, or for which the disk was too full, is undone first.
+
+        Returns:
+            The new file, open and locked.
         """
         try:
             read, written = self._whole
@@ -237,10 +250,14 @@ class Rewriting:
             self._new.seek(written)
             self._new.truncate()
             self._copy(self._path.stat().st_size)
-            settle(self._new, self._part, self._path)
-        finally:
+            lock.settle(self._new, self._part, self._path)
+        except BaseException:
             self._part.unlink(missing_ok=True)
+            self._new.close()
+            raise
+        finally:
             self._old.close()
+        return self._new
 
     def _copy(self, end: int) -> None:
         while (left := end - self._old.tell()) > 0:
@@ -268,18 +285,25 @@ class Parquet(File):
         self._journal = path.with_name(f"{path.name}.jsonl")
         self._target = path
         self._top_k = top_k
-        begun = self._journal.exists() and self._journal.stat().st_size
+        super().__init__(self._journal, JSONLines(top_k), made_with, overwrite, path)
+        begun = self._journal.stat().st_size
         self._unpacked = path.exists() and not begun and not overwrite
         if self._unpacked:
-            provenance.check(path, made_with)
-            self._unpack()
-        super().__init__(self._journal, JSONLines(top_k), made_with, overwrite, path)
+            try:
+                provenance.check(path, made_with)
+                self._unpack()
+            except BaseException:
+                self.close()
+                raise
 
     def close(self) -> None:
         """Remove the journal of a complete file if no row was added."""
-        super().close()
-        if self._unpacked:
-            self._journal.unlink(missing_ok=True)
+        try:
+            self._end_rewriting()
+            if self._unpacked:
+                self._journal.unlink(missing_ok=True)
+        finally:
+            super().close()
 
     def write(self, row: Row) -> None:
         """Add or replace a row in the journal.
@@ -302,12 +326,10 @@ class Parquet(File):
         types = {str: pyarrow.string(), int: pyarrow.int32(), float: pyarrow.float64()}
         types[bool] = pyarrow.bool_()
         schema = pyarrow.schema([(key, types[kind]) for key, kind in columns(self._top_k).items()])
-        part = self._target.with_name(f"{self._target.name}.part")
-        with self._journal.open(encoding="utf-8") as journal, part.open("wb") as written:
+        with self._journal.open(encoding="utf-8") as journal, lock.replace(self._target) as written:
             with parquet.ParquetWriter(written, schema) as writer:
                 while rows := [json.loads(line) for line in islice(journal, ROW_GROUP)]:
                     writer.write_table(pyarrow.Table.from_pylist(rows, schema))
-            settle(written, part, self._target)
         self._journal.unlink()
 
     def _unpack(self) -> None:
@@ -317,17 +339,21 @@ class Parquet(File):
 
         part = self._journal.with_name(f"{self._journal.name}.part")
         encode = JSONLines(self._top_k).encode
+        journal = lock.anew(part)
         try:
-            with parquet.ParquetFile(self._target) as packed, part.open("wb") as journal:
+            with parquet.ParquetFile(self._target) as packed:
                 if packed.schema_arrow.names != list(columns(self._top_k)):
                     raise RunError(f"{self._target}: holds other columns.")
                 for batch in packed.iter_batches(ROW_GROUP):
                     journal.writelines(encode(row).encode() for row in batch.to_pylist())
-                settle(journal, part, self._journal)
-        except pyarrow.ArrowInvalid:
-            raise RunError(f"{self._target}: is no Parquet file.") from None
-        finally:
+            lock.settle(journal, part, self._journal)
+        except BaseException as error:
             part.unlink(missing_ok=True)
+            journal.close()
+            if isinstance(error, pyarrow.ArrowInvalid):
+                raise RunError(f"{self._target}: is no Parquet file.") from None
+            raise
+        self._take(journal)
 
 
 def _maker(values: Iterable[Value]) -> str:
