@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts import environment, paths, photos
+from scripts import environment, lock, paths, photos
 from scripts.archive import imagenet, temperatures
 from scripts.archive.categories import read_labels, read_map
 from scripts.archive.hashes import is_recorded, record, sha256_of
@@ -90,7 +90,8 @@ class Recipe:
 def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = True) -> Path:
     """Build an archive, unless the store has one with the same ingredients.
 
-    PyTorch is installed only if there is something to build. The SHA-256 of the archive and of its
+    PyTorch is installed only if there is something to build. One build at a time writes to a store;
+    another one waits for it. The SHA-256 of the archive and of its
     ingredients are recorded beside it, in `NAME.json`.
 
     Args:
@@ -140,7 +141,10 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
             file=sys.stderr,
         )
 
-    with tempfile.TemporaryDirectory() as scratch:
+    store.mkdir(parents=True, exist_ok=True)
+    with lock.alone(store), tempfile.TemporaryDirectory() as scratch:
+        if is_recorded(archive, ingredients):
+            return archive
         content = Path(scratch) / "content"
         shutil.copytree(paths.HANDLER, content, ignore=shutil.ignore_patterns(*LEFT_OUT))
         if config.handler.runtime == "openvino":
@@ -164,7 +168,6 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
             print(f"{archive.name}: {proof.describe(described.proof)}.", file=sys.stderr)
         (content / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
         built = _package(recipe, content, Path(scratch))
-        store.mkdir(parents=True, exist_ok=True)
         record(archive, ingredients, recipe.is_own, built)
     return archive
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts import paths
+from scripts import lock, paths
 from scripts.archive.hashes import HashError, admit, read_record, write_record
 from scripts.archive.manifest import Archive, ArchiveError
 from scripts.archive.recipe import Recipe, UnknownModelError, build
@@ -30,11 +30,12 @@ def adopt(archive: Path, store: Path, unrecorded: bool = False) -> str:
     if archive.exists() and kept is None and not unrecorded:
         file = archive.with_suffix(".json")
         raise HashError(f"{file} is missing: copy it from where {archive.name} was built.")
-    if archive.resolve() != (store / archive.name).resolve():
-        store.mkdir(parents=True, exist_ok=True)
-        admit(archive, store, unrecorded)
-    if kept is not None:
-        write_record(store / archive.name, kept | {"own": True})
+    store.mkdir(parents=True, exist_ok=True)
+    with lock.alone(store):
+        if archive.resolve() != (store / archive.name).resolve():
+            admit(archive, store, unrecorded)
+        if kept is not None:
+            write_record(store / archive.name, kept | {"own": True})
     return archive.stem
 
 

@@ -326,10 +326,13 @@ class Parquet(File):
         types = {str: pyarrow.string(), int: pyarrow.int32(), float: pyarrow.float64()}
         types[bool] = pyarrow.bool_()
         schema = pyarrow.schema([(key, types[kind]) for key, kind in columns(self._top_k).items()])
-        with self._journal.open(encoding="utf-8") as journal, lock.replace(self._target) as written:
-            with parquet.ParquetWriter(written, schema) as writer:
-                while rows := [json.loads(line) for line in islice(journal, ROW_GROUP)]:
-                    writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+        with (
+            self._journal.open(encoding="utf-8") as journal,
+            lock.replace(self._target) as written,
+            parquet.ParquetWriter(written, schema) as writer,
+        ):
+            while rows := [json.loads(line) for line in islice(journal, ROW_GROUP)]:
+                writer.write_table(pyarrow.Table.from_pylist(rows, schema))
         self._journal.unlink()
 
     def _unpack(self) -> None:

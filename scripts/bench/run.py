@@ -17,7 +17,7 @@ import psutil
 from PIL import Image
 from tqdm import tqdm
 
-from scripts import paths, photos
+from scripts import lock, paths, photos
 from scripts.bench import report
 from scripts.bench.contenders import ALL, BIN, INT8, OURS, Contender, running
 from scripts.bench.load import load, one_by_one
@@ -171,22 +171,22 @@ def run(args: argparse.Namespace) -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     target = paths.MODEL_STORE / ("bench-quick.json" if args.quick else "bench.json")
     try:
-        with tempfile.TemporaryDirectory() as scratch:
+        with lock.replace(target) as file, tempfile.TemporaryDirectory() as scratch:
             images = photographs(args.images, Path(scratch))
             results, about = measure(args.rounds, args.seconds, images)
             if args.profile:
                 profile(images, target.with_name("bench-profile.svg"))
-    except (StartError, RuntimeError, FileNotFoundError) as error:
+            held = bars(results, about.size_mb[INT8])
+            figures = [
+                dataclasses.asdict(figure) | {"median": results.median(figure), "rounds": values}
+                for figure, values in results.values.items()
+            ]
+            reached = [dataclasses.asdict(bar) | {"reached": bar.reached} for bar in held]
+            found = dataclasses.asdict(about) | {"figures": figures, "bars": reached}
+            file.write(json.dumps(found, indent=1).encode())
+    except (StartError, RuntimeError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    held = bars(results, about.size_mb[INT8])
-    figures = [
-        dataclasses.asdict(figure) | {"median": results.median(figure), "rounds": values}
-        for figure, values in results.values.items()
-    ]
-    reached = [dataclasses.asdict(bar) | {"reached": bar.reached} for bar in held]
-    found = dataclasses.asdict(about) | {"figures": figures, "bars": reached}
-    target.write_text(json.dumps(found, indent=1), encoding="utf-8")
     report.chart(results, target.with_suffix(".png"))
     print(report.markdown(results, about, held))
     return 0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from tqdm import tqdm
 
-from scripts import paths, photos
+from scripts import lock, paths, photos
 from scripts.archive import convert
 from scripts.archive.proof import ProofError
 from scripts.archive.recipe import Recipe, check_architecture, read_categories
@@ -100,38 +100,45 @@ class Fitted:
 def run(args: argparse.Namespace) -> int:
     """Do what `visionserve calibrate` was asked, and return its exit code."""
     output = args.output or paths.MODEL_STORE / f"{args.model}-temperatures.json"
-    path = paths.CONFIG / args.profile / "model-config.yaml"
-    config = ModelConfig.load(path).handler
     try:
-        check_architecture(args.model)
-        categories = read_categories(
-            Recipe(args.model, args.model, "1.0", path, labels=args.labels)
-        )
-        photographs = labelled.folder(args.folder, len(categories))
-        calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
-        with tempfile.TemporaryDirectory() as scratch:
-            described = convert.convert(
-                *(args.model, resolve(args.model, args.weights), categories),
-                *(config, calibration, Path(scratch)),
-            )
-            runtime = runtimes.load(Path(scratch), described, config, None, THREADS)
+        with lock.replace(output) as file:
+            file.write(calibrated(args).model_dump_json(indent=1).encode() + b"\n")
     except (ProofError, WeightsError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+    print(output)
+    return 0
+
+
+def calibrated(args: argparse.Namespace) -> Temperatures:
+    """Fit the temperatures, and print what they change.
+
+    Raises:
+        ProofError, WeightsError, ValueError, OSError: the model cannot be built, or a photograph
+            cannot be used.
+    """
+    path = paths.CONFIG / args.profile / "model-config.yaml"
+    config = ModelConfig.load(path).handler
+    check_architecture(args.model)
+    categories = read_categories(Recipe(args.model, args.model, "1.0", path, labels=args.labels))
+    photographs = labelled.folder(args.folder, len(categories))
+    calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
+    with tempfile.TemporaryDirectory() as scratch:
+        described = convert.convert(
+            *(args.model, resolve(args.model, args.weights), categories),
+            *(config, calibration, Path(scratch)),
+        )
+        runtime = runtimes.load(Path(scratch), described, config, None, THREADS)
     fitted = fit_all(Loaded(runtime, described, config), photographs, described.modes(args.modes))
     about = f"{args.folder.name}, {len(photographs)} photographs ({circumstances.here()})"
     print(f"{args.model}, {config.runtime} {config.precision}, {about}\n")
     print(f"{summary(fitted)}\n\n{warnings(fitted)}\n")
-    written = Temperatures(
+    return Temperatures(
         architecture=described.architecture,
         weights_sha256=described.weights_sha256,
         about=about,
         temperatures={mode: round(found.temperature.value, 4) for mode, found in fitted.items()},
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(written.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    print(output)
-    return 0
 
 
 def fit_all(

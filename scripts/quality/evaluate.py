@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scripts import photos
+from scripts import lock, photos
+from scripts.archive.proof import ProofError
 from scripts.archive.recipe import check_architecture
 from scripts.archive.weights import WeightsError
 from scripts.quality import deletion, labelled
@@ -127,18 +128,36 @@ def measure(
 
 def run(args: argparse.Namespace) -> int:
     """Do what `visionserve evaluate` was asked, and return its exit code."""
+    written, drawn = args.output / "evaluation.json", args.output / "reliability.png"
+    try:
+        with lock.replace(written) as file:
+            record, judged = evaluated(args)
+            draw(judged, drawn)
+            file.write(json.dumps(record, indent=1).encode() + b"\n")
+    except (OSError, ValueError, ProofError, WeightsError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{written}\n{drawn}")
+    return 0
+
+
+def evaluated(
+    args: argparse.Namespace,
+) -> tuple[dict[str, Any], dict[tuple[str, TTA], Judgements]]:
+    """Measure, print the tables, and return all figures for JSON, and the judgements.
+
+    Raises:
+        ProofError, WeightsError, ValueError, OSError: the model cannot be built, or a photograph
+            cannot be used.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        try:
-            check_architecture(args.model)
-            count = QUICK if args.quick else None
-            photographs = labelled.folder(args.folder, len(IMAGENET_CATEGORIES), count)
-            if args.enlarge:
-                photographs = labelled.enlarge(photographs, args.enlarge, Path(scratch))
-            calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
-            variants = load(args.model, args.variants, calibration, Path(scratch))
-        except (FileNotFoundError, ValueError, WeightsError) as error:
-            print(error, file=sys.stderr)
-            return 1
+        check_architecture(args.model)
+        count = QUICK if args.quick else None
+        photographs = labelled.folder(args.folder, len(IMAGENET_CATEGORIES), count)
+        if args.enlarge:
+            photographs = labelled.enlarge(photographs, args.enlarge, Path(scratch))
+        calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
+        variants = load(args.model, args.variants, calibration, Path(scratch))
         modes = next(iter(variants.values())).metadata.modes(args.modes)
         ways = len(variants) * len(modes)
         bar = tqdm(photographs, desc=f"photographs, each {ways} times", smoothing=0)
@@ -147,7 +166,6 @@ def run(args: argparse.Namespace) -> int:
     enlarged = f", enlarged to {args.enlarge} px where smaller" if args.enlarge else ""
     about = f"{args.model}, {len(photographs)} photographs{enlarged} ({circumstances.here()})"
     print(f"{about}; 95 % confidence intervals\n\n{accuracy(judged)}\n\n{confidence(judged)}\n")
-    args.output.mkdir(parents=True, exist_ok=True)
     figures = [
         {"runtime": variant, "tta": mode} | judgements.summary()
         for (variant, mode), judgements in judged.items()
@@ -159,12 +177,7 @@ def run(args: argparse.Namespace) -> int:
         "figures": figures,
         "deletion": {variant: found.summary() for variant, found in deletions.items()},
     }
-    written = args.output / "evaluation.json"
-    written.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    drawn = args.output / "reliability.png"
-    draw(judged, drawn)
-    print(f"{written}\n{drawn}")
-    return 0
+    return record, judged
 
 
 def delete(

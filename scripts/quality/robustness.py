@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from scripts import photos
+from scripts import lock, photos
 from scripts.archive import convert
+from scripts.archive.proof import ProofError
 from scripts.archive.recipe import check_architecture
 from scripts.archive.weights import WeightsError, resolve
 from scripts.quality import labelled
@@ -185,34 +186,42 @@ def measure(
 
 def run(args: argparse.Namespace) -> int:
     """Do what `visionserve robustness` was asked, and return its exit code."""
-    config = VARIANTS[args.variant]
+    written, drawn = args.output / "robustness.json", args.output / "robustness.png"
     here = circumstances.here()
     try:
-        check_architecture(args.model)
-        photographs = labelled.folder(args.folder, len(IMAGENET_CATEGORIES), args.photographs)
-        calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
-        with tempfile.TemporaryDirectory() as scratch:
-            directory = Path(scratch)
-            described = convert.convert(
-                args.model, resolve(args.model), IMAGENET_CATEGORIES, config, calibration, directory
-            )
-            (directory / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
-            every = QUICK if args.quick else 1
-            modes = described.modes(args.modes)
-            measured = measure(directory, config, modes, photographs, every)
-    except (FileNotFoundError, ValueError, WeightsError) as error:
+        with lock.replace(written) as file:
+            measured = corrupted(args)
+            about = f"{args.model}, {args.variant}, {described_as(measured)} ({here})"
+            print(f"{about}\n\n{summary(measured)}\n\n{by_corruption(measured)}\n")
+            draw(measured, about, drawn)
+            found = {"about": about, "modes": record(measured)}
+            file.write(json.dumps(found, indent=1).encode() + b"\n")
+    except (OSError, ValueError, ProofError, WeightsError) as error:
         print(error, file=sys.stderr)
         return 1
-    about = f"{args.model}, {args.variant}, {described_as(measured)} ({here})"
-    print(f"{about}\n\n{summary(measured)}\n\n{by_corruption(measured)}\n")
-    args.output.mkdir(parents=True, exist_ok=True)
-    written, drawn = args.output / "robustness.json", args.output / "robustness.png"
-    written.write_text(
-        json.dumps({"about": about, "modes": record(measured)}, indent=1) + "\n", encoding="utf-8"
-    )
-    draw(measured, about, drawn)
     print(f"{written}\n{drawn}")
     return 0
+
+
+def corrupted(args: argparse.Namespace) -> dict[TTA, Measured]:
+    """Measure each TTA mode on the photographs and their corrupted forms.
+
+    Raises:
+        ProofError, WeightsError, ValueError, OSError: the model cannot be built, or a photograph
+            cannot be used.
+    """
+    config = VARIANTS[args.variant]
+    check_architecture(args.model)
+    photographs = labelled.folder(args.folder, len(IMAGENET_CATEGORIES), args.photographs)
+    calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        described = convert.convert(
+            args.model, resolve(args.model), IMAGENET_CATEGORIES, config, calibration, directory
+        )
+        (directory / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
+        every = QUICK if args.quick else 1
+        return measure(directory, config, described.modes(args.modes), photographs, every)
 
 
 def described_as(measured: Mapping[TTA, Measured]) -> str:

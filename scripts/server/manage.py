@@ -4,11 +4,12 @@ import argparse
 import json
 import os
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import requests
 
-from scripts import paths
+from scripts import lock, paths
 from scripts.archive.hashes import HashError
 from scripts.archive.manifest import ArchiveError
 from scripts.server.client import Client
@@ -19,8 +20,10 @@ from scripts.server.torchserve import NotRunningError, TorchServe
 def run(args: argparse.Namespace) -> int:
     """Run `visionserve manage`: do what was asked, print the new state, return the exit code."""
     try:
-        server = TorchServe.at(args.state or paths.STATE / args.profile)
-        print(_operate(args, server), flush=True)
+        state = TorchServe.at(args.state or paths.STATE / args.profile).state
+        reads = args.command in ("list", "describe")
+        with nullcontext() if reads else lock.alone(state):
+            print(_operate(args, TorchServe.at(state)), flush=True)
     except BrokenPipeError:
         # The program that reads the output, such as head, has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

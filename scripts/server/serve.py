@@ -13,7 +13,7 @@ from typing import Any
 import requests
 import yaml
 
-from scripts import environment, paths, photos
+from scripts import environment, lock, paths, photos
 from scripts.archive.hashes import HashError
 from scripts.archive.manifest import Archive, ArchiveError, read_config
 from scripts.archive.store import adopt, choose
@@ -49,8 +49,11 @@ def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
     asked = list(names) or last_models(last)
     archives = choose(asked, server.profile, server.store, mirror)
     if not server.runs(archives):
-        server.stop()
-        launch(server, archives)
+        # The profiles share their ports: two that start at once would take some from each other.
+        with lock.alone(paths.STATE):
+            server.check_ports()
+            server.stop()
+            launch(server, archives)
     last.touch(mode=0o600)
     last.write_text(" ".join(asked))
     announce(server, [archive.model for archive in archives])
@@ -114,9 +117,10 @@ def restore(server: TorchServe) -> None:
         FileNotFoundError: the server never ran.
         StartError: the server did not become ready.
     """
-    server.check_ports()
-    server.stop()
-    server.restore()
+    with lock.alone(paths.STATE):
+        server.check_ports()
+        server.stop()
+        server.restore()
     print(f"TorchServe is ready at {server.client.inference}, profile {server.profile}:")
     print("\n".join(listing(server.client)))
 
@@ -195,18 +199,15 @@ def show(answer: Mapping[str, Any], name: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run `visionserve serve`, and return its exit code."""
     try:
-        match args.command:
-            case "status":
-                status()
-            case "stop":
-                stop(_server(args))
-            case "restore":
-                restore(_server(args, dict(args.set), args.allow_unrecorded))
-            case _:
-                server = _server(args, dict(args.set), args.allow_unrecorded)
-                if args.archive:
-                    args.models = [adopt(args.archive, server.store, bool(args.allow_unrecorded))]
-                start(server, args.models, args.mirror)
+        if args.command == "status":
+            status()
+            return 0
+        # What others can read they can lock.
+        for folder in (paths.STATE, state := paths.STATE / args.profile):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o700)
+        with lock.alone(state):
+            _change(args)
     except (
         *(OSError, ArchiveError, StartError, HashError, WeightsError, InstallError),
         *(ValueError, requests.RequestException),
@@ -217,6 +218,20 @@ def run(args: argparse.Namespace) -> int:
         print("Interrupted; give the command again to go on.", file=sys.stderr)
         return 130
     return 0
+
+
+def _change(args: argparse.Namespace) -> None:
+    """Start, restore or stop the profile's server."""
+    if args.command == "stop":
+        stop(_server(args))
+        return
+    server = _server(args, dict(args.set), args.allow_unrecorded)
+    if args.command == "restore":
+        restore(server)
+        return
+    if args.archive:
+        args.models = [adopt(args.archive, server.store, bool(args.allow_unrecorded))]
+    start(server, args.models, args.mirror)
 
 
 def _server(

@@ -454,10 +454,10 @@ def test_an_end_amid_asking_again_loses_no_row(
 
 def release(folder: Path) -> None:
     """Undo this process's locks on the files below a folder, as its death would."""
-    for number in os.listdir("/proc/self/fd"):
+    for link in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
-            if Path(os.readlink(f"/proc/self/fd/{number}")).is_relative_to(folder):
-                fcntl.flock(int(number), fcntl.LOCK_UN)
+            if link.readlink().is_relative_to(folder):
+                fcntl.flock(int(link.name), fcntl.LOCK_UN)
 
 
 def test_a_full_disk_amid_asking_again_loses_no_row(tmp_path: Path) -> None:

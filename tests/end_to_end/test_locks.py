@@ -1,12 +1,14 @@
 """Two commands at once on one output, server, archive or nginx."""
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,6 @@ import requests
 
 from scripts import lock, paths, photos
 from scripts.archive.hashes import read_record
-from scripts.batch.rows import columns
-from scripts.server.client import Client
 from scripts.server.ports import free_ports
 from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL
@@ -92,3 +92,119 @@ def test_an_output_is_one_runs_alone(name: str, server: TorchServe, tmp_path: Pa
     assert rows_of(output) == images * 3
     kept = {path.name for path in tmp_path.iterdir()} - {Path(image).name for image in images}
     assert kept == {name, f"{name}.run.json"}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This source tree, with state and stores of its own."""
+    root = tmp_path_factory.mktemp("clone")
+    for folder in ("handler", "config", "scripts"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(paths.ROOT / folder, root / folder, ignore=ignored)
+    shutil.copy(paths.ROOT / "pyproject.toml", root)
+    return root
+
+
+def test_a_second_start_waits_and_finds_the_server_running(
+    clone: Path, store: Path, int8_archive: Path
+) -> None:
+    """Of one profile; one of another profile, which wants the same ports, is told who has them."""
+    ports = free_ports()
+    overrides = [part for pair in ports.items() for part in ("--set", "=".join(pair))]
+
+    def serve(*arguments: object) -> subprocess.Popen[str]:
+        return visionserve("serve", *arguments, root=clone)
+
+    def start(profile: str) -> subprocess.Popen[str]:
+        return serve("start", "--profile", profile, "--archive", int8_archive, *overrides)
+
+    try:
+        with start("local") as first:
+            until(lambda: f" {first.pid} " in Path("/proc/locks").read_text())
+            with start("local") as second, start("server") as other:
+                until(lambda: (clone / ".torchserve" / "local" / "console.log").exists())
+                stop = serve("stop", "--profile", "local")
+                until(lambda: stop.stderr is not None and "waiting" in stop.stderr.readline())
+                stop.kill()
+                stop.communicate()
+                (out, error), (more, waited), (none, refused) = (
+                    process.communicate(timeout=TIMEOUT) for process in (first, second, other)
+                )
+        assert (first.returncode, second.returncode, other.returncode) == (0, 0, 1), (error, waited)
+        assert "Egyptian cat" in out and more == out
+        assert error == ""
+        (line,) = waited.splitlines()
+        assert f"waiting for the end of process {first.pid} (-m scripts serve start" in line
+        *_, told = refused.splitlines()
+        assert "taken by the server of profile local: make stop PROFILE=local ends it." in told
+        assert none == ""
+        assert requests.get(f"{ports['inference_address']}/ping", timeout=TIMEOUT).ok
+        with lock.alone(clone / ".torchserve" / "local"):
+            rotating = visionserve("manage", "rotate", root=clone)
+            assert rotating.stderr
+            assert "waiting for the end of process" in rotating.stderr.readline()
+            listed = visionserve("manage", "list", root=clone)
+            assert listed.communicate(timeout=TIMEOUT)[0].startswith("int8 1.0 (default)")
+        _, error = rotating.communicate(timeout=TIMEOUT)
+        assert error.startswith("This server asks for no token")
+    finally:
+        stopped, _ = serve("stop").communicate(timeout=TIMEOUT)
+        serve("stop", "--profile", "server").communicate(timeout=TIMEOUT)
+    assert stopped.startswith("Stopped the server of profile local")
+
+
+def test_a_second_build_waits_and_finds_the_archive(clone: Path) -> None:
+    """A third one, of another archive of that store, waits as well."""
+    store = clone / "store"
+    command = ["build", REAL, "--profile", "server", "--store", store]
+    with visionserve(*command) as first:
+        until(lambda: f" {first.pid} " in Path("/proc/locks").read_text())
+        with visionserve(*command) as second:
+            built, again = (each.communicate(timeout=4 * TIMEOUT) for each in (first, second))
+    assert (first.returncode, second.returncode) == (0, 0), (built, again)
+    assert built[0] == again[0]
+    assert f"waiting for the end of process {first.pid} (" in again[1]
+    assert len(again[1].splitlines()) == 1, "nothing is built twice"
+    record = read_record(store / f"{REAL}.mar")
+    digest = hashlib.sha256((store / f"{REAL}.mar").read_bytes()).hexdigest()
+    assert record is not None and record["sha256"] == digest
+    assert {path.name for path in store.iterdir()} == {f"{REAL}.mar", f"{REAL}.json"}
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [("calibrate", "t.json"), ("evaluate", "evaluation.json"), ("robustness", "robustness.json")],
+)
+def test_what_is_measured_has_one_writer(
+    command: str,
+    file: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It says so before it measures; what is there stays, where nothing can be measured."""
+    output = tmp_path / file
+    output.write_text("kept")
+    named = output if command == "calibrate" else tmp_path
+    monkeypatch.setattr(sys, "argv", [command, str(tmp_path), "--output", str(named)])
+    main = import_module(f"scripts.{command}").main
+    with lock.replace(output) as written:
+        assert main() == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"{output}.part: process {os.getpid()} (")
+        written.write(b"new")
+    assert output.read_text() == "new"
+    assert main() == 1
+    assert capsys.readouterr().err == f"{tmp_path}: no images below it.\n"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {file: "new"}
+
+
+def test_a_lock_is_of_the_file_that_has_the_name_now(tmp_path: Path) -> None:
+    """Whoever waited for a file that was replaced gets the new one."""
+    path = tmp_path / "rows.csv"
+    with lock.append(path) as first:
+        path.rename(tmp_path / "moved")
+        with lock.append(path) as second:
+            assert os.fstat(first.fileno()).st_ino != os.fstat(second.fileno()).st_ino
+            with pytest.raises(lock.HeldError, match=f"process {os.getpid()} "):
+                lock.append(path)
