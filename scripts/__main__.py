@@ -5,13 +5,17 @@ which is imported after the arguments are parsed, so that --help and usage error
 """
 
 import ast
+import io
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any, TextIO
 
 from scripts import paths
 
 PROGRAM = "visionserve"
+STDOUT = 1
 
 
 def modules() -> dict[str, Path]:
@@ -34,8 +38,47 @@ def overview() -> str:
     return "\n".join(lines)
 
 
+class _Stream(io.FileIO):
+    """Standard output or error, whose reader may go early, as `head` does.
+
+    What is written after that is dropped. Without a reader of its output, the command ends.
+    """
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if self.fileno() == STDOUT:
+                sys.exit(0)
+            return len(data)
+
+
+def _stream(name: str) -> TextIO:
+    """Return a stream in place of `sys.NAME`; a text that it cannot encode is escaped."""
+    earlier: io.TextIOWrapper = getattr(sys, name)
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Stream(earlier.fileno(), "w", closefd=False)),
+        earlier.encoding,
+        "backslashreplace",
+        line_buffering=earlier.line_buffering,
+        write_through=earlier.write_through,
+    )
+
+
 def main() -> int:
-    """Run the command that the first argument names."""
+    """Run the command that the first argument names; Ctrl-C ends it with a line."""
+    sys.stdout, sys.stderr = _stream("stdout"), _stream("stderr")
+    try:
+        return _run()
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    finally:
+        sys.stdout.flush()
+
+
+def _run() -> int:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print(overview())

@@ -7,8 +7,9 @@ vary more, it is greater than both.
 """
 
 import argparse
-import math
 import sys
+
+from scripts.arguments import real, whole
 
 WORKERS = (1, 10, 1000)
 
@@ -18,7 +19,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="visionserve capacity", description=__doc__)
     parser.add_argument(
         "--service-time-ms",
-        type=float,
+        type=real(0.001, 1e6),
         required=True,
         help="a request's mean time in one worker: 1000 / (images per second of a worker or a GPU)",
     )
@@ -28,13 +29,14 @@ def main() -> int:
         default="exponential",
         help="how it varies (exponential)",
     )
-    parser.add_argument("--workers", type=int, nargs="+", default=WORKERS, help="of one queue")
-    parser.add_argument("--rate", type=float, help="requests per second of all clients")
-    parser.add_argument("--p99-ms", type=float, help="time for 99 %% of the answers (500)")
+    parser.add_argument(
+        "--workers", type=whole(1, 100_000), nargs="+", default=WORKERS, help="of one queue"
+    )
+    parser.add_argument("--rate", type=real(1e-6, 1e9), help="requests per second of all clients")
+    parser.add_argument(
+        "--p99-ms", type=real(0.001, 1e9), help="time for 99 %% of the answers (500)"
+    )
     args = parser.parse_args()
-    given = (args.service_time_ms, *args.workers, args.p99_ms, args.rate)
-    if any(not 0 < figure < math.inf for figure in given if figure is not None):
-        parser.error("every figure must be above zero")
     if args.p99_ms and not args.rate:
         parser.error("--p99-ms counts machines, which needs --rate")
     try:

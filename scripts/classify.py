@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from scripts import paths
+from scripts.arguments import whole
 from visionserve.config import Language
 
 
@@ -21,10 +22,12 @@ def main() -> int:
     )
     parser.add_argument("--overwrite", action="store_true", help="begin the output anew")
     parser.add_argument("--tta", help="views of each image (the archive's default)")
-    parser.add_argument("--top-k", type=positive, help="predictions per image (3 at most)")
+    parser.add_argument("--top-k", type=whole(1, 10_000), help="predictions per image (3 at most)")
     parser.add_argument("--threshold", help="probability of a confident answer (the archive's)")
     parser.add_argument("--language", choices=get_args(Language), help="of the labels (en)")
-    parser.add_argument("--concurrency", type=positive, default=4, help="requests or actors (4)")
+    parser.add_argument(
+        "--concurrency", type=whole(1, 1000), default=4, help="requests or actors (4)"
+    )
     parser.add_argument("--engine", choices=("server", "ray"), default="server")
     server = parser.add_argument_group("the server engine")
     server.add_argument(
@@ -35,7 +38,9 @@ def main() -> int:
     server.add_argument("--server", metavar="URL", help="ask another one")
     server.add_argument("--model", help="(the only one of the profile's server)")
     server.add_argument("--key-file", type=Path, help="key_file.json of --server")
-    server.add_argument("--retries", type=int, default=8, help="while busy or unreachable (8)")
+    server.add_argument(
+        "--retries", type=whole(0, 1000), default=8, help="while busy or unreachable (8)"
+    )
     ray = parser.add_argument_group("the ray engine")
     ray.add_argument("--archive", type=Path, help="the .mar to classify with")
     ray.add_argument("--address", help="of a running cluster (one on this machine)")
@@ -56,14 +61,6 @@ def main() -> int:
     from scripts.batch import classify
 
     return classify.run(args)
-
-
-def positive(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 if __name__ == "__main__":

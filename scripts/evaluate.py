@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from scripts.arguments import whole
 from scripts.quality import arguments
 from scripts.quality.variants import VARIANTS
 
@@ -14,7 +15,10 @@ def main() -> int:
     )
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument(
-        "--enlarge", type=int, metavar="SIDE", help="photographs with a shorter side than this"
+        "--enlarge",
+        type=whole(1, 5000),
+        metavar="SIDE",
+        help="photographs with a shorter side than this",
     )
     parser.add_argument("--quick", action="store_true", help="a hundred of the photographs")
     args = parser.parse_args()

@@ -10,11 +10,15 @@ import argparse
 import sys
 from pathlib import Path
 
+from scripts.arguments import whole
+
 
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="visionserve fuzz", description=__doc__)
-    parser.add_argument("--runs", type=int, default=20_000, help="inputs to try")
+    parser.add_argument(
+        "--runs", type=whole(1, 1_000_000_000), default=20_000, help="inputs to try"
+    )
     parser.add_argument("--seeds", type=Path, help="a folder of inputs to start from (the tests')")
     args = parser.parse_args()
     from scripts.stress import fuzz

@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 from scripts import paths
+from scripts.arguments import whole
+
+WORKERS = whole(0, 1000)
 
 
 def main() -> int:
@@ -36,26 +39,15 @@ def _parser() -> argparse.ArgumentParser:
                 "--card", action="store_true", help="show the archive's model card instead"
             )
         if name == "scale":
-            command.add_argument("minimum", type=_count)
-            command.add_argument("maximum", type=_count, nargs="?", help="(the minimum)")
+            command.add_argument("minimum", type=WORKERS)
+            command.add_argument("maximum", type=WORKERS, nargs="?", help="(the minimum)")
         if name == "register":
-            command.add_argument("--workers", type=_count, help="(the archive's minWorkers)")
+            command.add_argument("--workers", type=WORKERS, help="(the archive's minWorkers)")
         if name == "set-default":
             command.add_argument("version")
         if name in ("scale", "unregister"):
             command.add_argument("--version", help="(the default version)")
     return parser
-
-
-def _count(text: str) -> int:
-    """Read a number of workers.
-
-    Raises:
-        argparse.ArgumentTypeError: the text is not a whole number of 0 or more.
-    """
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text}: give a number of workers, 0 or more.")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main() -> int:
     proxy = Proxy(args.state)
     try:
         if args.command == "stop":
-            proxy.stop()
+            print(proxy.stop())
             return 0
         upstreams = tuple(Upstream(url.rstrip("/"), Path(file)) for url, file in args.upstream)
         trusted = tuple(args.trust)
@@ -67,7 +67,10 @@ def _serves(site: Site) -> bool:
     """Ask nginx whether a server behind it answers for the site's model."""
     import requests
 
-    return requests.get(f"http://{site.probes}/ping", timeout=TIMEOUT).ok
+    try:
+        return requests.get(f"http://{site.probes}/ping", timeout=TIMEOUT).ok
+    except requests.RequestException:
+        return False
 
 
 if __name__ == "__main__":

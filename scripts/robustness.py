@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from scripts.arguments import whole
 from scripts.quality import arguments
 from scripts.quality.variants import VARIANTS
 
@@ -13,7 +14,9 @@ def main() -> int:
         prog="visionserve robustness", description=__doc__, parents=[arguments.common()]
     )
     parser.add_argument("--variant", default="openvino fp32", choices=VARIANTS)
-    parser.add_argument("--photographs", type=int, default=200, help="how many (%(default)s)")
+    parser.add_argument(
+        "--photographs", type=whole(1, 1_000_000), default=200, help="how many (%(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="a quarter of the corruptions to each")
     args = parser.parse_args()
     from scripts.quality import robustness

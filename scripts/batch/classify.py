@@ -109,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print("Interrupted; an output is gone on with by the same command.", file=sys.stderr)
         return 130
 
 

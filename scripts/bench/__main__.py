@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from scripts import paths
+from scripts.arguments import whole
 
 ROUNDS, SECONDS = 3, 3
 
@@ -12,8 +13,10 @@ ROUNDS, SECONDS = 3, 3
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="visionserve bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, help=f"{ROUNDS}, or 1 if quick")
-    parser.add_argument("--seconds", type=int, help=f"a load's time: {SECONDS}, or 1 if quick")
+    parser.add_argument("--rounds", type=whole(1, 1000), help=f"{ROUNDS}, or 1 if quick")
+    parser.add_argument(
+        "--seconds", type=whole(1, 3600), help=f"a load's time: {SECONDS}, or 1 if quick"
+    )
     parser.add_argument("--quick", action="store_true", help="once, in under five minutes")
     parser.add_argument("--images", type=Path, help=f"a folder of photographs ({paths.SAMPLES})")
     parser.add_argument("--profile", action="store_true", help="draw bench-profile.svg as well")

@@ -21,6 +21,7 @@ from torch import nn
 from torch.ao.quantization import quantize_dynamic
 from torchvision.models import resnet18
 
+from scripts.arguments import real, whole
 from scripts.bench.contenders import DECODED, INT8, MODEL, PILLOW
 from scripts.bench.peers import pillow
 from visionserve.metadata import Metadata, Transforms
@@ -178,8 +179,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="visionserve bench-bare", description=__doc__)
     parser.add_argument("store", type=Path, help="holds the weights and the unpacked archives")
     parser.add_argument("images", type=Path, nargs="+")
-    parser.add_argument("--processes", type=int, required=True)
-    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--processes", type=whole(1, 1000), required=True)
+    parser.add_argument("--seconds", type=real(0.01, 1e5), required=True)
     args = parser.parse_args()
     rates = ceilings(args.store / INT8, args.images, args.processes, args.seconds)
     network, dynamic = networks(args.store)

@@ -24,6 +24,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "handler"))
 
+from scripts.arguments import real, whole
 from scripts.report import tables
 from visionserve.classifier import Classifier
 from visionserve.config import TTA, HandlerConfig, Options
@@ -253,11 +254,13 @@ def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="visionserve bench-device", description=__doc__)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu or simulated")
-    parser.add_argument("--forward-ms", type=float, default=8, help="simulated, for 32 views")
-    parser.add_argument("--decoders", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument(
+        "--forward-ms", type=real(0.001, 1e5), default=8, help="simulated, for 32 views"
+    )
+    parser.add_argument("--decoders", type=whole(1, 1000), nargs="+", default=[1, 2])
+    parser.add_argument("--batches", type=whole(1, 10_000), nargs="+", default=BATCHES)
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
-    parser.add_argument("--seconds", type=float, default=5, help="of each line")
+    parser.add_argument("--seconds", type=real(0.01, 1e5), default=5, help="of each line")
     args = parser.parse_args()
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         print("There is no CUDA device: give --device cpu or simulated.", file=sys.stderr)

@@ -15,6 +15,7 @@ from selenium.webdriver.common.by import By
 
 from scripts import paths, photos
 from scripts.archive.recipe import Recipe, build
+from scripts.arguments import whole
 from scripts.batch import server_engine
 from scripts.bench.results import Bar
 from scripts.report.circumstances import processor
@@ -192,7 +193,7 @@ def measure(server: TorchServe, images: Sequence[Path], rounds: int) -> list[Bar
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="visionserve bench-page", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=whole(1, 1000), default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

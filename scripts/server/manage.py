@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from contextlib import nullcontext
 from typing import Any
@@ -24,9 +23,6 @@ def run(args: argparse.Namespace) -> int:
         reads = args.command in ("list", "describe")
         with nullcontext() if reads else lock.alone(state):
             print(_operate(args, TorchServe.at(state)), flush=True)
-    except BrokenPipeError:
-        # The program that reads the output, such as head, has closed it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except requests.HTTPError as error:
         print(_refusal(error, args.profile), file=sys.stderr)
         return 1

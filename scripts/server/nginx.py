@@ -10,18 +10,20 @@ import signal
 import string
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 
-from scripts import paths
-from scripts.server.processes import find, wait
+from scripts import lock, paths
+from scripts.server.processes import find, runs
 
 START_TIMEOUT = 20
 STOP_TIMEOUT = 40
+MAKE_WAY_TIMEOUT = 5
 LOG_BYTES = 100_000_000
 MOST_FILES = 16_384
 FILES_OF_A_CLIENT = 8
@@ -89,7 +91,9 @@ class Site:
 class Proxy:
     """An nginx whose configuration, sockets, logs and temporary files lie in one folder.
 
-    nginx runs in that folder, and its configuration uses paths relative to it.
+    nginx runs in that folder, and its configuration uses paths relative to it. So its processes are
+    known by their working folder, also the workers that a killed master leaves and that hold its
+    ports. One call at a time works in the folder; another one waits.
 
     Args:
         state: the folder.
@@ -107,34 +111,56 @@ class Proxy:
     def start(self, site: Site) -> None:
         """Start nginx, or reload a running one, and wait until it serves the site.
 
+        What is left of an nginx whose master died, or was told to end, answers what it has and
+        takes no more requests.
+
         Raises:
             ProxyError: nginx is not installed, refuses the configuration, or cannot use it, for
                 example because another process has its port.
             OSError: a key file cannot be read.
         """
+        with self._alone(site):
+            self._start(site)
+
+    def _start(self, site: Site) -> None:
         earlier = self._identity
         identity = self._write(site)
         before = self._workers()
         logged = self._log.stat().st_size if self._log.exists() else 0
+        left = self._left()
         if master := self._master():
-            master.send_signal(signal.SIGHUP)
+            _signal([master], signal.SIGHUP)
         else:
+            self._make_way(left)
             self._run()
         deadline = time.monotonic() + START_TIMEOUT
         while not self._answers_as(identity, before):
-            faults = re.findall(r"\[emerg\] \S+ (.*)", self._log.read_text()[logged:])
+            gained = self._log.read_bytes()[logged:].decode(errors="replace")
+            faults = re.findall(r"\[emerg\] \S+ (.*)", gained)
             if time.monotonic() > deadline or any("still could not" in fault for fault in faults):
                 cause = faults[0] if faults else f"no answer in {START_TIMEOUT} s"
                 raise ProxyError(f"nginx goes on with its earlier configuration: {cause}.")
             time.sleep(0.05)
+        _end(left)
         self._keep_keys(identity, earlier)
 
     def run(self, site: Site) -> None:
         """Replace this process with nginx, which logs to standard output and standard error.
 
-        It raises the same errors as `start`.
+        It raises the same errors as `start`, and `ProxyError` if an nginx runs in the folder.
         """
-        self._keep_keys(self._write(site))
+        with self._alone(site):
+            if master := self._master():
+                raise ProxyError(
+                    f"nginx {master.pid} runs already: visionserve proxy stop ends it."
+                )
+            self._run_here(site)
+
+    def _run_here(self, site: Site) -> None:
+        identity = self._write(site)
+        self._make_way(left := self._left())
+        _end(left)
+        self._keep_keys(identity)
         command = self._command(directives="daemon off;")
         for name, stream in (("access", 1), ("error", 2)):
             log = self._state / "logs" / f"{name}.log"
@@ -148,27 +174,74 @@ class Proxy:
         os.chdir(self._state)
         os.execv(command[0], command)
 
-    def stop(self) -> None:
+    def stop(self) -> str:
         """Stop nginx, if it runs, after it has completed its current requests.
+
+        Returns:
+            What was done, for the user.
 
         Raises:
             ProxyError: nginx still runs after 40 s.
         """
-        if (master := self._master()) is None:
-            return
-        with suppress(psutil.NoSuchProcess):
-            master.send_signal(signal.SIGQUIT)
-            try:
-                wait(master, STOP_TIMEOUT)
-            except psutil.TimeoutExpired:
-                raise ProxyError(f"nginx {master.pid} does not stop.") from None
+        if not self._state.exists():
+            return "No nginx ran."
+        with lock.alone(self._state):
+            master, running = self._master(), self._processes()
+            if master is None and not running:
+                return "No nginx ran."
+            _end([master] if master else [])
+            _end(left := self._processes())
+        if master is None:
+            ended = ", ".join(str(process.pid) for process in running)
+            return f"Stopped nginx: its master had died; {ended} went on without it."
+        also = f", and {len(left)} that an earlier one had left" if left else ""
+        return f"Stopped nginx (process {master.pid}{also})."
 
     @property
     def _log(self) -> Path:
         return self._state / "logs" / "error.log"
 
+    @contextmanager
+    def _alone(self, site: Site) -> Iterator[None]:
+        site.check()
+        self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._state.chmod(0o700)
+        with lock.alone(self._state):
+            yield
+
     def _master(self) -> psutil.Process | None:
-        return find("nginx", "master process", f"-c {self._state}/nginx.conf")
+        """Return the master that takes requests; one that was told to end listens no more."""
+        master = find("nginx", "master process", f"-c {self._state}/nginx.conf")
+        return master if master and _listens(master) else None
+
+    def _processes(self) -> list[psutil.Process]:
+        """Return all of nginx's processes that work in the folder, whatever their parents."""
+        found = []
+        for process in psutil.process_iter(["name"]):
+            if process.info["name"] == "nginx":
+                with suppress(OSError):  # It has ended, or is another user's.
+                    if Path(f"/proc/{process.pid}/cwd").samefile(self._state):
+                        found.append(process)
+        return found
+
+    def _left(self) -> list[psutil.Process]:
+        """Return the processes that belong to no master that takes requests."""
+        master = self._master()
+        family = [master, *master.children()] if master else []
+        return [process for process in self._processes() if process not in family]
+
+    def _make_way(self, left: list[psutil.Process]) -> None:
+        """Have what is left of another nginx give up its ports, and remove its sockets.
+
+        It still answers what it has.
+        """
+        _signal(left, signal.SIGQUIT)
+        deadline = time.monotonic() + MAKE_WAY_TIMEOUT
+        while any(map(_listens, left)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        _signal([process for process in left if _listens(process)], signal.SIGKILL)
+        for socket in self._state.glob("*.sock"):
+            socket.unlink()
 
     def _workers(self) -> list[psutil.Process]:
         master = self._master()
@@ -178,7 +251,7 @@ class Proxy:
     def _identity(self) -> str:
         """The identity of the configuration whose workers started last."""
         file = self._state / "identity"
-        return file.read_text() if file.exists() else ""
+        return file.read_bytes().decode(errors="replace") if file.exists() else ""
 
     def _answers_as(self, identity: str, before: list[psutil.Process]) -> bool:
         """Tell whether workers of this configuration run and no earlier worker takes requests."""
@@ -196,7 +269,6 @@ class Proxy:
         Returns:
             The configuration's identity, which its workers write to a file once they run.
         """
-        site.check()
         for folder in (self._state, self._state / "logs", self._state / "temp"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
@@ -233,9 +305,6 @@ class Proxy:
             names=", ".join(f'"{name}"' for name in names),
             servers=_lines(f"server unix:{{}}.sock {limits};", names),
         )
-        if self._master() is None:
-            for socket in self._state.glob("*.sock"):
-                socket.unlink()
         self._run("-t")
         return identity
 
@@ -290,6 +359,33 @@ class Proxy:
             *("-e", "logs/error.log", "-g", directives),
             *arguments,
         ]
+
+
+def _listens(process: psutil.Process) -> bool:
+    try:
+        return any(c.status == psutil.CONN_LISTEN for c in process.net_connections())
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Have processes of nginx complete their requests and end.
+
+    Raises:
+        ProxyError: one still runs after 40 s.
+    """
+    _signal(processes, signal.SIGQUIT)
+    deadline = time.monotonic() + STOP_TIMEOUT
+    while alive := [process.pid for process in processes if runs(process)]:
+        if time.monotonic() > deadline:
+            raise ProxyError(f"nginx {alive[0]} does not stop; kill -9 {alive[0]} ends it.")
+        time.sleep(0.05)
 
 
 class _Template(string.Template):

@@ -63,13 +63,14 @@ def wait(process: psutil.Process, seconds: float) -> None:
         psutil.TimeoutExpired: it still runs after so many seconds.
     """
     deadline = time.monotonic() + seconds
-    while _runs(process):
+    while runs(process):
         if time.monotonic() > deadline:
             raise psutil.TimeoutExpired(seconds, process.pid)
         time.sleep(0.02)
 
 
-def _runs(process: psutil.Process) -> bool:
+def runs(process: psutil.Process) -> bool:
+    """Tell whether a process runs, threads and all; a zombie, which nobody reaps, does not."""
     try:
         if process.status() != psutil.STATUS_ZOMBIE:
             return process.is_running()

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,7 +23,7 @@ import pytest
 import requests
 from PIL import Image
 
-from scripts import photos
+from scripts import paths, photos
 from scripts.batch.rows import RunError
 from scripts.batch.server_engine import classify
 from scripts.server.client import Client
@@ -409,6 +410,75 @@ def test_start_says_where_the_earlier_configuration_goes_on(
         assert requests.get(f"http://{site.listen}/ping", timeout=TIMEOUT).status_code == 200
     keys = list((tmp_path / "nginx").glob("keys-*"))
     assert len(keys) == 2, "Workers of the last configuration but one may still have requests."
+
+
+def nginxes(state: Path) -> set[int]:
+    """The nginx processes that work in a folder."""
+    found = psutil.process_iter(["name", "cwd"])
+    return {p.pid for p in found if (p.info["name"], p.info["cwd"]) == ("nginx", str(state))}
+
+
+def half_sent(site: Site, cat: bytes) -> http.client.HTTPConnection:
+    """A request whose body is not complete, so that a worker of nginx has to wait for it."""
+    connection = http.client.HTTPConnection(site.listen, timeout=TIMEOUT)
+    connection.putrequest("POST", PREDICTIONS)
+    for name, value in (PNG | {"X-Classify-TTA": "none", "Content-Length": len(cat)}).items():
+        connection.putheader(name, str(value))
+    connection.endheaders()
+    connection.send(cat[:1000])
+    return connection
+
+
+@pytest.mark.parametrize("how", ["killed", "ending"])
+def test_what_a_master_left_is_ended_and_the_site_answers(
+    how: str, proxy: Proxy, server: TorchServe, cat: bytes, tmp_path: Path
+) -> None:
+    state = (tmp_path / "nginx").resolve()
+    site = site_of(server)
+    proxy.start(site)
+    assert proxy.pid is not None
+    left = nginxes(state) - {proxy.pid}
+    pending = half_sent(site, cat)
+    os.kill(proxy.pid, signal.SIGQUIT if how == "ending" else signal.SIGKILL)
+    time.sleep(0.5)
+    with ThreadPoolExecutor(2) as pool:
+        again = replace(site, probes=f"127.0.0.1:{free_port()}")
+        started = pool.submit(proxy.start, again)
+        deadline = time.monotonic() + TIMEOUT
+        while time.monotonic() < deadline and not started.done():
+            with closing(socket.socket()) as probe:
+                if probe.connect_ex(("127.0.0.1", int(again.probes.rpartition(":")[2]))) == 0:
+                    break
+            time.sleep(0.05)
+        pending.send(cat[1000:])
+        assert pending.getresponse().status == 200, "a request was cut off"
+        pending.close()
+        started.result()
+    response = requests.get(f"http://{again.probes}/ping", timeout=TIMEOUT)
+    assert response.status_code == 200
+    url = f"http://{site.listen}{PREDICTIONS}"
+    assert requests.post(url, data=b"x", headers=PNG, timeout=TIMEOUT).status_code == 415
+    assert left.isdisjoint(nginxes(state))
+    os.kill(proxy.pid, signal.SIGKILL)
+    stop = [sys.executable, "-m", "scripts", "proxy", "stop", "--state", str(state)]
+    for told in ("its master had died", "No nginx ran."):
+        done = subprocess.run(stop, cwd=paths.ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert told in done.stdout and len(done.stdout.splitlines()) == 1
+        assert nginxes(state) == set()
+
+
+def test_two_starts_at_once_end_with_one_nginx(
+    proxy: Proxy, server: TorchServe, tmp_path: Path
+) -> None:
+    first = site_of(server)
+    sites = [first, replace(first, probes=f"127.0.0.1:{free_port()}")] * 2
+    with ThreadPoolExecutor(4) as pool:
+        for started in [pool.submit(Proxy(tmp_path / "nginx").start, site) for site in sites]:
+            started.result()
+    masters = [pid for pid in nginxes(tmp_path / "nginx") if psutil.Process(pid).ppid() == 1]
+    assert len(masters) == 1 and proxy.pid in masters
+    assert requests.get(f"http://{first.listen}/ping", timeout=TIMEOUT).status_code == 200
 
 
 def test_no_request_is_lost_when_a_server_dies(

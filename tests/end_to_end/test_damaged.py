@@ -1,0 +1,265 @@
+"""Files that are read back, damaged: a command works all the same, or says in one line what is."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts import paths, photos
+from scripts.archive.weights import remembered
+from scripts.server.ports import free_port, free_ports
+from scripts.server.serve import DEFAULT, last_models
+from scripts.server.torchserve import TorchServe
+from tests.helpers import REAL
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def nuls(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def other_version(path: Path) -> None:
+    path.write_bytes(b'{"version": 99}\n')
+
+
+def other_kind(path: Path) -> None:
+    path.write_bytes(b"[1]\n")
+
+
+def not_utf_8(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe" + path.read_bytes())
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def unreadable(path: Path) -> None:
+    """Such that root cannot read it, either: a link to itself."""
+    path.unlink()
+    path.symlink_to(path)
+
+
+DAMAGES = (cut, empty, nuls, other_version, other_kind, not_utf_8, folder, unreadable)
+
+
+@contextmanager
+def damaged(path: Path, damage: Callable[[Path], None]) -> Iterator[None]:
+    """Damage a file for the block, and put it back."""
+    content, mode = path.read_bytes(), path.stat().st_mode
+    damage(path)
+    try:
+        yield
+    finally:
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        path.unlink(missing_ok=True)
+        path.write_bytes(content)
+        path.chmod(mode)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process: what it does not catch fails the test."""
+
+    def run(command: str, *arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
+        code = import_module(f"scripts.{command}").main()
+        out, error = capsys.readouterr()
+        assert "Traceback" not in error
+        return code, out, error
+
+    return run
+
+
+def told(line: str, path: Path, damage: Callable[[Path], None]) -> bool:
+    """Whether it is one line that names the file."""
+    return len(line.splitlines()) == 1 and (path.name in line or path.stem in line), (line, damage)
+
+
+@pytest.mark.parametrize("name", ["server.json", "config.properties", "key_file.json"])
+def test_the_state_of_a_server_that_runs(
+    name: str, server: TorchServe, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "server").symlink_to(server.state)
+    monkeypatch.setattr(paths, "STATE", tmp_path)
+    file = server.state / name
+    image = photos.greeting()
+    for damage in DAMAGES:
+        with damaged(file, damage):
+            code, out, error = run("manage", "--state", server.state, "list")
+            assert code == 1 and len(error.splitlines()) == 1, (damage, error)
+            assert name in error, (damage, error)
+            code, out, error = run("serve", "status")
+            (line,) = (line for line in out.splitlines() if "server:" in line)
+            assert code == 0 and "stopped" not in line, (damage, out)
+            assert name in out, (damage, out)
+            code, out, error = run("classify", image, "--profile", "server", "--model", REAL)
+            if name != "server.json":
+                assert code == 2 and len(error.splitlines()) == 1, (damage, error)
+                assert name in error, (damage, error)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_only_remembered_is_forgotten(
+    damage: Callable[[Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The models of the last start, and that a download failed."""
+    models = tmp_path / "models.txt"
+    models.write_text("mountains resnet18")
+    damage(models)
+    assert last_models(models) == [DEFAULT] or damage in (cut, other_version, other_kind)
+    assert all(name.isascii() and "\0" not in name for name in last_models(models))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    memory = tmp_path / "hub" / "checkpoints" / f"{DEFAULT}.unavailable.json"
+    memory.parent.mkdir(parents=True)
+    known = {"mirror": None, "path": "absent", "message": "not to be had"}
+    memory.write_text(json.dumps(known))
+    assert remembered(DEFAULT) == "not to be had"
+    damage(memory)
+    assert remembered(DEFAULT) is None
+
+
+@pytest.mark.parametrize("suffix", [".json", ".mar"])
+def test_an_archive_and_its_record(
+    suffix: str, int8_archive: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = tmp_path / "store" / "local"
+    store.mkdir(parents=True)
+    for path in (int8_archive, int8_archive.with_suffix(".json")):
+        shutil.copy(path, store)
+    monkeypatch.setattr(paths, "MODEL_STORE", tmp_path / "store")
+    monkeypatch.setattr(paths, "STATE", tmp_path / "state")
+    file = store / f"int8{suffix}"
+    ports = [part for pair in free_ports().items() for part in ("--set", "=".join(pair))]
+    for damage in DAMAGES:
+        with damaged(file, damage):
+            for named in (("--models", "int8"), ("--archive", store / "int8.mar")):
+                code, _, error = run("serve", "start", *named, *ports)
+                assert code == 1 and len(error.splitlines()) == 1, (damage, error)
+                assert file.name in error, (damage, error)
+
+
+@pytest.mark.parametrize("name", ["config.properties", "model-config.yaml"])
+def test_a_configuration(
+    name: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(paths.CONFIG, tmp_path / "config")
+    monkeypatch.setattr(paths, "CONFIG", tmp_path / "config")
+    monkeypatch.setattr(paths, "STATE", tmp_path / "state")
+    monkeypatch.setattr(paths, "MODEL_STORE", tmp_path / "store")
+    file = tmp_path / "config" / "server" / name
+    for damage in DAMAGES:
+        with damaged(file, damage):
+            if name == "config.properties":
+                code, _, error = run("serve", "start", "--profile", "server")
+            else:
+                code, _, error = run("build", REAL, "--profile", "server") if damage not in (cut, empty) else (1, "", f"{file}\n")
+            assert code == 1 and len(error.splitlines()) == 1, (damage, error)
+            assert name in error, (damage, error)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_snapshot(
+    damage: Callable[[Path], None], run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(paths, "STATE", tmp_path)
+    snapshots = tmp_path / "local" / "logs" / "config"
+    snapshots.mkdir(parents=True)
+    snapshot = snapshots / "20261129200000000-startup.cfg"
+    models = {"models": {REAL: {"1.0": {"marName": f"{REAL}.mar"}}}}
+    snapshot.write_text(f"#\nnumber_of_gpu=0\nmodel_snapshot={json.dumps(models)}\n")
+    damage(snapshot)
+    ports = [part for pair in free_ports().items() for part in ("--set", "=".join(pair))]
+    code, _, error = run("serve", "restore", *ports)
+    assert (code, error) == (1, f"{snapshots} holds no snapshot.\n") or damage is unreadable and code == 1, error
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet"])
+def test_the_output_of_an_earlier_run(
+    name: str, run: Run, server: TorchServe, tmp_path: Path
+) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow", reason="the `batch` extra is not installed")
+    images = [shutil.copy(photos.greeting(), tmp_path / f"{number}.png") for number in range(3)]
+    output = tmp_path / name
+    key_file = server.state / "key_file.json"
+    asked = ["--server", server.client.inference, "--model", REAL, "--key-file", key_file]
+    command = ["classify", *images, *asked, "--tta", "none", "--output", output]
+    code, _, error = run(*command)
+    assert code == 0, error
+    whole = output.read_bytes()
+    kept = set(tmp_path.iterdir())
+    for file in (output, output.with_name(f"{name}.run.json")):
+        for damage in DAMAGES:
+            with damaged(file, damage):
+                code, _, error = run(*command)
+                if code == 0:
+                    assert file == output and damage in (cut, empty), (file, damage, error)
+                    assert output.read_bytes() == whole
+                else:
+                    *_, line = error.splitlines()
+                    assert code == 2 and len(error.splitlines()) <= 2, (file, damage, error)
+                    assert output.name in line and "Errno" not in line or damage in (folder, unreadable), (damage, line)
+            assert set(tmp_path.iterdir()) == kept, (file, damage)
+            assert output.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "labels.txt", "names.json", "t.json"])
+def test_the_users_own_files(name: str, run: Run, tmp_path: Path) -> None:
+    from visionserve.models import MODELS
+
+    torch.save(MODELS["squeezenet1_1"].build(2).state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "labels.txt").write_text("alp\nvalley\n")
+    (tmp_path / "names.json").write_text('{"alp": "meadow"}')
+    (tmp_path / "t.json").write_text('{"architecture": "squeezenet1_1", "weights_sha256": "0"}')
+    options = {"weights": "weights.pt", "labels": "labels.txt", "label-map": "names.json"}
+    options |= {"temperatures": "t.json"} if name == "t.json" else {}
+    given = [part for key, file in options.items() for part in (f"--{key}", tmp_path / file)]
+    for damage in DAMAGES:
+        with damaged(tmp_path / name, damage):
+            code, _, error = run("build", "squeezenet1_1", *given, "--store", tmp_path / "store")
+            assert code == 1 and len(error.splitlines()) == 1, (damage, error)
+            assert name in error, (damage, error)
+
+
+@pytest.mark.parametrize("name", ["identity", "logs/error.log"])
+def test_what_nginx_wrote(name: str, run: Run, server: TorchServe, tmp_path: Path) -> None:
+    state = tmp_path / "nginx"
+    (state / "logs").mkdir(parents=True)
+    key_file = server.state / "key_file.json"
+    for damage in (nuls, not_utf_8, folder):
+        (state / name).write_bytes(b"0123456789abcdef")
+        damage(state / name)
+        addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+        listen = ("--listen", addresses[0], "--probes", addresses[1], "--model", REAL)
+        upstream = ("--upstream", server.client.inference, key_file)
+        try:
+            code, out, error = run("proxy", "start", "--state", state, *upstream, *listen)
+            if damage is folder:
+                assert code == 1 and len(error.splitlines()) == 1 and name in error, error
+                (state / name).rmdir()
+            else:
+                assert (code, error) == (0, ""), (damage, out)
+        finally:
+            run("proxy", "stop", "--state", state)
