@@ -38,7 +38,7 @@ def overview() -> str:
     return "\n".join(lines)
 
 
-class _Stream(io.FileIO):
+class _Stream(io.BufferedWriter):
     """Standard output or error, whose reader may go early, as `head` does.
 
     What is written after that is dropped. Without a reader of its output, the command ends.
@@ -48,17 +48,26 @@ class _Stream(io.FileIO):
         try:
             return super().write(data)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-            if self.fileno() == STDOUT:
-                sys.exit(0)
+            self._drop()
             return len(data)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+        if self.fileno() == STDOUT:
+            sys.exit(0)
 
 
 def _stream(name: str) -> TextIO:
     """Return a stream in place of `sys.NAME`; a text that it cannot encode is escaped."""
     earlier: io.TextIOWrapper = getattr(sys, name)
     return io.TextIOWrapper(
-        io.BufferedWriter(_Stream(earlier.fileno(), "w", closefd=False)),
+        _Stream(io.FileIO(earlier.fileno(), "w", closefd=False)),
         earlier.encoding,
         "backslashreplace",
         line_buffering=earlier.line_buffering,

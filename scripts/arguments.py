@@ -32,7 +32,7 @@ def real(least: float, most: float) -> Callable[[str], float]:
 
     def parse(text: str) -> float:
         try:
-            number = float(text)
+            number = float(text) if text.isascii() else float("nan")
         except ValueError:
             number = float("nan")
         if least <= number <= most:

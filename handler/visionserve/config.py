@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 TTA = Literal["none", "five_crop", "ten_crop", "dense"]
 Decode = Literal["exact", "fast"]
@@ -135,6 +135,16 @@ class ModelConfig(Strict):
         """Read and check a file.
 
         Raises:
-            pydantic.ValidationError: the file has an unknown key or a bad value, which is named.
+            ValueError: the file is no UTF-8 or no YAML, or has an unknown key or a bad value, which
+                is named.
         """
-        return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: is no YAML ({' '.join(str(error).split())}).") from None
+        try:
+            return cls.model_validate(content or {})
+        except ValidationError as error:
+            fault = error.errors()[0]
+            place = ".".join(map(str, fault["loc"]))
+            raise ValueError(f"{path}: {place}: {fault['msg']}.") from None

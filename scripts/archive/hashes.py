@@ -8,7 +8,7 @@ from typing import TypedDict
 
 
 class HashError(Exception):
-    """An archive differs from its record, or has none."""
+    """An archive differs from its record, or has none that can be read."""
 
 
 class Record(TypedDict):
@@ -59,7 +59,10 @@ def write_record(archive: Path, kept: Record) -> None:
 
 def is_recorded(archive: Path, ingredients: str) -> bool:
     """Tell whether an archive exists, is unchanged, and was made of these ingredients."""
-    kept = read_record(archive)
+    try:
+        kept = read_record(archive)
+    except HashError:
+        return False
     return (
         kept is not None
         and kept["ingredients"] == ingredients
@@ -105,13 +108,23 @@ def admit(archive: Path, store: Path, unrecorded: bool = False) -> str:
 
 
 def read_record(archive: Path) -> Record | None:
-    """Return an archive's record, or None if it is missing or cannot be read."""
+    """Return an archive's record, or None if there is none.
+
+    Raises:
+        HashError: there is one that cannot be read, for example as a full disk cut it off.
+    """
+    file = archive.with_suffix(".json")
     try:
-        kept = json.loads(archive.with_suffix(".json").read_bytes())
+        kept = json.loads(file.read_bytes())
         return Record(
             sha256=str(kept["sha256"]),
             ingredients=str(kept["ingredients"]),
             own=bool(kept.get("own", False)),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise HashError(
+            f"{file}: is no record of an archive. Build {archive.name} again, or copy both from "
+            "where it was built."
+        ) from None

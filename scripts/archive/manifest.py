@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ from scripts.archive.hashes import read_record, sha256_of
 from visionserve.config import ModelConfig
 
 MANIFEST = "MAR-INF/MANIFEST.json"
+# What zipfile, json and yaml raise for files that are not, or not wholly, what they should be.
+FAULTS = (
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),
+    *(ValueError, KeyError, TypeError, yaml.YAMLError),
+)
 
 
 class ArchiveError(Exception):
@@ -47,21 +53,26 @@ class Archive:
             kept = read_record(path)
             digest = kept["sha256"] if kept else sha256_of(path)
             return cls(path.name, model["modelName"], str(model["modelVersion"]), digest)
-        except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
-            raise ArchiveError(f"{path}: is no model archive ({error}).") from None
+        except FAULTS as error:
+            raise ArchiveError(f"{path}: is no model archive ({_line(error)}).") from None
 
 
 def read_config(path: Path) -> ModelConfig:
     """Read an archive's configuration.
 
     Raises:
-        zipfile.BadZipFile: the file is not an archive.
-        KeyError: it holds no manifest or no configuration.
-        pydantic.ValidationError: the configuration has an unknown key or a bad value.
+        ArchiveError: the file is not a model archive, or its configuration cannot be used.
     """
-    with zipfile.ZipFile(path) as archive:
-        file = _model(archive)["configFile"]
-        return ModelConfig.model_validate(yaml.safe_load(archive.read(file)))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            file = _model(archive)["configFile"]
+            return ModelConfig.model_validate(yaml.safe_load(archive.read(file)))
+    except FAULTS as error:
+        raise ArchiveError(f"{path}: is no model archive ({_line(error)}).") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _model(archive: zipfile.ZipFile) -> dict[str, Any]:

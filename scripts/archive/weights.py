@@ -87,15 +87,19 @@ def resolve(name: str, file: Path | None = None, mirror: str | None = None) -> W
 def remembered(name: str, mirror: str | None = None) -> str | None:
     """Return why the download of a model's weights failed within the last day, or None.
 
-    A failure no longer counts if the mirror has changed or the file is in the cache by now.
+    A failure no longer counts if the mirror has changed or the file is in the cache by now, or if
+    what was noted of it cannot be read.
     """
     path = _memory(name)
-    if not path.exists() or time.time() - path.stat().st_mtime > REMEMBERED:
+    try:
+        if time.time() - path.stat().st_mtime > REMEMBERED:
+            return None
+        known: dict[str, Any] = json.loads(path.read_bytes())
+        if known["mirror"] != (mirror or os.environ.get(MIRROR)) or Path(known["path"]).exists():
+            return None
+        return str(known["message"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if known["mirror"] != (mirror or os.environ.get(MIRROR)) or Path(known["path"]).exists():
-        return None
-    return str(known["message"])
 
 
 def _memory(name: str) -> Path:

@@ -54,8 +54,10 @@ def connect(args: argparse.Namespace) -> tuple[Client, str]:
         raise RunError(f"{client.management}: no server answers; start it by {start}.") from None
     except FileNotFoundError as error:
         raise RunError(f"{error.filename}: no such file; start the server by {start}.") from None
-    except (KeyError, ValueError):
-        raise RunError(f"{args.key_file}: not a key file of TorchServe.") from None
+    except OSError as error:
+        raise RunError(f"{error.filename}: {error.strerror}.") from None
+    except ValueError as error:
+        raise RunError(str(error)) from None
     if len(models) != 1:
         raise RunError(f"Choose one with --model: {', '.join(models) or 'none is registered'}.")
     return client, models[0]

@@ -34,7 +34,9 @@ def check(path: Path, provenance: Provenance) -> None:
     with suppress(OSError, ValueError):
         kept = json.loads(beside.read_bytes())
     if not isinstance(kept, dict):
-        raise RunError(f"{path}: {beside.name}, which says what made it, is missing. {WAYS_OUT}")
+        raise RunError(
+            f"{path}: {beside.name}, which says what made it, is missing or damaged. {WAYS_OUT}"
+        )
     differing = [key for key in {**provenance, **kept} if kept.get(key) != provenance.get(key)]
     if differing:
         was, now = (

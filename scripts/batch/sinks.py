@@ -353,8 +353,10 @@ class Parquet(File):
         except BaseException as error:
             part.unlink(missing_ok=True)
             journal.close()
-            if isinstance(error, pyarrow.ArrowInvalid):
-                raise RunError(f"{self._target}: is no Parquet file.") from None
+            # Arrow raises OSError for a damaged file, too, without the system's number.
+            unnumbered = isinstance(error, OSError) and error.errno is None
+            if unnumbered or isinstance(error, pyarrow.ArrowException):
+                raise RunError(f"{self._target}: is no Parquet file, or not a whole one.") from None
             raise
         self._take(journal)
 

@@ -17,6 +17,10 @@ KEY_TRIES = 20
 KEY_PAUSE = 0.05
 
 
+class KeyFileError(ValueError):
+    """A key file is not one of TorchServe's, or was cut off."""
+
+
 class Client:
     """A client for the inference and management APIs of one server.
 
@@ -63,25 +67,28 @@ class Client:
 
         Raises:
             OSError: the key file cannot be read.
-            json.JSONDecodeError: it stays no JSON.
+            KeyFileError: it holds no such key, also after a second.
         """
         if self._key_file is None:
             return {}
         for left in reversed(range(KEY_TRIES)):
             try:
-                keys = json.loads(self._key_file.read_text(encoding="utf-8"))
+                key = json.loads(self._key_file.read_bytes())[kind]["key"]
                 break
-            except json.JSONDecodeError:
+            except (ValueError, KeyError, TypeError):
                 if not left:
-                    raise
+                    raise KeyFileError(
+                        f"{self._key_file}: holds no {kind} key of TorchServe; "
+                        "starting the server again makes one."
+                    ) from None
                 time.sleep(KEY_PAUSE)
-        return {"Authorization": f"Bearer {keys[kind]['key']}"}
+        return {"Authorization": f"Bearer {key}"}
 
     def ready(self) -> bool:
         """Tell whether the server is up and every worker of every model has loaded."""
         try:
             versions = [version for model in self.models() for version in self.describe(model)]
-        except (OSError, KeyError, json.JSONDecodeError):
+        except (OSError, KeyError, ValueError):
             return False
         return bool(versions) and all(
             len(version["workers"]) >= version["minWorkers"]

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     except requests.HTTPError as error:
         print(_refusal(error, args.profile), file=sys.stderr)
         return 1
-    except (OSError, ArchiveError, HashError, NotRunningError) as error:
+    except (OSError, ValueError, ArchiveError, HashError, NotRunningError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

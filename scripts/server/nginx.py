@@ -337,7 +337,9 @@ class Proxy:
             self._command(*arguments), cwd=self._state, capture_output=True, text=True
         )
         if done.returncode != 0:
-            raise ProxyError(done.stderr.strip())
+            # Such as `nginx: [emerg] …`; what follows it says only that the test failed.
+            told = done.stderr.strip().splitlines() or [f"nginx ended with {done.returncode}."]
+            raise ProxyError(next((line for line in told if "[emerg]" in line), told[0]))
 
     @staticmethod
     def _nginx() -> str:

@@ -55,11 +55,14 @@ def read_properties(path: Path) -> dict[str, str]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line has no `=`, or the file is not UTF-8.
+        ValueError: the file is another one.
     """
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    return {key.strip(): _unescape(value.strip()) for key, value in pairs}
+    try:
+        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
+        return {key.strip(): _unescape(value.strip()) for key, value in pairs}
+    except ValueError:
+        raise ValueError(f"{path}: is no UTF-8 file of key=value lines.") from None
 
 
 def write_properties(path: Path, properties: Mapping[str, str]) -> None:

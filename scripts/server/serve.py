@@ -16,6 +16,7 @@ import yaml
 from scripts import environment, lock, paths, photos
 from scripts.archive.hashes import HashError
 from scripts.archive.manifest import Archive, ArchiveError, read_config
+from scripts.archive.recipe import NAME
 from scripts.archive.store import adopt, choose
 from scripts.archive.weights import WeightsError
 from scripts.environment import InstallError
@@ -61,7 +62,16 @@ def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
 
 def last_models(file: Path) -> list[str]:
     """Return the models in a file of `start`; the default one if there is none."""
-    return (file.read_text().split() if file.exists() else []) or [DEFAULT]
+    try:
+        names = file.read_text(encoding="utf-8").split()
+    except FileNotFoundError:
+        return [DEFAULT]
+    except (OSError, UnicodeDecodeError):
+        names = []
+    if names and all(map(NAME.fullmatch, names)):
+        return names
+    print(f"{file}: holds no names of models; serving {DEFAULT}.", file=sys.stderr)
+    return [DEFAULT]
 
 
 def launch(server: TorchServe, archives: Sequence[Archive]) -> None:
@@ -139,16 +149,19 @@ def status() -> None:
     for profile in paths.profiles():
         try:
             server = TorchServe.at(paths.STATE / profile)
+            client = server.client
         except NotRunningError:
             print(f"{profile}: stopped")
             continue
-        client = server.client
+        except ValueError as error:
+            print(f"{profile}: {error}")
+            continue
         print(f"{profile}: runs at {client.inference}, process {server.pid}")
         try:
             for line in listing(client):
                 print(f"  {line}")
             model = client.models()[0]
-        except (requests.RequestException, OSError, IndexError, KeyError) as error:
+        except (requests.RequestException, OSError, IndexError, KeyError, ValueError) as error:
             print(f"  does not answer: {error}")
             continue
         print(f"  page: {_page(server, model)}")
@@ -168,7 +181,10 @@ def _token_age(key_file: Path) -> str:
     TorchServe writes the file when it makes the keys, so the file's age is theirs.
     """
     hours = (time.time() - key_file.stat().st_mtime) / 3600
-    until = json.loads(key_file.read_bytes())["inference"].get("expiration time", "?")
+    try:
+        until = json.loads(key_file.read_bytes())["inference"].get("expiration time", "?")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        until = "?"
     return f"{_short(key_file)}, {hours:.1f} hours old, good until {until}"
 
 

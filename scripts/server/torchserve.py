@@ -43,6 +43,15 @@ class NotRunningError(Exception):
     """No server that uses this state folder runs."""
 
 
+class StateError(ValueError):
+    """A file of a state folder cannot be read, for example as a full disk cut it off."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(
+            f"{file}: is damaged; stop the server, which works without it, and start it again."
+        )
+
+
 @dataclass(frozen=True)
 class Started:
     """The settings that a server was started with, kept as `server.json` in its state folder.
@@ -64,10 +73,19 @@ class Started:
         """Read the settings of a state folder's last start.
 
         Raises:
-            OSError: there was no start.
-            ValueError, TypeError: the file is of another version, or was cut off by a full disk.
+            FileNotFoundError: there was no start.
+            StateError: the file is of another version, or was cut off by a full disk.
         """
-        return cls(**json.loads((state / "server.json").read_bytes()))
+        file = state / "server.json"
+        try:
+            kept = cls(**json.loads(file.read_bytes()))
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, TypeError):
+            raise StateError(file) from None
+        if kept.profile not in paths.profiles() or not isinstance(kept.archives, dict):
+            raise StateError(file)
+        return kept
 
 
 class TorchServe:
@@ -108,7 +126,8 @@ class TorchServe:
         properties = read_properties(paths.CONFIG / profile / "config.properties")
         properties |= overrides or {}
         for key in ADDRESSES:
-            address = properties[key]
+            if (address := properties.get(key)) is None:
+                raise ValueError(f"{paths.CONFIG / profile}/config.properties: lacks {key}.")
             if address.startswith("unix:") and not address.startswith("unix:/"):
                 properties[key] = f"unix:{self.temp / address.removeprefix('unix:')}"
         self.properties = properties | {
@@ -122,10 +141,11 @@ class TorchServe:
 
         Raises:
             NotRunningError: no such server runs.
+            StateError: the folder does not tell, as a file of it is damaged.
         """
         try:
             kept = Started.read(state)
-        except (OSError, ValueError, TypeError):
+        except OSError:
             raise NotRunningError(_not_running(state)) from None
         server = cls(kept.profile, state, Path(kept.store), unrecorded=kept.unrecorded)
         if server.process is None:
@@ -165,7 +185,7 @@ class TorchServe:
             return False
         try:
             versions = [self.client.describe(archive.model)[0] for archive in archives]
-        except (OSError, KeyError):
+        except (OSError, KeyError, ValueError):
             return False
         return all(
             any(worker["status"] == "READY" for worker in version["workers"])
@@ -204,8 +224,7 @@ class TorchServe:
         """
         self._prepare()
         for file in reversed(self._snapshots()):
-            # TorchServe writes empty snapshots when the disk is full.
-            if snapshot := read_properties(file).get("model_snapshot"):
+            if snapshot := _snapshot(file):
                 for name in MAR_NAME.findall(snapshot):
                     if not (self.admitted / name).exists():
                         self.admit(name)
@@ -435,14 +454,23 @@ def client_of(state: Path, retries: int = 0) -> Client:
 
     Raises:
         FileNotFoundError: no server was started with it.
+        StateError: its properties cannot be read.
     """
-    properties = read_properties(state / "config.properties")
+    file = state / "config.properties"
+    try:
+        properties = read_properties(file)
+        management, inference = (
+            properties[f"{api}_address"] for api in ("management", "inference")
+        )
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError):
+        raise StateError(file) from None
     open_to_all = properties.get("disable_token_authorization") == "true"
-    management = properties["management_address"]
     if management.startswith("unix:"):
         management = f"http+unix://{quote(management.removeprefix('unix:'), safe='')}"
     return Client(
-        properties["inference_address"],
+        inference,
         management,
         None if open_to_all else state / "key_file.json",
         retries,
@@ -469,6 +497,19 @@ def _temp(state: Path) -> Path:
         return temp
     short = hashlib.sha256(os.fsencode(state)).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"torchserve-{os.geteuid()}-{short}"
+
+
+def _snapshot(file: Path) -> str | None:
+    """Return the models of a snapshot, as TorchServe wants them back; None if it is damaged.
+
+    TorchServe writes empty snapshots when the disk is full.
+    """
+    try:
+        snapshot = read_properties(file)["model_snapshot"]
+        models = json.loads(re.sub(r"\\(.)", lambda found: found[1].replace("n", "\n"), snapshot))
+        return snapshot if isinstance(models, dict) else None
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _not_running(state: Path) -> str:

@@ -1,12 +1,15 @@
 """The one command, `visionserve`."""
 
+import re
+import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from scripts import paths
+from scripts import lock, paths
 from scripts.__main__ import modules
 
 VISIONSERVE = Path(sys.executable).with_name("visionserve")
@@ -52,3 +55,90 @@ def test_what_is_no_command_is_refused_in_a_line() -> None:
     done = visionserve("bench-", "--help")
     assert done.returncode == 2
     assert done.stderr == "bench- is no command; visionserve --help lists them.\n"
+
+
+NUMBERS = {
+    "classify x": "--top-k --concurrency --retries",
+    "manage scale x": "minimum",
+    "manage register x": "--workers",
+    "capacity --service-time-ms 1": "--service-time-ms --workers --rate --p99-ms",
+    "evaluate": "--enlarge",
+    "robustness": "--photographs",
+    "fuzz": "--runs",
+    "soak steady": "--minutes --interval",
+    "soak overload": "--times --seconds",
+    "bench": "--rounds --seconds",
+    "bench-page": "--rounds",
+    "bench-device": "--forward-ms --decoders --batches --seconds",
+    "bench-bare store image": "--processes --seconds",
+}
+
+
+def test_a_number_that_cannot_be_is_refused_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = "".join(path.read_text() for path in paths.SCRIPTS.rglob("*.py"))
+    assert not re.search(r"type=(int|float)\b", sources), "scripts.arguments has bounds"
+    for words, options in NUMBERS.items():
+        name, *first = words.split()
+        main = import_module(
+            f"scripts.{'bench.__main__' if name == 'bench' else name.replace('-', '.')}"
+        ).main
+        for option in options.split():
+            for number in ("-1", "nan", "inf", "1e999", "9" * 5000, "x", "", "١"):
+                given = [option, number] if option.startswith("--") else [number]
+                monkeypatch.setattr(sys, "argv", [name, *first, *given])
+                with pytest.raises(SystemExit) as end:
+                    pytest.fail(f"{words} {option} {number}: {main()}")
+                *_, line = capsys.readouterr().err.splitlines()
+                assert end.value.code == 2, (words, option, number)
+                assert option in line and "give a " in line, line
+                assert len(line) < 200
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["serve", "start", "--help"],
+        ["serve", "status"],
+        ["capacity", "--service-time-ms", "8"],
+        ["proxy", "stop", "--state", "/absent"],
+    ],
+)
+def test_a_reader_that_goes_early_is_no_error(arguments: list[str]) -> None:
+    """As head does, which closes the pipe; here it is closed before anything is written."""
+    with subprocess.Popen(
+        [VISIONSERVE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout and running.stderr
+        running.stdout.close()
+        assert running.stderr.read() == ""
+    assert running.returncode == 0
+
+
+def test_a_log_whose_reader_has_gone_ends_nothing(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [VISIONSERVE, "build", "none", "--store", tmp_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout and running.stderr
+        running.stderr.close()
+        assert running.stdout.read() == ""
+    assert running.returncode == 1
+
+
+def test_ctrl_c_ends_a_command_in_a_line(tmp_path: Path) -> None:
+    with (
+        lock.alone(tmp_path),
+        subprocess.Popen(
+            [VISIONSERVE, "proxy", "stop", "--state", tmp_path], stderr=subprocess.PIPE, text=True
+        ) as running,
+    ):
+        assert running.stderr
+        assert "waiting for the end of process" in running.stderr.readline()
+        running.send_signal(signal.SIGINT)
+        assert running.stderr.read() == "Interrupted.\n"
+    assert running.returncode == 130

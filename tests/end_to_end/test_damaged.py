@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from scripts import paths, photos
+from scripts.archive.manifest import Archive
 from scripts.archive.weights import remembered
 from scripts.server.ports import free_port, free_ports
 from scripts.server.serve import DEFAULT, last_models
 from scripts.server.torchserve import TorchServe
-from tests.helpers import REAL
+from tests.helpers import RANDOM, REAL
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -89,11 +90,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
-def told(line: str, path: Path, damage: Callable[[Path], None]) -> bool:
-    """Whether it is one line that names the file."""
-    return len(line.splitlines()) == 1 and (path.name in line or path.stem in line), (line, damage)
-
-
 @pytest.mark.parametrize("name", ["server.json", "config.properties", "key_file.json"])
 def test_the_state_of_a_server_that_runs(
     name: str, server: TorchServe, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -102,11 +98,16 @@ def test_the_state_of_a_server_that_runs(
     monkeypatch.setattr(paths, "STATE", tmp_path)
     file = server.state / name
     image = photos.greeting()
+    archives = [Archive.read(server.store / f"{model}.mar") for model in (REAL, RANDOM)]
+    assert server.runs(archives)
     for damage in DAMAGES:
         with damaged(file, damage):
             code, out, error = run("manage", "--state", server.state, "list")
+            if damage is cut and name == "config.properties":
+                continue  # It is one, of fewer keys.
             assert code == 1 and len(error.splitlines()) == 1, (damage, error)
             assert name in error, (damage, error)
+            assert not server.runs(archives), "so that a start starts it anew"
             code, out, error = run("serve", "status")
             (line,) = (line for line in out.splitlines() if "server:" in line)
             assert code == 0 and "stopped" not in line, (damage, out)
@@ -126,7 +127,9 @@ def test_what_is_only_remembered_is_forgotten(
 ) -> None:
     """The models of the last start, and that a download failed."""
     models = tmp_path / "models.txt"
+    assert last_models(models) == [DEFAULT]
     models.write_text("mountains resnet18")
+    assert last_models(models) == ["mountains", "resnet18"]
     damage(models)
     assert last_models(models) == [DEFAULT] or damage in (cut, other_version, other_kind)
     assert all(name.isascii() and "\0" not in name for name in last_models(models))
@@ -173,8 +176,10 @@ def test_a_configuration(
         with damaged(file, damage):
             if name == "config.properties":
                 code, _, error = run("serve", "start", "--profile", "server")
+            elif damage in (cut, empty, unreadable):
+                continue  # It is one, of fewer keys; or the profile has none.
             else:
-                code, _, error = run("build", REAL, "--profile", "server") if damage not in (cut, empty) else (1, "", f"{file}\n")
+                code, _, error = run("build", REAL, "--profile", "server")
             assert code == 1 and len(error.splitlines()) == 1, (damage, error)
             assert name in error, (damage, error)
 
@@ -192,7 +197,10 @@ def test_a_snapshot(
     damage(snapshot)
     ports = [part for pair in free_ports().items() for part in ("--set", "=".join(pair))]
     code, _, error = run("serve", "restore", *ports)
-    assert (code, error) == (1, f"{snapshots} holds no snapshot.\n") or damage is unreadable and code == 1, error
+    if damage is unreadable:
+        assert (code, error.count("\n"), snapshot.name in error) == (1, 1, True), error
+    else:
+        assert (code, error) == (1, f"{snapshots} holds no snapshot.\n")
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet"])
@@ -215,12 +223,12 @@ def test_the_output_of_an_earlier_run(
             with damaged(file, damage):
                 code, _, error = run(*command)
                 if code == 0:
-                    assert file == output and damage in (cut, empty), (file, damage, error)
+                    assert file == output, (damage, error)
+                    assert damage in (cut, empty, unreadable), (damage, error)
                     assert output.read_bytes() == whole
                 else:
-                    *_, line = error.splitlines()
-                    assert code == 2 and len(error.splitlines()) <= 2, (file, damage, error)
-                    assert output.name in line and "Errno" not in line or damage in (folder, unreadable), (damage, line)
+                    (line,) = error.splitlines()
+                    assert code == 2 and output.name in line, (file, damage, error)
             assert set(tmp_path.iterdir()) == kept, (file, damage)
             assert output.read_bytes() == whole
 
@@ -237,6 +245,8 @@ def test_the_users_own_files(name: str, run: Run, tmp_path: Path) -> None:
     options |= {"temperatures": "t.json"} if name == "t.json" else {}
     given = [part for key, file in options.items() for part in (f"--{key}", tmp_path / file)]
     for damage in DAMAGES:
+        if damage is cut and name == "labels.txt":
+            continue  # It is a list of labels, the last one shorter.
         with damaged(tmp_path / name, damage):
             code, _, error = run("build", "squeezenet1_1", *given, "--store", tmp_path / "store")
             assert code == 1 and len(error.splitlines()) == 1, (damage, error)

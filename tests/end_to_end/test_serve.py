@@ -30,7 +30,6 @@ from scripts.archive.recipe import Recipe, build
 from scripts.server import processes
 from scripts.server.ports import free_ports
 from scripts.server.private import ForeignFileError, make_private
-from scripts.server.serve import DEFAULT, last_models
 from scripts.server.torchserve import NotRunningError, StartError, TorchServe, connect
 from tests.helpers import write_config
 from visionserve.models import MODELS
@@ -450,20 +449,6 @@ def test_an_interrupted_build_is_built_anew(mountains: Path, tmp_path: Path) -> 
     record = read_record(archive)
     assert record is not None and record["sha256"] == hashes.sha256_of(archive)
     assert Archive.read(archive).model == "hills"
-
-
-def test_files_that_a_full_disk_cut_off_stop_no_start(tmp_path: Path) -> None:
-    for text in ("", '{"profile": "local"', "{}"):
-        (tmp_path / "server.json").write_text(text)
-        assert not TorchServe("local", tmp_path, tmp_path).runs([])
-        with pytest.raises(NotRunningError):
-            TorchServe.at(tmp_path)
-    models = tmp_path / "models.txt"
-    assert last_models(models) == [DEFAULT]
-    models.write_text("")
-    assert last_models(models) == [DEFAULT]
-    models.write_text("mountains resnet18")
-    assert last_models(models) == ["mountains", "resnet18"]
 
 
 def test_an_interrupted_start_is_started_anew(mountains: Path, tmp_path: Path) -> None:
