@@ -26,8 +26,10 @@ def adopt(archive: Path, store: Path, unrecorded: bool = False) -> str:
         HashError: the archive has no record, or differs from it.
         OSError: the archive cannot be read.
     """
+    if not archive.is_file():
+        raise FileNotFoundError(f"{archive}: no such archive.")
     kept = read_record(archive)
-    if archive.exists() and kept is None and not unrecorded:
+    if kept is None and not unrecorded:
         file = archive.with_suffix(".json")
         raise HashError(f"{file} is missing: copy it from where {archive.name} was built.")
     store.mkdir(parents=True, exist_ok=True)

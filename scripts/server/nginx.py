@@ -76,11 +76,19 @@ class Site:
             ("listen", self.listen, address),
             ("probes", self.probes, address),
             ("model", self.model, r"[\w.-]+"),
-            ("rate", self.rate, r"\d+r/[sm]"),
+            ("rate", self.rate, r"[1-9]\d{0,6}r/[sm]"),
             *(("upstream", upstream.url, url) for upstream in self.upstreams),
         ):
             if not re.fullmatch(pattern, value):
                 raise ProxyError(f"{name}: {value!r} does not look like {pattern}")
+        for address in (
+            self.listen,
+            self.probes,
+            *(urlsplit(u.url).netloc for u in self.upstreams),
+        ):
+            port = address.rpartition(":")[2]
+            if len(port) > 5 or not 0 < int(port) < 65536:
+                raise ProxyError(f"{address}: a port is a number from 1 to 65535.")
         for network in self.trusted:
             try:
                 ipaddress.ip_network(network)

@@ -282,8 +282,22 @@ def test_no_server_is_an_error_of_its_own(proxy: Proxy, server: TorchServe) -> N
 
 
 def test_a_bad_configuration_is_refused(proxy: Proxy, server: TorchServe) -> None:
-    with pytest.raises(ProxyError, match="rate"):
-        proxy.start(site_of(server, rate="many"))
+    for rate in ("many", "0r/s", "-1r/s", "nanr/s", "99999999999999999999r/s"):
+        with pytest.raises(ProxyError, match="rate"):
+            proxy.start(site_of(server, rate=rate))
+    site = site_of(server)
+    for port in ("0", "65536", "9" * 5000):
+        upstream = Upstream(f"http://127.0.0.1:{port}", server.state / "key_file.json")
+        for bad in (
+            replace(site, listen=f"127.0.0.1:{port}"),
+            replace(site, probes=f"127.0.0.1:{port}"),
+            replace(site, upstreams=(upstream,)),
+        ):
+            with pytest.raises(ProxyError, match="from 1 to 65535"):
+                proxy.start(bad)
+    with pytest.raises(ProxyError) as refusal:
+        proxy.start(replace(site, listen="999.1.1.1:8000"))
+    assert len(str(refusal.value).splitlines()) == 1
     assert proxy.pid is None
 
 
