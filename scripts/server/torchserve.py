@@ -506,7 +506,7 @@ def _snapshot(file: Path) -> str | None:
     """
     try:
         snapshot = read_properties(file)["model_snapshot"]
-        models = json.loads(re.sub(r"\\(.)", lambda found: found[1].replace("n", "\n"), snapshot))
+        models = json.loads(snapshot)
         return snapshot if isinstance(models, dict) else None
     except (OSError, ValueError, KeyError):
         return None
