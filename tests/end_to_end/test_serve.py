@@ -350,7 +350,7 @@ def workshop(tmp_path: Path) -> Iterator[Path]:
     """A folder with the files that the environment is made by."""
     root = tmp_path / "a user's folder"
     (root / "config").mkdir(parents=True)
-    for name in ("Makefile", "pyproject.toml", "config/constraints.txt"):
+    for name in ("Makefile", "pyproject.toml", "config/constraints.txt", "config/requirements.txt"):
         shutil.copy(paths.ROOT / name, root / name)
     yield root
 
