@@ -1,7 +1,7 @@
 """Build the container image with buildah and Debian's packages, for machines without Docker.
 
-If the base image that `config/Dockerfile` names is missing, debootstrap makes one under that name,
-with Debian's Python.
+If the base image that `config/Dockerfile` names by its digest is missing, debootstrap makes another
+one, with Debian's Python, from packages that Debian has signed.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from scripts import paths
 
 DOCKERFILE = paths.CONFIG / "Dockerfile"
 DEBIAN = "bookworm"
+OWN_BASE = f"localhost/visionserve-base:{DEBIAN}"
 INCLUDED = "ca-certificates,python3,python3-venv"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
@@ -30,11 +31,13 @@ def build(tag: str, device: str, model: str) -> None:
         subprocess.CalledProcessError: a command failed.
     """
     text = DOCKERFILE.read_text(encoding="utf-8")
-    found = re.search(r"^FROM (python:\S+)", text, re.MULTILINE)
+    found = re.search(r"^ARG BASE=(\S+)$", text, re.MULTILINE)
     assert found
     base = f"docker.io/library/{found[1]}"
-    if subprocess.run(["buildah", "inspect", base], capture_output=True).returncode != 0:
-        make_base(base)
+    if not _is_here(base):
+        base = OWN_BASE
+        if not _is_here(base):
+            make_base(base)
     with pip_volumes() as volumes:
         command = [
             *("buildah", "build", "--isolation", "chroot", "--layers", "--tag", tag),
@@ -43,7 +46,7 @@ def build(tag: str, device: str, model: str) -> None:
             *("--file", "-", str(paths.ROOT)),
         ]
         # Buildah 1.28 does not resolve an argument in FROM.
-        resolved = text.replace("${DEVICE}", device)
+        resolved = text.replace("${DEVICE}", device).replace("${BASE}", base)
         subprocess.run(command, input=resolved, text=True, check=True)
 
 
@@ -97,6 +100,10 @@ def pip_volumes() -> Iterator[dict[str, str]]:
         ]
         local = {str(path): str(path) for path in named if path.exists()}
         yield {file.name: "/etc/pip.conf"} | local
+
+
+def _is_here(image: str) -> bool:
+    return subprocess.run(["buildah", "inspect", image], capture_output=True).returncode == 0
 
 
 def _buildah(*arguments: str) -> str:

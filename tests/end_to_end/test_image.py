@@ -143,5 +143,9 @@ def test_it_runs_read_only_loses_no_request_when_it_stops_and_starts_again(
         assert len(statuses) > 4 and set(statuses) == {200}
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     assert [line["status"] for line in lines].count(200) >= len(statuses)
-    with running(root, log):
+    with running(root, log) as first:
         assert ask(model).status_code == 200
+        (java,) = [each for each in first.children(recursive=True) if each.name() == "java"]
+        java.kill()
+        # The restart policy needs a container that ends.
+        first.wait(timeout=20)

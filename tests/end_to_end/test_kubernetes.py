@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import kubernetes_validate
 import pytest
@@ -25,6 +26,7 @@ DOCKERFILE = paths.CONFIG / "Dockerfile"
 # KServe 0.21, ComponentExtensionSpec: what a predictor has beside the members of a pod's spec.
 KSERVE_MEMBERS = {
     "annotations": dict,
+    "deploymentStrategy": dict,
     "labels": dict,
     "timeout": int,
     "minReplicas": int,
@@ -32,7 +34,20 @@ KSERVE_MEMBERS = {
     "containerConcurrency": int,
 }
 
+# NVIDIA's container toolkit sets up no GPU in a user namespace:
+# https://github.com/NVIDIA/cloud-native-docs/pull/403
+WITHOUT_USER_NAMESPACE = {"gpu-t4"}
+# A pod counts until it has ended, and an update starts the next one meanwhile.
+ENDING = 3
+UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+
 Manifest = dict[str, Any]
+
+
+def amount(quantity: str) -> float:
+    """Return a quantity of Kubernetes as a number."""
+    number, unit = re.fullmatch(r"([\d.]+)(\w*)", quantity).groups()  # type: ignore[union-attr]
+    return float(number) * UNITS[unit] if unit else float(number)
 
 
 def tool(name: str) -> str:
@@ -45,9 +60,15 @@ def render(variant: str) -> dict[str, Manifest]:
         [tool("kubectl"), "kustomize", str(MANIFESTS / variant)], capture_output=True, check=True
     )
     manifests = list(yaml.safe_load_all(done.stdout))
-    by_kind = {manifest["kind"]: manifest for manifest in manifests}
+    by_kind = {named(manifest): manifest for manifest in manifests}
     assert len(by_kind) == len(manifests)
     return by_kind
+
+
+def named(manifest: Manifest) -> str:
+    """A manifest's kind, and its name where that is not the project's."""
+    name, kind = manifest["metadata"]["name"], manifest["kind"]
+    return kind if name == "visionserve" else f"{kind} {name}"
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +77,13 @@ def rendered() -> dict[str, dict[str, Manifest]]:
 
 
 @pytest.fixture(params=VARIANTS)
-def manifests(
-    request: pytest.FixtureRequest, rendered: dict[str, dict[str, Manifest]]
-) -> dict[str, Manifest]:
-    variant: str = request.param
+def variant(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def manifests(variant: str, rendered: dict[str, dict[str, Manifest]]) -> dict[str, Manifest]:
     return rendered[variant]
 
 
@@ -79,6 +103,7 @@ def pod_of(manifests: dict[str, Manifest]) -> Manifest:
 
 def test_manifests_fit_their_schemas(manifests: dict[str, Manifest]) -> None:
     for kind, manifest in manifests.items():
+        assert kind == "Namespace" or manifest["metadata"]["namespace"] == "visionserve"
         if kind != "InferenceService":
             kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
@@ -106,24 +131,103 @@ def test_a_misspelt_member_is_noticed(rendered: dict[str, dict[str, Manifest]]) 
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
-def test_pods_have_no_rights_to_spare(manifests: dict[str, Manifest]) -> None:
+def test_pods_have_no_rights_to_spare(variant: str, manifests: dict[str, Manifest]) -> None:
     spec = pod_of(manifests)["spec"]
     assert spec["automountServiceAccountToken"] is False
-    assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+    assert spec["enableServiceLinks"] is False
+    account = manifests["ServiceAccount"]
+    assert spec["serviceAccountName"] == account["metadata"]["name"]
+    assert account["automountServiceAccountToken"] is False
+    assert not {"RoleBinding", "ClusterRoleBinding"} & manifests.keys()
+    assert spec.get("hostUsers") is (None if variant in WITHOUT_USER_NAMESPACE else False)
+    assert not {"hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"} & spec.keys()
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"initContainers", "ephemeralContainers"} & spec.keys()
     (container,) = spec["containers"]
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    assert container["resources"]["limits"]["memory"]
-    assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+    assert re.fullmatch(r"visionserve:\d+\.\d+\.\d+(-cuda)?", container["image"])
     assert all(volume.keys() == {"name", "emptyDir"} for volume in spec["volumes"])
-    assert all(volume["emptyDir"]["sizeLimit"] for volume in spec["volumes"])
-    enforced = manifests["Namespace"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
-    assert enforced == "restricted"
+    labels = manifests["Namespace"]["metadata"]["labels"]
+    for mode in ("enforce", "warn", "audit"):
+        assert labels[f"pod-security.kubernetes.io/{mode}"] == "restricted"
+
+
+def test_pods_are_kept_apart_and_replaced_one_at_a_time(manifests: dict[str, Manifest]) -> None:
+    pod = pod_of(manifests)
+    (spread,) = pod["spec"]["topologySpreadConstraints"]
+    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    assert spread["labelSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert manifests["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
+    assert manifests["HorizontalPodAutoscaler"]["spec"]["minReplicas"] >= 2
+    assert sum(strategy(manifests).values()) == 1
+
+
+def test_a_pod_has_room_for_all_that_it_writes(manifests: dict[str, Manifest]) -> None:
+    """On its node's disk and in memory, at the limits of logs, cache and bodies."""
+    spec = pod_of(manifests)["spec"]
+    (container,) = spec["containers"]
+    rooms = {volume["name"]: volume["emptyDir"] for volume in spec["volumes"]}
+    assert rooms["state"]["medium"] == "Memory" and "medium" not in rooms["tmp"]
+    limits, requests_ = (container["resources"][kind] for kind in ("limits", "requests"))
+    assert requests_.keys() == {"cpu", "memory", "ephemeral-storage"}
+    assert {"memory", "ephemeral-storage"} <= limits.keys()
+
+    # nginx keeps a body in a file for each connection, another one where it goes on to TorchServe,
+    # and the answer.
+    nginx = (paths.CONFIG / "nginx" / "nginx.conf").read_text()
+    (body,) = re.findall(r"client_max_body_size (\d+)m;", nginx)
+    bodies = (1024 + 2 * 48) * int(body) * 2**20
+    assert bodies < amount(rooms["tmp"]["sizeLimit"]) < amount(limits["ephemeral-storage"])
+
+    (log_bytes,) = re.findall(r"ENV LOG_MEGABYTES=(\d+)", DOCKERFILE.read_text())
+    log4j = ElementTree.parse(paths.CONFIG / "log4j2.xml").getroot()
+    files = sum(
+        1 + int(appender.find("DefaultRolloverStrategy").attrib["max"])  # type: ignore[union-attr]
+        for appender in log4j.iter("RollingFile")
+    )
+    profile = "gpu-t4" if container["image"].endswith("-cuda") else "server"
+    settings = yaml.safe_load((paths.CONFIG / profile / "model-config.yaml").read_text())
+    cache = settings["handler"]["cache"]["size_mb"]
+    archive = 2 * 50  # ResNet-18 in FP32, packed and unpacked
+    written = (files * int(log_bytes) + cache + archive) * 1_000_000
+    assert written < amount(rooms["state"]["sizeLimit"]) < amount(limits["memory"])
+
+
+def strategy(manifests: dict[str, Manifest]) -> dict[str, int]:
+    """How many pods more, and how many fewer, an update may make."""
+    if "Deployment" in manifests:
+        rolling: dict[str, int] = manifests["Deployment"]["spec"]["strategy"]["rollingUpdate"]
+    else:
+        predictor = manifests["InferenceService"]["spec"]["predictor"]
+        rolling = predictor["deploymentStrategy"]["rollingUpdate"]
+    return rolling
+
+
+def test_the_quota_holds_all_pods_and_no_more(manifests: dict[str, Manifest]) -> None:
+    (container,) = pod_of(manifests)["spec"]["containers"]
+    pods = manifests["HorizontalPodAutoscaler"]["spec"]["maxReplicas"]
+    pods += strategy(manifests)["maxSurge"] + ENDING
+    wanted = {"pods": pods}
+    for kind, resources in container["resources"].items():
+        for resource, quantity in resources.items():
+            # What a pod may not share, its limit requests.
+            asked = "requests" if resource == "nvidia.com/gpu" else kind
+            wanted[f"{asked}.{resource}"] = pods * amount(quantity)
+    hard = manifests["ResourceQuota"]["spec"]["hard"]
+    assert {name: amount(quantity) for name, quantity in hard.items()} == wanted
+
+    (rule,) = manifests["LimitRange"]["spec"]["limits"]
+    assert rule["type"] == "Container"
+    for resource in ("memory", "ephemeral-storage"):
+        assert amount(rule["defaultRequest"][resource]) <= amount(rule["default"][resource])
+        assert amount(rule["default"][resource]) < amount(
+            container["resources"]["limits"][resource]
+        )
 
 
 def test_probes_ask_nginx_which_holds_the_token(manifests: dict[str, Manifest]) -> None:
@@ -151,6 +255,14 @@ def test_only_load_balancers_may_say_who_the_client_is(manifests: dict[str, Mani
     assert admitted == [
         {"namespaceSelector": {"matchLabels": {"visionserve/load-balancer": "true"}}}
     ]
+
+
+def test_nothing_is_admitted_that_no_policy_names(manifests: dict[str, Manifest]) -> None:
+    """A pod that gets into the namespace by mistake reaches nobody, and nobody reaches it."""
+    assert manifests["NetworkPolicy default-deny"]["spec"] == {
+        "podSelector": {},
+        "policyTypes": ["Ingress", "Egress"],
+    }
 
 
 def test_management_cannot_be_reached(manifests: dict[str, Manifest]) -> None:
@@ -213,6 +325,30 @@ def test_the_dockerfile_passes_its_linter() -> None:
         [tool("hadolint"), "--no-color", str(DOCKERFILE)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_every_base_image_is_named_by_its_digest() -> None:
+    text = DOCKERFILE.read_text()
+    stages = re.findall(r"^FROM \S+ AS (\S+)$", text, re.MULTILINE)
+    for base in re.findall(r"^FROM (\S+)", text, re.MULTILINE):
+        (base,) = (
+            re.findall(r"^ARG BASE=(\S+)$", text, re.MULTILINE) if base == "${BASE}" else [base]
+        )
+        digest = re.fullmatch(r"[\w./:-]+@sha256:[0-9a-f]{64}", base)
+        assert digest or base.replace("${DEVICE}", "cpu") in stages
+    for copied in re.findall(r"^COPY --from=(\S+)", text, re.MULTILINE):
+        assert copied in stages
+    assert not re.search(r"^# *(syntax|escape) *=", text, re.MULTILINE)
+
+
+def test_docker_starts_the_container_anew_and_gives_it_no_rights_to_spare() -> None:
+    comment = " ".join(re.findall(r"^# +(.*?)\\?$", DOCKERFILE.read_text(), re.MULTILINE))
+    (run,) = re.findall(r"docker run .* visionserve:1\.0\.0\b", comment)
+    for option in (
+        *("--restart unless-stopped", "--read-only", "--cap-drop ALL", "--memory 5g"),
+        *("--security-opt no-new-privileges", "--tmpfs /opt/visionserve/.torchserve:"),
+    ):
+        assert option in run
 
 
 @pytest.fixture(scope="module")
