@@ -29,7 +29,7 @@ help:
 	@echo 'make format    ruff and biome write their style, make lint asks for it'
 	@echo 'make bench     measure beside other servers [QUICK=1]; also make bench-page, evaluate, soak, overload, chaos, fuzz'
 	@echo 'make image     build the container with buildah [IMAGE=name:tag] [DEVICE=cpu] [MODELS=resnet18]; make test-image runs it'
-	@echo 'make audit     ask for known advisories of what is installed'
+	@echo 'make audit     ask for known advisories of what is installed, and of the libraries in TorchServe'
 	@echo 'make clean     stop every server; remove .venv, logs, tokens and caches, but no archive'
 
 serve: $(SERVES)
@@ -52,6 +52,7 @@ clean:
 audit: $(INSTALLED)
 	$(VISIONSERVE) install audit
 	$(PYTHON) -m pip_audit --no-deps --disable-pip -r config/constraints.txt
+	$(VISIONSERVE) audit
 
 # Three processes, as the tests often wait for servers; each test file is one process's.
 test: lint $(DEBIAN)
