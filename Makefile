@@ -51,8 +51,8 @@ clean:
 
 audit: $(INSTALLED)
 	$(VISIONSERVE) install audit
-	$(PYTHON) -m pip_audit --no-deps --disable-pip -r config/constraints.txt
-	$(VISIONSERVE) audit
+	status=0; $(PYTHON) -m pip_audit --strict --no-deps --disable-pip -r config/constraints.txt || status=1; \
+		$(VISIONSERVE) audit || status=1; exit $$status
 
 # Three processes, as the tests often wait for servers; each test file is one process's.
 test: lint $(DEBIAN)

@@ -23,7 +23,8 @@ NOT_ASKED_ABOUT = (
     " com/google/errorprone/ com/google/j2objc/ com/google/logging/ com/google/longrunning/"
     " com/google/rpc/ com/google/thirdparty/ com/google/type/ com/thoughtworks/ groovy groovyjarjar"
     " javax/annotation/ jline/ junit/ META-INF/ module-info org/apache/groovy/"
-    " org/checkerframework/ org/codehaus/mojo/ org/fusesource/ org/hamcrest/ org/opentest4j/ picocli/"
+    " org/checkerframework/ org/codehaus/mojo/ org/fusesource/ org/hamcrest/"
+    " org/opentest4j/ picocli/"
 )
 
 
