@@ -21,6 +21,7 @@ DEBIAN = "bookworm"
 OWN_BASE = f"localhost/visionserve-base:{DEBIAN}"
 INCLUDED = "ca-certificates,python3,python3-venv"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+CERTIFICATE = "/etc/pip.crt"
 SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
 
 
@@ -86,6 +87,10 @@ def pip_volumes() -> Iterator[dict[str, str]]:
     )
     pairs = [line.partition("=") for line in listed.stdout.splitlines()]
     settings = {key.rpartition(".")[2]: ast.literal_eval(value) for key, _, value in pairs}
+    volumes = {}
+    if certificate := settings.get("cert"):
+        # Not at its own path, where Debian's upgrade of ca-certificates replaces it.
+        settings["cert"] = volumes[certificate] = CERTIFICATE
     with tempfile.NamedTemporaryFile("w", suffix=".conf") as file:
         lines = (f"{key} = {' '.join(value.split())}" for key, value in settings.items())
         file.write("\n".join(["[global]", *lines, ""]))
@@ -99,7 +104,7 @@ def pip_volumes() -> Iterator[dict[str, str]]:
             if word.startswith(("/", "file://"))
         ]
         local = {str(path): str(path) for path in named if path.exists()}
-        yield {file.name: "/etc/pip.conf"} | local
+        yield volumes | {file.name: "/etc/pip.conf"} | local
 
 
 def _is_here(image: str) -> bool:
