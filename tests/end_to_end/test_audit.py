@@ -14,7 +14,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from scripts import audit, paths
+from scripts import paths
+from scripts.server import libraries
 from scripts.server.ports import free_ports
 
 # Annotations, generated messages, and what tests and builds Java, which TorchServe does not load.
@@ -34,7 +35,7 @@ NATIVE = "META-INF/native"
 
 @pytest.fixture(scope="module")
 def frontend() -> Iterator[zipfile.ZipFile]:
-    with zipfile.ZipFile(audit.jar()) as archive:
+    with zipfile.ZipFile(libraries.jar()) as archive:
         yield archive
 
 
@@ -45,12 +46,12 @@ def text(frontend: zipfile.ZipFile, name: str) -> str:
 def test_every_class_belongs_to_a_library_that_is_known(frontend: zipfile.ZipFile) -> None:
     known = ("org/pytorch/", *NOT_ASKED_ABOUT.split())
     classes = [name for name in frontend.namelist() if name.endswith(".class")]
-    strange = {name for name in classes if not audit.owner(name) and not name.startswith(known)}
+    strange = {name for name in classes if not libraries.owner(name) and not name.startswith(known)}
     assert len(classes) > 20_000 and strange == set()
 
 
 def test_the_releases_are_those_that_the_jar_still_names(frontend: zipfile.ZipFile) -> None:
-    releases = {library.name: library.release for library in audit.read(audit.jar())}
+    releases = {library.name: library.release for library in libraries.read(libraries.jar())}
     netty = set(re.findall(r"^netty-co\w+\S*\.version=(.*)$", text(frontend, NETTY), re.MULTILINE))
     assert netty == {release for name, release in releases.items() if name.startswith("io.netty:")}
     dependencies = text(frontend, "META-INF/DEPENDENCIES")
@@ -69,8 +70,8 @@ def test_the_releases_are_those_that_the_jar_still_names(frontend: zipfile.ZipFi
 
 
 def test_the_table_has_each_library_with_its_release() -> None:
-    rows = [row for row in audit.TABLE.read_text().splitlines() if row.startswith("| `")]
-    for library in audit.read(audit.jar()):
+    rows = [row for row in libraries.TABLE.read_text().splitlines() if row.startswith("| `")]
+    for library in libraries.read(libraries.jar()):
         listed = f"`{library.name.partition(':')[2]}` {library.release}"
         assert any(listed in row for row in rows), f"{library} is not in the table"
 
