@@ -28,6 +28,7 @@ from visionserve.workarounds.response_size import max_response_size
 
 MAX_FAILURES = 10
 SECONDS_TO_RESPOND = 1.0
+WORKER = "x-visionserve-worker"
 
 logger = logging.getLogger(__name__)
 
@@ -169,10 +170,16 @@ class VisionHandler:
 
 
 def _send(response: Response, context: Context, index: int) -> bytes:
-    """Tell TorchServe a response's status and headers; return its body."""
+    """Tell TorchServe a response's status and headers; return its body.
+
+    nginx counts the workers by the header that names this one, and does not pass it on.
+    """
     if response.status != OK:
         context.set_response_status(*response.status, index)
     context.set_response_content_type(index, response.content_type)
+    context.set_response_header(
+        index, WORKER, f"{os.getpid()}/{context.system_properties['batch_size']}"
+    )
     for name, value in response.headers.items():
         context.set_response_header(index, name, value)
     return response.body

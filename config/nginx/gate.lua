@@ -9,6 +9,10 @@ local process = require("ngx.process")
 
 ffi.cdef("int kill(int pid, int sig);")
 
+local clock = dofile(ngx.config.prefix() .. "clock.lua")
+local form = dofile(ngx.config.prefix() .. "form.lua")
+local turns = dofile(ngx.config.prefix() .. "turns.lua")
+
 local gate = {}
 local counts, answers = ngx.shared.counts, ngx.shared.answers
 
@@ -16,6 +20,7 @@ local PATIENCE = 12 -- After so many seconds without an answer, a model counts a
 local TRIAL = 5 -- A stuck model gets one request in so many seconds, as a trial.
 local RECENT = 3 -- A server counts as ready for so many seconds after an answer.
 local HEADERS = 4000 -- Most bytes of headers; TorchServe takes 8,192 with those that nginx adds.
+local WORKER = "x-visionserve-worker" -- Which worker has answered, by process id and batch size.
 local SIGUSR1 = 10
 local FILES = 5
 
@@ -46,14 +51,66 @@ end
 
 local function refuse(status, code, message)
     ngx.status = status
+    local text = string.format('{"error":{"code":"%s","message":"%s"}}', code, message)
     ngx.header["Content-Type"] = "application/json"
-    ngx.print(string.format('{"error":{"code":"%s","message":"%s"}}', code, message))
+    ngx.header["Content-Length"] = #text
+    ngx.print(text)
     return ngx.exit(ngx.HTTP_OK)
 end
 
--- Refuse requests that TorchServe would refuse or misread, and remove all headers but the ones that
--- the handler reads.
-function gate.admit()
+-- Read the body, which may lie in a file of nginx.
+local function body()
+    local file = ngx.req.get_body_file()
+    if not file then
+        return ngx.req.get_body_data() or ""
+    end
+    local open = assert(io.open(file, "rb"))
+    local text = open:read("*a")
+    open:close()
+    return text
+end
+
+-- Refuse a form that TorchServe could read in another way, and write the content type in one way.
+local function settle_type()
+    local type = ngx.req.get_headers(0)["content-type"] or ""
+    if type:lower():find("multipart/form-data", 1, true) then
+        local boundary, fault = form.boundary(type)
+        local preamble, status
+        if boundary then
+            local text = body()
+            preamble, fault, status = form.check(text, boundary)
+            if preamble and preamble > 0 then
+                ngx.req.set_body_data(text:sub(preamble + 1))
+            end
+        end
+        if fault then
+            return refuse(status or 400, "invalid_form", fault)
+        end
+        ngx.req.set_header("Content-Type", 'multipart/form-data; boundary="' .. boundary .. '"')
+    elseif type:lower():find("x-www-form-urlencoded", 1, true) then
+        -- `curl --data` names this type unless it is given another one. TorchServe would then fail to
+        -- read the image as a form.
+        ngx.req.set_header("Content-Type", "application/octet-stream")
+    end
+end
+
+-- Tell whether no server has answered requests to this address of a model for long.
+local function stuck(uri)
+    local late = false
+    for _, name in ipairs(answers:get_keys(0)) do
+        local age = clock() - (answers:get(name) or 0)
+        if name:sub(-#uri) == uri and age < PATIENCE then
+            return false
+        elseif name:sub(-#uri - 8) == uri .. " waiting" and age > PATIENCE then
+            late = true
+        end
+    end
+    return late
+end
+
+-- Refuse requests that TorchServe would refuse or misread, remove all headers but the ones that the
+-- handler reads, and have the client's next request wait for its turn at the servers.
+function gate.admit(uri)
     if ngx.var.request_uri:find("?", 1, true) and ngx.var.uri ~= "/" then
         return refuse(
             400, "query_not_supported",
@@ -63,25 +120,33 @@ function gate.admit()
     local size = 0
     for name, value in pairs(ngx.req.get_headers(0)) do
         if KEPT[name] or name:find("^x%-classify%-") then
+            if name == "content-type" and type(value) == "table" then
+                return refuse(400, "bad_request", "A request has one Content-Type.")
+            end
             local text = type(value) == "table" and table.concat(value) or value
             if text:find("[^\t\32-\126]") then
                 return refuse(400, "bad_request", "A header has characters beyond ASCII.")
             end
             size = size + #name + #text
-        else
+        elseif name ~= "expect" then -- nginx answers it, and does not pass it on.
             ngx.req.clear_header(name)
         end
     end
     if size > HEADERS then
         return refuse(431, "headers_too_large", "The headers are too long.")
     end
-    local type = (ngx.var.content_type or ""):lower()
-    if type:find("^%s*multipart/form%-data") then
-        local boundary = type:match('boundary="([^"]+)"') or type:match('boundary=([^%s;"]+)')
-        if not boundary or #boundary > 70 then
-            return refuse(400, "invalid_form", "The form's content type names no boundary.")
-        end
+    ngx.req.read_body()
+    settle_type()
+    local place = turns.wait(ngx.var.network, uri, stuck)
+    if not place then
+        return refuse(429, "too_many_requests", "Send fewer requests at a time.")
     end
+    ngx.var.place = place
+end
+
+-- The network that a client's address belongs to.
+function gate.network(address)
+    return turns.network(address)
 end
 
 -- The folder with links to the servers' key files.
@@ -100,10 +165,11 @@ local function type_of(answer)
     return answer.body:match('^%s*{%s*"code"%s*:%s*%d+%s*,%s*"type"%s*:%s*"(%w+)"')
 end
 
+-- TorchServe answers HEAD with a body. It is asked with GET, and nginx leaves the body out.
 local function forward(server)
-    local key = token(server)
+    local key, method = token(server), ngx.req.get_method()
     return ngx.location.capture("/torchserve" .. ngx.var.uri, {
-        method = ngx["HTTP_" .. ngx.req.get_method()],
+        method = ngx["HTTP_" .. (method == "HEAD" and "GET" or method)],
         always_forward_body = true,
         vars = { authorization = key and "Bearer " .. key or "" },
     })
@@ -132,10 +198,14 @@ gate.ask = guarded(function(server, host, port)
     ngx.req.read_body()
     local model = server .. ngx.var.uri
     local waiting = model .. " waiting"
-    answers:add(waiting, ngx.now())
+    answers:add(waiting, clock())
     local since = answers:get(waiting)
-    if since and ngx.now() - since > PATIENCE and not answers:add(model .. " trial", true, TRIAL) then
-        return elsewhere(503)
+    if since and clock() - since > PATIENCE then
+        local tried = answers:get(model .. " trial")
+        if tried and clock() - tried < TRIAL then
+            return elsewhere(503)
+        end
+        answers:set(model .. " trial", clock())
     end
     local answer = forward(server)
     local fault = type_of(answer)
@@ -152,7 +222,7 @@ gate.ask = guarded(function(server, host, port)
     local status = answer.truncated and 502 or answer.status
     local answered = not fault and status ~= 502 and status ~= 504
     if answered then
-        answers:set(model, ngx.now())
+        answers:set(model, clock())
     end
     if answered or status < 500 or status == 503 then
         answers:delete(waiting)
@@ -182,13 +252,26 @@ gate.ask = guarded(function(server, host, port)
     end
     ngx.status = status
     for name, value in pairs(answer.header) do
-        ngx.header[name] = value
+        if name:lower() == WORKER then
+            turns.met(server, ngx.var.uri, value)
+        else
+            ngx.header[name] = value
+        end
     end
     ngx.print(answer.body)
 end)
 
+local function leave()
+    local place = ngx.var.place or ""
+    if place ~= "" then
+        turns.leave(place)
+        ngx.var.place = ""
+    end
+end
+
 -- Set the real status of a response whose status was replaced, and the header Retry-After.
 function gate.finish()
+    leave()
     if ngx.header["X-Status"] then
         ngx.status = tonumber(ngx.header["X-Status"])
         ngx.header["X-Status"] = nil
@@ -199,6 +282,7 @@ function gate.finish()
 end
 
 local function ready()
+    turns.note("probe")
     local answer = ngx.location.capture("/probe")
     if answer.status == 200 then
         return true
@@ -207,7 +291,7 @@ local function ready()
     -- requests were answered a moment ago.
     for _, name in ipairs(answers:get_keys(0)) do
         local at = not name:find(" ", 1, true) and answers:get(name)
-        if at and ngx.now() - at < RECENT then
+        if at and clock() - at < RECENT then
             return true
         end
     end
@@ -216,16 +300,16 @@ end
 
 -- Tell whether any server can classify images, by having one classified.
 gate.ping = guarded(function()
+    local healthy = ready()
+    local text = healthy and '{"status":"Healthy"}' or '{"status":"Unhealthy"}'
+    ngx.status = healthy and 200 or 503
     ngx.header["Content-Type"] = "application/json"
-    if ready() then
-        ngx.print('{"status":"Healthy"}')
-    else
-        ngx.status = 503
-        ngx.print('{"status":"Unhealthy"}')
-    end
+    ngx.header["Content-Length"] = #text
+    ngx.print(text)
 end)
 
 function gate.log()
+    leave()
     counts:incr("status " .. ngx.status, 1, 0)
 end
 

@@ -295,7 +295,8 @@ class Proxy:
             self._render("torchserve.conf", f"{name}.conf", name=name, host=host, port=port)
         limits = "max_conns=48 max_fails=3 fail_timeout=2s"
         files = min(MOST_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        self._render("gate.lua", "gate.lua")
+        for module in ("clock.lua", "form.lua", "turns.lua", "gate.lua"):
+            self._render(module, module)
         self._render(
             "nginx.conf",
             "nginx.conf",

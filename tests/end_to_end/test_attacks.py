@@ -8,6 +8,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import chain
@@ -22,6 +23,7 @@ from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL, site_of
 
 TIMEOUT = 60
+LATE = 10  # Seconds in which each client's request finds its turn.
 PREDICTIONS = f"/predictions/{REAL}"
 CAT = photos.greeting().read_bytes()
 FORM = "multipart/form-data; boundary=b"
@@ -184,6 +186,127 @@ def test_no_malformed_body_is_a_servers_fault(name: str, site: Site) -> None:
     status, answer = send(site, f"POST {PREDICTIONS}", body, f"Content-Type: {content_type}\r\n")
     assert 400 <= status < 500
     assert b'"code"' in answer
+
+
+def parts(*heads: bytes, end: bytes = b"\r\n") -> bytes:
+    """A form with a part of one byte for each head."""
+    return b"".join(b"--b\r\n" + head + b"\r\n\r\nx" + end for head in heads) + b"--b--\r\n"
+
+
+TYPE = f"Content-Type: {FORM}\r\n"
+PARAMETERS = part(DATA + b";a=b" * 1_800_000)
+TINY = b"--b\r\n" + DATA + b"\r\n\r\n\r\n"
+HOSTILE = {
+    "1.8 million parameters": (TYPE, PARAMETERS),
+    "too many tiny parts": (TYPE, TINY * (7_000_000 // len(TINY)) + b"--b--\r\n"),
+    "a part too many": (TYPE, parts(*[DATA] * 101)),
+    "a byte of a head too many": (TYPE, part(DATA + b"\r\nX: " + b"x" * (996 - len(DATA)))),
+    "a parameter too many": (TYPE, part(DATA + b"; a=b" * 8, CAT)),
+    "a head twice": (TYPE, part(DATA + b"\r\n" + DATA, CAT)),
+    "a parameter twice": (TYPE, part(DATA + b"; name=x", CAT)),
+    "a folded head": (TYPE, part(DATA + b";\r\n filename=x", CAT)),
+    "a head after a bare LF": (TYPE, part(DATA + b"\nX: y", CAT)),
+    "a bare CR in a head": (TYPE, part(DATA + b"\rX: y", CAT)),
+    "a NUL in a head": (TYPE, part(DATA + b"; filename=\0", CAT)),
+    "a space before a colon": (TYPE, part(DATA.replace(b":", b" :"), CAT)),
+    "an open quote": (TYPE, part(DATA + b'; filename="x', CAT)),
+    "parts that end with a bare LF": (TYPE, parts(DATA, DATA, end=b"\n")),
+    "delimiters that end with a bare LF": (TYPE, parts(DATA).replace(b"--b\r\n", b"--b\n")),
+    "a line like the boundary": (TYPE, part(DATA, b"x\r\n--bb\r\n\r\ny")),
+    "a boundary with spaces after it": (TYPE, parts(DATA).replace(b"--b\r\n", b"--b \r\n")),
+    "a form after the form": (TYPE, part(DATA, CAT) + part(DATA, CAT)),
+    "a form in a part": (TYPE, part(DATA + b"\r\nContent-Type: Multipart/Mixed; boundary=c", CAT)),
+    "base64": (TYPE, part(DATA + b"\r\nContent-Transfer-Encoding: base64", CAT)),
+    "a part that claims to be large": (TYPE, part(DATA + b"\r\nContent-Length: 6600000", CAT)),
+    "a part that is large": (TYPE, part(DATA, bytes(6_600_000))),
+    "another disposition": (TYPE, part(DATA.replace(b"form-data", b"file"), CAT)),
+    "two boundaries": (TYPE.replace("\r", "; Boundary=c\r"), part(DATA, CAT)),
+    "an open quote of the boundary": (TYPE.replace("=b", '="b'), part(DATA, CAT)),
+    "a charset": (TYPE.replace("\r", "; charset=utf-16\r"), part(DATA, CAT)),
+    "nearly a form": (TYPE.replace("form-data", "form-data-x"), part(DATA, CAT)),
+    "another type before it": (TYPE.replace("multi", "image/png, multi"), part(DATA, CAT)),
+    "71 characters": (TYPE.replace("=b", "=" + "b" * 71), part(DATA, CAT)),
+}
+
+
+def test_no_hostile_form_reaches_a_server(site: Site, state: Path) -> None:
+    """Each is refused for its form; nginx logs what a server got."""
+    before = len(logged(state))
+    for name, (headers, body) in HOSTILE.items():
+        status, answer = send(site, f"POST {PREDICTIONS}", body, headers)
+        assert status in (400, 413), name
+        assert b'"code":"invalid_form"' in answer, name
+    assert send(site, f"POST {PREDICTIONS}", part(DATA, CAT), TYPE * 2)[0] == 400
+    assert b"70 characters" in answer
+    assert len(logged(state)) == before
+
+
+def test_hostile_forms_are_no_others_loss(site: Site) -> None:
+    """Eight of each large one at a time; another client asks beside them."""
+    forms = [HOSTILE["1.8 million parameters"], HOSTILE["too many tiny parts"]]
+    with ThreadPoolExecutor(16) as pool:
+        attacks = [
+            pool.submit(send, site, f"POST {PREDICTIONS}", body, headers, "127.0.0.2")
+            for headers, body in forms * 8
+        ]
+        while not all(attack.done() for attack in attacks):
+            began = time.monotonic()
+            assert send(site, f"POST {PREDICTIONS}", CAT, source="127.0.0.3")[0] == 200
+            assert time.monotonic() - began < LATE
+    assert {attack.result()[0] for attack in attacks} <= {0, 400}
+
+
+LARGEST = b"\r\nX: " + b"x" * (995 - len(DATA))
+PLAIN = "Content-Type: multipart/form-data; boundary="
+# A content type and a form, as other programs than those below write them.
+SOUND = {
+    "100 parts": (TYPE, parts(*[DATA] * 100), 413),
+    "1,000 bytes of headers": (TYPE, part(DATA + LARGEST, CAT), 200),
+    "8 parameters": (TYPE, part(DATA + b"; a1=b; a2=b; a3=b; a4=b; a5=b; a6=b; a7=b", CAT), 200),
+    "a preamble and an epilogue": (TYPE, b"This is a form.\r\n" + part(DATA, CAT) + b"Bye.", 200),
+    "an empty line before": (TYPE, b"\r\n" + part(DATA, CAT), 200),
+    "no line end after": (TYPE, part(DATA, CAT)[:-2], 200),
+    "other letters": (TYPE.replace("multipart", "\tMultiPart"), part(DATA.replace(b"C", b"c"), CAT), 200),
+    "okhttp": (
+        PLAIN + "6f0fd2a5-7a3e-4a9c-8c9f-5b1a3d2e4f60\r\n",
+        part(DATA + b"\r\nContent-Length: %d" % len(CAT), CAT).replace(
+            b"--b", b"--6f0fd2a5-7a3e-4a9c-8c9f-5b1a3d2e4f60"
+        ),
+        200,
+    ),
+    "Apache HttpClient": (
+        TYPE.replace("boundary", "charset=UTF-8; boundary"),
+        part(DATA + b"\r\nContent-Transfer-Encoding: binary", CAT),
+        200,
+    ),
+    ".NET": (
+        TYPE.replace("=b", '="b"'),
+        part(DATA.replace(b'"', b"") + b"; filename=cat.png; filename*=utf-8''cat.png", CAT),
+        200,
+    ),
+    "Python's email": (
+        PLAIN + '"===============1=="\r\n',
+        part(DATA, CAT).replace(b"--b", b"--===============1=="),
+        200,
+    ),
+    "Chromium": (
+        PLAIN + "----WebKitFormBoundaryBA9Yc0wFsJ4kvAJP\r\n",
+        part(DATA + '; filename="%22 猫;.png"\r\nContent-Type: image/png'.encode(), CAT).replace(
+            b"--b", b"------WebKitFormBoundaryBA9Yc0wFsJ4kvAJP"
+        ),
+        200,
+    ),
+}
+
+
+def test_sound_forms_are_read(site: Site) -> None:
+    for name, (headers, body, expected) in SOUND.items():
+        status, answer = send(site, f"POST {PREDICTIONS}", body, headers)
+        assert status == expected, (name, answer)
+        if status == 200:
+            assert json.loads(answer)["predictions"][0]["label"] == "Egyptian cat", name
+    for name in ("\tApplication/x-www-form-urlencoded", "application/X-WWW-form-urlencoded ; a=b"):
+        assert send(site, f"POST {PREDICTIONS}", CAT, f"Content-Type: {name}\r\n")[0] == 200
 
 
 def test_no_mutated_form_is_a_servers_fault(site: Site) -> None:
