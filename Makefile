@@ -10,7 +10,7 @@ PIP := $(PYTHON) -m pip install --quiet
 SERVES := .venv/.serves
 INSTALLED := .venv/.installed
 LUA := /usr/lib/nginx/modules/ngx_http_lua_module.so /usr/lib/nginx/modules/ngx_stream_module.so
-DEBIAN := /usr/bin/chromium /usr/bin/chromedriver /usr/sbin/nginx $(LUA) /usr/bin/prometheus
+DEBIAN := /usr/bin/chromium /usr/bin/chromedriver /usr/sbin/nginx $(LUA) /usr/bin/prometheus /usr/bin/faketime
 
 # A virtual environment names the folder that it was made in, and works nowhere else.
 ifeq ($(shell grep -s '^command = ' .venv/pyvenv.cfg | grep -cvF "$$(pwd -P)/.venv"),1)
@@ -65,7 +65,7 @@ test-fast: $(INSTALLED)
 $(DEBIAN) /usr/bin/wrk:
 	apt-get update -qq
 	apt-get install -qq --yes --no-install-recommends chromium chromium-driver nginx libnginx-mod-http-lua \
-		libnginx-mod-stream prometheus wrk
+		libnginx-mod-stream prometheus faketime wrk
 
 # Ray listens on all interfaces, so that its test is not a part of `test`.
 test-ray: $(INSTALLED)

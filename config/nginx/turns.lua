@@ -22,7 +22,8 @@ local turns = {}
 local held, workers = ngx.shared.turns, ngx.shared.workers
 
 local SLOW = 1 -- Seconds at the servers from which a request is slow.
-local PENANCE = 20 -- A client counts as slow for so many seconds: from the first request, and a slow one.
+local PENANCE = 60 -- A client counts as slow for so many seconds after a slow request.
+local TRIAL = 10 -- A client that nobody knows counts as slow for so many seconds.
 local AROUND = 30 -- Another client counts as present for so many seconds after its last request.
 local ALIVE = 30 -- A worker counts for so many seconds after its last answer.
 local PATIENCE = 10 -- A request waits for so many seconds.
@@ -147,7 +148,7 @@ function turns.wait(client, uri, stuck)
     turns.note(client)
     local seen = held:get(client .. " seen")
     if not seen or now() - seen > AROUND then
-        held:set(client .. " slow", now())
+        held:set(client .. " slow", now() - PENANCE + TRIAL)
     end
     held:set(client .. " seen", now())
     local line, own, place = lines[client] or {}, semaphore.new(), nil

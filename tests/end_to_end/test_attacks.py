@@ -1,6 +1,8 @@
 """Requests that mean harm, against nginx and a real TorchServe, as an attacker would send them."""
 
+import base64
 import json
+import os
 import random
 import resource
 import socket
@@ -16,11 +18,12 @@ from pathlib import Path
 
 import pytest
 import requests
+from PIL import Image
 
 from scripts import photos
 from scripts.server.nginx import Proxy, Site, Upstream
 from scripts.server.torchserve import TorchServe
-from tests.helpers import REAL, site_of
+from tests.helpers import REAL, encode, site_of
 
 TIMEOUT = 60
 LATE = 10  # Seconds in which each client's request finds its turn.
@@ -266,7 +269,11 @@ SOUND = {
     "a preamble and an epilogue": (TYPE, b"This is a form.\r\n" + part(DATA, CAT) + b"Bye.", 200),
     "an empty line before": (TYPE, b"\r\n" + part(DATA, CAT), 200),
     "no line end after": (TYPE, part(DATA, CAT)[:-2], 200),
-    "other letters": (TYPE.replace("multipart", "\tMultiPart"), part(DATA.replace(b"C", b"c"), CAT), 200),
+    "other letters": (
+        TYPE.replace("multipart", "\tMultiPart"),
+        part(DATA.replace(b"C", b"c"), CAT),
+        200,
+    ),
     "okhttp": (
         PLAIN + "6f0fd2a5-7a3e-4a9c-8c9f-5b1a3d2e4f60\r\n",
         part(DATA + b"\r\nContent-Length: %d" % len(CAT), CAT).replace(
@@ -352,6 +359,21 @@ def test_a_clients_bad_requests_are_no_others_loss(
     assert send(site, line, b"x", headers)[0] == expected
 
 
+@pytest.mark.parametrize("path", ["/", "/ping", PREDICTIONS, "/predictions/unknown", "/nothing"])
+def test_head_is_get_without_a_body(path: str, site: Site) -> None:
+    def ask(method: str, accept: str) -> tuple[int, dict[str, str], bytes]:
+        headers = {"Accept": accept}
+        url = f"http://{site.listen}{path}"
+        response = requests.request(method, url, headers=headers, timeout=TIMEOUT)
+        named = dict(response.headers)
+        return response.status_code, named | {"x-request-id": "", "Date": ""}, response.content
+
+    for accept in ("text/html", "application/json"):
+        *got, body = ask("GET", accept)
+        assert ask("HEAD", accept) == (*got, b"")
+        assert got[0] in (200, 400, 404) and body
+
+
 def test_a_request_that_gets_no_answer_is_not_its_servers_failure(
     server: TorchServe, tmp_path: Path
 ) -> None:
@@ -376,6 +398,36 @@ def test_a_request_that_gets_no_answer_is_not_its_servers_failure(
             nginx.stop()
             other.shutdown()
     assert len(asked) > 5
+
+
+def test_one_clients_lists_keep_nobody_waiting(site: Site) -> None:
+    """Twelve lists at a time, each of 32 images of 24 megapixels, all from one address.
+
+    Another client's photographs find their turn, and nginx stays ready.
+    """
+    large = encode(Image.new("RGBA", (6000, 4000), (90, 120, 60, 200)))
+    stop = time.monotonic() + 12
+
+    def attack(_: int) -> None:
+        while time.monotonic() < stop:
+            images = [base64.b64encode(large + os.urandom(8)).decode() for _ in range(32)]
+            body = json.dumps({"data": images}).encode()
+            kind = "Content-Type: application/json\r\n"
+            statuses.append(send(site, f"POST {PREDICTIONS}", body, kind, "127.0.0.2")[0])
+
+    statuses: list[int] = []
+    seconds = []
+    with ThreadPoolExecutor(12) as pool:
+        attacks = pool.map(attack, range(12))
+        while time.monotonic() < stop:
+            began = time.monotonic()
+            assert send(site, f"POST {PREDICTIONS}", CAT, source="127.0.0.3")[0] == 200
+            seconds.append(time.monotonic() - began)
+            assert requests.get(f"http://{site.listen}/ping", timeout=TIMEOUT).status_code == 200
+            time.sleep(1)
+        list(attacks)
+    assert max(seconds) < LATE
+    assert statuses and set(statuses) <= {200, 207, 429, 503}
 
 
 def test_idle_connections_shut_nobody_out(site: Site) -> None:

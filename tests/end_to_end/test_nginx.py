@@ -5,6 +5,8 @@ import http.client
 import itertools
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +215,23 @@ def test_the_forms_that_everybody_tries_first(shared: str, cat: bytes, tmp_path:
     assert (status, answer["error"]["code"]) == ("415", "unsupported_format")
 
 
+def test_curl_is_told_to_go_on(shared: str, cat: bytes, tmp_path: Path) -> None:
+    """curl -T waits a second for this answer before it sends the image."""
+    image = tmp_path / "cat.png"
+    image.write_bytes(cat)
+    command = ["curl", "-sv", "-T", str(image), shared + PREDICTIONS]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert re.findall(r"^< HTTP/1.1 (\d+)", told, re.MULTILINE) == ["100", "200"]
+
+
+def test_options_have_dashes_or_underscores(shared: str, server: TorchServe, cat: bytes) -> None:
+    for url, token in ((shared, {}), (server.client.inference, server.client.token("inference"))):
+        for name in ("X-Classify-top_k", "x-classify-TOP-K"):
+            headers = PNG | token | {name: "1", "X-Classify-TTA": "none"}
+            response = requests.post(url + PREDICTIONS, data=cat, headers=headers, timeout=TIMEOUT)
+            assert len(response.json()["predictions"]) == 1, (url, name)
+
+
 def test_torchserves_own_errors_pass(shared: str) -> None:
     unknown = requests.get(f"{shared}/predictions/unknown", timeout=TIMEOUT)
     assert (unknown.status_code, unknown.json()["type"]) == (404, "ModelNotFoundException")
@@ -345,12 +365,42 @@ def test_a_refused_token_is_not_the_clients_fault(
     assert samples["visionserve_gate_ready"] == "0"
 
 
+@pytest.fixture
+def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Move the wall clock of the nginx that the test starts by so many seconds."""
+    (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
+    file = tmp_path / "clock"
+    file.write_text("+0")
+    settings = {"TIMESTAMP_FILE": str(file), "NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"FAKETIME_{name}", value)
+    # nginx's workers have the variables of their environment that its configuration names.
+    shutil.copytree(paths.CONFIG / "nginx", tmp_path / "config" / "nginx")
+    config = tmp_path / "config" / "nginx" / "nginx.conf"
+    names = "".join(f"env FAKETIME_{name};\n" for name in settings)
+    config.write_text(names + config.read_text())
+    monkeypatch.setattr(paths, "CONFIG", tmp_path / "config")
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+
+    def move(seconds: int) -> None:
+        file.write_text(f"{seconds:+}")
+
+    return move
+
+
 def test_what_cannot_answer_is_not_ready_and_says_so_at_once(
-    proxy: Proxy, second: TorchServe
+    second: TorchServe,
+    proxy: Proxy,
+    clock: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A server whose workers hang is healthy by TorchServe's own `/ping`."""
+    """A server whose workers hang is healthy by TorchServe's own `/ping`.
+
+    nginx's clock is set back by an hour after the last answer, and again after a request.
+    """
     site = site_of(second)
     proxy.start(site)
+    monkeypatch.undo()
     pings = [f"http://{address}/ping" for address in (site.listen, site.probes)]
     unknown = f"http://{site.listen}/predictions/unknown"
 
@@ -382,12 +432,17 @@ def test_what_cannot_answer_is_not_ready_and_says_so_at_once(
     for worker in workers:
         os.kill(worker, signal.SIGSTOP)
     try:
+        clock(-3600)
         until(lambda: statuses() == [503, 503])
+        date = requests.get(unknown, timeout=TIMEOUT).headers["Date"]
+        assert 3500 < time.time() - parsedate_to_datetime(date).timestamp() < 3700
         token = second.client.token("inference")
         healthy = requests.get(f"{second.client.inference}/ping", headers=token, timeout=TIMEOUT)
         assert healthy.status_code == 200
         with ThreadPoolExecutor(1) as pool:
             hanging = pool.submit(ask)
+            time.sleep(1)
+            clock(-7200)
             until(refused_at_once)
             assert not hanging.done()
             assert requests.get(unknown, timeout=TIMEOUT).status_code == 404
