@@ -138,7 +138,9 @@ function gate.admit(uri)
     ngx.req.read_body()
     settle_type()
     local place = turns.wait(ngx.var.network, uri, stuck)
-    if not place then
+    if not place and stuck(uri) then
+        return refuse(503, "unavailable", "No server can answer now.")
+    elseif not place then
         return refuse(429, "too_many_requests", "Send fewer requests at a time.")
     end
     ngx.var.place = place

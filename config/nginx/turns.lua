@@ -140,9 +140,9 @@ end
 local lines = {}
 
 -- Wait until a client may send a request to an address of a model.
--- Where `stuck` says that no server answers there, nobody waits.
--- Returns its place, which `leave` gives back, or an empty one; nil where its turn does not come in
--- time.
+-- Where `stuck` says that no server answers there, nobody waits: the client's requests that are at
+-- the servers will tell.
+-- Returns its place, which `leave` gives back; nil where its turn does not come in time.
 function turns.wait(client, uri, stuck)
     local model, latest = uri:match("^/%a+/([^/]+)"), now() + PATIENCE
     turns.note(client)
@@ -156,9 +156,9 @@ function turns.wait(client, uri, stuck)
     line[#line + 1] = own
     if line[1] == own or own:wait(PATIENCE) then
         place = take(client, model, uri)
-        while not place and now() < latest do
+        while not place and now() < latest and not stuck(uri) do
             ngx.sleep(STEP)
-            place = stuck(uri) and "" or take(client, model, uri)
+            place = take(client, model, uri)
         end
     end
     for number, other in ipairs(line) do

@@ -14,8 +14,10 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,6 +28,8 @@ from PIL import Image
 
 from scripts.report import tables
 from scripts.server import processes
+from scripts.server.nginx import Proxy, Site, Upstream
+from scripts.server.ports import free_port
 from scripts.server.properties import read_properties
 from scripts.server.retire import retire
 from scripts.server.torchserve import StartError, TorchServe, client_of
@@ -47,6 +51,7 @@ PAUSE = 0.02
 WORKERS = 2
 RESPONSE_TIMEOUT = 3
 LATE = 10
+QUICK = 3
 DISK = "32m"
 ATTEMPTS = 5
 
@@ -277,9 +282,7 @@ def kill_workers_amid_a_list(stage: Stage) -> None:
 
 def ask_for_many_pixels(stage: Stage) -> None:
     """a list of 32 PNGs of 6,000 × 4,000 pixels with alpha is asked for"""
-    buffer = io.BytesIO()
-    Image.new("RGBA", (6000, 4000), (90, 120, 60, 200)).save(buffer, "PNG")
-    _ask_for(stage, buffer.getvalue())
+    _ask_for(stage, _large())
 
 
 def ask_for_many_scans(stage: Stage) -> None:
@@ -306,7 +309,7 @@ def _ask_for(stage: Stage, *images: bytes) -> None:
     """
     before = stage.pids()
     copies = [image + os.urandom(8) for image in images for _ in range(32 // len(images))]
-    body = json.dumps({"data": [base64.b64encode(copy).decode() for copy in copies]}).encode()
+    body = _list(copies)
     began = time.monotonic()
     response = client_of(stage.server.state).predict(MODEL, body, content_type="application/json")
     seconds = time.monotonic() - began
@@ -318,6 +321,76 @@ def _ask_for(stage: Stage, *images: bytes) -> None:
         raise FaultError(f"The list ended a worker: {response.status_code} after {seconds:.1f} s.")
     if seconds > LATE:
         raise FaultError(f"The list took {seconds:.1f} s.")
+
+
+def attack_from_one_address(stage: Stage) -> None:
+    """hostile forms, refused lists and lists of 24 megapixels come from one address behind nginx, \
+for a minute"""
+    part = b'--b\r\nContent-Disposition: form-data; name="data"'
+    large = _large()
+    attacks = (
+        ("multipart/form-data; boundary=b", part + b";a=b" * 1_700_000 + b"\r\n\r\n\r\n--b--"),
+        ("multipart/form-data; boundary=b", (part + b"\r\n\r\n\r\n") * 120_000 + b"--b--"),
+        ("application/json", _list([large[: len(large) * 2 // 3]] * 32)),
+        ("application/json", _list([large + os.urandom(8) for _ in range(32)])),
+    )
+    listen, probes = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    photographs = [image for question in plain() for image in question.images]
+    stop = time.monotonic() + 600
+    seconds: list[float] = []
+
+    def attack(number: int) -> None:
+        while time.monotonic() < stop:
+            with suppress(OSError):  # nginx may close the connection of a form that it refuses.
+                _post(listen, "127.0.0.2", *attacks[number % len(attacks)])
+
+    folder = stage.folder / "attacked"
+    folder.mkdir(exist_ok=True)
+    nginx = Proxy(folder / "nginx")
+    with serving(folder, {}) as server, ThreadPoolExecutor(16) as pool:
+        workers = [worker["pid"] for worker in server.client.describe(MODEL)[0]["workers"]]
+        upstream = Upstream(server.client.inference, server.state / "key_file.json")
+        nginx.start(Site((upstream,), listen, probes, MODEL))
+        try:
+            for number in range(16):
+                pool.submit(attack, number)
+            stop = time.monotonic() + 60
+            while time.monotonic() < stop:
+                image = photographs[len(seconds) % len(photographs)] + os.urandom(8)
+                began = time.monotonic()
+                status = _post(listen, "127.0.0.3", "image/jpeg", image)
+                seconds.append(time.monotonic() - began)
+                if status != 200:
+                    raise FaultError(f"Another client got {status} after {seconds[-1]:.1f} s.")
+                if requests.get(f"http://{probes}/ping", timeout=60).status_code != 200:
+                    raise FaultError("nginx says that the server is not ready.")
+                time.sleep(0.3)
+        finally:
+            stop = 0
+            nginx.stop()
+        if workers != [worker["pid"] for worker in server.client.describe(MODEL)[0]["workers"]]:
+            raise FaultError("A worker ended.")
+    if (late := sorted(seconds)[len(seconds) * 99 // 100]) > QUICK:
+        raise FaultError(f"The 99th percentile of another client's requests is {late:.1f} s.")
+
+
+def _post(address: str, source: str, content_type: str, body: bytes) -> int:
+    """Send a request from a source address; return the status of the answer."""
+    with closing(HTTPConnection(address, timeout=60, source_address=(source, 0))) as connection:
+        connection.request("POST", f"/predictions/{MODEL}", body, {"Content-Type": content_type})
+        response = connection.getresponse()
+        response.read()
+        return response.status
+
+
+def _list(images: Sequence[bytes]) -> bytes:
+    return json.dumps({"data": [base64.b64encode(image).decode() for image in images]}).encode()
+
+
+def _large() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGBA", (6000, 4000), (90, 120, 60, 200)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def delete_temporary_files(stage: Stage) -> None:
@@ -424,6 +497,7 @@ FAULTS: tuple[Fault, ...] = (
     ask_for_many_pixels,
     ask_for_many_scans,
     ask_for_refused_images,
+    attack_from_one_address,
     fill_disk,
     kill_frontend,
     restart_frontend,
