@@ -255,6 +255,25 @@ def test_a_client_may_send_so_many_requests(proxy: Proxy, server: TorchServe) ->
     assert responses[-1].headers["Retry-After"]
 
 
+def test_an_ipv6_network_is_one_client(proxy: Proxy, server: TorchServe) -> None:
+    """All addresses with the same 64 bits share a rate; IPv4 written as IPv6 has its own."""
+    site = site_of(server, rate="1r/m", trusted=("127.0.0.1",))
+    proxy.start(site)
+
+    def ask(address: str) -> int:
+        headers = {"X-Forwarded-For": address}
+        url = f"http://{site.listen}/predictions/{REAL}?x"
+        return requests.get(url, headers=headers, timeout=TIMEOUT).status_code
+
+    same = [f"2001:db8:0:7:{number:x}::1" for number in range(42)]
+    assert [ask(address) for address in same] == [400] * 41 + [429]
+    assert [ask(address) for address in ("2001:DB8::7:0:0:0:2", "2001:db8:0:7::")] == [429] * 2
+    others = ["2001:db8:0:8::1", "2001:db8::1", "::1", "192.0.2.1"]
+    assert [ask(address) for address in others] == [400] * 4
+    mapped = [f"::ffff:192.0.2.{number}" for number in range(45)]
+    assert [ask(address) for address in mapped] == [400] * 45
+
+
 def test_a_client_that_retries_waits_as_long_as_it_is_told(
     proxy: Proxy, server: TorchServe, cat: bytes
 ) -> None:
