@@ -27,7 +27,9 @@ local TRIAL = 10 -- A client that nobody knows counts as slow for so many second
 local AROUND = 30 -- Another client counts as present for so many seconds after its last request.
 local ALIVE = 30 -- A worker counts for so many seconds after its last answer.
 local PATIENCE = 10 -- A request waits for so many seconds.
-local STEP = 0.002 -- The first waiting request of a client looks each so many seconds whether it may go.
+-- The first waiting request of a client looks whether it may go, after so many seconds at first and at
+-- last, so that many clients that wait take nginx little time.
+local FIRST, LAST = 0.002, 0.05
 local LOST = 90 -- A place held for so long is free: the process that held it has ended.
 local FRESH = 0.5 -- Numbers of workers are counted anew after so many seconds.
 
@@ -156,8 +158,10 @@ function turns.wait(client, uri, stuck)
     line[#line + 1] = own
     if line[1] == own or own:wait(PATIENCE) then
         place = take(client, model, uri)
+        local step = FIRST
         while not place and now() < latest and not stuck(uri) do
-            ngx.sleep(STEP)
+            ngx.sleep(step)
+            step = math.min(LAST, 1.2 * step)
             place = take(client, model, uri)
         end
     end
