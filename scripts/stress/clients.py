@@ -42,7 +42,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 LENGTHS = (1, 2, 1, 5, 1, 3)
 REFUSED_FORMATS = ("PNG", "JPEG", "GIF", "TIFF")
 REFUSALS = ("truncated_image", "unsupported_pixels")
-ANSWERED = (200, 207, 422)
+ANSWERED = (200, 207, 415, 422)
 REFUSED = -1
 
 Verdict = Literal["right", "wrong", "refused", "lost"]

