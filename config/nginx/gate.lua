@@ -21,7 +21,7 @@ local TRIAL = 5 -- A stuck model gets one request in so many seconds, as a trial
 local RECENT = 3 -- A server counts as ready for so many seconds after an answer.
 local HEADERS = 4000 -- Most bytes of headers; TorchServe takes 8,192 with those that nginx adds.
 local WORKER = "x-visionserve-worker" -- Which worker has answered, by process id and batch size.
-local SIGUSR1 = 10
+local SIGHUP, SIGUSR1 = 1, 10
 local FILES = 5
 
 local KEPT = {
@@ -379,9 +379,19 @@ local function rotate(path, limit)
     ffi.C.kill(process.get_master_pid(), SIGUSR1)
 end
 
+-- nginx has a server rest after failures, by the wall clock: one that is set back by an hour would
+-- have it rest for an hour. Reloading its configuration makes nginx forget failures.
+local function watch_clock(ahead)
+    local now = ngx.time() - clock()
+    if now < ahead - 1.5 then
+        ffi.C.kill(process.get_master_pid(), SIGHUP)
+    end
+    return now
+end
+
 -- Start a worker, which uses the keys of its own configuration. The first one writes the
--- configuration's identity to a file, which `visionserve proxy` waits for, and rotates the logs from
--- then on.
+-- configuration's identity to a file, which `visionserve proxy` waits for, and looks after the logs and
+-- the clock from then on.
 function gate.begin(identity, limit)
     keys = ngx.config.prefix() .. "keys-" .. identity .. "/"
     if ngx.worker.id() ~= 0 then
@@ -390,7 +400,9 @@ function gate.begin(identity, limit)
     local file = assert(io.open(ngx.config.prefix() .. "identity", "w"))
     file:write(identity)
     file:close()
+    local ahead = ngx.time() - clock()
     ngx.timer.every(2, function()
+        ahead = watch_clock(ahead)
         for _, name in ipairs({ "access.log", "error.log" }) do
             rotate(ngx.config.prefix() .. "logs/" .. name, limit)
         end

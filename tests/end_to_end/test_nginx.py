@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -473,6 +473,39 @@ def test_what_cannot_answer_is_not_ready_and_says_so_at_once(
             os.kill(worker, signal.SIGCONT)
     until(lambda: statuses() == [200, 200])
     until(lambda: ask().status_code == 415)
+
+
+def test_a_clock_that_is_set_back_keeps_no_server_away(
+    server: TorchServe,
+    proxy: Proxy,
+    clock: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that could not be connected to is asked again once it is there."""
+    site = site_of(server)
+    port = free_port()
+    absent = replace(site.upstreams[0], url=f"http://127.0.0.1:{port}")
+    proxy.start(replace(site, upstreams=(*site.upstreams, absent)))
+    monkeypatch.undo()
+
+    def ask() -> int:
+        url = f"http://{site.listen}{PREDICTIONS}"
+        return requests.post(url, data=b"x", headers=PNG, timeout=TIMEOUT).status_code
+
+    assert {ask() for _ in range(10)} == {415}
+    clock(-3600)
+    with closing(socket.create_server(("127.0.0.1", port))) as other:
+        other.settimeout(0.1)
+        deadline = time.monotonic() + 20
+        asked = False
+        while not asked and time.monotonic() < deadline:
+            with ThreadPoolExecutor(1) as pool:
+                status = pool.submit(ask)
+                with suppress(TimeoutError):
+                    other.accept()[0].close()
+                    asked = True
+                assert status.result() == 415
+    assert asked
 
 
 def test_start_says_where_the_earlier_configuration_goes_on(
