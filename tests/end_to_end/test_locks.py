@@ -1,5 +1,6 @@
 """Two commands at once on one output, server, archive or nginx."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -8,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
+from threading import Event
 
 import pytest
 import requests
@@ -199,12 +202,31 @@ def test_what_is_measured_has_one_writer(
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {file: "new"}
 
 
-def test_a_lock_is_of_the_file_that_has_the_name_now(tmp_path: Path) -> None:
-    """Whoever waited for a file that was replaced gets the new one."""
-    path = tmp_path / "rows.csv"
-    with lock.append(path) as first:
-        path.rename(tmp_path / "moved")
-        with lock.append(path) as second:
-            assert os.fstat(first.fileno()).st_ino != os.fstat(second.fileno()).st_ino
-            with pytest.raises(lock.HeldError, match=f"process {os.getpid()} "):
-                lock.append(path)
+def test_a_lock_is_of_what_has_the_name_now(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever waited for a folder that was replaced holds the new one."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    waited, done = Event(), Event()
+
+    def wait() -> None:
+        with lock.alone(folder):
+            waited.set()
+            done.wait(TIMEOUT)
+
+    with ThreadPoolExecutor(1) as pool:
+        with lock.alone(folder):
+            waiting = pool.submit(wait)
+            line = f"-> FLOCK  ADVISORY  WRITE {os.getpid()} "
+            until(lambda: line in Path("/proc/locks").read_text())
+            folder.rename(tmp_path / "moved")
+            folder.mkdir()
+        assert waited.wait(TIMEOUT)
+        descriptor = os.open(folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+        done.set()
+        waiting.result()
+    assert f"waiting for the end of process {os.getpid()} (" in capsys.readouterr().err
