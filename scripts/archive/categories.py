@@ -46,7 +46,10 @@ def read_map(file: Path, labels: tuple[str, ...]) -> dict[str, str]:
 def _read(file: Path) -> str:
     """Read UTF-8 text, without the byte order mark that some editors put before it."""
     try:
-        return file.read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise ValueError(f"{file}: holds NULs, as after a power cut; write it again.")
+        return text
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise ValueError(

@@ -107,6 +107,8 @@ def test_the_state_of_a_server_that_runs(
                 continue  # It is one, of fewer keys.
             assert code == 1 and len(error.splitlines()) == 1, (damage, error)
             assert name in error, (damage, error)
+            if damage not in (nuls, folder):
+                continue  # A key is waited for a second, each time.
             assert not server.runs(archives), "so that a start starts it anew"
             code, out, error = run("serve", "status")
             (line,) = (line for line in out.splitlines() if "server:" in line)
@@ -245,8 +247,8 @@ def test_the_users_own_files(name: str, run: Run, tmp_path: Path) -> None:
     options |= {"temperatures": "t.json"} if name == "t.json" else {}
     given = [part for key, file in options.items() for part in (f"--{key}", tmp_path / file)]
     for damage in DAMAGES:
-        if damage is cut and name == "labels.txt":
-            continue  # It is a list of labels, the last one shorter.
+        if name == "labels.txt" and damage in (cut, other_version, other_kind):
+            continue  # It is a list of labels.
         with damaged(tmp_path / name, damage):
             code, _, error = run("build", "squeezenet1_1", *given, "--store", tmp_path / "store")
             assert code == 1 and len(error.splitlines()) == 1, (damage, error)
