@@ -73,9 +73,9 @@ class HandlerConfig(Strict):
         max_image_pixels: largest image, in pixels, by its header; a WebP may have half as many. A
             larger one is never decoded. 24 million pixels take at most 300 MB.
         max_images: most images in one request.
-        max_work: most work of one request's images together, in pixels times scans. Progressive
-            JPEGs have several scans, all other images have one. The default lets a single image
-            of the most pixels and the most scans pass.
+        max_work: most work of one request's images together, in pixels times scans; see
+            `visionserve.validation.work`. The default lets a single JPEG of the most pixels and
+            the most scans pass, if it is not coded arithmetically.
         max_answer_bytes: largest answer to a request, in bytes; at most TorchServe's
             `max_response_size`.
         deadline_seconds: seconds after a batch's arrival in the worker from which no further

@@ -127,12 +127,12 @@ def _form(row: Mapping[str, Any], headers: Mapping[str, str], max_images: int) -
     A JSON body is bytes here or parsed already: TorchServe parses it unless its configuration
     says `decode_input_request=false`.
     """
-    if "body" not in row:
+    if "body" not in row or _media_type(headers).startswith("multipart/"):
         return Plain(row)
     body, binary = row["body"], b""
     if LENGTH_HEADER in headers:
         body, binary = split(bytes(body), headers[LENGTH_HEADER])
-    elif not _is_json(headers.get("content-type", "")):
+    elif _media_type(headers) != "application/json":
         return Plain({"data": body})
     if isinstance(body, bytes | bytearray):
         body = _parse(body)
@@ -141,8 +141,8 @@ def _form(row: Mapping[str, Any], headers: Mapping[str, str], max_images: int) -
     return form_of(body, binary, max_images)
 
 
-def _is_json(content_type: str) -> bool:
-    return content_type.partition(";")[0].strip().lower() == "application/json"
+def _media_type(headers: Mapping[str, str]) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _parse(body: bytes | bytearray) -> Any:

@@ -289,7 +289,7 @@ def ask_for_many_scans(stage: Stage) -> None:
     """a list of 32 progressive JPEGs of 99 scans is asked for"""
     from tests.corpus import scans
 
-    _ask_for(stage, scans(98, arithmetic=True))
+    _ask_for(stage, scans(98, arithmetic=False))
 
 
 def ask_for_refused_images(stage: Stage) -> None:

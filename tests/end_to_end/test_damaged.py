@@ -176,10 +176,12 @@ def test_a_configuration(
     file = tmp_path / "config" / "server" / name
     for damage in DAMAGES:
         with damaged(file, damage):
+            if damage is cut:
+                continue  # It is one, of fewer keys.
             if name == "config.properties":
                 code, _, error = run("serve", "start", "--profile", "server")
-            elif damage in (cut, empty, unreadable):
-                continue  # It is one, of fewer keys; or the profile has none.
+            elif damage in (empty, unreadable):
+                continue  # The profile has none.
             else:
                 code, _, error = run("build", REAL, "--profile", "server")
             assert code == 1 and len(error.splitlines()) == 1, (damage, error)

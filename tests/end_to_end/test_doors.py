@@ -275,6 +275,7 @@ def test_a_model_describes_itself(client: Client) -> None:
         "max_image_pixels": 24_000_000,
         "max_images": 32,
         "max_work": 2_400_000_000,
+        "max_answer_bytes": 6_553_500,
         "deadline_seconds": 8,
     }
     assert found["proof"]["agreement"] == 1 and found["proof"]["views"] > 0

@@ -158,3 +158,14 @@ def test_an_image_in_another_field_is_told_where_it_belongs() -> None:
     fault = refused({"file": bytearray(b"\x89PNG" + bytes(200)), "top_k": bytearray(b"3")})
     assert (fault.status, fault.code) == (400, "invalid_option")
     assert fault.message == "file: unknown option; an image belongs in the field data."
+
+
+@pytest.mark.parametrize("body", [bytearray(b"top_k=zero"), [bytearray(b"a"), bytearray(b"b")]])
+def test_a_forms_part_called_body_is_no_body(body: object) -> None:
+    """It hid the other parts, and two of them were a 500."""
+    form = {"content-type": "Multipart/Form-Data; boundary=b"}
+    length = {"inference-header-content-length": "1"}
+    for headers in (form, form | length):
+        error = refused({"body": body, "data": bytearray(b"x")}, headers)
+        assert (error.status, error.code) == (400, "invalid_option")
+        assert "body: unknown option" in error.message

@@ -106,6 +106,19 @@ def test_v2_strings_follow_the_json() -> None:
     assert images(request) == [b"one", b"second"]
 
 
+@pytest.mark.parametrize(
+    "data",
+    [["a" * 300_000, *[""] * 900], [0.5] * 12, [True] * 12, [256] * 12, [-1] * 12, ["1"] * 12],
+)
+def test_v2_pixels_are_whole_numbers(data: list[Any]) -> None:
+    """NumPy would make room for the longest string in the place of each of them, a gigabyte."""
+    tracemalloc.start()
+    request = read(tensor(shape=[2, 2, 3], datatype="UINT8", data=data))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert fault(request).code == "invalid_data" and peak < 10_000_000
+
+
 @pytest.mark.parametrize("shape", [[2], [0], [7_000_000], [2, 3_500_000]])
 def test_v2_strings_are_counted_before_they_are_split(shape: list[int]) -> None:
     """28 MB of zeros are seven million empty strings, each an object of its own."""

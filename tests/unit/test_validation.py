@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.helpers import encode
 from visionserve.errors import RequestError
-from visionserve.validation import validate
+from visionserve.validation import validate, work
 
 LIMITS = (1_000_000, 1_000_000)
 
@@ -69,3 +69,27 @@ def test_declared_pixels_over_the_limit_are_a_413(size: tuple[int, int]) -> None
 def test_an_elongated_image_is_a_422() -> None:
     error = refused(encode(Image.new("L", (1000, 10))))
     assert (error.status, error.code) == (422, "extreme_aspect_ratio")
+
+
+def runs(size: tuple[int, int]) -> bytes:
+    """A BMP of runs that ends at once."""
+    header = struct.pack("<IiiHHIIiiII", 40, *size, 1, 8, 1, 2, 0, 0, 256, 256)
+    file = b"BM" + struct.pack("<IHHI", 14 + 40 + 1024 + 2, 0, 0, 14 + 40 + 1024)
+    return file + header + bytes(1024) + b"\0\1"
+
+
+def test_work_counts_what_takes_time() -> None:
+    """Scans of any JPEG, arithmetic ones ten times, and runs that Pillow decodes in Python."""
+    image = Image.new("RGB", (40, 30))
+    baseline = encode(image, "JPEG")
+    start = baseline.index(b"\xff\xda")
+    for data, passes in (
+        (encode(image, "PNG"), 1),
+        (encode(image, "BMP"), 1),
+        (baseline, 1),
+        (baseline[:-2] + 3 * baseline[start:-2] + b"\xff\xd9", 4),
+        (baseline.replace(b"\xff\xc0", b"\xff\xc9"), 10),
+        (encode(image, "JPEG", progressive=True).replace(b"\xff\xc2", b"\xff\xca"), 100),
+        (runs((40, 30)), 50),
+    ):
+        assert work(validate(data, *LIMITS), data) == 1200 * passes

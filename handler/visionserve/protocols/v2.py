@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from visionserve.answer import Outcome, Prediction
@@ -139,15 +140,32 @@ class V2:
     def _encoded(self, tensor: Mapping[str, Any], shape: list[int]) -> bytes:
         """Encode pixels as BMP, which is lossless, so that they pass the checks of any image."""
         try:
-            given = tensor["data"] if "data" in tensor else np.frombuffer(self._binary, np.uint8)
-            values = np.asarray(given).reshape(shape)
-            if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
+            if "data" in tensor:
+                values = _numbers(tensor["data"]).reshape(shape)
+            else:
+                values = np.frombuffer(self._binary, np.uint8).reshape(shape)
+            if not values.size:
                 raise ValueError
         except ValueError:
             raise _invalid(f"The data are not values from 0 to 255 in the shape {shape}.") from None
         file = io.BytesIO()
-        Image.fromarray(values.astype(np.uint8)).save(file, "BMP")
+        Image.fromarray(values).save(file, "BMP")
         return file.getvalue()
+
+
+def _numbers(given: Any) -> NDArray[np.uint8]:
+    """Return the numbers of a list, or of lists in it.
+
+    They are looked at one by one, as NumPy would make room for the longest string in the place of
+    each of them.
+
+    Raises:
+        ValueError: there is anything else than integers from 0 to 255.
+    """
+    found = np.asarray(given, dtype=object).ravel()
+    if not all(type(value) is int and 0 <= value <= 255 for value in found):
+        raise ValueError
+    return found.astype(np.uint8)
 
 
 def split(body: bytes, length: str) -> tuple[bytes, bytes]:
