@@ -20,6 +20,12 @@ def main() -> int:
         type=Path,
         help="FILE.csv, .jsonl or .parquet; one that an interrupted run left is gone on with",
     )
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="CSV_OR_FOLDER",
+        help="add a column truth: a CSV of path and label, or the folder that holds class folders",
+    )
     parser.add_argument("--overwrite", action="store_true", help="begin the output anew")
     parser.add_argument("--tta", help="views of each image (the archive's default)")
     parser.add_argument("--top-k", type=whole(1, 10_000), help="predictions per image (3 at most)")

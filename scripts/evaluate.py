@@ -1,11 +1,17 @@
-"""Compare the accuracy and confidence of runtimes, precisions and TTA modes on photographs."""
+"""Measure an archive on labelled photographs, or compare runtimes, precisions and TTA modes.
+
+With --archive: Top-1 with its interval, precision and recall of each class, the confusion matrix
+(PNG and CSV) and the most confidently wrong photographs (HTML), in the views that the archive
+serves by default. Without, the ways in which a model that can be built may be served.
+"""
 
 import argparse
 import sys
 
+from scripts.archive.weights import FALLBACK
 from scripts.arguments import whole
 from scripts.quality import arguments
-from scripts.quality.variants import VARIANTS
+from scripts.quality.variants import MODES, VARIANTS
 
 
 def main() -> int:
@@ -13,7 +19,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="visionserve evaluate", description=__doc__, parents=[arguments.common()]
     )
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="of --model (all)")
     parser.add_argument(
         "--enlarge",
         type=whole(1, 5000),
@@ -22,6 +28,15 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="a hundred of the photographs")
     args = parser.parse_args()
+    arguments.refuse_both(parser, args, ("model", "variants", "calibration", "enlarge"))
+    if not arguments.ready("build", "charts"):
+        return 1
+    if args.archive:
+        from scripts.quality import served
+
+        return served.run(args)
+    args.model, args.modes = args.model or FALLBACK, args.modes or MODES
+    args.variants = args.variants or list(VARIANTS)
     from scripts.quality import evaluate
 
     return evaluate.run(args)

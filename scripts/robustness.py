@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from scripts.archive.weights import FALLBACK
 from scripts.arguments import whole
 from scripts.quality import arguments
 from scripts.quality.variants import VARIANTS
@@ -13,12 +14,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="visionserve robustness", description=__doc__, parents=[arguments.common()]
     )
-    parser.add_argument("--variant", default="openvino fp32", choices=VARIANTS)
+    parser.add_argument("--variant", choices=VARIANTS, help="of --model (openvino fp32)")
     parser.add_argument(
         "--photographs", type=whole(1, 1_000_000), default=200, help="how many (%(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help="a quarter of the corruptions to each")
     args = parser.parse_args()
+    arguments.refuse_both(parser, args, ("model", "variant", "calibration"))
+    if not arguments.ready("build", "charts"):
+        return 1
+    args.model, args.variant = args.model or FALLBACK, args.variant or "openvino fp32"
     from scripts.quality import robustness
 
     return robustness.run(args)

@@ -137,6 +137,27 @@ class Classifier:
             outcomes += self._answer_all(group, deadline)
         return outcomes
 
+    def probabilities(self, item: Item) -> Probabilities:
+        """Return what an image's answer is made of, for those who measure the model.
+
+        Args:
+            item: the image; its `top_k`, `threshold` and language do not matter.
+
+        Returns:
+            float32 of shape (classes,), summing to 1: averaged over the views, not tempered.
+
+        Raises:
+            RequestError: the image gets no answer.
+            ValueError: the answer was in the cache, which has no probabilities of all classes.
+        """
+        prepared = self._prepare(item, math.inf)
+        found = self._infer([prepared])[0] if isinstance(prepared, Prepared) else prepared
+        if isinstance(found, RequestError):
+            raise found
+        if isinstance(found, dict):
+            raise ValueError("The cache has to be off.")
+        return found
+
     def _prepare_all(
         self, items: Sequence[Item], deadline: float
     ) -> Iterator[list[Prepared | Outcome]]:

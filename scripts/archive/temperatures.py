@@ -1,9 +1,16 @@
-"""Read the JSON file of temperatures fitted for a model's weights, which the builder packs."""
+"""Read the JSON file of temperatures fitted for a model's weights, and pack them."""
 
+import hashlib
+import json
+import shutil
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from scripts.archive.hashes import HashError, Record, read_record, record, sha256_of
+from visionserve import metadata
 from visionserve.config import TTA, Strict
 from visionserve.metadata import Temperature
 
@@ -44,3 +51,49 @@ def read(path: Path, architecture: str, weights_sha256: str) -> dict[TTA, Temper
             "run visionserve calibrate."
         )
     return found.temperatures
+
+
+def check_recorded(archive: Path) -> Record:
+    """Refuse to change an archive that is not known to be what was built.
+
+    Raises:
+        FileNotFoundError: there is no such archive.
+        HashError: the archive has no record, or differs from it.
+    """
+    if not archive.is_file():
+        raise FileNotFoundError(f"{archive}: no such archive.")
+    kept = read_record(archive)
+    if kept is None:
+        file = archive.with_suffix(".json")
+        raise HashError(f"{file} is missing: copy it from where {archive.name} was built.")
+    if kept["sha256"] != sha256_of(archive):
+        raise HashError(f"{archive}: changed since it was built; build it again.")
+    return kept
+
+
+def pack(archive: Path, fitted: Mapping[TTA, float]) -> None:
+    """Write an archive again with temperatures, and its record with them.
+
+    All else in it stays, also the temperatures of other modes. It counts as the user's own from
+    then on, so that `make serve` takes it as it is.
+
+    Raises:
+        FileNotFoundError, HashError: as `check_recorded`.
+        OSError: the disk is full, say; the archive is as it was.
+    """
+    kept = check_recorded(archive)
+    part = archive.with_suffix(".mar.new")
+    try:
+        with zipfile.ZipFile(archive) as old, zipfile.ZipFile(part, "w") as new:
+            for entry in old.infolist():
+                content = old.read(entry)
+                if entry.filename == metadata.FILE:
+                    described = json.loads(content)
+                    described["temperatures"] = described.get("temperatures", {}) | dict(fitted)
+                    content = json.dumps(described).encode()
+                new.writestr(entry, content, entry.compress_type)
+        shutil.copymode(archive, part)
+        made_of = f"{kept['ingredients']} {sorted(fitted.items())}"
+        record(archive, hashlib.sha256(made_of.encode()).hexdigest(), own=True, built=part)
+    finally:
+        part.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from scripts.batch import listing, server_engine
 from scripts.batch.provenance import Provenance
 from scripts.batch.rows import Body, RunError, row
 from scripts.batch.sinks import open_sink
+from scripts.batch.truth import Given
 from scripts.server.client import Client
 from scripts.server.torchserve import client_of
 from visionserve.config import Options
@@ -122,10 +123,13 @@ def classify(args: argparse.Namespace) -> int:
         RunError: the run cannot begin or go on.
         OSError: a list cannot be read, or the output cannot be written.
     """
+    truth = Given(args.labels) if args.labels else None
     engine, made_with = choose(args)
     top_k = args.top_k or Options().top_k
-    with closing(open_sink(args.output, top_k, made_with, args.overwrite)) as sink:
-        remaining = named(args)
+    made_with = {**made_with, **(truth.provenance if truth else {})}
+    sink = open_sink(args.output, top_k, made_with, args.overwrite, truth is not None)
+    with closing(sink):
+        remaining = truth.counted(named(args)) if truth else named(args)
         kept = sink.resume(remaining)
         if kept.again:
             print(f"Asking again for {len(kept.again)} that the server failed.", file=sys.stderr)
@@ -136,11 +140,13 @@ def classify(args: argparse.Namespace) -> int:
             closing(engine(chain(kept.again, remaining))) as bodies,
         ):
             for path, body in bodies:
-                sink.write(row(path, body, top_k))
+                sink.write(row(path, body, top_k, truth))
                 rows, errors = rows + 1, errors + ("error" in body)
                 bar.update()
         if rows == 0:
             raise RunError("There are no images.")
         sink.finish()
+    if truth and truth.missing:
+        print(f"{args.labels} has no label for {truth.missing} of them.", file=sys.stderr)
     print(f"{rows} images, errors: {errors}.", file=sys.stderr)
     return errors

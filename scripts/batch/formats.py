@@ -34,6 +34,7 @@ class Table:
             ranks = [k for k in range(1, self._top_k + 1) if row[f"label_{k}"] is not None]
             text = ", ".join(f"{row[f'label_{k}']} {row[f'probability_{k}']:.1%}" for k in ranks)
             text += "" if row["confident"] else " (a guess)"
+        text += f"; is {row['truth']}" if row.get("truth") else ""
         return f"{_fitted(_printable(str(row['path'])))}  {_printable(text)}\n"
 
 
@@ -83,8 +84,8 @@ def defused(text: str) -> str:
 class CSV:
     """CSV: one `record` for each image, after a record of the columns' names."""
 
-    def __init__(self, top_k: int) -> None:
-        self._columns = list(columns(top_k))
+    def __init__(self, top_k: int, truth: bool = False) -> None:
+        self._columns = list(columns(top_k, truth))
         self.head = self.start = record(self._columns)
 
     def encode(self, row: Row) -> str:
@@ -115,8 +116,8 @@ class JSONLines:
 
     head, start = "", '{"path": "'
 
-    def __init__(self, top_k: int) -> None:
-        self._columns = columns(top_k).keys()
+    def __init__(self, top_k: int, truth: bool = False) -> None:
+        self._columns = columns(top_k, truth).keys()
 
     def encode(self, row: Row) -> str:
         """Return one object."""

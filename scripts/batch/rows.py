@@ -2,13 +2,14 @@
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 Value = str | int | float | bool | None
 Body = Mapping[str, Any]
 Row = dict[str, Value]
+Truth = Callable[[Path], str | None]
 
 # Codes of errors that are the server's fault, so that another try may classify the image.
 SERVER_FAULTS = frozenset(
@@ -21,13 +22,18 @@ class RunError(Exception):
     """The run cannot go on; the message says why, for people."""
 
 
-def columns(top_k: int) -> dict[str, type]:
-    """Return the columns in order, each with the type of its values; any value may be None."""
+def columns(top_k: int, truth: bool = False) -> dict[str, type]:
+    """Return the columns in order, each with the type of its values; any value may be None.
+
+    Args:
+        top_k: number of predictions.
+        truth: whether the label that the user gave stands before the predictions.
+    """
     predictions = {
         f"{name}_{rank}": kind for rank in range(1, top_k + 1) for name, kind in PREDICTION.items()
     }
     rest = {"model": str, "version": str, "tta": str, "confident": bool, "error": str}
-    return {"path": str, **predictions, **rest}
+    return {"path": str, **({"truth": str} if truth else {}), **predictions, **rest}
 
 
 def name(path: Path) -> str:
@@ -35,7 +41,7 @@ def name(path: Path) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
-def row(path: Path, body: Body, top_k: int) -> Row:
+def row(path: Path, body: Body, top_k: int, truth: Truth | None = None) -> Row:
     """Make the row of an image.
 
     Args:
@@ -43,12 +49,15 @@ def row(path: Path, body: Body, top_k: int) -> Row:
         body: the JSON object of its answer, or `{"error": ...}`, which becomes
             ``code: message`` in the column `error`.
         top_k: number of predictions in a row; a model of fewer classes leaves some empty.
+        truth: gives the column `truth`; None for a row without it.
 
     Raises:
         RunError: an option is refused, which would fail every other image too.
     """
-    values: Row = dict.fromkeys(columns(top_k))
+    values: Row = dict.fromkeys(columns(top_k, truth is not None))
     values["path"] = name(path)
+    if truth is not None:
+        values["truth"] = truth(path)
     if "error" in body:
         code, message = body["error"]["code"], body["error"]["message"]
         if code == "invalid_option":

@@ -272,20 +272,26 @@ class Parquet(File):
         top_k: number of predictions.
         made_with: as for `File`.
         overwrite: as for `File`.
+        truth: as for `columns`.
 
     Raises:
         RunError: pyarrow is not installed, or the file was made with something else.
     """
 
     def __init__(
-        self, path: Path, top_k: int, made_with: Provenance, overwrite: bool = False
+        self,
+        path: Path,
+        top_k: int,
+        made_with: Provenance,
+        overwrite: bool = False,
+        truth: bool = False,
     ) -> None:
         if find_spec("pyarrow") is None:
             raise RunError("Parquet needs pyarrow: pip install '.[batch]'.")
         self._journal = path.with_name(f"{path.name}.jsonl")
         self._target = path
-        self._top_k = top_k
-        super().__init__(self._journal, JSONLines(top_k), made_with, overwrite, path)
+        self._columns = columns(top_k, truth)
+        super().__init__(self._journal, JSONLines(top_k, truth), made_with, overwrite, path)
         begun = self._journal.stat().st_size
         self._unpacked = path.exists() and not begun and not overwrite
         if self._unpacked:
@@ -325,7 +331,7 @@ class Parquet(File):
 
         types = {str: pyarrow.string(), int: pyarrow.int32(), float: pyarrow.float64()}
         types[bool] = pyarrow.bool_()
-        schema = pyarrow.schema([(key, types[kind]) for key, kind in columns(self._top_k).items()])
+        schema = pyarrow.schema([(key, types[kind]) for key, kind in self._columns.items()])
         with (
             self._journal.open(encoding="utf-8") as journal,
             lock.replace(self._target) as written,
@@ -341,11 +347,11 @@ class Parquet(File):
         from pyarrow import parquet
 
         part = self._journal.with_name(f"{self._journal.name}.part")
-        encode = JSONLines(self._top_k).encode
+        encode = self._format.encode
         journal = lock.anew(part)
         try:
             with parquet.ParquetFile(self._target) as packed:
-                if packed.schema_arrow.names != list(columns(self._top_k)):
+                if packed.schema_arrow.names != list(self._columns):
                     raise RunError(f"{self._target}: holds other columns.")
                 for batch in packed.iter_batches(ROW_GROUP):
                     journal.writelines(encode(row).encode() for row in batch.to_pylist())
@@ -367,7 +373,11 @@ def _maker(values: Iterable[Value]) -> str:
 
 
 def open_sink(
-    output: Path | None, top_k: int, made_with: Provenance, overwrite: bool = False
+    output: Path | None,
+    top_k: int,
+    made_with: Provenance,
+    overwrite: bool = False,
+    truth: bool = False,
 ) -> Stream:
     """Choose a sink by the file's suffix; without a file, a table for a terminal, else CSV.
 
@@ -376,6 +386,7 @@ def open_sink(
         top_k: number of predictions.
         made_with: what the rows are made with.
         overwrite: begin a file anew.
+        truth: whether the rows have the column `truth`.
 
     Raises:
         RunError: the suffix is unknown.
@@ -383,12 +394,12 @@ def open_sink(
     """
     if output is None:
         on_terminal = sys.stdout.isatty()
-        return Stream(sys.stdout.buffer, Table(top_k) if on_terminal else CSV(top_k))
+        return Stream(sys.stdout.buffer, Table(top_k) if on_terminal else CSV(top_k, truth))
     match output.suffix.lower():
         case ".csv":
-            return File(output, CSV(top_k), made_with, overwrite)
+            return File(output, CSV(top_k, truth), made_with, overwrite)
         case ".jsonl":
-            return File(output, JSONLines(top_k), made_with, overwrite)
+            return File(output, JSONLines(top_k, truth), made_with, overwrite)
         case ".parquet":
-            return Parquet(output, top_k, made_with, overwrite)
+            return Parquet(output, top_k, made_with, overwrite, truth)
     raise RunError(f"{output}: its suffix must be .csv, .jsonl or .parquet.")

@@ -1,4 +1,4 @@
-"""Measure torchvision's families of classifiers, FP32 and INT8, on seeded weights."""
+"""Measure torchvision's families of classifiers, FP32 and INT8, on seeded weights, or archives."""
 
 import argparse
 import os
@@ -8,6 +8,7 @@ import tempfile
 import time
 import warnings
 import zipfile
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,17 @@ from tqdm import tqdm
 
 from scripts import photos
 from scripts.archive import convert, proof
+from scripts.archive.hashes import HashError
+from scripts.archive.manifest import ArchiveError
+from scripts.quality.models import opened
 from scripts.report import circumstances
 from scripts.report.tables import table
+from visionserve import runtimes
 from visionserve.config import Precision
 from visionserve.metadata import Proof
 from visionserve.models import MODELS, FullyConvolutional
 from visionserve.processor import overflows
+from visionserve.runtimes import Runtime
 from visionserve.runtimes.openvino import OpenVINORuntime
 
 # One model of each of torchvision's families, two ResNets, and the model with packaged weights.
@@ -54,13 +60,13 @@ class Measured:
     Attributes:
         milliseconds: median processor time of one crop on one thread, from pixels to answer.
         megabytes: the compressed size of the model's files in an archive.
-        proof: how close its probabilities are to PyTorch's in FP32.
+        proof: how close its probabilities are to PyTorch's in FP32; None if not known.
         accepted: whether the builder would write an archive.
     """
 
     milliseconds: float
     megabytes: float
-    proof: Proof
+    proof: Proof | None
     accepted: bool
 
 
@@ -73,16 +79,16 @@ class Row:
         crop: side of its crop, in pixels.
         dense: see `visionserve.metadata.Metadata`.
         explains: whether the model can explain its answers.
-        fp32: the measurements in FP32.
-        int8: the measurements in INT8, with all layers quantized.
+        fp32: the measurements in FP32; None for an archive of another precision.
+        int8: the measurements in INT8, with all layers quantized; None likewise.
     """
 
     name: str
     crop: int
     dense: bool
     explains: bool
-    fp32: Measured
-    int8: Measured
+    fp32: Measured | None
+    int8: Measured | None
 
 
 def seeded(name: str, pixels: Tensor) -> FullyConvolutional:
@@ -144,20 +150,50 @@ def measure(name: str) -> Row:
     quantized = convert.quantize(exact, samples, [], overflows())
     models: dict[Precision, Any] = {"fp32": exact, "int8": quantized}
     with tempfile.TemporaryDirectory() as scratch:
-        runtimes: dict[Precision, OpenVINORuntime] = {}
+        loaded: dict[Precision, Runtime] = {}
         sizes: dict[Precision, float] = {}
         for precision, model in models.items():
             directory = Path(scratch) / precision
             convert.save(model, directory / "model.xml")
-            runtimes[precision] = OpenVINORuntime(directory / "model.xml", transforms.crop, 1)
+            loaded[precision] = OpenVINORuntime(directory / "model.xml", transforms.crop, 1)
             sizes[precision] = _megabytes(directory)
-        times = _times(runtimes, samples[0])
+        times = _times(loaded, samples[0])
         found = {}
-        for precision, runtime in runtimes.items():
+        for precision, runtime in loaded.items():
             figures = proof.prove(runtime, reference)
             found[precision] = judged(times[precision], sizes[precision], figures, precision)
     explains = module.linear is not None
     return Row(name, transforms.crop, module.dense, explains, **found)
+
+
+def measure_archive(archive: Path) -> Row:
+    """Time the model of an archive, with its own transforms, in the precision that it has.
+
+    FP16 counts as FP32, which it is without a GPU. The proof is the one that the builder packed.
+
+    Raises:
+        ArchiveError, HashError, OSError: as `scripts.quality.models.opened`.
+    """
+    with opened(archive) as archived:
+        described, config = archived.metadata, archived.config
+        crop = described.transforms.crop
+        sample = convert.calibration_samples(photos.packaged(), crop, 1)[0]
+        precision: Precision = "int8" if config.precision == "int8" else "fp32"
+        runtime = runtimes.load(archived.directory, described, config, None, threads=1)
+        files = [*archived.directory.glob(f"{Path(described.artifact).stem}.*")]
+        found = Measured(
+            _times({precision: runtime}, sample)[precision],
+            _compressed(archive, [path.name for path in files]),
+            described.proof,
+            accepted=True,
+        )
+        exact, quantized = (found, None) if precision == "fp32" else (None, found)
+        return Row(archived.name, crop, described.dense, described.explains, exact, quantized)
+
+
+def _compressed(archive: Path, names: Sequence[str]) -> float:
+    with zipfile.ZipFile(archive) as packed:
+        return sum(packed.getinfo(name).compress_size for name in names) / 1e6
 
 
 def _megabytes(directory: Path) -> float:
@@ -168,17 +204,15 @@ def _megabytes(directory: Path) -> float:
     return target.stat().st_size / 1e6
 
 
-def _times(
-    runtimes: dict[Precision, OpenVINORuntime], crop: NDArray[np.uint8]
-) -> dict[Precision, float]:
+def _times(loaded: Mapping[Precision, Runtime], crop: NDArray[np.uint8]) -> dict[Precision, float]:
     """Return the median processor time of one crop on each runtime, in milliseconds.
 
     The runtimes take turns in several rounds. Processor time is measured because other work on the
     machine affects it little.
     """
-    times: dict[Precision, list[float]] = {precision: [] for precision in runtimes}
+    times: dict[Precision, list[float]] = {precision: [] for precision in loaded}
     for _ in range(ROUNDS):
-        for precision, runtime in runtimes.items():
+        for precision, runtime in loaded.items():
             for turn in range(WARM_UP + PASSES):
                 begin = time.process_time()
                 runtime(crop)
@@ -206,14 +240,16 @@ def _cells(row: Row) -> list[str]:
     return [
         *(f"`{row.name}`", str(row.crop)),
         *("yes" if able else "no" for able in (row.dense, row.explains)),
-        *(f"{each.milliseconds:.1f}" for each in pair),
-        *(f"{each.megabytes:.1f}" for each in pair),
-        *(_verdict(each) for each in pair),
+        *(f"{each.milliseconds:.1f}" if each else "–" for each in pair),
+        *(f"{each.megabytes:.1f}" if each else "–" for each in pair),
+        *(_verdict(each) if each else "–" for each in pair),
     ]
 
 
 def _verdict(measured: Measured) -> str:
     figures = measured.proof
+    if figures is None:
+        return "not proved"
     verdict = "passes" if measured.accepted else "refused"
     return f"{verdict}: {figures.mean_difference:.2g}, {figures.agreement:.0%}"
 
@@ -221,20 +257,26 @@ def _verdict(measured: Measured) -> str:
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="visionserve bench-families", description=__doc__)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="(one of each family)")
     parser.add_argument(
-        "models", nargs="*", default=FAMILIES, metavar="MODEL", help="one of each family"
+        "--archive", nargs="+", type=Path, default=[], metavar="FILE.mar", help="these instead"
     )
     args = parser.parse_args()
-    if unknown := sorted(set(args.models) - MODELS.keys()):
+    models = args.models or ([] if args.archive else FAMILIES)
+    if unknown := sorted(set(models) - MODELS.keys()):
         print(f"No such model: {', '.join(unknown)}.", file=sys.stderr)
         return 1
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)  # More threads would spin while they wait.
-    rows = []
-    with redirect_stdout(sys.stderr):  # NNCF's progress
-        for name in (bar := tqdm(args.models)):
-            bar.set_description(name)
-            rows.append(measure(name))
+    try:
+        with redirect_stdout(sys.stderr):  # NNCF's progress
+            rows = [measure_archive(archive) for archive in args.archive]
+            for name in (bar := tqdm(models)):
+                bar.set_description(name)
+                rows.append(measure(name))
+    except (ArchiveError, HashError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
     print(f"{circumstances.here()}; load average at the end {os.getloadavg()[0]:.1f}\n")
     print(markdown(rows))
     return 0

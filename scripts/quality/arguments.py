@@ -7,6 +7,17 @@ from scripts import paths
 from scripts.archive.weights import FALLBACK
 from scripts.quality.variants import MODES
 
+SOURCE = "class folders, FOLDER/class name/picture.jpg, or a CSV of path and label"
+
+
+def labelled(parser: argparse.ArgumentParser) -> None:
+    """Add how labels are read."""
+    parser.add_argument(
+        "--index-in-name",
+        action="store_true",
+        help="names of folders or files, or the CSV's labels, are class indices",
+    )
+
 
 def common() -> argparse.ArgumentParser:
     """Return a parent for the parsers of `evaluate` and `robustness`."""
@@ -16,10 +27,21 @@ def common() -> argparse.ArgumentParser:
         type=Path,
         nargs="?",
         default=paths.SAMPLES,
-        help="photographs named or foldered by class index (%(default)s)",
+        help=f"{SOURCE} (%(default)s)",
     )
-    parser.add_argument("--model", default=FALLBACK, help="one that can be built (%(default)s)")
-    parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
+    labelled(parser)
+    parser.add_argument("--archive", type=Path, metavar="FILE.mar", help="measure this archive")
+    parser.add_argument("--model", help=f"or one that can be built ({FALLBACK})")
+    parser.add_argument("--modes", nargs="+", choices=MODES, help="views of each photograph")
     parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
-    parser.add_argument("--output", type=Path, default=paths.MODEL_STORE, help="a folder")
+    parser.add_argument("--output", type=Path, help="a folder (in model_store)")
     return parser
+
+
+def refuse_both(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, names: tuple[str, ...]
+) -> None:
+    """End the command if it has options that an archive has answered itself."""
+    given = [f"--{name}" for name in names if getattr(args, name)]
+    if args.archive and given:
+        parser.error(f"--archive brings its own model: leave out {' '.join(given)}")

@@ -14,12 +14,10 @@ from tqdm import tqdm
 
 from scripts import lock, paths, photos
 from scripts.archive import convert
-from scripts.archive.proof import ProofError
 from scripts.archive.recipe import Recipe, check_architecture, read_categories
-from scripts.archive.temperatures import Temperatures
-from scripts.archive.weights import WeightsError, resolve
-from scripts.quality import labelled
-from scripts.quality.models import THREADS, Loaded
+from scripts.archive.temperatures import Temperatures, check_recorded, pack
+from scripts.archive.weights import resolve
+from scripts.quality.models import CANNOT, THREADS, Loaded, gather, opened
 from scripts.quality.statistics import EPSILON, Interval, log_loss, reliability
 from scripts.report import circumstances
 from scripts.report.tables import table
@@ -99,11 +97,18 @@ class Fitted:
 
 def run(args: argparse.Namespace) -> int:
     """Do what `visionserve calibrate` was asked, and return its exit code."""
-    output = args.output or paths.MODEL_STORE / f"{args.model}-temperatures.json"
+    beside = args.archive or paths.MODEL_STORE / f"{args.model}.mar"
+    output = args.output or beside.with_name(f"{beside.stem}-temperatures.json")
     try:
+        if args.archive:
+            check_recorded(args.archive)
         with lock.replace(output) as file:
-            file.write(calibrated(args).model_dump_json(indent=1).encode() + b"\n")
-    except (ProofError, WeightsError, ValueError, OSError) as error:
+            found = calibrated(args)
+            file.write(found.model_dump_json(indent=1).encode() + b"\n")
+        if args.archive:
+            pack(args.archive, found.temperatures)
+            print(f"{args.archive} has them; a server has them once it loads it anew.")
+    except CANNOT as error:
         print(error, file=sys.stderr)
         return 1
     print(output)
@@ -114,41 +119,55 @@ def calibrated(args: argparse.Namespace) -> Temperatures:
     """Fit the temperatures, and print what they change.
 
     Raises:
-        ProofError, WeightsError, ValueError, OSError: the model cannot be built, or a photograph
-            cannot be used.
+        ArchiveError, HashError, ProofError, RequestError, WeightsError, ValueError, OSError: the
+            archive cannot be used or the model cannot be built, or a photograph cannot be used.
     """
-    path = paths.CONFIG / args.profile / "model-config.yaml"
-    config = ModelConfig.load(path).handler
-    check_architecture(args.model)
-    categories = read_categories(Recipe(args.model, args.model, "1.0", path, labels=args.labels))
-    photographs = labelled.folder(args.folder, len(categories))
-    calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
-    with tempfile.TemporaryDirectory() as scratch:
-        described = convert.convert(
-            *(args.model, resolve(args.model, args.weights), categories),
-            *(config, calibration, Path(scratch)),
+    if args.archive:
+        with opened(args.archive) as archived:
+            described = archived.metadata
+            given = gather(args, described.categories, archived.config)
+            name, fitted = str(archived), fit_all(archived, given.photographs, args.modes)
+    else:
+        path = paths.CONFIG / args.profile / "model-config.yaml"
+        config = ModelConfig.load(path).handler
+        check_architecture(args.model)
+        categories = read_categories(
+            Recipe(args.model, args.model, "1.0", path, labels=args.labels)
         )
-        runtime = runtimes.load(Path(scratch), described, config, None, THREADS)
-    fitted = fit_all(Loaded(runtime, described, config), photographs, described.modes(args.modes))
-    about = f"{args.folder.name}, {len(photographs)} photographs ({circumstances.here()})"
-    print(f"{args.model}, {config.runtime} {config.precision}, {about}\n")
-    print(f"{summary(fitted)}\n\n{warnings(fitted)}\n")
+        given = gather(args, categories, config)
+        calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
+        with tempfile.TemporaryDirectory() as scratch:
+            described = convert.convert(
+                *(args.model, resolve(args.model, args.weights), categories),
+                *(config, calibration, Path(scratch)),
+            )
+            runtime = runtimes.load(Path(scratch), described, config, None, THREADS)
+            name = f"{args.model}, {config.runtime} {config.precision}"
+            fitted = fit_all(Loaded(runtime, described, config), given.photographs, args.modes)
+    about = f"{args.folder.name}, {len(given.photographs)} photographs ({circumstances.here()})"
+    print(f"{name}, {about}\n\n{summary(fitted)}\n\n{warnings(fitted)}\n")
     return Temperatures(
         architecture=described.architecture,
         weights_sha256=described.weights_sha256,
         about=about,
-        temperatures={mode: round(found.temperature.value, 4) for mode, found in fitted.items()},
+        temperatures={mode: round(one.temperature.value, 4) for mode, one in fitted.items()},
     )
 
 
 def fit_all(
-    loaded: Loaded, photographs: Sequence[tuple[Path, int]], modes: Sequence[TTA]
+    loaded: Loaded, photographs: Sequence[tuple[Path, int]], wanted: Sequence[TTA]
 ) -> dict[TTA, Fitted]:
-    """Classify all photographs in each mode, and fit each mode's temperature."""
+    """Classify all photographs in each mode, and fit each mode's temperature.
+
+    Raises:
+        ValueError: the model has none of the modes.
+        RequestError: the model fails.
+    """
+    modes = loaded.modes(wanted)
     found: dict[TTA, list[NDArray[np.float32]]] = {mode: [] for mode in modes}
     for path, _ in tqdm(photographs, desc=f"photographs, each {len(modes)} times", smoothing=0):
-        for mode, probabilities in loaded.classify(path, modes).items():
-            found[mode].append(probabilities)
+        for mode in modes:
+            found[mode].append(loaded.probabilities(path, mode))
     labels = np.array([label for _, label in photographs])
     stacked = {mode: np.stack(rows) for mode, rows in found.items()}
     return {mode: Fitted(rows, labels, fit(rows, labels)) for mode, rows in stacked.items()}

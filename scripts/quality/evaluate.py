@@ -13,13 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scripts import lock, photos
-from scripts.archive.proof import ProofError
+from scripts import lock, paths, photos
 from scripts.archive.recipe import check_architecture
-from scripts.archive.weights import WeightsError
 from scripts.quality import deletion, labelled
 from scripts.quality.deletion import Deletion
-from scripts.quality.models import Loaded, load
+from scripts.quality.models import CANNOT, Loaded, gather, load
 from scripts.quality.statistics import (
     Reliability,
     log_loss,
@@ -27,6 +25,7 @@ from scripts.quality.statistics import (
     proportion,
     reliability,
 )
+from scripts.quality.variants import VARIANTS
 from scripts.report import circumstances
 from scripts.report.tables import table
 from visionserve.config import TTA, Options
@@ -57,7 +56,7 @@ class Judgement(NamedTuple):
 
 
 def judge(
-    probabilities: NDArray[np.float32], label: int, reference: NDArray[np.float32]
+    probabilities: NDArray[np.floating[Any]], label: int, reference: NDArray[np.floating[Any]]
 ) -> Judgement:
     """Judge an answer by the label and by a reference's; both of shape (classes,)."""
     order = np.argsort(-probabilities, kind="stable")
@@ -75,7 +74,7 @@ def judge(
 class Judgements:
     """The judgements of one variant and mode, as arrays in the order of the photographs."""
 
-    def __init__(self, judged: Sequence[Judgement]) -> None:
+    def __init__(self, judged: Sequence[Judgement], threshold: float = THRESHOLD) -> None:
         columns = dict(
             zip(Judgement._fields, map(np.array, zip(*judged, strict=True)), strict=True)
         )
@@ -85,7 +84,7 @@ class Judgements:
         self.label_probability: NDArray[np.float64] = columns["label_probability"]
         self.difference: NDArray[np.float64] = columns["difference"]
         self.same: NDArray[np.bool_] = columns["same"]
-        self.confident: NDArray[np.bool_] = self.confidence >= THRESHOLD
+        self.confident: NDArray[np.bool_] = self.confidence >= threshold
 
     @property
     def reliability(self) -> Reliability:
@@ -127,14 +126,15 @@ def measure(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what `visionserve evaluate` was asked, and return its exit code."""
-    written, drawn = args.output / "evaluation.json", args.output / "reliability.png"
+    """Do what `visionserve evaluate` was asked of a model, and return its exit code."""
+    output = args.output or paths.MODEL_STORE
+    written, drawn = output / "evaluation.json", output / "reliability.png"
     try:
         with lock.replace(written) as file:
             record, judged = evaluated(args)
             draw(judged, drawn)
             file.write(json.dumps(record, indent=1).encode() + b"\n")
-    except (OSError, ValueError, ProofError, WeightsError) as error:
+    except CANNOT as error:
         print(error, file=sys.stderr)
         return 1
     print(f"{written}\n{drawn}")
@@ -147,18 +147,19 @@ def evaluated(
     """Measure, print the tables, and return all figures for JSON, and the judgements.
 
     Raises:
-        ProofError, WeightsError, ValueError, OSError: the model cannot be built, or a photograph
-            cannot be used.
+        ProofError, RequestError, WeightsError, ValueError, OSError: the model cannot be built, or
+            a photograph cannot be used.
     """
     with tempfile.TemporaryDirectory() as scratch:
         check_architecture(args.model)
         count = QUICK if args.quick else None
-        photographs = labelled.folder(args.folder, len(IMAGENET_CATEGORIES), count)
+        config = VARIANTS[args.variants[0]]
+        photographs = gather(args, IMAGENET_CATEGORIES, config, count).photographs
         if args.enlarge:
             photographs = labelled.enlarge(photographs, args.enlarge, Path(scratch))
         calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
         variants = load(args.model, args.variants, calibration, Path(scratch))
-        modes = next(iter(variants.values())).metadata.modes(args.modes)
+        modes = next(iter(variants.values())).modes(args.modes)
         ways = len(variants) * len(modes)
         bar = tqdm(photographs, desc=f"photographs, each {ways} times", smoothing=0)
         judged = measure(variants, bar, modes)

@@ -1,19 +1,174 @@
-"""Read photographs whose class is in their folder's or file's name."""
+"""Read labelled photographs: class folders, a CSV, or class indices in their names."""
 
+import csv
+import io
+import os
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
 
 from scripts import photos
+from scripts.archive import imagenet
 
-WORDNET = re.compile(r"([0-9]+)_n[0-9]{8}(?![0-9])")
+WORDNET = re.compile(r"([0-9]+)_(n[0-9]{8})(?![0-9])")
 INDEX = re.compile(r"([0-9]+)(?![0-9A-Za-z])")
+IMAGENET = 1000
+SHOWN = 10
+FORMS = (
+    "Give FOLDER/class name/picture.jpg, a CSV with the columns path and label, or, for class "
+    "indices in the names of folders or files, --index-in-name."
+)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Photographs with their class indices.
+
+    Attributes:
+        photographs: each with its class index.
+        notes: what a person has to know about them, a sentence each.
+    """
+
+    photographs: list[tuple[Path, int]]
+    notes: list[str]
+
+
+def read(
+    source: Path, categories: Sequence[str], indexed: bool = False, count: int | None = None
+) -> Labelled:
+    """Find photographs and the class of each.
+
+    The class is the label that the photograph's folder directly below `source` is named by, as in
+    torchvision's `ImageFolder`, or the one that the CSV gives. It is looked up among the labels of
+    the model, so that the order of folders does not matter. ImageNet's own names give the class
+    without labels if the model has 1,000 classes: files that are all named by index and WordNet ID
+    (`285_n02124075_cat.JPEG`), or folders that are named by the ID.
+
+    Args:
+        source: a folder, or a file that `read_csv` reads. Links are followed.
+        categories: the model's labels, in class-index order.
+        indexed: whether names, or the CSV's labels, are class indices; see `label_of`.
+        count: the largest number of photographs, spread evenly over all; None for all.
+
+    Raises:
+        FileNotFoundError: there are no photographs.
+        ValueError: a photograph has no label, or labels that the model does not have; they are
+            named with the closest ones that it has.
+        OSError: the folder or the CSV cannot be read.
+    """
+    classes = len(categories)
+    notes: list[str] = []
+    if source.is_file():
+        named = list(read_csv(source).items())
+        indices = _indices(named, categories, source) if not indexed else None
+        found = [
+            (path, indices[text] if indices else _index(text, classes)) for path, text in named
+        ]
+    else:
+        paths, notes = _pictures(source)
+        if indexed:
+            found = [(path, label_of(path, classes)) for path in paths]
+        elif classes == IMAGENET and all(map(_is_imagenet, paths)):
+            found = [(path, label_of(path, classes)) for path in paths]
+            notes.append("Classes are the indices before the WordNet IDs in the files' names.")
+        else:
+            named = [(path, class_folder(path, source)) for path in paths]
+            indices = _indices(named, categories, source)
+            found = [(path, indices[text]) for path, text in named]
+    count = min(count or len(found), len(found))
+    chosen = [found[index * len(found) // count] for index in range(count)]
+    present = {label for _, label in chosen}
+    absent = [category for index, category in enumerate(categories) if index not in present]
+    if absent and classes < IMAGENET:
+        notes.append(f"No picture of {len(absent)} of {classes} classes: {_few(absent)}.")
+    return Labelled(chosen, notes)
+
+
+def read_csv(file: Path) -> dict[Path, str]:
+    """Read a CSV of paths and labels.
+
+    The first line names the columns `path` and `label`, among others, or there are two columns, of
+    paths and of labels. Where no comma is in the first line, semicolons separate, as they do where
+    spreadsheets have commas in numbers.
+
+    Args:
+        file: UTF-8; the paths in it are relative to its folder.
+
+    Returns:
+        Absolute paths, links in them as they are, to labels.
+
+    Raises:
+        ValueError: the file has another form, or a path twice.
+        FileNotFoundError: the file has no line below its head.
+        OSError: the file cannot be read.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: is no UTF-8 text.") from None
+    first = text.partition("\n")[0]
+    delimiter = ";" if ";" in first and "," not in first else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    labels: dict[Path, str] = {}
+    columns: tuple[int, int] | None = None
+    try:
+        for cells in reader:
+            where = f"{file}, line {reader.line_num}"
+            if not any(cells):
+                continue
+            if columns is None:
+                head = [cell.strip().lower() for cell in cells]
+                if "path" in head and "label" in head:
+                    columns = head.index("path"), head.index("label")
+                    continue
+                if len(cells) != 2:
+                    raise ValueError(f"{where}: has to name the columns path and label.")
+                columns = 0, 1
+            if len(cells) <= max(columns):
+                raise ValueError(f"{where}: has no path and label.")
+            name, label = (cells[column].strip() for column in columns)
+            if not name or not label:
+                raise ValueError(f"{where}: has no {'label' if name else 'path'}.")
+            path = absolute(file.parent / name)
+            if path in labels:
+                raise ValueError(f"{where}: {name} stands in another line, too.")
+            labels[path] = unicodedata.normalize("NFC", label)
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {reader.line_num}: is no CSV ({error}).") from None
+    if not labels:
+        raise FileNotFoundError(f"{file}: names no images.")
+    return labels
+
+
+def absolute(path: Path) -> Path:
+    """Return an absolute path without `..`; links in it stay."""
+    return Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow links)
+
+
+def class_folder(path: Path, source: Path) -> str:
+    """Return the name of the folder directly below `source` that a photograph lies in, in NFC.
+
+    macOS writes accents in names as characters of their own (NFD), which look the same.
+
+    Raises:
+        ValueError: it lies in no such folder.
+    """
+    folder, *rest = path.relative_to(source).parts
+    if not rest:
+        raise ValueError(f"{path}: lies in no class folder. {FORMS}")
+    text = os.fsencode(folder).decode(errors="backslashreplace")
+    return unicodedata.normalize("NFC", text)
 
 
 def label_of(path: Path, classes: int) -> int:
-    """Read a photograph's class index.
+    """Read a photograph's class index from names.
 
     The first of these names that begins with a class index gives it:
 
@@ -37,22 +192,101 @@ def label_of(path: Path, classes: int) -> int:
     raise ValueError(f"{path}: neither folder nor name begins with a class index under {classes}.")
 
 
-def folder(directory: Path, classes: int, count: int | None = None) -> list[tuple[Path, int]]:
-    """Return the photographs below a folder with their labels.
+def _index(text: str, classes: int) -> int:
+    if not text.isdecimal() or int(text) >= classes:
+        raise ValueError(f"{text!r} is no class index under {classes}.")
+    return int(text)
 
-    Args:
-        directory: of the photographs.
-        classes: their number.
-        count: the largest number, spread evenly over all; None for all.
+
+def _is_imagenet(path: Path) -> bool:
+    """Tell whether a file is named by a class index and that class's WordNet ID."""
+    found = WORDNET.match(path.name)
+    return found is not None and _wordnet_ids().get(found[2]) == int(found[1])
+
+
+@cache
+def _wordnet_ids() -> Mapping[str, int]:
+    return {known.wordnet_id: index for index, known in enumerate(imagenet.classes())}
+
+
+def _pictures(directory: Path) -> tuple[list[Path], list[str]]:
+    """Return the images below a folder, sorted, and notes about what else there is.
 
     Raises:
-        FileNotFoundError: there are none.
-        ValueError: one has no label.
+        FileNotFoundError: there are no images.
     """
-    found = photos.folder(directory)
-    count = min(count or len(found), len(found))
-    chosen = [found[index * len(found) // count] for index in range(count)]
-    return [(path, label_of(path, classes)) for path in chosen]
+    files = list(_below(directory, frozenset()))
+    found = [path for path in files if path.suffix.lower() in photos.SUFFIXES]
+    if not found:
+        raise FileNotFoundError(f"{directory}: no images below it.")
+    others = [path for path in files if path.suffix.lower() not in photos.SUFFIXES]
+    notes = []
+    if others:
+        names = [str(path.relative_to(directory)) for path in others]
+        notes.append(f"Left out, no image by its name: {_few(names)}.")
+    filled = {path.relative_to(directory).parts[0] for path in found}
+    empty = [path.name for path in _visible(directory) if path.is_dir() and path.name not in filled]
+    if empty:
+        notes.append(f"No picture in {_few(empty)}.")
+    return found, notes
+
+
+def _below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """Yield the files below a folder, sorted by path; links are followed, but not back up."""
+    own = folder.resolve()
+    if own in above:
+        return
+    for path in _visible(folder):
+        if path.is_dir():
+            yield from _below(path, above | {own})
+        else:
+            yield path
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _indices(
+    named: Sequence[tuple[Path, str]], categories: Sequence[str], source: Path
+) -> dict[str, int]:
+    """Look up the class index of each label that occurs.
+
+    Raises:
+        ValueError: the model does not have a label, or has it twice.
+    """
+    known: dict[str, int] = dict(_wordnet_ids()) if len(categories) == IMAGENET else {}
+    normal = [unicodedata.normalize("NFC", category) for category in categories]
+    known |= {category: index for index, category in enumerate(normal)}
+    counts = Counter(text for _, text in named)
+    unknown = [
+        f"{text!r} ({count} pictures; the closest is {_closest(text, normal)!r})"
+        for text, count in counts.items()
+        if text not in known
+    ]
+    if unknown:
+        raise ValueError(
+            f"{source}: the model has no class {_few(unknown)}. {_few_classes(normal)}{FORMS}"
+        )
+    doubled = [text for text in counts if normal.count(text) > 1]
+    if doubled:
+        raise ValueError(f"{source}: the model has several classes {_few(doubled)}. {FORMS}")
+    return {text: known[text] for text in counts}
+
+
+def _closest(text: str, categories: Sequence[str]) -> str:
+    folded = {category.casefold(): category for category in reversed(categories)}
+    return folded[get_close_matches(text.casefold(), folded, n=1, cutoff=0)[0]]
+
+
+def _few_classes(categories: Sequence[str]) -> str:
+    return f"Its classes are {', '.join(categories)}. " if len(categories) <= 2 * SHOWN else ""
+
+
+def _few(names: Sequence[str]) -> str:
+    """Join names, the first ten of them."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def enlarge(

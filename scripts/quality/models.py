@@ -1,23 +1,41 @@
 """Models that are ready to classify photographs, without a server."""
 
+import filecmp
+import json
 import sys
-from collections.abc import Iterable, Sequence
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from scripts import paths
 from scripts.archive import convert
+from scripts.archive.hashes import admit
+from scripts.archive.manifest import MANIFEST, ArchiveError
 from scripts.archive.weights import resolve
+from scripts.batch.rows import read_image
 from scripts.quality.variants import VARIANTS
 from visionserve import runtimes
-from visionserve.config import TTA, Engine, HandlerConfig, Precision
+from visionserve.classifier import Classifier
+from visionserve.config import TTA, CacheConfig, Engine, HandlerConfig, ModelConfig, Precision
+from visionserve.errors import RequestError
+from visionserve.item import Item
 from visionserve.metadata import Metadata
 from visionserve.models import IMAGENET_CATEGORIES
-from visionserve.preprocessing import decode, to_views
+from visionserve.postprocessing import temper
+from visionserve.preprocessing import decode, to_rgb, to_views
 from visionserve.runtimes import Runtime
+from visionserve.validation import validate
 
 THREADS = 2
 
@@ -45,10 +63,142 @@ class Loaded:
         averaged: NDArray[np.float32] = self.runtime.averaged([views])[0]
         return averaged
 
-    def classify(self, path: Path, modes: Iterable[TTA]) -> dict[TTA, NDArray[np.float32]]:
-        """Return a photograph's averaged probabilities in each mode."""
-        image = self.decode(path)
-        return {mode: self.average(image, mode) for mode in modes}
+    @cached_property
+    def _classifier(self) -> Classifier:
+        uncached = self.config.model_copy(update={"cache": CacheConfig(size_mb=0)})
+        return Classifier(self.runtime, self.metadata, uncached, version="")
+
+    def probabilities(self, path: Path, mode: TTA) -> NDArray[np.float32]:
+        """Return a photograph's averaged probabilities before any temperature: one a class.
+
+        Raises:
+            RequestError: a worker would refuse the photograph, too, or the model fails.
+            OSError: the file cannot be read.
+        """
+        options = self.config.defaults.model_copy(update={"tta": mode, "top_k": 1})
+        data = read_image(path, self.config.max_image_bytes)
+        return self._classifier.probabilities(Item(data, options))
+
+    def classify(self, path: Path, modes: Iterable[TTA]) -> dict[TTA, NDArray[np.floating[Any]]]:
+        """Return the probabilities of a photograph's answer in each mode, one a class.
+
+        Raises:
+            RequestError, OSError: as `probabilities` does.
+        """
+        temperatures = self.metadata.temperatures
+        return {
+            mode: temper(self.probabilities(path, mode), temperatures.get(mode, 1))
+            for mode in modes
+        }
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A photograph that gets no answer.
+
+    Attributes:
+        path: of the photograph.
+        reason: what is wrong with it, for people.
+    """
+
+    path: Path
+    reason: str
+
+
+def readable(
+    photographs: Sequence[tuple[Path, int]], config: HandlerConfig
+) -> tuple[list[tuple[Path, int]], list[LeftOut]]:
+    """Sort out the photographs that a worker with this configuration refuses, by decoding all.
+
+    Raises:
+        ValueError: none is left.
+    """
+
+    def fault(path: Path) -> str | None:
+        try:
+            data = read_image(path, config.max_image_bytes)
+            to_rgb(validate(data, config.max_image_bytes, config.max_image_pixels))
+        except RequestError as error:
+            return error.message
+        except (OSError, ValueError) as error:
+            return getattr(error, "strerror", None) or str(error)
+        return None
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        faults = list(pool.map(fault, (path for path, _ in photographs)))
+    kept = [found for found, reason in zip(photographs, faults, strict=True) if reason is None]
+    left = [
+        LeftOut(path, reason)
+        for (path, _), reason in zip(photographs, faults, strict=True)
+        if reason is not None
+    ]
+    for reason, number in Counter(out.reason for out in left).items():
+        first = next(out.path for out in left if out.reason == reason)
+        print(f"Left out: {number} photographs, as {first}. {reason}", file=sys.stderr)
+    if not kept:
+        raise ValueError("No photograph is left.")
+    return kept, left
+
+
+@dataclass(frozen=True)
+class Archived(Loaded):
+    """An archive that is ready to classify, with its own configuration.
+
+    Attributes:
+        name: its model's name in the server.
+        version: its version.
+        directory: where it is unpacked.
+    """
+
+    name: str
+    version: str
+    directory: Path
+
+    def __str__(self) -> str:
+        """Return one line for people."""
+        config = self.config
+        ran = f"{config.runtime} {config.precision}, {config.decode} decode"
+        return f"{self.name} {self.version} ({self.metadata.architecture}, {ran})"
+
+
+@contextmanager
+def opened(archive: Path) -> Iterator[Archived]:
+    """Unpack an archive and load it as a worker does.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        HashError: the archive was changed since it was built.
+        ArchiveError: the file is no archive of this project.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch) / "content"
+        admit(archive, Path(scratch), unrecorded=True)
+        try:
+            zipfile.ZipFile(Path(scratch) / archive.name).extractall(directory)
+            manifest = json.loads((directory / MANIFEST).read_bytes())["model"]
+            config = ModelConfig.load(directory / manifest["configFile"])
+            metadata = Metadata.load(directory)
+            name, version = manifest["modelName"], str(manifest["modelVersion"])
+        except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
+            raise ArchiveError(f"{archive}: is no archive of this project ({error}).") from None
+        if _differs(directory / "visionserve", paths.HANDLER / "visionserve"):
+            print(
+                f"{archive.name} has another handler; it is measured with today's.", file=sys.stderr
+            )
+        gpu_id = 0 if config.deviceType == "gpu" else None
+        runtime = runtimes.load(directory, metadata, config.handler, gpu_id, THREADS)
+        yield Archived(runtime, metadata, config.handler, name, version, directory)
+
+
+def _differs(ours: Path, theirs: Path) -> bool:
+    """Tell whether two folders' Python files differ."""
+    names = [
+        sorted(str(path.relative_to(own)) for path in own.rglob("*.py")) for own in (ours, theirs)
+    ]
+    if names[0] != names[1]:
+        return True
+    _, *others = filecmp.cmpfiles(ours, theirs, names[0], shallow=False)
+    return any(others)
 
 
 def prepare(

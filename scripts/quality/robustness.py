@@ -21,16 +21,12 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from scripts import lock, photos
-from scripts.archive import convert
-from scripts.archive.proof import ProofError
+from scripts import lock, paths, photos
 from scripts.archive.recipe import check_architecture
-from scripts.archive.weights import WeightsError, resolve
-from scripts.quality import labelled
 from scripts.quality.corruptions import CORRUPTIONS, corrupt, scaled
-from scripts.quality.models import Loaded
+from scripts.quality.models import CANNOT, Gathered, Loaded, gather, opened, prepare
 from scripts.quality.statistics import Interval, clustered, proportion
-from scripts.quality.variants import VARIANTS
+from scripts.quality.variants import MODES, VARIANTS
 from scripts.report import circumstances
 from scripts.report.tables import table
 from visionserve import metadata, runtimes
@@ -186,42 +182,53 @@ def measure(
 
 def run(args: argparse.Namespace) -> int:
     """Do what `visionserve robustness` was asked, and return its exit code."""
-    written, drawn = args.output / "robustness.json", args.output / "robustness.png"
+    folder = f"{args.archive.stem}-robustness" if args.archive else ""
+    output = args.output or paths.MODEL_STORE / folder
+    written, drawn = output / "robustness.json", output / "robustness.png"
     here = circumstances.here()
     try:
         with lock.replace(written) as file:
-            measured = corrupted(args)
-            about = f"{args.model}, {args.variant}, {described_as(measured)} ({here})"
+            name, measured = corrupted(args)
+            about = f"{name}, {described_as(measured)} ({here})"
             print(f"{about}\n\n{summary(measured)}\n\n{by_corruption(measured)}\n")
             draw(measured, about, drawn)
             found = {"about": about, "modes": record(measured)}
             file.write(json.dumps(found, indent=1).encode() + b"\n")
-    except (OSError, ValueError, ProofError, WeightsError) as error:
+    except CANNOT as error:
         print(error, file=sys.stderr)
         return 1
     print(f"{written}\n{drawn}")
     return 0
 
 
-def corrupted(args: argparse.Namespace) -> dict[TTA, Measured]:
-    """Measure each TTA mode on the photographs and their corrupted forms.
+def corrupted(args: argparse.Namespace) -> tuple[str, dict[TTA, Measured]]:
+    """Measure each TTA mode on the photographs and their corrupted forms; return the name, too.
 
     Raises:
-        ProofError, WeightsError, ValueError, OSError: the model cannot be built, or a photograph
-            cannot be used.
+        ArchiveError, HashError, ProofError, RequestError, WeightsError, ValueError, OSError: the
+            archive cannot be used or the model cannot be built, or a photograph cannot be used.
     """
-    config = VARIANTS[args.variant]
+    if args.archive:
+        with opened(args.archive) as archived:
+            given = gather(args, archived.metadata.categories, archived.config, args.photographs)
+            return str(archived), _judge(args, archived.directory, archived, given)
     check_architecture(args.model)
-    photographs = labelled.folder(args.folder, len(IMAGENET_CATEGORIES), args.photographs)
+    config = VARIANTS[args.variant]
+    given = gather(args, IMAGENET_CATEGORIES, config, args.photographs)
     calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
     with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(scratch)
-        described = convert.convert(
-            args.model, resolve(args.model), IMAGENET_CATEGORIES, config, calibration, directory
-        )
-        (directory / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
-        every = QUICK if args.quick else 1
-        return measure(directory, config, described.modes(args.modes), photographs, every)
+        directory = Path(scratch) / "model"
+        loaded = Loaded(*prepare(args.model, config, calibration, directory), config)
+        described = loaded.metadata.model_dump_json()
+        (directory / metadata.FILE).write_text(described, encoding="utf-8")
+        return f"{args.model}, {args.variant}", _judge(args, directory, loaded, given)
+
+
+def _judge(
+    args: argparse.Namespace, directory: Path, loaded: Loaded, given: Gathered
+) -> dict[TTA, Measured]:
+    modes, every = loaded.modes(args.modes or MODES), QUICK if args.quick else 1
+    return measure(directory, loaded.config, modes, given.photographs, every)
 
 
 def described_as(measured: Mapping[TTA, Measured]) -> str:

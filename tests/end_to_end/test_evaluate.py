@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ from scripts.quality import labelled
 from scripts.quality.corruptions import CORRUPTIONS, SIDE, MotionBlur, corrupt, scaled
 from scripts.quality.robustness import CONDITIONS, Measured, record
 from tests.helpers import REAL
-from visionserve.models import MODELS
+from visionserve.models import IMAGENET_CATEGORIES, MODELS
 
 
 @pytest.mark.parametrize(
@@ -51,10 +52,113 @@ def test_a_number_that_is_no_class_is_no_label(path: str) -> None:
 def test_some_photographs_are_evenly_from_all(tmp_path: Path) -> None:
     for index in range(10):
         (tmp_path / f"{index}_x.png").touch()
-    assert [label for _, label in labelled.folder(tmp_path, 10, 3)] == [0, 3, 6]
-    assert len(labelled.folder(tmp_path, 10, 20)) == len(labelled.folder(tmp_path, 10)) == 10
+    ten = tuple("abcdefghij")
+    assert [label for _, label in labelled.read(tmp_path, ten, True, 3).photographs] == [0, 3, 6]
+    assert len(labelled.read(tmp_path, ten, True, 20).photographs) == 10
     with pytest.raises(ValueError, match="9_x"):
-        labelled.folder(tmp_path, 9)
+        labelled.read(tmp_path, ten[:9], True)
+
+
+def folders(root: Path, *files: str) -> Path:
+    for file in files:
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+NINE = ("sea life", "dog", "cat", "bird", "insect", "food", "vehicle", "home & music", "café")
+
+
+def test_a_class_is_the_label_that_a_folder_is_named_by(tmp_path: Path) -> None:
+    """Not the folder's place among others, and not a number that stands in a name."""
+    root = folders(
+        tmp_path / "root",
+        *("dog/3.jpg", "cat/285_n02124075_cat.JPEG", "sea life/2017/1/0.png", "dog/notes.txt"),
+        *("home & music/8.webp", unicodedata.normalize("NFD", "café/1.jpg"), ".cache/1.jpg"),
+    )
+    elsewhere = folders(tmp_path / "elsewhere", "1.jpg", "2.jpg")
+    (root / "bird").symlink_to(elsewhere)
+    (root / "dog" / "link.jpg").symlink_to(elsewhere / "1.jpg")
+    (root / "dog" / "up").symlink_to(root)
+    (root / "insect").mkdir()
+    found = labelled.read(root, NINE)
+    names = [(str(path.relative_to(root)), label) for path, label in found.photographs]
+    assert sorted(names, key=lambda one: (one[1], one[0])) == [
+        *[("sea life/2017/1/0.png", 0), ("dog/3.jpg", 1), ("dog/link.jpg", 1)],
+        *[("cat/285_n02124075_cat.JPEG", 2), ("bird/1.jpg", 3), ("bird/2.jpg", 3)],
+        *[("home & music/8.webp", 7), (unicodedata.normalize("NFD", "café/1.jpg"), 8)],
+    ]
+    assert found.notes == [
+        "Left out, no image by its name: dog/notes.txt.",
+        "No picture in insect.",
+        "No picture of 3 of 9 classes: insect, food, vehicle.",
+    ]
+    (indexed,) = labelled.read(folders(tmp_path / "x", "dog/3.jpg"), NINE, True).photographs
+    assert indexed[1] == 3, "as the option says"
+
+
+def test_a_csv_gives_labels(tmp_path: Path) -> None:
+    folders(tmp_path, "a/1.jpg", "2.jpg")
+    file = tmp_path / "labels.csv"
+    wanted = [(tmp_path / "a" / "1.jpg", 1), (tmp_path / "2.jpg", 0)]
+    for text in (
+        "path,label\na/1.jpg,dog\n2.jpg,sea life\n\n",
+        "\ufeffid;Label;Path\r\n1;dog;./a/1.jpg\r\n2;sea life;a/../2.jpg\r\n",
+        f'a/1.jpg,"dog"\n"{tmp_path}/2.jpg", sea life',
+    ):
+        file.write_text(text, encoding="utf-8", newline="")
+        assert labelled.read(file, NINE).photographs == wanted, text
+    file.write_text("path,label\na/1.jpg,1\n2.jpg,0\n")
+    assert labelled.read(file, NINE, indexed=True).photographs == wanted
+
+
+@pytest.mark.parametrize(
+    ("files", "categories", "message"),
+    [
+        (["Dog/1.jpg", "dog/1.jpg"], NINE, r"no class 'Dog' \(1 pictures; the closest is 'dog'\)"),
+        (["birds/1.jpg", "birds/2.jpg"], NINE, r"'birds' \(2 pictures; the closest is 'bird'\)"),
+        (["3/1.jpg"], NINE, "no class '3' .* Its classes are sea life, dog, .*--index-in-name"),
+        (["dog/1.jpg", "3.jpg"], NINE, "3.jpg: lies in no class folder. Give FOLDER/class name"),
+        (["000_n01440764_tench.JPEG"], NINE, "tench.JPEG: lies in no class folder"),
+        (["a/1.jpg"], ("a", "b", "a"), "several classes a"),
+        (["a/notes.txt"], ("a", "b"), "no images below it"),
+        (["285_n01440764_tench.JPEG"], tuple(map(str, range(1000))), "lies in no class folder"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(
+    tmp_path: Path, files: list[str], categories: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        labelled.read(folders(tmp_path, *files), categories)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"path,label\n1.jpg,Dog\n", "no class 'Dog' .*closest is 'dog'"),
+        (b"1.jpg,0\n", "no class '0'"),
+        (b"path,label\n1.jpg,dog\nx/../1.jpg,cat\n", "line 3: x/../1.jpg stands in another line"),
+        (b"path,label\n1.jpg\n", "line 2: has no path and label"),
+        (b"path,label\n1.jpg,\n", "line 2: has no label"),
+        (b"file,class,other\n1.jpg,dog,x\n", "line 1: has to name the columns path and label"),
+        (b"path,label\n1.jpg,caf\xe9\n", "no UTF-8"),
+        (b"path,label\n", "names no images"),
+    ],
+)
+def test_a_csv_that_does_not_fit_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_bytes(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        labelled.read(file, NINE)
+
+
+def test_imagenets_own_names_give_classes(tmp_path: Path) -> None:
+    """Those of its 1,000 classes alone."""
+    flat = folders(tmp_path / "flat", "000_n01440764_tench.JPEG", "x/285_n02124075_cat.JPEG")
+    assert [label for _, label in labelled.read(flat, IMAGENET_CATEGORIES).photographs] == [0, 285]
+    by_id = folders(tmp_path / "by_id", "n02124075/1.JPEG", "tench/2.JPEG")
+    assert [label for _, label in labelled.read(by_id, IMAGENET_CATEGORIES).photographs] == [285, 0]
 
 
 def test_small_photographs_are_enlarged_and_large_ones_stay(tmp_path: Path) -> None:
@@ -153,7 +257,7 @@ def expected(path: Path) -> Any:
 
 def test_evaluate_tells_what_pytorch_says(photographs: Path, tmp_path: Path) -> None:
     options = ("--variants", "openvino fp32", "--modes", "none", "--output", tmp_path)
-    printed = command("evaluate", photographs, "--quick", *options)
+    printed = command("evaluate", photographs, "--index-in-name", "--quick", *options)
     record = json.loads((tmp_path / "evaluation.json").read_text())
     (figures,) = record["figures"]
     deleted = record["deletion"]["openvino fp32"]
@@ -172,7 +276,9 @@ def test_evaluate_tells_what_pytorch_says(photographs: Path, tmp_path: Path) -> 
 
 
 def test_robustness_measures_every_condition(photographs: Path, tmp_path: Path) -> None:
-    printed = command("robustness", photographs, "--modes", "none", "--output", tmp_path)
+    printed = command(
+        "robustness", photographs, "--index-in-name", "--modes", "none", "--output", tmp_path
+    )
     (none,) = json.loads((tmp_path / "robustness.json").read_text())["modes"].values()
     assert len(none["conditions"]) == 1 + 2 * len(CORRUPTIONS)
     assert none["clean"]["value"] == none["conditions"]["clean"] == 0.5
@@ -193,4 +299,4 @@ def test_an_unlabelled_photograph_is_named(
     monkeypatch.setattr(sys, "argv", ["visionserve", str(tmp_path)])
     assert command.main() == 1
     error = capsys.readouterr().err
-    assert "cat.png: neither" in error and "Traceback" not in error
+    assert "cat.png: lies in no class folder" in error and "Traceback" not in error

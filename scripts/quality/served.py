@@ -1,0 +1,168 @@
+"""Evaluate an archive as it is served, on its owner's photographs."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from scripts import paths
+from scripts.archive.hashes import HashError
+from scripts.archive.manifest import ArchiveError
+from scripts.quality import classes, labelled
+from scripts.quality.classes import Answers
+from scripts.quality.evaluate import QUICK, Judgements, draw, judge
+from scripts.quality.models import Archived, LeftOut, opened, readable
+from scripts.report import circumstances
+from scripts.report.tables import table
+from visionserve.config import TTA
+from visionserve.errors import RequestError
+
+MANY = 5
+# What compares with other runtimes says nothing here.
+COMPARED = ("mean difference", "largest difference", "same top1")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what `visionserve evaluate --archive` was asked, and return its exit code."""
+    folder = args.output or paths.MODEL_STORE / f"{args.archive.stem}-evaluation"
+    try:
+        with opened(args.archive) as archived:
+            categories = archived.metadata.categories
+            count = QUICK if args.quick else None
+            given = labelled.read(args.folder, categories, args.index_in_name, count)
+            for note in given.notes:
+                print(note, file=sys.stderr)
+            photographs, left = readable(given.photographs, archived.config)
+            wanted = args.modes or [archived.metadata.suited(archived.config.defaults).tta]
+            answered = answer(archived, photographs, archived.metadata.modes(wanted))
+        about = (
+            f"{archived}, {len(photographs)} photographs of {args.folder} ({circumstances.here()})"
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        written = report(answered, archived, about, given.notes, left, args.folder, folder)
+    except (ArchiveError, HashError, RequestError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print("\n".join(map(str, written)))
+    return 0
+
+
+def answer(
+    archived: Archived, photographs: Sequence[tuple[Path, int]], modes: Sequence[TTA]
+) -> dict[TTA, Answers]:
+    """Classify photographs in each mode.
+
+    Raises:
+        RequestError: the model fails.
+        OSError: a photograph is gone.
+    """
+    found: dict[TTA, list[Any]] = {mode: [] for mode in modes}
+    for path, _ in tqdm(photographs, desc="photographs", smoothing=0):
+        for mode, probabilities in archived.classify(path, modes).items():
+            found[mode].append(probabilities)
+    named, labels = [path for path, _ in photographs], np.array([one for _, one in photographs])
+    categories = archived.metadata.categories
+    return {
+        mode: Answers(named, labels, np.stack(rows), categories) for mode, rows in found.items()
+    }
+
+
+def report(
+    answered: Mapping[TTA, Answers],
+    archived: Archived,
+    about: str,
+    notes: Sequence[str],
+    left: Sequence[LeftOut],
+    source: Path,
+    folder: Path,
+) -> list[Path]:
+    """Print the figures and write them; those of single classes are of the first mode.
+
+    Returns:
+        The files' paths.
+    """
+    threshold = archived.config.defaults.threshold
+    judged = {
+        (archived.name, mode): Judgements(
+            [
+                judge(row, int(label), row)
+                for row, label in zip(answers.probabilities, answers.labels, strict=True)
+            ],
+            threshold,
+        )
+        for mode, answers in answered.items()
+    }
+    first = next(iter(answered.values()))
+    print(f"{about}; 95 % confidence intervals\n\n{summary(judged, len(first.categories))}\n")
+    print(f"{by_class(first)}\n")
+    figures = []
+    for (_, mode), found in judged.items():
+        of_mode = {"tta": mode} | found.summary()
+        hidden = COMPARED if len(first.categories) > MANY else (*COMPARED, f"top{MANY}")
+        figures.append({key: value for key, value in of_mode.items() if key not in hidden})
+    record = {
+        "about": about,
+        "archive": {"name": archived.name, "version": archived.version},
+        "notes": list(notes),
+        "left out": [{"path": str(out.path), "reason": out.reason} for out in left],
+        "figures": figures,
+        "classes": first.by_class(),
+    }
+    written = folder / "evaluation.json"
+    text = json.dumps(without_nan(record), indent=1, allow_nan=False)
+    written.write_text(f"{text}\n", encoding="utf-8")
+    drawn = folder / "reliability.png"
+    draw(judged, drawn)
+    return [written, drawn, *classes.write(first, folder, source, about)]
+
+
+def summary(judged: Mapping[tuple[str, TTA], Judgements], count: int) -> str:
+    """Return a table of each mode's figures; Top-5 says nothing of five classes and fewer."""
+    many = count > MANY
+    rows = []
+    for (_, mode), found in judged.items():
+        figures = found.summary()
+        shares = [figures["top1"], *([figures[f"top{MANY}"]] if many else [])]
+        cells = [f"{one['value']:.1%} ({one['low']:.1%} to {one['high']:.1%})" for one in shares]
+        cells += [f"{figures['nll']:.3f}", f"{figures['ece']:.3f}"]
+        names = ("confident", "right where confident", "warned where wrong")
+        rows.append([mode, *cells, *(_share(figures[name]["value"]) for name in names)])
+    top = ["Top-1", *([f"Top-{MANY}"] if many else [])]
+    columns = ("NLL", "ECE", "confident", "of those right", "errors that carry the warning")
+    return table(["TTA", *top, *columns], rows)
+
+
+def by_class(answers: Answers) -> str:
+    """Return a table of the classes that have photographs or answers, those of least F1 first."""
+    seen = [row for row in answers.by_class() if row["support"] or row["answers"]]
+    seen.sort(key=lambda row: row["f1"] or 0)
+    shown = seen[: labelled.SHOWN * 2]
+    rows = [
+        [_cell(row["label"]), row["support"], *(_share(row[name]) for name in classes.FIGURES)]
+        for row in shown
+    ]
+    more = f"\n\n{len(seen) - len(shown)} more in classes.csv" if len(seen) > len(shown) else ""
+    return table(["class", "pictures:", "precision:", "recall:", "F1:"], rows) + more
+
+
+def without_nan(value: Any) -> Any:
+    """Return a value for JSON, which has no NaN: None takes its place."""
+    if isinstance(value, dict):
+        return {key: without_nan(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.1%}"
