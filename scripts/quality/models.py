@@ -23,7 +23,7 @@ from scripts.archive import convert
 from scripts.archive.hashes import admit
 from scripts.archive.manifest import MANIFEST, ArchiveError
 from scripts.archive.weights import resolve
-from scripts.batch.rows import read_image
+from scripts.batch.rows import read_image, unreadable
 from scripts.quality.variants import VARIANTS
 from visionserve import runtimes
 from visionserve.classifier import Classifier
@@ -98,11 +98,13 @@ class LeftOut:
 
     Attributes:
         path: of the photograph.
-        reason: what is wrong with it, for people.
+        code: of the error that a client gets.
+        message: of the same.
     """
 
     path: Path
-    reason: str
+    code: str
+    message: str
 
 
 def readable(
@@ -114,27 +116,23 @@ def readable(
         ValueError: none is left.
     """
 
-    def fault(path: Path) -> str | None:
+    def fault(path: Path) -> LeftOut | None:
         try:
             data = read_image(path, config.max_image_bytes)
             to_rgb(validate(data, config.max_image_bytes, config.max_image_pixels))
         except RequestError as error:
-            return error.message
+            return LeftOut(path, error.code, error.message)
         except (OSError, ValueError) as error:
-            return getattr(error, "strerror", None) or str(error)
+            return LeftOut(path, **unreadable(error)["error"])
         return None
 
     with ThreadPoolExecutor(THREADS) as pool:
         faults = list(pool.map(fault, (path for path, _ in photographs)))
-    kept = [found for found, reason in zip(photographs, faults, strict=True) if reason is None]
-    left = [
-        LeftOut(path, reason)
-        for (path, _), reason in zip(photographs, faults, strict=True)
-        if reason is not None
-    ]
-    for reason, number in Counter(out.reason for out in left).items():
-        first = next(out.path for out in left if out.reason == reason)
-        print(f"Left out: {number} photographs, as {first}. {reason}", file=sys.stderr)
+    kept = [found for found, out in zip(photographs, faults, strict=True) if out is None]
+    left = [out for out in faults if out is not None]
+    for code, number in Counter(out.code for out in left).items():
+        first = next(out for out in left if out.code == code)
+        print(f"Left out, {code}: {number}, such as {first.path}: {first.message}", file=sys.stderr)
     if not kept:
         raise ValueError("No photograph is left.")
     return kept, left

@@ -110,7 +110,9 @@ def report(
         "about": about,
         "archive": {"name": archived.name, "version": archived.version},
         "notes": list(notes),
-        "left out": [{"path": str(out.path), "reason": out.reason} for out in left],
+        "left out": [
+            {"path": str(out.path), "error": f"{out.code}: {out.message}"} for out in left
+        ],
         "figures": figures,
         "classes": first.by_class(),
     }

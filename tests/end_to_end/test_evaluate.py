@@ -1,10 +1,15 @@
 """The commands that measure, on two photographs of PyPI packages."""
 
+import csv
+import html
 import json
+import re
 import shutil
 import subprocess
 import sys
 import unicodedata
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,14 +18,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import classification_report
 from torchvision.transforms import InterpolationMode, v2
 
-from scripts import evaluate, paths, photos, robustness
+from scripts import calibrate, evaluate, paths, photos, robustness
+from scripts.archive.hashes import read_record, sha256_of
+from scripts.archive.recipe import Recipe, build
+from scripts.archive.store import choose
 from scripts.archive.weights import load, resolve
+from scripts.bench import families
 from scripts.quality import labelled
 from scripts.quality.corruptions import CORRUPTIONS, SIDE, MotionBlur, corrupt, scaled
 from scripts.quality.robustness import CONDITIONS, Measured, record
-from tests.helpers import REAL
+from scripts.server.ports import free_ports
+from scripts.server.torchserve import TorchServe
+from tests.helpers import REAL, write_config
 from visionserve.models import IMAGENET_CATEGORIES, MODELS
 
 
@@ -226,13 +238,17 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(name: str, *arguments: object) -> str:
-    done = subprocess.run(
+def run_command(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", f"scripts.{name}", *map(str, arguments)],
         cwd=paths.ROOT,
         capture_output=True,
         text=True,
     )
+
+
+def command(name: str, *arguments: object) -> str:
+    done = run_command(name, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -300,3 +316,299 @@ def test_an_unlabelled_photograph_is_named(
     assert command.main() == 1
     error = capsys.readouterr().err
     assert "cat.png: lies in no class folder" in error and "Traceback" not in error
+
+
+OWN_LABELS = (
+    "dog",
+    "cat",
+    "bird",
+    "sea life",
+    "insect",
+    "food",
+    "vehicle",
+    "home & music",
+    "other",
+)
+# ImageNet classes, of which every even one has a photograph, that the groups surely hold.
+GROUPS = {
+    "bird": (82, 84, 86),
+    "cat": (282, 284, 288),
+    "dog": (152, 154, 156),
+    "food": (924, 928, 930),
+    "insect": (300, 302, 306),
+    "sea life": (0, 2, 6),
+}
+HOSTILE = """<b onclick=alert(1)>&"'.jpg"""
+
+
+@dataclass(frozen=True)
+class Own:
+    """An archive of a user's own, the pictures to measure it on, and what PyTorch says of them.
+
+    Attributes:
+        archive: with the labels of `OWN_LABELS`; it looks at five crops by default.
+        folder: of class folders, one of them linked, with pictures that cannot be read.
+        probabilities: of each readable picture, by mode, from plain PyTorch and torchvision.
+    """
+
+    archive: Path
+    folder: Path
+    probabilities: dict[str, dict[Path, Any]]
+
+
+def pictures(folder: Path) -> None:
+    """Fill class folders with 18 photographs, or with the ten of PyPI packages."""
+    by_class: dict[str, list[Path]] = {
+        label: [found for index in classes for found in paths.SAMPLES.glob(f"{index:03}_n*")]
+        for label, classes in GROUPS.items()
+    }
+    if not any(by_class.values()):
+        packaged = photos.packaged()
+        by_class = {label: packaged[turn::6] for turn, label in enumerate(GROUPS)}
+    for label, chosen in by_class.items():
+        (folder / label).mkdir(parents=True)
+        for picture in chosen:
+            shutil.copy(picture, folder / label)
+    first = next((folder / "food").iterdir())
+    shutil.copy(first, folder / "insect" / HOSTILE)
+    (folder / "bird").rename(folder.parent / "elsewhere")
+    (folder / "bird").symlink_to(folder.parent / "elsewhere")
+    (folder / "vehicle").mkdir()
+    (folder / "dog" / "broken.jpg").write_bytes(first.read_bytes()[:1000])
+    (folder / "dog" / "gone.jpg").symlink_to("absent.jpg")
+    (folder / "cat" / "large.png").write_bytes(bytes(6_000_000))
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Own:
+    root = tmp_path_factory.mktemp("own")
+    pictures(root / "pictures")
+    network = MODELS["resnet18"].build(len(OWN_LABELS)).eval()
+    weights = paths.ROOT.parent / "shared" / "own-model" / "resnet18_nine_classes_fp16.pt"
+    if not weights.exists():
+        weights = root / "drawn.pt"
+        torch.save(network.state_dict(), weights)
+    state = torch.load(weights, weights_only=True)
+    network.load_state_dict(state)
+    (root / "labels.txt").write_text("\n".join(OWN_LABELS) + "\n")
+    config = write_config(root, workers=1, defaults={"tta": "five_crop", "threshold": 0.4})
+    recipe = Recipe("resnet18", "own", "1.0", config, weights, root / "labels.txt")
+    archive = build(recipe, root / "store")
+
+    steps = v2.Compose([v2.Resize(256), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
+    normalize = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    said: dict[str, dict[Path, Any]] = {"none": {}, "five_crop": {}}
+    for path in sorted((root / "pictures").glob("*/*")):
+        if path.name in ("broken.jpg", "gone.jpg", "large.png"):
+            continue
+        pixels = normalize(steps(Image.open(path).convert("RGB")))
+        views = {"none": (v2.CenterCrop(224)(pixels),), "five_crop": v2.FiveCrop(224)(pixels)}
+        with torch.inference_mode():
+            for mode, crops in views.items():
+                said[mode][path] = network(torch.stack(crops)).double().softmax(1).mean(0).numpy()
+    return Own(archive, root / "pictures", said)
+
+
+@pytest.fixture(scope="module")
+def calibrated(own: Own) -> dict[str, float]:
+    """The temperatures that `calibrate` put into the archive."""
+    before = sha256_of(own.archive)
+    printed = command(
+        "calibrate", own.folder, "--archive", own.archive, "--modes", "none", "five_crop"
+    )
+    assert "own 1.0 (resnet18, openvino fp32, exact decode)" in printed
+    with zipfile.ZipFile(own.archive) as packed:
+        found: dict[str, float] = json.loads(packed.read("metadata.json"))["temperatures"]
+        assert len(packed.namelist()) == len(set(packed.namelist())) and packed.testzip() is None
+    assert found.keys() == {"none", "five_crop"}
+    kept = read_record(own.archive)
+    assert kept and kept["sha256"] == sha256_of(own.archive) != before
+    assert [one.model for one in choose(["own"], "server", own.archive.parent)] == ["own"]
+    written = json.loads(own.archive.with_name("own-temperatures.json").read_text())
+    assert written["temperatures"] == found
+    return found
+
+
+@pytest.fixture(scope="module")
+def answers(
+    own: Own, calibrated: dict[str, float], tmp_path_factory: pytest.TempPathFactory
+) -> dict[Path, Any]:
+    """What the calibrated archive answers over HTTP: each picture's probabilities."""
+    state = tmp_path_factory.mktemp("own-server")
+    server = TorchServe("server", state, own.archive.parent, free_ports())
+    server.start(["own=own.mar"])
+    try:
+        found = {}
+        for path in own.probabilities["five_crop"]:
+            answer = server.client.predict("own", path.read_bytes(), top_k=9).json()
+            assert answer["tta"] == "five_crop"
+            found[path] = np.zeros(9)
+            for one in answer["predictions"]:
+                assert one["label"] == OWN_LABELS[one["class_id"]]
+                found[path][one["class_id"]] = one["probability"]
+        return found
+    finally:
+        server.stop()
+
+
+def label_at(path: Path) -> int:
+    return OWN_LABELS.index(path.parent.name)
+
+
+def test_temperatures_are_fitted_and_served(
+    own: Own, calibrated: dict[str, float], answers: dict[Path, Any]
+) -> None:
+    """They minimize the loss of PyTorch's own probabilities, and are in the answers over HTTP."""
+    said = own.probabilities["five_crop"]
+    stacked, labels = np.stack([*said.values()]), [label_at(path) for path in said]
+
+    def loss(temperature: float) -> float:
+        powers = stacked ** (1 / temperature)
+        tempered = powers / powers.sum(axis=1, keepdims=True)
+        return float(-np.log(tempered[np.arange(len(labels)), labels]).mean())
+
+    fitted = calibrated["five_crop"]
+    assert fitted != 1
+    assert loss(fitted) <= min(loss(fitted * factor) for factor in (0.97, 1.03)) + 1e-6
+    for path, probabilities in said.items():
+        powers = probabilities ** (1 / fitted)
+        assert np.abs(answers[path] - powers / powers.sum()).max() < 1e-4, path
+
+
+def test_an_own_archive_is_measured_as_it_is_served(
+    own: Own, answers: dict[Path, Any], tmp_path: Path
+) -> None:
+    """By PyTorch's count, scikit-learn's figures of the answers over HTTP, and the pictures."""
+    done = run_command("evaluate", own.folder, "--archive", own.archive, "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    (figures,) = record["figures"]
+    labels = [label_at(path) for path in answers]
+    best = [int(probabilities.argmax()) for probabilities in answers.values()]
+    said = own.probabilities["five_crop"]
+    right = np.mean([said[path].argmax() == label_at(path) for path in said])
+    assert figures["tta"] == "five_crop" and figures["top1"]["value"] == pytest.approx(right)
+    assert f"{right:.1%} (" in done.stdout
+    sure = np.mean([probabilities.max() >= 0.4 for probabilities in answers.values()])
+    assert figures["confident"]["value"] == pytest.approx(sure), "the archive's own threshold"
+    nll = -np.log([answers[path][label_at(path)] for path in answers]).mean()
+    assert figures["nll"] == pytest.approx(nll, abs=1e-3)
+
+    expected = classification_report(
+        labels, best, labels=range(9), target_names=OWN_LABELS, output_dict=True, zero_division=0
+    )
+    assert [one["label"] for one in record["classes"]] == list(OWN_LABELS)
+    for one in record["classes"]:
+        theirs = expected[one["label"]]
+        assert one["support"] == theirs["support"]
+        for ours, name in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+            assert (one[ours] or 0) == pytest.approx(theirs[name]), one
+    vehicle = record["classes"][OWN_LABELS.index("vehicle")]
+    assert vehicle["recall"] is None, "no picture, so no share of them"
+
+    with (tmp_path / "confusion.csv").open(encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head[1:] == [row[0] for row in rows] == list(OWN_LABELS)
+    counts = np.zeros((9, 9), int)
+    np.add.at(counts, (labels, best), 1)
+    assert [[int(cell) for cell in row[1:]] for row in rows] == counts.tolist()
+    assert Image.open(tmp_path / "confusion.png").format == "PNG"
+
+    assert [Path(one["path"]).name for one in record["left out"]] == [
+        *("large.png", "broken.jpg", "gone.jpg")
+    ]
+    for text in (
+        "image_too_large: 1, such as",
+        "broken.jpg: The image is truncated",
+        "No such file",
+    ):
+        assert text in done.stderr
+    assert "No picture of 3 of 9 classes: vehicle, home & music, other." in done.stderr
+
+    page = (tmp_path / "worst.html").read_text(encoding="utf-8")
+    wrong = [path for path in answers if answers[path].argmax() != label_at(path)]
+    wrong.sort(key=lambda path: -answers[path].max())
+    shown = [html.unescape(one) for one in re.findall("<b>(.*?)</b>", page)]
+    assert shown == [str(path.relative_to(own.folder)) for path in wrong]
+    assert "<b onclick" not in page and page.count("data:image/jpeg;base64,") == len(wrong)
+    assert not re.search("https?://|<script|<link", page)
+
+
+def test_an_archive_that_is_not_what_was_built_gets_no_temperatures(
+    own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "own.mar"
+    shutil.copy(own.archive, copy)
+    monkeypatch.setattr(sys, "argv", ["visionserve", str(own.folder), "--archive", str(copy)])
+    before = sha256_of(copy)
+    assert calibrate.main() == 1
+    assert "own.json is missing" in capsys.readouterr().err
+    copy.with_suffix(".json").write_text(json.dumps({"sha256": "0" * 64, "ingredients": ""}))
+    assert calibrate.main() == 1
+    assert "changed since it was built" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:3], str(tmp_path / "absent.mar")])
+    assert calibrate.main() == 1
+    assert "absent.mar: no such archive" in capsys.readouterr().err
+    assert sha256_of(copy) == before
+
+
+@pytest.mark.parametrize("module", [evaluate, robustness, calibrate, families])
+def test_what_is_no_archive_is_refused(
+    module: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = tmp_path / "other.mar"
+    with zipfile.ZipFile(other, "w") as packed:
+        packed.writestr("hello.txt", "hello")
+    other.with_suffix(".json").write_text(
+        json.dumps({"sha256": sha256_of(other), "ingredients": ""})
+    )
+    source = [] if module is families else [str(folders(tmp_path / "x", "a/1.jpg"))]
+    monkeypatch.setattr(sys, "argv", ["visionserve", *source, "--archive", str(other)])
+    assert module.main() == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"{other}: is no archive of this project") and error.count("\n") == 1
+
+
+def test_labels_of_another_model_are_refused(
+    own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They got a Top-1 of 0.0 % and the exit code of success."""
+    root = folders(tmp_path, "dogs/3.jpg", "bird/1.jpg")
+    for module in (evaluate, robustness, calibrate):
+        arguments = [str(root), "--archive", str(own.archive)]
+        monkeypatch.setattr(sys, "argv", ["visionserve", *arguments])
+        assert module.main() == 1
+        error = capsys.readouterr().err
+        assert "no class 'dogs' (1 pictures; the closest is 'dog')" in error
+        assert "Traceback" not in error
+    monkeypatch.setattr(sys, "argv", ["visionserve", *arguments, "--model", REAL])
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main()
+    assert ended.value.code == 2 and "leave out --model" in capsys.readouterr().err
+
+
+def test_robustness_of_an_own_archive(own: Own, tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    said = own.probabilities["none"]
+    lines = [f'"{path}","{path.parent.name}"' for path in said if path.name != HOSTILE]
+    file.write_text("\n".join(lines))
+    options = ("--photographs", "2", "--quick", "--modes", "none", "--output", tmp_path)
+    command("robustness", file, "--archive", own.archive, *options)
+    (none,) = json.loads((tmp_path / "robustness.json").read_text())["modes"].values()
+    chosen = [path for path in said if path.name != HOSTILE]
+    chosen = [chosen[index * len(chosen) // 2] for index in range(2)]
+    right = np.mean([said[path].argmax() == label_at(path) for path in chosen])
+    assert none["clean"]["value"] == pytest.approx(right)
+
+
+def test_an_archive_is_a_row_of_the_families(own: Own) -> None:
+    row = families.measure_archive(own.archive)
+    with zipfile.ZipFile(own.archive) as packed:
+        size = sum(one.compress_size for one in packed.infolist() if one.filename[:6] == "model.")
+    assert (row.name, row.crop, row.dense, row.explains) == ("own", 224, True, True)
+    assert row.int8 is None and row.fp32 and row.fp32.megabytes == pytest.approx(size / 1e6)
+    cells = families.markdown([row]).splitlines()[2].split(" | ")
+    assert cells[5] == "–" and cells[8].startswith("passes: ") and cells[9].startswith("–")
