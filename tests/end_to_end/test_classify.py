@@ -20,6 +20,7 @@ from io import BytesIO
 from itertools import chain, count
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import psutil
 import pytest
@@ -186,6 +187,56 @@ def test_json_lines(folder: Path, target: list[str], tmp_path: Path) -> None:
     assert rows[1]["label_1"] is None
     assert rows[2]["class_id_1"] == 285
     assert rows[3]["confident"] is True
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_the_truth_stands_beside_the_predictions(
+    folder: Path, target: list[str], tmp_path: Path, suffix: str
+) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow", reason="the `batch` extra is not installed")
+    output, labels = tmp_path / f"rows{suffix}", tmp_path / "labels.csv"
+    lines = ["path,label", f"{folder}/a.jpg,rocket", f"{folder}/b/cat.PNG,=cat", "x.png,x"]
+    labels.write_text("\n".join(lines))
+    wanted: tuple[str | Path, ...] = (folder, *target, "--output", output, "--labels")
+    done = run(*wanted, labels)
+    assert done.returncode == 1
+    assert f"{labels} has no label for 2 of them.\n" in done.stderr
+
+    def truths() -> list[str | None]:
+        rows: list[dict[str, Any]]
+        if suffix == ".csv":
+            rows = [*read_csv(output.read_text())]
+        elif suffix == ".jsonl":
+            rows = [json.loads(line) for line in output.read_text().splitlines()]
+        else:
+            from pyarrow import parquet
+
+            rows = parquet.read_table(output).to_pylist()
+        assert list(rows[0]) == ["path", "truth", *[*columns(3)][1:]]
+        assert [Path(str(row["path"])).name for row in rows] == ALL
+        return [row["truth"] or None for row in rows]
+
+    defused = "'=cat" if suffix == ".csv" else "=cat"
+    assert truths() == ["rocket", None, defused, None]
+    whole = output.read_bytes()
+    if suffix != ".parquet":
+        output.write_bytes(b"".join(whole.splitlines(keepends=True)[:-2]))
+        assert run(*wanted, labels).returncode == 1
+        assert output.read_bytes() == whole, "an interrupted run is gone on with"
+    labels.write_text("\n".join(lines[:-2]))
+    assert "this run has labels_sha256" in run(*wanted, labels).stderr
+    assert run(*wanted[:-1]).returncode == 2, "rows with the column and rows without"
+    assert output.read_bytes() == whole
+    assert run(*wanted, folder, "--overwrite").returncode == 1
+    assert truths() == [None, "b", "b", None]
+    labels.write_text("path;label\na.jpg\n")
+    bad = run(*wanted, labels)
+    assert bad.returncode == 2 and bad.stderr == f"{labels}, line 2: has no path and label.\n"
+    assert "No such file" in run(*wanted, tmp_path / "absent.csv").stderr
+
+
+ALL = ["a.jpg", "broken.jpg", "cat.PNG", "z.png"]
 
 
 def test_parquet(folder: Path, target: list[str], tmp_path: Path) -> None:
@@ -563,6 +614,10 @@ def test_what_is_no_regular_file_is_a_row(target: list[str], tmp_path: Path) -> 
 
 def test_a_table_keeps_its_columns() -> None:
     table = Table(1)
+    best = {"label": "cat", "class_id": 281, "probability": 0.5}
+    body = {"predictions": [best], "model": "m", "version": "1.0", "tta": "none"}
+    told = row(Path("a.png"), body | {"confident": False}, 1, lambda _: "dog")
+    assert table.encode(told).endswith("  cat 50.0% (a guess); is dog\n")
     ends = set()
     for name in ("a.png", "b/" * 30 + "cat.png", "高" * 19 + ".png", "高" * 50 + "山.png", "\x1b"):
         line = table.encode(answered(Path(name)))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> Pat
     (root / "labels.txt").write_text("alp\nvalley\n")
     (root / "names.json").write_text(json.dumps({"alp": "高山雪景"}))
     (root / "home").mkdir()
-    for folder in ("photos", "photographs/285"):
+    for folder in ("photos", "photographs/Egyptian cat"):
         (root / folder).mkdir(parents=True)
         shutil.copy(photos.greeting(), root / folder / "cat.png")
     Image.open(photos.greeting()).convert("RGB").save(root / "cat.jpg")
@@ -186,8 +187,12 @@ def test_versions_follow_each_other(printed: Printed, clone: Path) -> None:
 
 
 def test_temperatures_are_fitted(printed: Printed, clone: Path) -> None:
-    fitted = json.loads((clone / "temperatures.json").read_text())
-    assert fitted["architecture"] == REAL and fitted["temperatures"]
+    store = clone / "model_store" / "local"
+    with zipfile.ZipFile(store / f"{REAL}.mar") as archive:
+        packed = json.loads(archive.read("metadata.json"))["temperatures"]
+    fitted = json.loads((store / f"{REAL}-temperatures.json").read_text())
+    assert fitted["temperatures"] == packed and packed
+    assert (clone / "evaluation" / "worst.html").exists()
 
 
 def test_the_plan_is_the_one_that_is_printed(printed: Printed) -> None:
