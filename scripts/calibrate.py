@@ -34,6 +34,8 @@ def main() -> int:
     args = parser.parse_args()
     built = ("model", "profile", "weights", "labels", "calibration")
     arguments.refuse_both(parser, args, built)
+    if not arguments.ready("build"):
+        return 1
     args.model, args.profile = args.model or FALLBACK, args.profile or "local"
     from scripts.quality import calibrate
 

@@ -1,9 +1,10 @@
 """The arguments of commands that measure a model on labelled photographs."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from scripts import paths
+from scripts import environment, paths
 from scripts.archive.weights import FALLBACK
 from scripts.quality.variants import MODES
 
@@ -36,6 +37,17 @@ def common() -> argparse.ArgumentParser:
     parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
     parser.add_argument("--output", type=Path, help="a folder (in model_store)")
     return parser
+
+
+def ready(*extras: str) -> bool:
+    """Install extras that are not installed; if pip fails, say so and return False."""
+    try:
+        for extra in extras:
+            environment.require(extra, "Measuring needs more packages")
+    except environment.InstallError as error:
+        print(error, file=sys.stderr)
+        return False
+    return True
 
 
 def refuse_both(

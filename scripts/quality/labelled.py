@@ -65,6 +65,8 @@ def read(
     """
     classes = len(categories)
     notes: list[str] = []
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: no such folder or CSV. {FORMS}")
     if source.is_file():
         named = list(read_csv(source).items())
         indices = _indices(named, categories, source) if not indexed else None
@@ -259,15 +261,14 @@ def _indices(
     normal = [unicodedata.normalize("NFC", category) for category in categories]
     known |= {category: index for index, category in enumerate(normal)}
     counts = Counter(text for _, text in named)
-    unknown = [
-        f"{text!r} ({count} pictures; the closest is {_closest(text, normal)!r})"
-        for text, count in counts.items()
-        if text not in known
-    ]
+    unknown = [text for text in counts if text not in known]
     if unknown:
-        raise ValueError(
-            f"{source}: the model has no class {_few(unknown)}. {_few_classes(normal)}{FORMS}"
-        )
+        shown = [
+            f"{text!r} ({counts[text]} pictures; the closest is {_closest(text, normal)!r})"
+            for text in unknown[:SHOWN]
+        ]
+        told = _few(shown + unknown[SHOWN:])
+        raise ValueError(f"{source}: the model has no class {told}. {_few_classes(normal)}{FORMS}")
     doubled = [text for text in counts if normal.count(text) > 1]
     if doubled:
         raise ValueError(f"{source}: the model has several classes {_few(doubled)}. {FORMS}")

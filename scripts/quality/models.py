@@ -48,6 +48,17 @@ class Loaded:
     metadata: Metadata
     config: HandlerConfig
 
+    def modes(self, wanted: Sequence[TTA]) -> list[TTA]:
+        """Return the TTA modes that the model has, among the wanted ones.
+
+        Raises:
+            ValueError: it has none of them.
+        """
+        found = self.metadata.modes(wanted)
+        if not found:
+            raise ValueError(f"{self.metadata.architecture} has no {', '.join(wanted)}.")
+        return found
+
     def decode(self, path: Path) -> Image.Image:
         """Decode a photograph to RGB."""
         return decode(Image.open(path), self.metadata.transforms, self.config.decode)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from scripts import paths
 from scripts.archive.hashes import HashError
 from scripts.archive.manifest import ArchiveError
+from scripts.batch.rows import name
 from scripts.quality import classes, labelled
 from scripts.quality.classes import Answers
 from scripts.quality.evaluate import QUICK, Judgements, draw, judge
@@ -40,10 +41,9 @@ def run(args: argparse.Namespace) -> int:
                 print(note, file=sys.stderr)
             photographs, left = readable(given.photographs, archived.config)
             wanted = args.modes or [archived.metadata.suited(archived.config.defaults).tta]
-            answered = answer(archived, photographs, archived.metadata.modes(wanted))
-        about = (
-            f"{archived}, {len(photographs)} photographs of {args.folder} ({circumstances.here()})"
-        )
+            answered = answer(archived, photographs, archived.modes(wanted))
+        made = f"{len(photographs)} photographs of {name(args.folder)} ({circumstances.here()})"
+        about = f"{archived}, {made}"
         folder.mkdir(parents=True, exist_ok=True)
         written = report(answered, archived, about, given.notes, left, args.folder, folder)
     except (ArchiveError, HashError, RequestError, ValueError, OSError) as error:

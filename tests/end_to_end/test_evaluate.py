@@ -291,6 +291,17 @@ def test_evaluate_tells_what_pytorch_says(photographs: Path, tmp_path: Path) -> 
     assert Image.open(tmp_path / "reliability.png").format == "PNG"
 
 
+def test_temperatures_of_a_model_that_is_built_are_a_file(
+    photographs: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "fitted.json"
+    options = ("--profile", "server", "--modes", "none", "--output", file)
+    printed = command("calibrate", photographs, "--index-in-name", *options)
+    fitted = json.loads(file.read_text())
+    assert fitted["architecture"] == REAL and fitted["temperatures"].keys() == {"none"}
+    assert printed.endswith(f"{file}\n")
+
+
 def test_robustness_measures_every_condition(photographs: Path, tmp_path: Path) -> None:
     printed = command(
         "robustness", photographs, "--index-in-name", "--modes", "none", "--output", tmp_path
