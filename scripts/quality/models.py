@@ -1,5 +1,6 @@
 """Models that are ready to classify photographs, without a server."""
 
+import argparse
 import filecmp
 import json
 import sys
@@ -24,6 +25,7 @@ from scripts.archive.hashes import admit
 from scripts.archive.manifest import MANIFEST, ArchiveError
 from scripts.archive.weights import resolve
 from scripts.batch.rows import read_image, unreadable
+from scripts.quality import labelled
 from scripts.quality.variants import VARIANTS
 from visionserve import runtimes
 from visionserve.classifier import Classifier
@@ -118,14 +120,41 @@ class LeftOut:
     message: str
 
 
-def readable(
-    photographs: Sequence[tuple[Path, int]], config: HandlerConfig
-) -> tuple[list[tuple[Path, int]], list[LeftOut]]:
-    """Sort out the photographs that a worker with this configuration refuses, by decoding all.
+@dataclass(frozen=True)
+class Gathered:
+    """The photographs that a command measures a model on.
+
+    Attributes:
+        photographs: with their class indices.
+        left: those that a worker refuses.
+        notes: what a person has to know about their labels.
+    """
+
+    photographs: list[tuple[Path, int]]
+    left: list[LeftOut]
+    notes: list[str]
+
+
+def gather(
+    args: argparse.Namespace,
+    categories: Sequence[str],
+    config: HandlerConfig,
+    count: int | None = None,
+) -> Gathered:
+    """Find a command's photographs, and tell on standard error what is left out.
+
+    Args:
+        args: with `folder` and `index_in_name`; see `scripts.quality.labelled.read`.
+        categories: the model's labels.
+        config: the limits of a worker. What it refuses is found by decoding all.
+        count: the largest number of photographs; None for all.
 
     Raises:
-        ValueError: none is left.
+        ValueError, OSError: as `scripts.quality.labelled.read`; or no photograph can be decoded.
     """
+    given = labelled.read(args.folder, categories, args.index_in_name, count)
+    for note in given.notes:
+        print(note, file=sys.stderr)
 
     def fault(path: Path) -> LeftOut | None:
         try:
@@ -138,15 +167,15 @@ def readable(
         return None
 
     with ThreadPoolExecutor(THREADS) as pool:
-        faults = list(pool.map(fault, (path for path, _ in photographs)))
-    kept = [found for found, out in zip(photographs, faults, strict=True) if out is None]
+        faults = list(pool.map(fault, (path for path, _ in given.photographs)))
+    kept = [found for found, out in zip(given.photographs, faults, strict=True) if out is None]
     left = [out for out in faults if out is not None]
     for code, number in Counter(out.code for out in left).items():
         first = next(out for out in left if out.code == code)
         print(f"Left out, {code}: {number}, such as {first.path}: {first.message}", file=sys.stderr)
     if not kept:
         raise ValueError("No photograph is left.")
-    return kept, left
+    return Gathered(kept, left, given.notes)
 
 
 @dataclass(frozen=True)

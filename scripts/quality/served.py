@@ -18,7 +18,7 @@ from scripts.batch.rows import name
 from scripts.quality import classes, labelled
 from scripts.quality.classes import Answers
 from scripts.quality.evaluate import QUICK, Judgements, draw, judge
-from scripts.quality.models import Archived, LeftOut, opened, readable
+from scripts.quality.models import Archived, Gathered, gather, opened
 from scripts.report import circumstances
 from scripts.report.tables import table
 from visionserve.config import TTA
@@ -36,16 +36,13 @@ def run(args: argparse.Namespace) -> int:
         with opened(args.archive) as archived:
             categories = archived.metadata.categories
             count = QUICK if args.quick else None
-            given = labelled.read(args.folder, categories, args.index_in_name, count)
-            for note in given.notes:
-                print(note, file=sys.stderr)
-            photographs, left = readable(given.photographs, archived.config)
+            gathered = gather(args, categories, archived.config, count)
             wanted = args.modes or [archived.metadata.suited(archived.config.defaults).tta]
-            answered = answer(archived, photographs, archived.modes(wanted))
-        made = f"{len(photographs)} photographs of {name(args.folder)} ({circumstances.here()})"
-        about = f"{archived}, {made}"
+            answered = answer(archived, gathered.photographs, archived.modes(wanted))
+        count = len(gathered.photographs)
+        about = f"{archived}, {count} photographs of {name(args.folder)} ({circumstances.here()})"
         folder.mkdir(parents=True, exist_ok=True)
-        written = report(answered, archived, about, given.notes, left, args.folder, folder)
+        written = report(answered, archived, about, gathered, args.folder, folder)
     except (ArchiveError, HashError, RequestError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -77,8 +74,7 @@ def report(
     answered: Mapping[TTA, Answers],
     archived: Archived,
     about: str,
-    notes: Sequence[str],
-    left: Sequence[LeftOut],
+    gathered: Gathered,
     source: Path,
     folder: Path,
 ) -> list[Path]:
@@ -109,9 +105,9 @@ def report(
     record = {
         "about": about,
         "archive": {"name": archived.name, "version": archived.version},
-        "notes": list(notes),
+        "notes": gathered.notes,
         "left out": [
-            {"path": str(out.path), "error": f"{out.code}: {out.message}"} for out in left
+            {"path": str(out.path), "error": f"{out.code}: {out.message}"} for out in gathered.left
         ],
         "figures": figures,
         "classes": first.by_class(),
