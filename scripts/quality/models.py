@@ -21,9 +21,10 @@ from PIL import Image
 
 from scripts import paths
 from scripts.archive import convert
-from scripts.archive.hashes import admit
+from scripts.archive.hashes import HashError, admit
 from scripts.archive.manifest import MANIFEST, ArchiveError
-from scripts.archive.weights import resolve
+from scripts.archive.proof import ProofError
+from scripts.archive.weights import WeightsError, resolve
 from scripts.batch.rows import read_image, unreadable
 from scripts.quality import labelled
 from scripts.quality.variants import VARIANTS
@@ -40,6 +41,8 @@ from visionserve.runtimes import Runtime
 from visionserve.validation import validate
 
 THREADS = 2
+# What commands that measure a model tell in one line.
+CANNOT = (ArchiveError, HashError, ProofError, RequestError, WeightsError, ValueError, OSError)
 
 
 @dataclass(frozen=True)

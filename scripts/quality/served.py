@@ -11,18 +11,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from scripts import paths
-from scripts.archive.hashes import HashError
-from scripts.archive.manifest import ArchiveError
+from scripts import lock, paths
 from scripts.batch.rows import name
 from scripts.quality import classes, labelled
 from scripts.quality.classes import Answers
 from scripts.quality.evaluate import QUICK, Judgements, draw, judge
-from scripts.quality.models import Archived, Gathered, gather, opened
+from scripts.quality.models import CANNOT, Archived, Gathered, gather, opened
 from scripts.report import circumstances
 from scripts.report.tables import table
 from visionserve.config import TTA
-from visionserve.errors import RequestError
 
 MANY = 5
 # What compares with other runtimes says nothing here.
@@ -33,20 +30,21 @@ def run(args: argparse.Namespace) -> int:
     """Do what `visionserve evaluate --archive` was asked, and return its exit code."""
     folder = args.output or paths.MODEL_STORE / f"{args.archive.stem}-evaluation"
     try:
-        with opened(args.archive) as archived:
+        with lock.replace(folder / "evaluation.json") as file, opened(args.archive) as archived:
             categories = archived.metadata.categories
             count = QUICK if args.quick else None
             gathered = gather(args, categories, archived.config, count)
             wanted = args.modes or [archived.metadata.suited(archived.config.defaults).tta]
             answered = answer(archived, gathered.photographs, archived.modes(wanted))
-        count = len(gathered.photographs)
-        about = f"{archived}, {count} photographs of {name(args.folder)} ({circumstances.here()})"
-        folder.mkdir(parents=True, exist_ok=True)
-        written = report(answered, archived, about, gathered, args.folder, folder)
-    except (ArchiveError, HashError, RequestError, ValueError, OSError) as error:
+            asked = f"{len(gathered.photographs)} photographs of {name(args.folder)}"
+            about = f"{archived}, {asked} ({circumstances.here()})"
+            record, drawn = report(answered, archived, about, gathered, args.folder, folder)
+            text = json.dumps(without_nan(record), indent=1, allow_nan=False)
+            file.write(f"{text}\n".encode())
+    except CANNOT as error:
         print(error, file=sys.stderr)
         return 1
-    print("\n".join(map(str, written)))
+    print("\n".join(map(str, [folder / "evaluation.json", *drawn])))
     return 0
 
 
@@ -77,11 +75,11 @@ def report(
     gathered: Gathered,
     source: Path,
     folder: Path,
-) -> list[Path]:
-    """Print the figures and write them; those of single classes are of the first mode.
+) -> tuple[dict[str, Any], list[Path]]:
+    """Print the figures, and draw and write those of single classes, which are of the first mode.
 
     Returns:
-        The files' paths.
+        All figures, for JSON, and the files' paths.
     """
     threshold = archived.config.defaults.threshold
     judged = {
@@ -112,12 +110,9 @@ def report(
         "figures": figures,
         "classes": first.by_class(),
     }
-    written = folder / "evaluation.json"
-    text = json.dumps(without_nan(record), indent=1, allow_nan=False)
-    written.write_text(f"{text}\n", encoding="utf-8")
     drawn = folder / "reliability.png"
     draw(judged, drawn)
-    return [written, drawn, *classes.write(first, folder, source, about)]
+    return record, [drawn, *classes.write(first, folder, source, about)]
 
 
 def summary(judged: Mapping[tuple[str, TTA], Judgements], count: int) -> str:
