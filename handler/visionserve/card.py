@@ -19,8 +19,8 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
 
     Returns:
         A JSON object. `options` has a JSON schema for each option, with its default. `limits` are
-        the limits of a request. `temperatures` and `proof` are as in
-        `visionserve.metadata.Metadata`.
+        the limits of a request. `temperatures`, `proof` and `training` are
+        as in `visionserve.metadata.Metadata`.
     """
     classes = len(metadata.categories)
     options: dict[str, dict[str, Any]] = Options.model_json_schema()["properties"]
@@ -45,4 +45,5 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
         "limits": {key: value for key, value in config if key.startswith(LIMITS)},
         "temperatures": metadata.temperatures,
         "proof": metadata.proof and metadata.proof.model_dump(),
+        "training": metadata.training and metadata.training.model_dump(),
     }

@@ -54,6 +54,40 @@ class Proof(Strict):
     largest_sum_error: float
 
 
+class Share(Strict):
+    """A share of right answers, 0 to 1, with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Training(Strict):
+    """What `visionserve train` trained the weights on, and what they are worth.
+
+    Attributes:
+        method: whether only a new last layer was trained, or all layers.
+        began_with: where the first weights came from, for people.
+        date: the day, UTC, in ISO 8601.
+        photographs: how many photographs of each class it was trained on.
+        held_out: how many photographs of each class it was measured on alone.
+        data_sha256: SHA-256 in hex over the sorted lines `CLASS<tab>SHA256` of all these files.
+        top1: right answers among the photographs held out, by their centre crop.
+        top1_damaged: the same, of severely damaged forms of them.
+        augmented: whether damaged photographs, or AugMix, were a part of the training.
+    """
+
+    method: Literal["linear probe", "fine-tuning"]
+    began_with: str
+    date: str
+    photographs: dict[str, int]
+    held_out: dict[str, int]
+    data_sha256: str
+    top1: Share
+    top1_damaged: Share
+    augmented: bool
+
+
 class Metadata(Strict):
     """The archive's `metadata.json`.
 
@@ -73,6 +107,7 @@ class Metadata(Strict):
         half_range: whether the weights use half of INT8's range, so that no processor's sums
             overflow; see `visionserve.processor`.
         proof: how close the model is to its weights. The builder always writes it.
+        training: what the weights were trained on, where `visionserve train` made them.
     """
 
     architecture: str
@@ -87,6 +122,7 @@ class Metadata(Strict):
     explains: bool = True
     half_range: bool = False
     proof: Proof | None = None
+    training: Training | None = None
 
     def suited(self, options: Options) -> Options:
         """Return a profile's options, adapted to the model.

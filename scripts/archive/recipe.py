@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import environment, lock, paths, photos
-from scripts.archive import imagenet, temperatures
+from scripts.archive import imagenet, temperatures, trained
 from scripts.archive.categories import read_labels, read_map
 from scripts.archive.hashes import is_recorded, record, sha256_of
 from scripts.archive.weights import (
@@ -161,7 +161,9 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
         except ClassCountError as error:
             source = recipe.labels or "ImageNet (give --labels FILE)"
             raise WeightsError(f"{error}, but {source} has {len(categories)} labels.") from None
-        described = described.model_copy(update={"temperatures": fitted})
+        described = described.model_copy(
+            update={"temperatures": fitted, "training": trained.read(recipe.weights)}
+        )
         if recipe.labels is None:
             described = described.model_copy(update={"names": imagenet.translate(categories)})
         if described.proof:
@@ -221,6 +223,8 @@ def fingerprint(recipe: Recipe, config: ModelConfig, half_range: bool | None = N
         if own and not own.is_file():
             raise WeightsError(f"{own}: no such file of {what.replace('_', ' ')}.")
         digest.update((sha256_of(own) if own else "").encode() + b"\0")
+    if training := trained.read(recipe.weights):
+        digest.update(training.model_dump_json().encode())
     makers = (paths.SCRIPTS / name for name in MAKERS)
     sources = [*paths.HANDLER.rglob("*"), *makers, imagenet.FILE, recipe.config]
     if recipe.calibration and config.handler.precision == "int8":

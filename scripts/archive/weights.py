@@ -43,6 +43,10 @@ class WeightsUnavailableError(WeightsError):
 class ClassCountError(WeightsError):
     """Weights are for another number of classes; the message names the file and the number."""
 
+    def __init__(self, file: Path, classes: int) -> None:
+        super().__init__(f"{file} has {classes} classes")
+        self.classes = classes
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -174,7 +178,7 @@ def load(weights: Weights, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     counts = {found[0] for _, found in differing.values() if found}
     inner = {(wanted and wanted[1:], found and found[1:]) for wanted, found in differing.values()}
     if len(counts) == 1 and all(wanted is not None and wanted == found for wanted, found in inner):
-        raise ClassCountError(f"{weights.path} has {counts.pop()} classes")
+        raise ClassCountError(weights.path, counts.pop())
     for name, shapes in differing.items():
         wanted, found = (shape or "no such tensor" for shape in shapes)
         raise WeightsError(f"{weights.path}: {name}: expected {wanted}, found {found}.")

@@ -1,0 +1,1 @@
+"""From class folders of photographs to weights that `visionserve build` takes."""
