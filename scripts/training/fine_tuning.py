@@ -41,7 +41,7 @@ Photographs = Sequence[tuple[Path, int]]
 
 
 class RunError(ValueError):
-    """The checkpoint is of another training."""
+    """The checkpoint is of another training, or the training came to nothing."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def train(
         The state dict of the epoch with the lowest loss, on the CPU, and that epoch's number.
 
     Raises:
-        RunError: the checkpoint is of another training, or broken.
+        RunError: the checkpoint is of another training, or broken; or the loss never was a number.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     transforms = MODELS[architecture].transforms
@@ -167,9 +167,11 @@ def train(
                 }
                 state |= {"loss": loss, "best": epoch, "weights": best}
             _save(state, checkpoint)
+    if "weights" not in state:
+        raise RunError("The loss is no number; give a lower --learning-rate and --overwrite.")
     best_state = module.network.cpu().state_dict()
     # In place, as MNASNet's dictionary has versions beside its tensors.
-    best_state.update(state["weights"])
+    best_state.update({name: tensor.cpu() for name, tensor in state["weights"].items()})
     return best_state, state["best"]
 
 
