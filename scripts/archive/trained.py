@@ -26,11 +26,10 @@ class Report(Strict):
 
 def read(weights: Path | None) -> Training | None:
     """Return what weights were trained on; None where no report of them lies beside them."""
-    file = weights and weights.with_name(FILE)
-    if weights is None or file is None or not file.is_file():
-        return None
     try:
-        report = Report.model_validate_json(file.read_bytes())
-    except ValidationError:
+        report = weights and Report.model_validate_json(weights.with_name(FILE).read_bytes())
+    except (OSError, ValidationError):
         return None
-    return report.training if report.weights_sha256 == sha256_of(weights) else None
+    if not weights or not report or report.weights_sha256 != sha256_of(weights):
+        return None
+    return report.training

@@ -35,6 +35,10 @@ NOT_RUN = {
     "prometheus --config.file=config/prometheus/prometheus.yml": (
         "listens on every interface until it is stopped; test_observability runs the configuration"
     ),
+    ".venv/bin/visionserve train pictures/ --architecture efficientnet_lite0": "test_train does",
+    ".venv/bin/visionserve train pictures/ --architecture resnet18 --fine-tune --epochs 20": (
+        "test_train does, with fewer epochs of a smaller network"
+    ),
     ".venv/bin/visionserve classify --engine ray --archive "
     "model_store/local/efficientnet_lite0.mar photos/ --output rows.csv": (
         "needs Ray, which listens on every interface: `make test-ray`"

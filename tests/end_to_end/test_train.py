@@ -28,6 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from torchvision.transforms import InterpolationMode, v2
 
 from scripts import paths, photos, train
+from scripts.archive.trained import read
 from scripts.archive.weights import load, resolve
 from scripts.server.ports import free_ports
 from scripts.server.torchserve import TorchServe
@@ -262,6 +263,17 @@ def test_a_finished_training_is_kept(trained: Trained) -> None:
     assert (trained.output / "weights.pt").read_bytes() == before
 
 
+def test_a_report_is_of_the_weights_beside_it_alone(trained: Trained, tmp_path: Path) -> None:
+    for name in ("weights.pt", "report.json"):
+        shutil.copy(trained.output / name, tmp_path)
+    weights = tmp_path / "weights.pt"
+    assert read(weights) and not read(None) and not read(tmp_path / "labels.txt")
+    weights.write_bytes(weights.read_bytes() + b" ")
+    assert read(weights) is None
+    (tmp_path / "report.json").write_text("[]")
+    assert read(weights) is None
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
     """The arguments of a training of all layers, of two epochs on ten pictures."""
@@ -299,6 +311,7 @@ def test_fine_tuning_goes_on_after_a_kill_to_the_same_weights(
     assert code == -signal.SIGKILL and not (killed / "report.json").exists()
     other = command(*tiny, "--output", killed, "--seed", "1")
     assert other.returncode == 1 and "is of a training on other photographs" in other.stderr
+    (killed / "labels.txt").unlink()
     code, line = ended((*tiny, "--output", killed), killed / "labels.txt", signal.SIGINT)
     assert (code, line) == (
         130,
