@@ -8,9 +8,8 @@ Source: https://github.com/pytorch/vision/tree/main/references/classification
 
 import math
 import os
-import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torchvision.transforms import InterpolationMode, v2
 from tqdm import tqdm
 
 from scripts import photos
+from scripts.training.interrupts import held_back
 from visionserve import tta
 from visionserve.metadata import Transforms
 from visionserve.models import MODELS, FullyConvolutional
@@ -176,7 +176,6 @@ def train(
 
 
 def _loader(pictures: Pictures, batch: int, shuffle: bool = False) -> DataLoader[Any]:
-    """Return a loader whose processes leave Ctrl-C to this one."""
     return DataLoader(
         pictures,
         batch,
@@ -185,12 +184,13 @@ def _loader(pictures: Pictures, batch: int, shuffle: bool = False) -> DataLoader
         drop_last=shuffle,
         num_workers=len(os.sched_getaffinity(0)),
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_ignore_interrupts,
     )
 
 
-def _ignore_interrupts(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    with held_back():
+        batches = iter(loader)
+    yield from batches
 
 
 def _parameters(network: nn.Module) -> list[dict[str, Any]]:
@@ -221,7 +221,7 @@ def _epoch(
     """Train on each photograph once, with FP16 activations on CUDA."""
     device = module.mean.device
     module.network.train()
-    for pixels, labels in loader:
+    for pixels, labels in _batches(loader):
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.float16, enabled=scaler.is_enabled()):
             output = module.network(module.normalize(pixels.to(device, non_blocking=True)))
@@ -242,7 +242,7 @@ def _judge(module: FullyConvolutional, loader: DataLoader[Any]) -> tuple[float, 
     module.network.eval()
     found, wanted = [], []
     with torch.inference_mode():
-        for pixels, labels in loader:
+        for pixels, labels in _batches(loader):
             images = module.normalize(pixels.to(module.mean.device))
             found.append(module.network(images).float().cpu())
             wanted.append(labels)

@@ -3,7 +3,6 @@
 import hashlib
 import multiprocessing
 import os
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from scripts import photos
+from scripts.training.interrupts import held_back
 from scripts.training.near_duplicates import perceptual_hashes
 from visionserve import tta
 from visionserve.metadata import Transforms
@@ -90,7 +90,6 @@ reader: Reader
 
 def _start(transforms: Transforms, network: Path | None) -> None:
     global reader
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A process for each core needs no threads; OpenMP reads this when PyTorch is imported.
     os.environ["OMP_NUM_THREADS"] = "1"
     reader = Reader(transforms, network)
@@ -115,5 +114,7 @@ def read(
         What is seen in each, in order, or why it cannot be read.
     """
     spawn = multiprocessing.get_context("spawn")
-    with spawn.Pool(len(os.sched_getaffinity(0)), _start, (transforms, network)) as pool:
+    with held_back():
+        pool = spawn.Pool(len(os.sched_getaffinity(0)), _start, (transforms, network))
+    with pool:
         return list(tqdm(pool.imap(_read, tasks), about, len(tasks), smoothing=0))

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -290,12 +291,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
 
 
 def ended(arguments: tuple[object, ...], file: Path, how: signal.Signals) -> tuple[int, str]:
-    """Start the command, end it once a file is there, and return its code and its last line."""
+    """Start the command, end it once a file is there, and return its code and its last line.
+
+    As by a terminal, the signal reaches all processes.
+    """
     whole = [str(VISIONSERVE), "train", *map(str, arguments)]
-    with subprocess.Popen(whole, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        whole, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         while not file.exists() and process.poll() is None:
             time.sleep(0.02)
-        process.send_signal(how)
+        os.killpg(process.pid, how)
         _, errors = process.communicate()
         assert "Traceback" not in errors
         return process.returncode, (errors.splitlines() or [""])[-1]

@@ -1,0 +1,18 @@
+"""Let Ctrl-C reach this process alone, and not those that it starts."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Hold Ctrl-C back until the block ends; processes that start in it never see it.
+
+    A terminal sends it to all of them, and each would print a traceback.
+    """
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
