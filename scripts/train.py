@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from scripts.archive.weights import MIRROR_HELP
+from scripts.arguments import real, whole
 
 
 def main() -> int:
@@ -22,12 +23,14 @@ def main() -> int:
     parser.add_argument("--overwrite", action="store_true", help="begin the output anew")
     parser.add_argument("--name", help="of the model in the server (the folder's)")
     parser.add_argument("--augment", action="store_true", help="for damaged photographs")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (%(default)s)")
+    parser.add_argument(
+        "--seed", type=whole(0, 2**32 - 1), default=0, help="of all that is random (%(default)s)"
+    )
     tuning = parser.add_argument_group("all layers, on a GPU or a patient CPU")
     tuning.add_argument("--fine-tune", action="store_true", help="train all layers")
-    tuning.add_argument("--epochs", type=positive, help="at most (30)")
-    tuning.add_argument("--batch", type=positive, help="photographs in a step (32)")
-    tuning.add_argument("--learning-rate", type=rate, help="the highest (0.01)")
+    tuning.add_argument("--epochs", type=whole(1, 10_000), help="at most (30)")
+    tuning.add_argument("--batch", type=whole(1, 10_000), help="photographs in a step (32)")
+    tuning.add_argument("--learning-rate", type=real(1e-8, 1), help="the highest (0.01)")
     args = parser.parse_args()
     for option in ("epochs", "batch", "learning_rate"):
         if getattr(args, option) is not None and not args.fine_tune:
@@ -48,22 +51,6 @@ def main() -> int:
         how = "goes on after its last whole epoch" if args.fine_tune else "begins again"
         print(f"Interrupted; the same command {how}.", file=sys.stderr)
         return 130
-
-
-def positive(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def rate(text: str) -> float:
-    """Parse a number over 0, and at most 1."""
-    number = float(text)
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError("must be over 0, and at most 1")
-    return number
 
 
 if __name__ == "__main__":

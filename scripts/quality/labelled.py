@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from scripts import photos
+from scripts import class_folders, photos
 from scripts.archive import imagenet
 
 WORDNET = re.compile(r"([0-9]+)_(n[0-9]{8})(?![0-9])")
@@ -217,7 +217,7 @@ def _pictures(directory: Path) -> tuple[list[Path], list[str]]:
     Raises:
         FileNotFoundError: there are no images.
     """
-    files = list(_below(directory, frozenset()))
+    files = list(class_folders.below(directory))
     found = [path for path in files if path.suffix.lower() in photos.SUFFIXES]
     if not found:
         raise FileNotFoundError(f"{directory}: no images below it.")
@@ -227,26 +227,14 @@ def _pictures(directory: Path) -> tuple[list[Path], list[str]]:
         names = [str(path.relative_to(directory)) for path in others]
         notes.append(f"Left out, no image by its name: {_few(names)}.")
     filled = {path.relative_to(directory).parts[0] for path in found}
-    empty = [path.name for path in _visible(directory) if path.is_dir() and path.name not in filled]
+    empty = [
+        path.name
+        for path in class_folders.visible(directory)
+        if path.is_dir() and path.name not in filled
+    ]
     if empty:
         notes.append(f"No picture in {_few(empty)}.")
     return found, notes
-
-
-def _below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
-    """Yield the files below a folder, sorted by path; links are followed, but not back up."""
-    own = folder.resolve()
-    if own in above:
-        return
-    for path in _visible(folder):
-        if path.is_dir():
-            yield from _below(path, above | {own})
-        else:
-            yield path
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _indices(

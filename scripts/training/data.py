@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.class_folders import ClassFolders
 from scripts.training import folds, near_duplicates, reading
-from scripts.training.class_folders import ClassFolders
 from scripts.training.reading import Seen
 from visionserve.metadata import Transforms
 

@@ -42,8 +42,12 @@ class Report:
     data: Data
     details: Mapping[str, Any]
 
-    def write(self, output: Path) -> None:
-        """Write all files beside the weights; the report itself last, as it tells that all is."""
+    def write(self, output: Path) -> bytes:
+        """Write all files beside the weights but the report itself.
+
+        Returns:
+            The content of the report, `scripts.archive.trained.FILE`, which tells that all is done.
+        """
         answers = self.measured.probabilities.argmax(axis=1)
         held_out = [path for path, _ in self.data.where(self.data.folds == HELD_OUT)]
         rows = [
@@ -63,7 +67,6 @@ class Report:
         named = [[name, *row] for name, row in zip(self.data.classes, confusion, strict=True)]
         _write_csv(output / CONFUSION, [["label \\ answer", *self.data.classes], *named])
         (output / SUMMARY).write_text(f"{self}\n", encoding="utf-8")
-        written = output / f"{FILE}.part"
         record = {
             "weights_sha256": sha256_of(output / WEIGHTS),
             "training": self.training.model_dump(),
@@ -78,8 +81,7 @@ class Report:
             "details": self.details,
             "measured": str(circumstances.here()),
         }
-        written.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        written.replace(output / FILE)
+        return f"{json.dumps(record, indent=1, ensure_ascii=False)}\n".encode()
 
     def __str__(self) -> str:
         """Return Markdown."""

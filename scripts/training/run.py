@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scripts import paths
+from scripts import class_folders, lock, paths
 from scripts.archive import convert, trained
 from scripts.archive.categories import read_labels
 from scripts.archive.recipe import NAME, check_architecture
 from scripts.archive.weights import Weights, WeightsError, resolve
+from scripts.class_folders import ClassFolders
 from scripts.quality.corruptions import CORRUPTIONS
 from scripts.training import (
-    class_folders,
     data,
     fine_tuning,
     linear_probe,
@@ -33,7 +33,6 @@ from scripts.training import (
     reading,
     report,
 )
-from scripts.training.class_folders import ClassFolders
 from scripts.training.data import Data
 from scripts.training.folds import HELD_OUT
 from scripts.training.reading import Damage, Seen
@@ -77,7 +76,25 @@ def train(args: argparse.Namespace) -> None:
     output: Path = args.output or paths.MODEL_STORE / "trained" / name
     weights = resolve(args.architecture, args.weights, args.mirror)
     began = network.start(args.architecture, len(found.classes), weights, args.seed)
-    _prepare(output, found.classes, args.overwrite)
+    done = output / trained.FILE
+    if done.exists() and not args.overwrite:
+        raise ValueError(f"{done}: is of a finished training; give --overwrite or --output.")
+    with lock.replace(done) as file:
+        _prepare(output, found.classes, args.overwrite)
+        written = _trained(args, found, began, weights, output)
+        file.write(written.write(output))
+    (output / CHECKPOINT).unlink(missing_ok=True)
+    print(f"{written}\n\n{_commands(args.architecture, name, output)}")
+
+
+def _trained(
+    args: argparse.Namespace,
+    found: ClassFolders,
+    began: nn.Module,
+    weights: Weights,
+    output: Path,
+) -> report.Report:
+    """Train, write the weights, and measure them."""
     method = _fine_tune if args.fine_tune else _probe
     state, used, details = method(args, found, began, weights, output)
     torch.save(state, output / report.WEIGHTS)
@@ -86,7 +103,7 @@ def train(args: argparse.Namespace) -> None:
     measured = measurement.measure(
         args.architecture, output / report.WEIGHTS, judged, len(used.classes)
     )
-    written = report.Report(
+    return report.Report(
         architecture=args.architecture,
         training=Training(
             method="fine-tuning" if args.fine_tune else "linear probe",
@@ -103,9 +120,6 @@ def train(args: argparse.Namespace) -> None:
         data=used,
         details={"seed": args.seed, "began_with_sha256": weights.sha256, **details},
     )
-    written.write(output)
-    (output / CHECKPOINT).unlink(missing_ok=True)
-    print(f"{written}\n\n{_commands(args.architecture, name, output)}")
 
 
 def _name(folder: Path) -> str:
@@ -114,17 +128,13 @@ def _name(folder: Path) -> str:
 
 
 def _prepare(output: Path, classes: tuple[str, ...], overwrite: bool) -> None:
-    """Make the output's folder, and write the labels as `build` reads them.
+    """Write the labels as `build` reads them, and remove what is of an earlier training.
 
     Raises:
-        ValueError: the output has a finished training, or `build` would refuse a label.
+        ValueError: `build` would refuse a label.
     """
-    done = output / trained.FILE
-    if done.exists() and not overwrite:
-        raise ValueError(f"{done}: is of a finished training; give --overwrite or --output.")
-    output.mkdir(parents=True, exist_ok=True)
     # The report goes first, so that it never lies beside other weights.
-    done.unlink(missing_ok=True)
+    (output / trained.FILE).unlink(missing_ok=True)
     if overwrite:
         (output / CHECKPOINT).unlink(missing_ok=True)
     labels = output / report.LABELS
