@@ -16,7 +16,8 @@ def main() -> int:
     parser.add_argument("--name", help="name in the server (the model's)")
     parser.add_argument("--version", default="1.0")
     parser.add_argument("--file", help="the archive's file name without .mar (its name)")
-    parser.add_argument("--weights", type=Path, help="a state dict of your own")
+    parser.add_argument("--weights", type=Path, help="a checkpoint or state dict of your own")
+    parser.add_argument("--use-ema", action="store_true", help="its averaged weights (EMA)")
     parser.add_argument("--mirror", metavar="URL", help=MIRROR_HELP)
     parser.add_argument("--labels", type=Path, help="a file with one label a line")
     parser.add_argument("--label-map", type=Path, help='JSON, {"alp": "高山雪景"}')
@@ -24,6 +25,8 @@ def main() -> int:
     parser.add_argument("--temperatures", type=Path, help="a file of visionserve calibrate")
     parser.add_argument("--store", type=Path, help="where to write (model_store/PROFILE)")
     args = parser.parse_args()
+    if args.use_ema and not args.weights:
+        parser.error("--use-ema chooses among the weights of a checkpoint: give --weights")
     from scripts.archive.recipe import Recipe, build
     from scripts.environment import InstallError
 
@@ -34,6 +37,7 @@ def main() -> int:
             version=args.version,
             config=paths.CONFIG / args.profile / "model-config.yaml",
             weights=args.weights,
+            averaged=args.use_ema,
             labels=args.labels,
             label_map=args.label_map,
             calibration=args.calibration,

@@ -53,7 +53,7 @@ def convert(
 
     Args:
         architecture: a key of `MODELS`.
-        weights: a state dict for that architecture.
+        weights: a file of weights for that architecture.
         categories: labels in class-index order.
         config: gives the `runtime` and `precision`.
         photographs: images to calibrate INT8 with and to prove the model on; `divide` splits them.
@@ -69,7 +69,7 @@ def convert(
     """
     transforms = MODELS[architecture].transforms
     module = FullyConvolutional(architecture, len(categories), transforms).eval()
-    module.network.load_state_dict(load(weights, module.network.state_dict()))
+    module.network.load_state_dict(load(weights, module.network.state_dict(), architecture))
     module.requires_grad_(False)
     metadata = Metadata(
         architecture=architecture,

@@ -29,7 +29,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 ENOUGH = 50
 LEFT_OUT = ("*.egg-info", "__pycache__", "README.md")
 # A change to this code changes the archive, so its fingerprint includes these files.
-MAKERS = ("archive/convert.py", "archive/proof.py", "photos.py")
+MAKERS = (
+    *("archive/checkpoint.py", "archive/fitting.py", "archive/convert.py", "archive/proof.py"),
+    "photos.py",
+)
 
 
 class UnknownModelError(ValueError):
@@ -45,12 +48,14 @@ class Recipe:
         name: the archive's name in the server.
         version: the archive's version.
         config: its `model-config.yaml`.
-        weights: a state dict of the user's own; None for the official one.
+        weights: a file of the user's own, see `scripts.archive.weights.load`; None for the official
+            one.
         labels: a file with one label a line, in class-index order; None for ImageNet's labels.
         label_map: a JSON file that maps labels to the names shown instead.
         calibration: a folder of photographs for INT8; None for the photographs in PyPI packages.
         temperatures: a file that `visionserve calibrate` wrote; None for no temperatures.
         file: the archive's file name without `.mar`; None for its name in the server.
+        averaged: whether the averaged weights (EMA) in the user's file are meant.
 
     Raises:
         ValueError: a name, version or file name would not be valid in a URL or for TorchServe.
@@ -66,6 +71,7 @@ class Recipe:
     calibration: Path | None = None
     temperatures: Path | None = None
     file: str | None = None
+    averaged: bool = False
 
     def __post_init__(self) -> None:
         """Check the names before anything is computed."""
@@ -127,7 +133,7 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
 
     check_architecture(recipe.architecture)
     categories = read_categories(recipe)
-    weights = resolve(recipe.architecture, recipe.weights, mirror)
+    weights = resolve(recipe.architecture, recipe.weights, mirror, recipe.averaged)
     fitted = (
         temperatures.read(recipe.temperatures, recipe.architecture, weights.sha256)
         if recipe.temperatures
@@ -216,7 +222,8 @@ def fingerprint(recipe: Recipe, config: ModelConfig, half_range: bool | None = N
     """
     digest = hashlib.sha256()
     pinned = environment.pinned("build")
-    for text in (recipe.name, recipe.architecture, recipe.version, *pinned):
+    which = ["averaged"] * recipe.averaged
+    for text in (recipe.name, recipe.architecture, recipe.version, *which, *pinned):
         digest.update(text.encode() + b"\0")
     for what in ("weights", "labels", "label_map", "temperatures"):
         own: Path | None = getattr(recipe, what)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib.resources
 import json
 import os
-import re
+import sys
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.archive.checkpoint import CheckpointError, read
+from scripts.archive.fitting import Fitted, fit, listed
 from scripts.archive.hashes import sha256_of
 
 if TYPE_CHECKING:
@@ -24,12 +27,7 @@ if TYPE_CHECKING:
 FALLBACK = "efficientnet_lite0"
 MIRROR = "WEIGHTS_MIRROR"
 MIRROR_HELP = f"base URL of torchvision's files of weights ({MIRROR}, or the official host)"
-# The official DenseNet files name layers as PyTorch 0.4 did; torchvision renames them too.
-LEGACY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 REMEMBERED = 24 * 3600
-# The keys that hold the state dict in checkpoints, and the prefix of torch.nn.DataParallel.
-WRAPPERS = ("state_dict", "model_state_dict")
-PARALLEL = "module."
 
 
 class WeightsError(Exception):
@@ -53,24 +51,29 @@ class Weights:
     """A checked file of weights.
 
     Attributes:
-        path: the file, a state dict saved by `torch.save`.
+        path: the file; see `load` for what it may hold.
         source: where the file came from, as text for the user.
         sha256: the file's SHA-256, in hex.
+        averaged: whether the averaged weights (EMA) in the file are meant.
     """
 
     path: Path
     source: str
     sha256: str
+    averaged: bool = False
 
 
-def resolve(name: str, file: Path | None = None, mirror: str | None = None) -> Weights:
+def resolve(
+    name: str, file: Path | None = None, mirror: str | None = None, averaged: bool = False
+) -> Weights:
     """Find the weights of a model: the given file, torch hub's cache, or a download.
 
     Args:
         name: a key of `MODELS`.
-        file: a state dict of the user's own.
+        file: a file of the user's own; see `load`.
         mirror: base URL that replaces the official host of torchvision's files; None uses the
             environment variable `WEIGHTS_MIRROR`, if it is set.
+        averaged: whether the averaged weights in the user's file are meant.
 
     Raises:
         WeightsUnavailableError: the official file is not cached, and cannot be downloaded.
@@ -79,7 +82,7 @@ def resolve(name: str, file: Path | None = None, mirror: str | None = None) -> W
     if file is not None:
         if not file.is_file():
             raise WeightsError(f"{file}: no such file of weights.")
-        return Weights(file, file.name, sha256_of(file))
+        return Weights(file, file.name, sha256_of(file), averaged)
     from visionserve.models import MODELS, PackagedWeights
 
     weights = MODELS[name].weights
@@ -149,69 +152,72 @@ def _official(name: str, weights: WeightsEnum, mirror: str | None) -> Weights:
     return Weights(path, str(weights), digest)
 
 
-def load(weights: Weights, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Read a state dict and compare it with the network that it is for.
+def load(
+    weights: Weights, expected: dict[str, Tensor], network: str = "the network"
+) -> dict[str, Tensor]:
+    """Read a state dict and give its tensors a network's names.
 
-    The file may also be a checkpoint that holds it as `state_dict` or `model_state_dict`, and its
-    names may have the prefix `module.` of `torch.nn.DataParallel`.
+    The file is a state dict or a training program's checkpoint that holds one, of `torch.save` or
+    safetensors. Standard error says which of several weights are taken, and what is left out.
 
     Args:
         weights: the file.
-        expected: the network's own state dict, for its names and shapes.
+        expected: the network's own state dict, for its names, shapes and types.
+        network: what messages call the network: its name, a key of `MODELS`.
 
     Returns:
-        The tensors by name, on the CPU.
+        The tensors by name, on the CPU, in the network's types.
 
     Raises:
-        ClassCountError: only the shapes of the last layer differ.
-        WeightsError: the file is not a state dict, or names or shapes differ.
+        ClassCountError: only the number of classes differs.
+        WeightsError: the file is not a state dict, names or shapes differ, or a value is not
+            finite.
     """
-    state = _state_dict(weights.path)
-    # Old files lack the counters of batch normalization, which inference does not use.
-    counters = [name for name in expected if name.endswith(".num_batches_tracked")]
-    state |= {name: expected[name] for name in counters if name not in state}
-    differing = {
-        name: (_shape(expected, name), _shape(state, name))
-        for name in sorted(expected.keys() | state.keys())
-        if _shape(expected, name) != _shape(state, name)
-    }
-    counts = {found[0] for _, found in differing.values() if found}
-    inner = {(wanted and wanted[1:], found and found[1:]) for wanted, found in differing.values()}
-    if len(counts) == 1 and all(wanted is not None and wanted == found for wanted, found in inner):
-        raise ClassCountError(weights.path, counts.pop())
-    for name, shapes in differing.items():
-        wanted, found = (shape or "no such tensor" for shape in shapes)
-        raise WeightsError(f"{weights.path}: {name}: expected {wanted}, found {found}.")
-    return state
-
-
-def _shape(state: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(state[name].shape) if name in state else None
-
-
-def _state_dict(file: Path) -> dict[str, Tensor]:
-    import torch
-
+    path = weights.path
     try:
-        state: Any = torch.load(file, weights_only=True, map_location="cpu")
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
-            reason = f"it holds a {found.group(1)}; save the module's state_dict() alone"
-        raise WeightsError(f"{file}: not a state dict of tensors ({reason}).") from None
-    for key in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(value, torch.Tensor) for value in state.values())
-    ):
-        raise WeightsError(f"{file}: expected a dict of tensors, found another object.")
-    prefix = PARALLEL if all(name.startswith(PARALLEL) for name in state) else ""
-    plain = OrderedDict(
-        (LEGACY.sub(r"\1\2", name.removeprefix(prefix)), tensor) for name, tensor in state.items()
-    )
+        found = read(path)
+    except CheckpointError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    reading = _chosen(weights, fit(found, expected))
+    if not reading.fits and reading.fits_but_for_classes and reading.classes:
+        raise ClassCountError(path, reading.classes)
+    if not reading.fits:
+        from scripts.archive.mismatch import explain
+
+        raise WeightsError(f"{path}: {explain(reading, found, network)}")
+    if reading.ignored:
+        print(f"{path}: leaves out {', '.join(reading.ignored)}.", file=sys.stderr)
+    state = {name: of.to(expected[name].dtype) for name, of in reading.tensors.items()}
+    if broken := [name for name, of in state.items() if not of.isfinite().all()]:
+        raise WeightsError(
+            f"{path}: values are not finite, in {listed(broken)}: the training diverged, or its "
+            "type was too small. Take an earlier checkpoint."
+        )
+    plain = OrderedDict((name, state[name]) for name in expected)
     # MNASNet reads the versions of the saved modules from here.
-    vars(plain)["_metadata"] = getattr(state, "_metadata", None)
+    vars(plain)["_metadata"] = getattr(expected, "_metadata", None)
     return plain
+
+
+def _chosen(weights: Weights, readings: Sequence[Fitted]) -> Fitted:
+    """Choose between plain and averaged weights, and print the choice where there is one.
+
+    Raises:
+        WeightsError: there are no averaged weights, or several networks of a kind.
+    """
+    path = weights.path
+    plain, averaged = (
+        [one for one in readings if one.is_average == kind] for kind in (False, True)
+    )
+    if weights.averaged and not averaged:
+        raise WeightsError(f"{path}: holds no averaged weights, as in model_ema; omit --use-ema.")
+    chosen = averaged if weights.averaged or not plain else plain
+    if len(chosen) > 1:
+        places = " and ".join(one.place or "the top" for one in chosen)
+        raise WeightsError(f"{path}: holds several networks, at {places}: save the one to serve.")
+    if averaged:
+        is_other = plain and not weights.averaged
+        other = f" --use-ema takes {averaged[0].place}." if is_other else ""
+        place = chosen[0].place or "the top"
+        print(f"{path}: takes the weights at {place}.{other}", file=sys.stderr)
+    return chosen[0]
