@@ -15,12 +15,20 @@ def main() -> int:
     parser.add_argument("--profile", default="local", choices=paths.profiles())
     parser.add_argument("--name", help="name in the server (the model's)")
     parser.add_argument("--version", default="1.0")
-    parser.add_argument("--file", help="the archive's file name without .mar (its name)")
+    parser.add_argument(
+        "--file", help="the archive's file name without .mar (NAME, or NAME-VERSION after 1.0)"
+    )
     parser.add_argument("--weights", type=Path, help="a checkpoint or state dict of your own")
     parser.add_argument("--use-ema", action="store_true", help="its averaged weights (EMA)")
     parser.add_argument("--mirror", metavar="URL", help=MIRROR_HELP)
-    parser.add_argument("--labels", type=Path, help="a file with one label a line")
-    parser.add_argument("--label-map", type=Path, help='JSON, {"alp": "高山雪景"}')
+    parser.add_argument(
+        "--labels", type=Path, help="a text with one label a line, CSV, JSON, or class folders"
+    )
+    parser.add_argument(
+        "--label-map",
+        type=Path,
+        help='names shown beside labels: {"names": {"zh": {"alp": "高山"}}}',
+    )
     parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
     parser.add_argument("--temperatures", type=Path, help="a file of visionserve calibrate")
     parser.add_argument("--store", type=Path, help="where to write (model_store/PROFILE)")

@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--model", help=f"or one that can be built ({FALLBACK})")
     parser.add_argument("--profile", choices=paths.profiles(), help="of --model (local)")
     parser.add_argument("--weights", type=Path, help="a state dict of your own")
-    parser.add_argument("--labels", type=Path, help="a file with one label a line")
+    parser.add_argument("--labels", type=Path, help="as for visionserve build")
     parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--output", type=Path, help="a file (NAME-temperatures.json)")

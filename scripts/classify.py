@@ -30,7 +30,9 @@ def main() -> int:
     parser.add_argument("--tta", help="views of each image (the archive's default)")
     parser.add_argument("--top-k", type=whole(1, 10_000), help="predictions per image (3 at most)")
     parser.add_argument("--threshold", help="probability of a confident answer (the archive's)")
-    parser.add_argument("--language", choices=get_args(Language), help="of the labels (en)")
+    parser.add_argument(
+        "--language", choices=get_args(Language), help="name classes in it (labels)"
+    )
     parser.add_argument(
         "--concurrency", type=whole(1, 1000), default=4, help="requests or actors (4)"
     )

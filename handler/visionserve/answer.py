@@ -27,7 +27,8 @@ class Prediction(TypedDict):
 
     Attributes:
         label: the class's label.
-        name: what people call the class in the request's language, unless that is English.
+        name: what people call the class in the request's language. English has no names beside
+            labels, unless the archive was built with a map of them.
         class_id: the class's index.
         probability: from 0 to 1, rounded to six digits.
         explanation: present if the request asks for it.

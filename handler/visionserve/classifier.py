@@ -390,9 +390,9 @@ class Classifier:
         return explanation.explain(contributions, predictions, box)
 
     def _localize(self, answer: Answer, options: Options) -> Answer:
-        """Localize an answer. A model without names in the language shows its labels instead."""
+        """Localize an answer. In English it has names only if the archive has, which are rare."""
         language, labels = options.language, self.metadata.categories
-        names = None if language == "en" else self.metadata.names.get(language, labels)
+        names = self.metadata.names.get(language, None if language == "en" else labels)
         return postprocessing.localize(answer, options, names)
 
 

@@ -98,7 +98,7 @@ class Metadata(Strict):
         artifact: file name of the model in the archive.
         transforms: the preprocessing.
         categories: labels in class-index order.
-        names: what people call the classes in other languages, in the same order.
+        names: what people call the classes in each language that has names, in the same order.
         temperatures: TTA mode to its temperature; 1 for a mode that has none. See
             `visionserve.postprocessing.temper`.
         dense: whether the model has a fully convolutional form, which TTA `dense` needs.

@@ -80,13 +80,15 @@ def describe(directory: Path, metadata: Metadata) -> dict[str, Any]:
     Returns:
         `model` and `version`; `runtime` with its precision; `defaults`, the options of a request
         that sets none; `max_image_bytes` and `max_images`; `modes`, the TTA modes that the model
-        has; `explains`, whether it can be explained.
+        has; `explains`, whether it can be explained; `names`, the classes' names
+        in English by label, if they have such names.
 
     Raises:
         OSError, KeyError, ValueError: the folder is not an archive of this handler.
     """
     manifest = json.loads((directory / "MAR-INF" / "MANIFEST.json").read_bytes())["model"]
     config = ModelConfig.load(directory / manifest["configFile"]).handler
+    english = metadata.names.get("en", ())
     return {
         "model": manifest["modelName"],
         "version": manifest.get("modelVersion", ""),
@@ -96,6 +98,7 @@ def describe(directory: Path, metadata: Metadata) -> dict[str, Any]:
         "max_images": config.max_images,
         "modes": metadata.modes(get_args(TTA)),
         "explains": metadata.explains,
+        "names": dict(zip(metadata.categories, english, strict=False)),
     }
 
 

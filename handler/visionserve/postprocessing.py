@@ -69,7 +69,7 @@ def localize(answer: Answer, options: Options, names: Sequence[str] | None) -> A
         answer: an answer that is not localized; it stays as it is.
         options: `language`, and the `threshold` that the warning names.
         names: what people call the classes in that language, in class-index order; None adds no
-            names, as the labels are English already.
+            names.
 
     Returns:
         A copy in which each prediction has its `name`, if there are names, and which has a

@@ -1,46 +1,253 @@
-"""Read the user's own labels, and a map from labels to the names shown instead."""
+"""Read the user's own labels, and a map from labels to the names shown beside them."""
 
+import csv
 import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, get_args
+
+from visionserve.config import Language
+
+TABLES = {".csv", ".tsv"}
+# The headings of a table's columns, the first one that it has. `class` may head either column.
+INDEX = ("index", "idx", "class_index", "class_idx", "class_id", "label_id", "id", "class")
+LABEL = ("label", "class_name", "label_name", "name", "category", "class")
+SPLITS = {"train", "training", "val", "valid", "validation", "test"}
+# An index and a label in one, as in `0,dog`; but not `1,2-dichloroethane`.
+INDEXED = re.compile(r"\d+\s*[,;\t]\s*[^\W\d].*")
+NUMBERED = re.compile(r"(\d+)[\s:=]+\S.*")
+SHOWN = 10
 
 
-def read_labels(file: Path) -> tuple[str, ...]:
-    """Read a file with one label a line, in class-index order.
+def read_labels(source: Path) -> tuple[str, ...]:
+    """Read labels in class-index order.
+
+    Args:
+        source: a text with one label a line; a CSV or TSV file with the columns index and label; a
+            JSON list, or object of indices to labels, such as TorchServe's `index_to_name.json`, or
+            Hugging Face's `config.json`; or a folder with a folder for each class, whose names are
+            sorted as torchvision's `ImageFolder` does, and printed.
 
     Raises:
-        ValueError: the file is not UTF-8, is empty, has a blank line, or has a label twice.
+        ValueError: there is no label; one is empty, stands there twice or has an index before it;
+            indices are not 0, 1, 2 and so on; or a file is not UTF-8 or has another form.
+        OSError: the source cannot be read.
+    """
+    if source.is_dir():
+        labels = class_folders(source)
+        shown = ", ".join(f"{index} {label}" for index, label in enumerate(labels[:SHOWN]))
+        rest = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
+        print(f"{source}: {len(labels)} class folders: {shown}{rest}.", file=sys.stderr)
+        return labels
+    text = _read(source)
+    if source.suffix.lower() == ".json" or text.lstrip().startswith(("{", '["')):
+        found = _from_json(source, text)
+    elif source.suffix.lower() in TABLES:
+        found = _from_table(source, text)
+    else:
+        found = _from_lines(source, text)
+    return _checked(source, found)
+
+
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """Return the names of a folder's folders, in the order of torchvision's `ImageFolder`.
+
+    Raises:
+        ValueError: there are none, or they are parts of a data set.
+        OSError: the folder cannot be read.
+    """
+    names = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
+    if not names:
+        raise ValueError(f"{folder}: holds no class folders.")
+    if SPLITS.issuperset(name.lower() for name in names):
+        raise ValueError(
+            f"{folder}: holds {', '.join(names)}, not classes: give {folder / names[0]}."
+        )
+    return names
+
+
+def read_map(file: Path, labels: Sequence[str]) -> dict[Language, dict[str, str]]:
+    """Read a JSON object that maps labels to the names shown beside them.
+
+    It is `{"names": {"zh": {"alp": "高山雪景"}}}`, or `{"alp": "高山雪景"}` for all languages.
+
+    Returns:
+        Language to label to name. A label that has no name is left out.
+
+    Raises:
+        ValueError: the file does not hold such an object, a key is not one of the labels or
+            languages, or a name is empty or that of two labels.
         OSError: the file cannot be read.
     """
-    labels: dict[str, int] = {}
-    lines = _read(file).splitlines()
-    for number, line in enumerate(lines, start=1):
-        label = line.strip()
+    content = _json(file, _read(file))
+    languages: tuple[Language, ...] = get_args(Language)
+    maps: Any = content if isinstance(content, dict) else None
+    if isinstance(content, dict) and isinstance(content.get("names"), dict) and len(content) == 1:
+        maps = content["names"]
+        if unknown := sorted(maps.keys() - set(languages)):
+            known = ", ".join(languages)
+            raise ValueError(f"{file}: no such language: {', '.join(unknown)}; there are {known}.")
+    elif maps is not None:
+        maps = dict.fromkeys(languages, content)
+    if maps is None or not all(map(_is_map, maps.values())):
+        raise ValueError(
+            f'{file}: is no JSON object of labels to names, {{"alp": "a meadow"}}, or of languages '
+            'to such, {"names": {"zh": {"alp": "高山雪景"}}}.'
+        )
+    for names in maps.values():
+        if unknown := sorted(names.keys() - set(labels)):
+            raise ValueError(f"{file}: no such label: {', '.join(unknown)}.")
+        _checked(file, [(f"{label}'s name", names.get(label, label)) for label in labels])
+    return {language: maps[language] for language in languages if language in maps}
+
+
+def _is_map(names: Any) -> bool:
+    return isinstance(names, dict) and all(isinstance(name, str) for name in names.values())
+
+
+def _checked(file: Path, found: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Refuse empty and doubled labels, and those with an index before them.
+
+    Args:
+        file: what the messages name.
+        found: the place of each label in the file, as text, and the label.
+    """
+    places: dict[str, str] = {}
+    for place, label in found:
+        label = label.strip()
         if not label:
-            raise ValueError(f"{file}: line {number} is blank; give one label a line.")
-        if label in labels:
-            raise ValueError(f"{file}: {label} stands in lines {labels[label]} and {number}.")
-        labels[label] = number
-    if not labels:
+            raise ValueError(f"{file}: {place} is blank; each class needs a label.")
+        if INDEXED.fullmatch(label):
+            raise ValueError(
+                f"{file}: {place} is an index with a label ({label}): call the file labels.csv and "
+                "begin it with the line index,label; or leave out the indices."
+            )
+        if not label.isprintable():
+            raise ValueError(f"{file}: {place} holds a control character ({label!r}).")
+        if label in places:
+            raise ValueError(f"{file}: {label} stands in {places[label]} and {place}.")
+        places[label] = place
+    if not places:
         raise ValueError(f"{file}: holds no label.")
-    return tuple(labels)
+    return tuple(places)
 
 
-def read_map(file: Path, labels: tuple[str, ...]) -> dict[str, str]:
-    """Read a JSON object that maps labels to the names shown instead.
+def _from_lines(file: Path, text: str) -> list[tuple[str, str]]:
+    """Read one label a line; blank lines at the end do not count."""
+    lines = text.rstrip().splitlines()
+    numbers = [NUMBERED.fullmatch(line.strip()) for line in lines]
+    for first in (0, 1):
+        wanted = [str(index) for index in range(first, first + len(lines))]
+        if len(lines) > 1 and [found and found[1] for found in numbers] == wanted:
+            raise ValueError(
+                f"{file}: each line begins with its number ({lines[0].strip()}): leave it out."
+            )
+    return [(f"line {number}", line) for number, line in enumerate(lines, start=1)]
 
-    Raises:
-        ValueError: the file does not hold such an object, or a key is not one of the labels.
-        OSError: the file cannot be read.
+
+def _from_table(file: Path, text: str) -> list[tuple[str, str]]:
+    """Read the columns of indices and labels, which headings or else whole numbers tell."""
+    first = text.partition("\n")[0]
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
+    reader = csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
+    rows = [
+        (f"line {reader.line_num}", [cell.strip() for cell in row]) for row in reader if any(row)
+    ]
+    if not rows:
+        raise ValueError(f"{file}: holds no label.")
+    width = len(rows[0][1])
+    for place, row in rows:
+        if len(row) != width:
+            raise ValueError(f"{file}: {place} has {len(row)} columns, the first line {width}.")
+    heads = [cell.lower().replace(" ", "_") for cell in rows[0][1]]
+    has_heads = not any(cell.isdecimal() for cell in heads)
+    rows = rows[has_heads:]
+    numbers = [all(row[column].isdecimal() for _, row in rows) for column in range(width)]
+    index = _column(heads, INDEX, numbers) if has_heads else None
+    if index is None and numbers.count(True) == 1:
+        index = numbers.index(True)
+    texts = [column != index for column in range(width)]
+    label = _column(heads, LABEL, texts) if has_heads else 1 - (index or 0) if width == 2 else None
+    if index is None or label is None:
+        raise ValueError(
+            f"{file}: needs a column index and a column label, named in its first line."
+        )
+    return _in_order(file, [(place, row[index], row[label]) for place, row in rows])
+
+
+def _column(heads: Sequence[str], known: Sequence[str], allowed: Sequence[bool]) -> int | None:
+    """Return the column with the first known heading, among those allowed."""
+    found = [heads.index(head) for head in known if head in heads and allowed[heads.index(head)]]
+    return found[0] if found else None
+
+
+def _from_json(file: Path, text: str) -> list[tuple[str, str]]:
+    """Read a list of labels, or an object of indices to labels or of labels to indices."""
+    content = _json(file, text)
+    if isinstance(content, dict):
+        content = content.get("id2label", content.get("label2id", content))
+    if isinstance(content, list) and all(isinstance(label, str) for label in content):
+        return [(f"index {index}", label) for index, label in enumerate(content)]
+    if isinstance(content, dict):
+        if content and all(type(index) is int for index in content.values()):
+            content = {str(index): label for label, index in _unequal(file, content).items()}
+        # TorchServe's file may give a list of a WordNet id and a label.
+        named = {
+            index: name[-1] if isinstance(name, list) and name else name
+            for index, name in content.items()
+        }
+        if all(isinstance(name, str) for name in named.values()):
+            entries = named.items()
+            return _in_order(file, [(f"index {index}", index, label) for index, label in entries])
+    raise ValueError(
+        f'{file}: is no JSON list of labels, ["cat", "dog"], nor object of indices to labels, '
+        '{"0": "cat", "1": "dog"}.'
+    )
+
+
+def _unequal(file: Path, indices: Mapping[str, int]) -> Mapping[str, int]:
+    if len(set(indices.values())) < len(indices):
+        raise ValueError(f"{file}: gives one index to two labels.")
+    return indices
+
+
+def _in_order(file: Path, entries: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """Order labels by their indices.
+
+    Args:
+        file: what the messages name.
+        entries: the place in the file, the index and the label of each class.
     """
+    ordered: dict[int, tuple[str, str]] = {}
+    for place, index, label in entries:
+        if not index.isdecimal():
+            raise ValueError(f"{file}: {place} is no index, 0, 1, 2 and so on ({index}).")
+        if int(index) in ordered:
+            other = ordered[int(index)][0]
+            raise ValueError(f"{file}: index {int(index)} stands in {other} and {place}.")
+        ordered[int(index)] = place, label
+    if missing := sorted(set(range(len(ordered))) - ordered.keys()):
+        raise ValueError(
+            f"{file}: has {len(ordered)} labels, but none for index {missing[0]}; indices begin at "
+            "0 and leave none out."
+        )
+    return [ordered[index] for index in range(len(ordered))]
+
+
+def _json(file: Path, text: str) -> Any:
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in found]
+        if doubled := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
+            raise ValueError(f"{file}: {doubled[0]} stands there twice.")
+        return dict(found)
+
     try:
-        names = json.loads(_read(file))
+        return json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}: is no JSON ({error}).") from None
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise ValueError(f'{file}: is no JSON object of labels to names, {{"alp": "a meadow"}}.')
-    if unknown := sorted(names.keys() - set(labels)):
-        raise ValueError(f"{file}: no such label: {', '.join(unknown)}.")
-    return names
 
 
 def _read(file: Path) -> str:

@@ -32,14 +32,6 @@ def classes() -> list[ImageNetClass]:
         return [ImageNetClass(*line) for line in csv.reader(file, delimiter="\t")]
 
 
-def translate(categories: tuple[str, ...]) -> dict[Language, tuple[str, ...]]:
-    """Return the names of ImageNet's classes in each language other than English.
-
-    Args:
-        categories: labels in class-index order. A label that differs from ImageNet's was renamed by
-            the user, and stays the same in every language.
-    """
-    from visionserve.models import IMAGENET_CATEGORIES
-
-    named = zip(classes(), categories, IMAGENET_CATEGORIES, strict=True)
-    return {"zh": tuple(c.chinese if label == own else label for c, label, own in named)}
+def names() -> dict[Language, tuple[str, ...]]:
+    """Return the names of the classes in each language other than English, in class-index order."""
+    return {"zh": tuple(c.chinese for c in classes())}

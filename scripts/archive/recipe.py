@@ -7,13 +7,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts import environment, lock, paths, photos
+from scripts import class_folders, environment, lock, paths, photos
 from scripts.archive import imagenet, temperatures, trained
 from scripts.archive.categories import read_labels, read_map
 from scripts.archive.hashes import is_recorded, record, sha256_of
+from scripts.archive.manifest import ArchiveError, read_name
 from scripts.archive.weights import (
     ClassCountError,
     WeightsError,
@@ -22,10 +24,11 @@ from scripts.archive.weights import (
     resolve,
 )
 from visionserve import metadata
-from visionserve.config import ModelConfig
+from visionserve.config import Language, ModelConfig
 from visionserve.processor import overflows
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+FIRST = "1.0"
 ENOUGH = 50
 LEFT_OUT = ("*.egg-info", "__pycache__", "README.md")
 # A change to this code changes the archive, so its fingerprint includes these files.
@@ -50,11 +53,13 @@ class Recipe:
         config: its `model-config.yaml`.
         weights: a file of the user's own, see `scripts.archive.weights.load`; None for the official
             one.
-        labels: a file with one label a line, in class-index order; None for ImageNet's labels.
-        label_map: a JSON file that maps labels to the names shown instead.
+        labels: labels in class-index order, see `scripts.archive.categories.read_labels`; None for
+            ImageNet's labels.
+        label_map: a JSON file that maps labels to the names shown beside them.
         calibration: a folder of photographs for INT8; None for the photographs in PyPI packages.
         temperatures: a file that `visionserve calibrate` wrote; None for no temperatures.
-        file: the archive's file name without `.mar`; None for its name in the server.
+        file: the archive's file name without `.mar`; None for NAME, or NAME-VERSION for another
+            version than 1.0.
         averaged: whether the averaged weights (EMA) in the user's file are meant.
 
     Raises:
@@ -86,7 +91,13 @@ class Recipe:
     @property
     def is_own(self) -> bool:
         """Whether the recipe differs from the one that `serve` uses for this architecture."""
-        return self != Recipe(self.architecture, self.architecture, "1.0", self.config)
+        return self != Recipe(self.architecture, self.architecture, FIRST, self.config)
+
+    @property
+    def archive(self) -> str:
+        """The archive's file name. Each version has its own; the first has the plain name."""
+        plain = self.name if self.version == FIRST else f"{self.name}-{self.version}"
+        return f"{self.file or plain}.mar"
 
     def photographs(self) -> list[Path]:
         """Return the paths of the photographs to calibrate with."""
@@ -115,17 +126,19 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
             of classes than there are labels; nothing is written.
         ProofError: the model's probabilities differ too much from PyTorch's; nothing is written.
         UnknownModelError: there is no such architecture.
-        ValueError: the labels, the label map, the temperatures or a photograph cannot be used.
+        ValueError: the labels, the label map, the temperatures or a photograph cannot be used, or
+            the archive would overwrite another model or version.
         InstallError: pip could not install the packages that building needs.
         OSError: a file of the recipe cannot be read.
         pydantic.ValidationError: the configuration has an unknown key or a bad value.
     """
     config = ModelConfig.load(recipe.config)
-    archive = store / f"{recipe.file or recipe.name}.mar"
+    archive = store / recipe.archive
     ingredients = fingerprint(recipe, config)
     ranges = (None,) if again else (True, False)
     if any(is_recorded(archive, fingerprint(recipe, config, half_range)) for half_range in ranges):
         return archive
+    _keep(archive, recipe)
     if not (again or recipe.weights) and (reason := remembered(recipe.architecture, mirror)):
         raise WeightsUnavailableError(reason)
     environment.require("build", f"{archive} has to be built")
@@ -133,6 +146,7 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
 
     check_architecture(recipe.architecture)
     categories = read_categories(recipe)
+    names = read_names(recipe, categories)
     weights = resolve(recipe.architecture, recipe.weights, mirror, recipe.averaged)
     fitted = (
         temperatures.read(recipe.temperatures, recipe.architecture, weights.sha256)
@@ -151,6 +165,7 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
     with lock.alone(store), tempfile.TemporaryDirectory() as scratch:
         if is_recorded(archive, ingredients):
             return archive
+        _keep(archive, recipe)
         content = Path(scratch) / "content"
         shutil.copytree(paths.HANDLER, content, ignore=shutil.ignore_patterns(*LEFT_OUT))
         if config.handler.runtime == "openvino":
@@ -168,16 +183,35 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
             source = recipe.labels or "ImageNet (give --labels FILE)"
             raise WeightsError(f"{error}, but {source} has {len(categories)} labels.") from None
         described = described.model_copy(
-            update={"temperatures": fitted, "training": trained.read(recipe.weights)}
+            update={
+                "temperatures": fitted,
+                "training": trained.read(recipe.weights),
+                "names": names,
+            }
         )
-        if recipe.labels is None:
-            described = described.model_copy(update={"names": imagenet.translate(categories)})
         if described.proof:
             print(f"{archive.name}: {proof.describe(described.proof)}.", file=sys.stderr)
         (content / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
         built = _package(recipe, content, Path(scratch))
         record(archive, ingredients, recipe.is_own, built)
     return archive
+
+
+def _keep(archive: Path, recipe: Recipe) -> None:
+    """Refuse to write over another model or version.
+
+    Raises:
+        ValueError: the file is such an archive.
+    """
+    try:
+        model, version = read_name(archive)
+    except ArchiveError:
+        return
+    if (model, version) != (recipe.name, recipe.version):
+        raise ValueError(
+            f"{archive} is {model} {version}, and is not overwritten: "
+            f"give {recipe.name} {recipe.version} another name by --file."
+        )
 
 
 def check_architecture(name: str) -> None:
@@ -193,16 +227,35 @@ def check_architecture(name: str) -> None:
 
 
 def read_categories(recipe: Recipe) -> tuple[str, ...]:
-    """Read the labels, in class-index order, renamed by the label map.
+    """Read the labels, in class-index order.
 
     Raises:
-        ValueError: a file does not have the expected form, or the map has an unknown label.
+        ValueError: the labels do not have one of the expected forms.
+        OSError: they cannot be read.
     """
     from visionserve.models import IMAGENET_CATEGORIES
 
-    found = read_labels(recipe.labels) if recipe.labels else IMAGENET_CATEGORIES
-    names = read_map(recipe.label_map, found) if recipe.label_map else {}
-    return tuple(names.get(label, label) for label in found)
+    return read_labels(recipe.labels) if recipe.labels else IMAGENET_CATEGORIES
+
+
+def read_names(recipe: Recipe, categories: Sequence[str]) -> dict[Language, tuple[str, ...]]:
+    """Return what people call the classes, in class-index order, in the languages that have names.
+
+    The label map goes before ImageNet's names. A class without a name is called by its label.
+
+    Raises:
+        ValueError: the label map does not have the expected form.
+        OSError: it cannot be read.
+    """
+    known = {} if recipe.labels else imagenet.names()
+    own = read_map(recipe.label_map, categories) if recipe.label_map else {}
+    return {
+        language: tuple(
+            own.get(language, {}).get(label, name)
+            for label, name in zip(categories, known.get(language, categories), strict=True)
+        )
+        for language in {**known, **own}
+    }
 
 
 def fingerprint(recipe: Recipe, config: ModelConfig, half_range: bool | None = None) -> str:
@@ -219,6 +272,7 @@ def fingerprint(recipe: Recipe, config: ModelConfig, half_range: bool | None = N
 
     Raises:
         WeightsError: one of the user's own files is missing.
+        ValueError: a folder of labels holds no class folders.
     """
     digest = hashlib.sha256()
     pinned = environment.pinned("build")
@@ -227,6 +281,9 @@ def fingerprint(recipe: Recipe, config: ModelConfig, half_range: bool | None = N
         digest.update(text.encode() + b"\0")
     for what in ("weights", "labels", "label_map", "temperatures"):
         own: Path | None = getattr(recipe, what)
+        if own and what == "labels" and own.is_dir():
+            digest.update("\0".join(class_folders.names(own)).encode() + b"\0")
+            continue
         if own and not own.is_file():
             raise WeightsError(f"{own}: no such file of {what.replace('_', ' ')}.")
         digest.update((sha256_of(own) if own else "").encode() + b"\0")

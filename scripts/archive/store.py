@@ -1,12 +1,13 @@
 """Find or build the archives that a server is started with."""
 
+import glob
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from scripts import lock, paths
 from scripts.archive.hashes import HashError, admit, read_record, write_record
-from scripts.archive.manifest import Archive, ArchiveError
+from scripts.archive.manifest import Archive, ArchiveError, read_name
 from scripts.archive.recipe import Recipe, UnknownModelError, build
 from scripts.archive.weights import FALLBACK, WeightsUnavailableError
 
@@ -24,6 +25,7 @@ def adopt(archive: Path, store: Path, unrecorded: bool = False) -> str:
 
     Raises:
         HashError: the archive has no record, or differs from it.
+        ArchiveError: the store has another model or version by that file name.
         OSError: the archive cannot be read.
     """
     if not archive.is_file():
@@ -35,6 +37,7 @@ def adopt(archive: Path, store: Path, unrecorded: bool = False) -> str:
     store.mkdir(parents=True, exist_ok=True)
     with lock.alone(store):
         if archive.resolve() != (store / archive.name).resolve():
+            _keep(store / archive.name, archive)
             admit(archive, store, unrecorded)
         if kept is not None:
             write_record(store / archive.name, kept | {"own": True})
@@ -47,6 +50,7 @@ def choose(
     """Find or build the archive for each name.
 
     The user's own archive is taken as it is, even if it has the name of a model that can be built.
+    Where no file is called NAME, the only version NAME-VERSION of that model is taken.
     If a model's weights are unavailable, `FALLBACK` takes its place, and standard error says so.
 
     Args:
@@ -62,8 +66,8 @@ def choose(
     chosen: dict[str, Archive] = {}
     replaced = []
     for name in dict.fromkeys(name.removesuffix(".mar") for name in names):
-        path = store / f"{name}.mar"
-        if not _is_own(path):
+        path = _own(name, store)
+        if path is None:
             path = _build(name, profile, store, mirror)
             replaced += [name] if path.stem != name else []
         chosen[path.name] = Archive.read(path)
@@ -71,6 +75,37 @@ def choose(
         count = f": {len(chosen)} for the {len(names)} asked for" if len(names) > 1 else ""
         print(f"Serving {FALLBACK} in place of {', '.join(replaced)}{count}.", file=sys.stderr)
     return list(chosen.values())
+
+
+def _keep(archive: Path, new: Path) -> None:
+    """Refuse to put a new archive in the place of another model or version."""
+    if archive.exists():
+        old, wanted = read_name(archive), read_name(new)
+        if old != wanted:
+            raise ArchiveError(
+                f"{archive} is {' '.join(old)}, and is not overwritten: rename {new} and its "
+                f".json, such as to {'-'.join(wanted)}."
+            )
+
+
+def _own(name: str, store: Path) -> Path | None:
+    """Return the user's own archive of a name, if there is one.
+
+    Raises:
+        ArchiveError: only versions of it are there, and more than one.
+    """
+    path = store / f"{name}.mar"
+    if path.exists():
+        return path if _is_own(path) else None
+    versions = [
+        other
+        for other in sorted(store.glob(f"{glob.escape(name)}-*.mar"))
+        if _is_own(other) and read_name(other)[0] == name
+    ]
+    if len(versions) > 1:
+        several = ", ".join(other.stem for other in versions)
+        raise ArchiveError(f"{path} is not there; name a version: {several}.")
+    return versions[0] if versions else None
 
 
 def _is_own(archive: Path) -> bool:

@@ -125,7 +125,7 @@ def classify(args: argparse.Namespace) -> int:
     """
     truth = Given(args.labels) if args.labels else None
     engine, made_with = choose(args)
-    top_k = args.top_k or Options().top_k
+    top_k, is_named = args.top_k or Options().top_k, args.language is not None
     made_with = {**made_with, **(truth.provenance if truth else {})}
     sink = open_sink(args.output, top_k, made_with, args.overwrite, truth is not None)
     with closing(sink):
@@ -140,7 +140,7 @@ def classify(args: argparse.Namespace) -> int:
             closing(engine(chain(kept.again, remaining))) as bodies,
         ):
             for path, body in bodies:
-                sink.write(row(path, body, top_k, truth))
+                sink.write(row(path, body, top_k, truth, is_named))
                 rows, errors = rows + 1, errors + ("error" in body)
                 bar.update()
         if rows == 0:

@@ -41,7 +41,7 @@ def name(path: Path) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
-def row(path: Path, body: Body, top_k: int, truth: Truth | None = None) -> Row:
+def row(path: Path, body: Body, top_k: int, truth: Truth | None = None, named: bool = False) -> Row:
     """Make the row of an image.
 
     Args:
@@ -50,6 +50,7 @@ def row(path: Path, body: Body, top_k: int, truth: Truth | None = None) -> Row:
             ``code: message`` in the column `error`.
         top_k: number of predictions in a row; a model of fewer classes leaves some empty.
         truth: gives the column `truth`; None for a row without it.
+        named: whether the names in the answer's language take the place of the labels.
 
     Raises:
         RunError: an option is refused, which would fail every other image too.
@@ -65,8 +66,8 @@ def row(path: Path, body: Body, top_k: int, truth: Truth | None = None) -> Row:
         values["error"] = f"{code}: {message}"
         return values
     for rank, prediction in enumerate(body["predictions"][:top_k], 1):
-        # A prediction has a name if a language other than the labels' was asked for.
-        shown = prediction | {"label": prediction.get("name", prediction["label"])}
+        name_or_label = prediction.get("name", prediction["label"])
+        shown = prediction | ({"label": name_or_label} if named else {})
         values |= {f"{key}_{rank}": shown[key] for key in PREDICTION}
     return values | {key: body[key] for key in ("model", "version", "tta", "confident")}
 

@@ -79,7 +79,7 @@ def int8_archive(common: Path, store: Path) -> Path:
 def newer(common: Path, store: Path, exact_config: Path) -> Path:
     """Version 2.0 of the random ResNet-18, with other weights, in the same store."""
     weights = common / "newer.pt"
-    recipe = Recipe("resnet18", RANDOM, "2.0", exact_config, weights, file=f"{RANDOM}-2.0")
+    recipe = Recipe("resnet18", RANDOM, "2.0", exact_config, weights)
     with alone(common):
         torch.manual_seed(1)
         torch.save(MODELS["resnet18"].build(1000).state_dict(), weights)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,11 +14,10 @@ import torch
 import yaml
 
 from scripts import paths
-from scripts.archive.categories import read_labels, read_map
-from scripts.archive.hashes import HashError, record, sha256_of
+from scripts.archive.hashes import HashError, read_record, record, sha256_of
 from scripts.archive.manifest import ArchiveError
 from scripts.archive.recipe import Recipe, build, fingerprint
-from scripts.archive.store import choose
+from scripts.archive.store import adopt, choose
 from scripts.archive.weights import WeightsError, WeightsUnavailableError, resolve
 from scripts.server.torchserve import TorchServe
 from tests.helpers import RANDOM, REAL, SERVER_CONFIG
@@ -151,13 +151,6 @@ def test_official_weights_that_cannot_be_had_are_unavailable(
         resolve("resnet18")
 
 
-@pytest.mark.parametrize("text", ["alp\nvalley\n", "alp\nvalley"])
-def test_the_last_label_ends_with_a_line_feed_or_not(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "labels.txt"
-    file.write_text(text)
-    assert read_labels(file) == ("alp", "valley")
-
-
 def test_fine_tuned_weights_with_labels_and_a_label_map(
     tmp_path: Path, pytorch_config: Path
 ) -> None:
@@ -170,7 +163,8 @@ def test_fine_tuned_weights_with_labels_and_a_label_map(
     )
     with zipfile.ZipFile(archive) as content:
         metadata = Metadata.model_validate_json(content.read("metadata.json"))
-    assert metadata.categories == ("高山雪景", "valley")
+    assert metadata.categories == ("alp", "valley")
+    assert metadata.names == dict.fromkeys(("en", "zh"), ("高山雪景", "valley"))
     assert metadata.weights_sha256 == sha256_of(weights)
 
 
@@ -233,7 +227,8 @@ def test_a_second_build_does_nothing_and_a_changed_one_rebuilds(
     assert build(wanted, tmp_path).stat().st_mtime_ns != first
     second = archive.stat().st_mtime_ns
     newer = Recipe("resnet18", "random", "2.0", pytorch_config, random_weights)
-    assert build(newer, tmp_path).stat().st_mtime_ns != second
+    assert build(newer, tmp_path) == tmp_path / "random-2.0.mar"
+    assert archive.stat().st_mtime_ns == second and read_record(archive) is not None
 
 
 def test_the_archive_imports_as_one_package_of_its_own(store: Path, tmp_path: Path) -> None:
@@ -278,42 +273,6 @@ def test_the_server_profile_is_exact() -> None:
     assert (config.precision, config.decode, config.defaults.tta) == ("fp32", "exact", "dense")
 
 
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (b"alp\n\nvalley\n", "line 2 is blank"),
-        (b"alp\nvalley\nalp\n", "alp stands in lines 1 and 3"),
-        ("Täler\n".encode("latin-1"), "is not UTF-8 (byte 0xe4 at 1)"),
-        (b"", "holds no label"),
-    ],
-)
-def test_a_file_of_labels_that_is_wrong_is_named_with_the_cause(
-    tmp_path: Path, content: bytes, complaint: str
-) -> None:
-    file = tmp_path / "labels.txt"
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match=re.escape(f"{file}: {complaint}")):
-        read_labels(file)
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (b"{alp: x}", "is no JSON ("),
-        (b'["alp"]', "is no JSON object of labels to names"),
-        (b'{"alp": 1}', "is no JSON object of labels to names"),
-        (b'{"alps": "x"}', "no such label: alps"),
-    ],
-)
-def test_a_label_map_that_is_wrong_is_named_with_the_cause(
-    tmp_path: Path, content: bytes, complaint: str
-) -> None:
-    file = tmp_path / "map.json"
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match=re.escape(f"{file}: {complaint}")):
-        read_map(file, ("alp", "valley"))
-
-
 @pytest.mark.parametrize("bad", ["", "a/b", "../a", "a b", "é", "-a", "a\n"])
 def test_a_bad_name_is_refused_before_anything_is_read(bad: str) -> None:
     for field in ("name", "version", "file"):
@@ -338,3 +297,78 @@ def test_serve_takes_the_users_own_archive_and_never_overwrites_it(
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     with pytest.raises(ArchiveError, match=r"absent\.mar is not there, and absent is no model"):
         choose(["absent"], "server", tmp_path)
+
+
+def packed(path: Path, model: str, version: str, own: bool = True) -> Path:
+    """Write an archive that holds a manifest alone, and its record."""
+    manifest = {"model": {"modelName": model, "modelVersion": version}}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+    record(path, "", own=own)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "there"),
+    [
+        ({"version": "2.0", "file": "random"}, ("random.mar", "random", "1.0")),
+        ({"version": "2.0"}, ("random-2.0.mar", "random-2.0", "1.0")),
+        ({"version": "1.0"}, ("random.mar", "random", "2.0")),
+        ({"name": "other", "file": "random"}, ("random.mar", "random", "1.0")),
+    ],
+)
+def test_a_build_overwrites_no_other_version_or_model(
+    tmp_path: Path,
+    pytorch_config: Path,
+    random_weights: Path,
+    change: dict[str, str],
+    there: tuple[str, str, str],
+) -> None:
+    """The file of an older release may have the name that another version has today."""
+    file, model, version = there
+    archive = packed(tmp_path / file, model, version)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    wanted = replace(recipe(pytorch_config, random_weights), **change)  # type: ignore[arg-type]
+    said = (
+        f"{archive} is {model} {version}, and is not overwritten: "
+        f"give {wanted.name} {wanted.version} another name by --file."
+    )
+    with pytest.raises(ValueError, match=re.escape(said)):
+        build(wanted, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_serve_finds_the_only_version_of_a_model(tmp_path: Path) -> None:
+    """Also where the model's name is the registry's; and not what begins alike."""
+    packed(tmp_path / "mountains-2.0.mar", "mountains", "2.0")
+    packed(tmp_path / "mountains-high.mar", "mountains-high", "1.0")
+    packed(tmp_path / "resnet18-3.mar", "resnet18", "3")
+    chosen = choose(["mountains", "resnet18"], "server", tmp_path)
+    assert [archive.file for archive in chosen] == ["mountains-2.0.mar", "resnet18-3.mar"]
+    packed(tmp_path / "mountains-3.0.mar", "mountains", "3.0")
+    said = "mountains.mar is not there; name a version: mountains-2.0, mountains-3.0."
+    with pytest.raises(ArchiveError, match=re.escape(said)):
+        choose(["mountains"], "server", tmp_path)
+    packed(tmp_path / "mountains.mar", "mountains", "1.0")
+    (archive,) = choose(["mountains"], "server", tmp_path)
+    assert archive.version == "1.0"
+
+
+def test_an_archive_from_elsewhere_takes_no_other_versions_place(tmp_path: Path) -> None:
+    store, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
+    for folder in (store, elsewhere):
+        folder.mkdir()
+    kept = packed(store / "mountains.mar", "mountains", "1.0").read_bytes()
+    new = packed(elsewhere / "mountains.mar", "mountains", "2.0")
+    said = (
+        f"{store}/mountains.mar is mountains 1.0, and is not overwritten: rename {new} and its "
+        ".json, such as to mountains-2.0."
+    )
+    with pytest.raises(ArchiveError, match=re.escape(said)):
+        adopt(new, store)
+    assert (store / "mountains.mar").read_bytes() == kept
+    for suffix in (".mar", ".json"):
+        (elsewhere / f"mountains{suffix}").rename(elsewhere / f"mountains-2.0{suffix}")
+    assert adopt(elsewhere / "mountains-2.0.mar", store) == "mountains-2.0"
+    same = packed(elsewhere / "mountains.mar", "mountains", "1.0")
+    assert adopt(same, store) == "mountains"

@@ -179,6 +179,13 @@ def test_labels_in_another_language(folder: Path, target: list[str]) -> None:
     assert [row["label_1"] for row in read_csv(done.stdout)] == ["虎纹猫", "意式浓缩咖啡"]
 
 
+def test_a_name_takes_a_labels_place_only_where_a_language_was_asked_for() -> None:
+    best = {"label": "alp", "name": "meadow", "class_id": 0, "probability": 1.0}
+    body = {"predictions": [best], "model": "", "version": "", "tta": "", "confident": True}
+    assert row(Path("a"), body, 1)["label_1"] == "alp"
+    assert row(Path("a"), body, 1, named=True)["label_1"] == "meadow"
+
+
 def test_json_lines(folder: Path, target: list[str], tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
     run(folder, *target, "--output", output)

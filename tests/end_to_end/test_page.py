@@ -659,29 +659,43 @@ def canvas(page: Browser) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data.split(",")[1]))).convert("RGB")
 
 
-def test_two_classes_with_long_names(
+def test_two_classes_with_long_names_of_their_own(
     page: Browser, server: TorchServe, client: Client, exact_config: Path, tmp_path: Path
 ) -> None:
-    weights, labels = tmp_path / "weights.pt", tmp_path / "labels.txt"
+    """Names are shown, in both languages; labels stay, in answers, tensors and CSV."""
+    weights, labels, named = (tmp_path / name for name in ("weights.pt", "labels.txt", "map.json"))
     torch.save(MODELS["resnet18"].build(2).state_dict(), weights)
-    labels.write_text("alp, high mountain\nvalley, vale\n")
-    build(Recipe("resnet18", "land", "1.0", exact_config, weights, labels), server.store)
+    labels.write_text("alp\nvalley\n")
+    names = {"en": {"alp": "alp, high mountain"}, "zh": {"alp": "高山, 雪山", "valley": "山谷"}}
+    named.write_text(json.dumps({"names": names}))
+    recipe = Recipe("resnet18", "land", "1.0", exact_config, weights, labels, named)
+    build(recipe, server.store)
     server.register("land.mar", workers=1)
     try:
         show(page, client, "land")
         page.pick(CAT)
         page.settle()
         answer = client.predict("land", CAT.read_bytes()).json()
-        whole = [entry["label"] for entry in answer["predictions"]]
+        order = [entry["label"] for entry in answer["predictions"]]
+        assert sorted(order) == ["alp", "valley"]
+        whole = [entry["name"] for entry in answer["predictions"]]
+        assert whole == [names["en"].get(label, label) for label in order]
         assert page.texts(".label") == [label.split(",")[0] for label in whole]
         assert [one.get_attribute("title") for one in page.all(".label")] == whole
         assert page.texts(".percent") == [f"{p['probability']:.1%}" for p in answer["predictions"]]
         head, row = saved_csv(page)
         assert head == list(columns(2))
-        assert row[1] == whole[0]
+        assert row[1] == order[0]
         page.one(".where").click()
         page.until(lambda: page.texts("canvas"))
         assert len(page.texts(".label input")) == 2
+        chinese = client.predict("land", CAT.read_bytes(), language="zh").json()["predictions"]
+        assert [entry["label"] for entry in chinese] == order
+        assert [entry["name"] for entry in chinese] == [names["zh"][label] for label in order]
+        page.one("#language").click()
+        shown = [names["zh"][label].split(",")[0] for label in order]
+        page.until(lambda: page.texts(".label") == shown)
+        page.one("#language").click()
         assert page.faults() == []
     finally:
         client.unregister("land")

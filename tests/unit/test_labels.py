@@ -4,6 +4,7 @@ import unicodedata
 from pathlib import Path
 
 from scripts.archive import imagenet
+from scripts.archive.recipe import Recipe, read_categories, read_names
 from visionserve.models import IMAGENET_CATEGORIES
 
 
@@ -43,11 +44,21 @@ def test_well_known_names() -> None:
         "hot pot": "火锅",
         "volcano": "火山",
     }
-    (chinese,) = imagenet.translate(IMAGENET_CATEGORIES).values()
+    (chinese,) = imagenet.names().values()
     names = dict(zip(IMAGENET_CATEGORIES, chinese, strict=True))
     assert {label: names[label] for label in known} == known
 
 
-def test_the_users_own_name_goes_before_both_languages() -> None:
-    renamed = tuple("雪山" if label == "alp" else label for label in IMAGENET_CATEGORIES)
-    assert imagenet.translate(renamed)["zh"][970] == "雪山"
+def test_the_users_own_name_goes_before_the_known_one_and_no_label_changes(tmp_path: Path) -> None:
+    map_file = tmp_path / "map.json"
+    map_file.write_text('{"names": {"zh": {"alp": "雪山"}}}', encoding="utf-8")
+    recipe = Recipe("resnet18", "resnet18", "1.0", Path("absent"), label_map=map_file)
+    labels = read_categories(recipe)
+    assert labels == IMAGENET_CATEGORIES
+    names = read_names(recipe, labels)
+    assert names.keys() == {"zh"}
+    assert (names["zh"][970], names["zh"][980]) == ("雪山", "火山")
+    map_file.write_text('{"alp": "meadow"}', encoding="utf-8")
+    names = read_names(recipe, labels)
+    assert {language: of[970] for language, of in names.items()} == {"en": "meadow", "zh": "meadow"}
+    assert (names["en"][980], names["zh"][980]) == ("volcano", "火山")

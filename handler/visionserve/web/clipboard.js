@@ -8,17 +8,23 @@ export function asJson(picture, setups) {
     .filter((setup) => picture.answer(setup))
     .map((setup) => {
       const { milliseconds, together, ...answer } = picture.answer(setup);
-      return isNamed() ? answer : inEnglish(answer, setup);
+      const localized = { ...answer, predictions: answer.predictions.map(inLanguage) };
+      return isNamed() ? localized : warnedInEnglish(localized, setup);
     });
   return JSON.stringify(answers.length === 1 ? answers[0] : answers, null, 2);
 }
 
-/** An answer as the server gives it in English; the page asks for the other language's names. */
-function inEnglish(answer, setup) {
-  const predictions = answer.predictions.map(({ name, ...prediction }) => prediction);
-  if (!("warning" in answer)) return { ...answer, predictions };
+/** A prediction with the name that it has in the person's language, if any. */
+function inLanguage({ label, name, english, ...rest }) {
+  const shown = isNamed() ? name : english;
+  return { label, ...(shown && { name: shown }), ...rest };
+}
+
+/** The page asks for answers in the other language. */
+function warnedInEnglish(answer, setup) {
+  if (!("warning" in answer)) return answer;
   const threshold = percent(factsOf(setup).defaults.threshold, 0);
-  return { ...answer, predictions, warning: facts.warning.replace("{}", threshold) };
+  return { ...answer, warning: facts.warning.replace("{}", threshold) };
 }
 
 /** curl commands for the same requests, one per line. They name the token, but do not show it. */

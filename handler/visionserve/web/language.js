@@ -43,7 +43,7 @@ export function megabytes(bytes) {
   return number(bytes / 2 ** 20, "megabyte");
 }
 
-/** The language of the names that the server adds to labels, which are in English. */
+/** The language of the names that the page asks the server for; labels are mostly in English. */
 export const NAMED = "zh";
 
 /** Whether names are in the person's language. */
@@ -52,8 +52,8 @@ export function isNamed() {
 }
 
 /** What people call a prediction's class, with all synonyms, in the person's language. */
-export function wholeName({ label, name }) {
-  return isNamed() ? (name ?? label) : label;
+export function wholeName({ label, name, english }) {
+  return (isNamed() ? name : english) ?? label;
 }
 
 /** The first synonym: "tench" for "tench, Tinca tinca". */

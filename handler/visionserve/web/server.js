@@ -1,4 +1,4 @@
-import { endpoint } from "./facts.js";
+import { endpoint, factsOf } from "./facts.js";
 import { Failure } from "./failure.js";
 import { NAMED } from "./language.js";
 import { token } from "./token.js";
@@ -50,8 +50,19 @@ export async function post(setup, images, signal, options = {}) {
   const isWhole = outcomes.length === images.length && outcomes.every(isOutcome);
   if (!response.ok || !isWhole) throw refusal(response, content);
   return outcomes.map(({ error, ...answer }) =>
-    error ? new Failure(error.code, error.message) : answer,
+    error ? new Failure(error.code, error.message) : withEnglish(answer, setup),
   );
+}
+
+/** Name classes in English, too, where the model has such names: few do. */
+function withEnglish(answer, setup) {
+  const { names } = factsOf(setup);
+  const predictions = answer.predictions.map((prediction) =>
+    names && Object.hasOwn(names, prediction.label)
+      ? { ...prediction, english: names[prediction.label] }
+      : prediction,
+  );
+  return { ...answer, predictions };
 }
 
 /**

@@ -1,0 +1,211 @@
+"""Labels in the forms that people have them, and names for them that change no label."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torchvision.datasets import ImageFolder
+
+from scripts.archive.categories import read_labels, read_map
+
+LABELS = ("cat", "dog", "horse")
+FORMS: dict[str, tuple[str, str]] = {
+    "a line each": ("labels.txt", "cat\ndog\nhorse\n"),
+    "no line feed at the end": ("labels.txt", "cat\ndog\nhorse"),
+    "blank lines at the end": ("labels.txt", "cat\ndog\nhorse\n\n  \n\n"),
+    "windows": ("labels.txt", "\ufeffcat\r\n dog\r\nhorse\r\n\r\n"),
+    "torchserve": ("index_to_name.json", '{"0": "cat", "1": "dog", "2": "horse"}'),
+    "torchserve, another order": ("index_to_name.json", '{"2": "horse", "0": "cat", "1": "dog"}'),
+    "torchserve with ids": (
+        "index_to_name.json",
+        '{"0": ["n02121808", "cat"], "1": ["n02084071", "dog"], "2": ["n02374451", "horse"]}',
+    ),
+    "list": ("labels.json", '["cat", "dog", "horse"]'),
+    "list, by its content": ("labels", '\n["cat", "dog", "horse"]'),
+    "hugging face": (
+        "config.json",
+        '{"model_type": "resnet", "id2label": {"0": "cat", "1": "dog", "2": "horse"}, '
+        '"label2id": {"cat": 0, "dog": 1, "horse": 2}}',
+    ),
+    "ImageFolder's class_to_idx": ("classes.json", '{"dog": 1, "cat": 0, "horse": 2}'),
+    "csv": ("labels.csv", "index,label\n0,cat\n1,dog\n2,horse\n"),
+    "csv, another order": ("labels.csv", "name,id\nhorse,2\ncat,0\n\ndog,1\n\n"),
+    "csv, class is the index": ("labels.csv", "class,label\n0,cat\n1,dog\n2,horse\n"),
+    "csv, class is the label": ("labels.csv", "Class,Index\ncat,0\ndog,1\nhorse,2\n"),
+    "csv, label is the index": ("labels.csv", "label,name\n0,cat\n1,dog\n2,horse\n"),
+    "csv, more columns": (
+        "labels.csv",
+        'wnid,class id,"class name",count\nn1,1,dog,7\nn0,0,cat,7\nn2,2,horse,7\n',
+    ),
+    "csv without headings": ("labels.csv", "0,cat\n1,dog\n2,horse\n"),
+    "csv of a spreadsheet": (
+        "labels.csv",
+        '\ufeff"Index";"Label"\r\n0;"cat"\r\n1;dog\r\n2;horse\r\n',
+    ),
+    "tsv": ("labels.tsv", "label\tindex\ncat\t0\ndog\t1\nhorse\t2\n"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_labels_in_the_order_of_their_indices(form: str, tmp_path: Path) -> None:
+    name, text = FORMS[form]
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    assert read_labels(tmp_path / name) == LABELS
+
+
+def test_labels_that_look_like_something_else(tmp_path: Path) -> None:
+    labels = (
+        "1,2-dichloroethane",
+        "747 jet",
+        "a, b",
+        "[unknown]",
+        "4: four",
+        "猫",
+        "n02121808 cat",
+    )
+    (tmp_path / "labels.txt").write_text("\n".join(labels), encoding="utf-8")
+    assert read_labels(tmp_path / "labels.txt") == labels
+    (tmp_path / "labels.csv").write_text('index,label\n0,"a, b"\n1,c\n')
+    assert read_labels(tmp_path / "labels.csv") == ("a, b", "c")
+
+
+def test_class_folders_are_those_of_torchvision(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("b", "a10", "a2", "B", "猫", "a b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").touch()
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    labels = read_labels(tmp_path)
+    assert labels == tuple(ImageFolder(tmp_path).classes)
+    assert capsys.readouterr().err == (
+        f"{tmp_path}: 7 class folders: 0 B, 1 a b, 2 a10, 3 a2, 4 b, 5 link, 6 猫.\n"
+    )
+
+
+WRONG: list[tuple[str, str | bytes, str]] = [
+    ("labels.txt", "alp\n\nvalley\n", "line 2 is blank; each class needs a label."),
+    ("labels.txt", "alp\nvalley\nalp\n", "alp stands in line 1 and line 3."),
+    ("labels.txt", "alp\nval\0ley\n", r"line 2 holds a control character ('val\x00ley')."),
+    ("labels.txt", "Täler\n".encode("latin-1"), "is not UTF-8 (byte 0xe4 at 1); save it as UTF-8."),
+    ("labels.txt", "alp\n".encode("utf-16"), "is not UTF-8 (byte 0xff at 0); save it as UTF-8."),
+    ("labels.txt", "", "holds no label."),
+    ("labels.txt", "\n \n", "holds no label."),
+    (
+        "labels.txt",
+        "0,dog\n1,cat\n",
+        "line 1 is an index with a label (0,dog): call the file labels.csv and begin it with the "
+        "line index,label; or leave out the indices.",
+    ),
+    (
+        "labels.txt",
+        "dog\n1; cat\n",
+        "line 2 is an index with a label (1; cat): call the file labels.csv and begin it with the "
+        "line index,label; or leave out the indices.",
+    ),
+    (
+        "labels.txt",
+        "0 dog\n1 cat\n",
+        "each line begins with its number (0 dog): leave it out.",
+    ),
+    ("labels.txt", "1: a\n2: b\n", "each line begins with its number (1: a): leave it out."),
+    (
+        "index_to_name.json",
+        '{"0": "cat", "2": "dog"}',
+        "has 2 labels, but none for index 1; indices begin at 0 and leave none out.",
+    ),
+    (
+        "index_to_name.json",
+        '{"1": "cat", "2": "dog"}',
+        "has 2 labels, but none for index 0; indices begin at 0 and leave none out.",
+    ),
+    ("index_to_name.json", '{"0": "cat", "0": "dog"}', "0 stands there twice."),
+    ("index_to_name.json", '{"0": "cat", "00": "dog"}', "index 0 stands in index 0 and index 00."),
+    ("index_to_name.json", '{"0": "cat", "1": "cat"}', "cat stands in index 0 and index 1."),
+    ("index_to_name.json", '{"0": "cat", "1": " "}', "index 1 is blank; each class needs a label."),
+    ("a.json", '{"cat": "x"}', "index cat is no index, 0, 1, 2 and so on (cat)."),
+    ("a.json", '{"cat": 0, "dog": 0}', "gives one index to two labels."),
+    ("a.json", '["cat", ""]', "index 1 is blank; each class needs a label."),
+    ("a.json", "[]", "holds no label."),
+    ("a.json", "{}", "holds no label."),
+    (
+        "a.json",
+        '["cat", 1]',
+        'is no JSON list of labels, ["cat", "dog"], nor object of indices to labels, '
+        '{"0": "cat", "1": "dog"}.',
+    ),
+    (
+        "a.json",
+        '{"0": {"name": "cat"}}',
+        'is no JSON list of labels, ["cat", "dog"], nor object of indices to labels, '
+        '{"0": "cat", "1": "dog"}.',
+    ),
+    ("a.json", "{0: x}", "is no JSON (Expecting property name enclosed in double quotes: "),
+    ("a.csv", "index,label\n0,cat\n2,dog\n", "has 2 labels, but none for index 1; "),
+    ("a.csv", "index,label\n0,cat\n0,dog\n", "index 0 stands in line 2 and line 3."),
+    ("a.csv", "index,label\n0,cat\n1,\n", "line 3 is blank; each class needs a label."),
+    ("a.csv", "index,label\n0,cat\n1,dog,2\n", "line 3 has 3 columns, the first line 2."),
+    ("a.csv", "index,label\n", "holds no label."),
+    ("a.csv", "", "holds no label."),
+    ("a.csv", "cat\ndog\n", "needs a column index and a column label, named in its first line."),
+    ("a.csv", "index,label\n0,cat\nx,dog\n", "needs a column index and a column label"),
+    ("a.csv", "0,1\n1,2\n", "needs a column index and a column label"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "complaint"), WRONG)
+def test_labels_that_are_wrong_are_named_with_the_cause(
+    name: str, content: str | bytes, complaint: str, tmp_path: Path
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match="^" + re.escape(f"{file}: {complaint}")):
+        read_labels(file)
+
+
+def test_folders_that_are_no_classes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}: holds no class folders.")):
+        read_labels(tmp_path)
+    for name in ("val", "train"):
+        (tmp_path / name).mkdir()
+    said = f"{tmp_path}: holds train, val, not classes: give {tmp_path}/train."
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read_labels(tmp_path)
+
+
+def test_a_map_names_labels_in_each_language_or_in_all(tmp_path: Path) -> None:
+    file = tmp_path / "map.json"
+    file.write_text('{"cat": "猫"}', encoding="utf-8")
+    assert read_map(file, LABELS) == {"en": {"cat": "猫"}, "zh": {"cat": "猫"}}
+    file.write_text('{"names": {"zh": {"cat": "猫", "dog": "狗"}}}', encoding="utf-8")
+    assert read_map(file, LABELS) == {"zh": {"cat": "猫", "dog": "狗"}}
+    file.write_text('{"names": "nouns"}', encoding="utf-8")
+    assert read_map(file, ("names",)) == {"en": {"names": "nouns"}, "zh": {"names": "nouns"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{alp: x}", "is no JSON ("),
+        (["alp"], "is no JSON object of labels to names"),
+        ({"alp": 1}, "is no JSON object of labels to names"),
+        ({"names": {"zh": ["x"]}}, "is no JSON object of labels to names"),
+        ({"names": {"fr": {"alp": "x"}}}, "no such language: fr; there are en, zh."),
+        ({"alps": "x"}, "no such label: alps."),
+        ({"names": {"zh": {"alps": "x"}}}, "no such label: alps."),
+        ({"alp": " "}, "alp's name is blank; each class needs a label."),
+        ({"alp": "x", "valley": "x"}, "x stands in alp's name and valley's name."),
+        ({"alp": "valley"}, "valley stands in alp's name and valley's name."),
+        ('{"alp": "x", "alp": "y"}', "alp stands there twice."),
+    ],
+)
+def test_a_map_that_is_wrong_is_named_with_the_cause(
+    content: Any, complaint: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "map.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError, match="^" + re.escape(f"{file}: {complaint}")):
+        read_map(file, ("alp", "valley"))
