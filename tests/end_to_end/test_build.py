@@ -1,10 +1,12 @@
 """Weights that are checked, and archives that hold one package."""
 
+import io
 import json
 import re
 import subprocess
 import sys
 import zipfile
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,21 +153,29 @@ def test_official_weights_that_cannot_be_had_are_unavailable(
         resolve("resnet18")
 
 
-def test_fine_tuned_weights_with_labels_and_a_label_map(
+def test_a_checkpoint_with_class_folders_and_a_label_map(
     tmp_path: Path, pytorch_config: Path
 ) -> None:
-    weights, labels, names = (tmp_path / name for name in ("tuned.pt", "labels.txt", "map.json"))
-    torch.save(MODELS["resnet18"].build(2).state_dict(), weights)
-    labels.write_text("alp\nvalley\n")
-    names.write_text(json.dumps({"alp": "高山雪景"}, ensure_ascii=False), encoding="utf-8")
-    archive = build(
-        recipe(pytorch_config, weights, labels=labels, label_map=names), tmp_path / "store"
-    )
+    """Of two sets of weights in a training program's file, the averaged one is packed."""
+    weights, names, folders = (tmp_path / name for name in ("tuned.ckpt", "map.json", "photos"))
+    last, averaged = (MODELS["resnet18"].build(2).state_dict() for _ in range(2))
+    torch.save({"model": last, "model_ema": averaged, "args": Namespace(lr=0.1)}, weights)
+    for label in ("valley", "alp"):
+        (folders / label).mkdir(parents=True)
+    names.write_text(json.dumps({"names": {"zh": {"alp": "高山雪景"}}}, ensure_ascii=False))
+    wanted = recipe(pytorch_config, weights, labels=folders, label_map=names, averaged=True)
+    archive = build(wanted, tmp_path / "store")
     with zipfile.ZipFile(archive) as content:
         metadata = Metadata.model_validate_json(content.read("metadata.json"))
+        packed = torch.load(io.BytesIO(content.read("model.pt")), weights_only=True)
+    assert all(torch.equal(tensor, averaged[name]) for name, tensor in packed.items())
     assert metadata.categories == ("alp", "valley")
-    assert metadata.names == dict.fromkeys(("en", "zh"), ("高山雪景", "valley"))
+    assert metadata.names == {"zh": ("高山雪景", "valley")}
     assert metadata.weights_sha256 == sha256_of(weights)
+    config = ModelConfig.load(pytorch_config)
+    made = {fingerprint(one, config) for one in (wanted, replace(wanted, averaged=False))}
+    (folders / "gorge").mkdir()
+    assert len(made | {fingerprint(wanted, config)}) == 3
 
 
 @pytest.mark.parametrize(
@@ -257,15 +267,24 @@ def test_only_an_openvino_archive_stands_in_for_torch(store: Path) -> None:
     assert "torch.py" in names[REAL] and "torch.py" not in names[RANDOM]
 
 
-def test_the_builder_command_reports_an_error_without_a_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--weights", "absent.pt"], 1, "absent.pt: no such file of weights."),
+        (["--use-ema"], 2, "--use-ema chooses among the weights of a checkpoint: give --weights"),
+    ],
+)
+def test_the_builder_command_reports_an_error_without_a_traceback(
+    tmp_path: Path, options: list[str], code: int, said: str
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.build", "--weights", "absent.pt", "--store", tmp_path],
+        [sys.executable, "-m", "scripts.build", *options, "--store", tmp_path],
         cwd=paths.ROOT,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1
-    assert done.stderr == "absent.pt: no such file of weights.\n"
+    assert done.returncode == code
+    assert done.stderr.endswith(f"{said}\n") and "Traceback" not in done.stderr
 
 
 def test_the_server_profile_is_exact() -> None:

@@ -103,7 +103,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> Pat
     torch.manual_seed(1)
     torch.save(MODELS["resnet18"].build(2).state_dict(), root / "tuned.pt")
     (root / "labels.txt").write_text("alp\nvalley\n")
-    (root / "names.json").write_text(json.dumps({"alp": "高山雪景"}))
+    (root / "names.json").write_text(json.dumps({"names": {"zh": {"alp": "高山雪景"}}}))
     (root / "home").mkdir()
     for folder in ("photos", "photographs/Egyptian cat"):
         (root / folder).mkdir(parents=True)
