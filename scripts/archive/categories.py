@@ -2,20 +2,19 @@
 
 import csv
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from scripts import class_folders
 from visionserve.config import Language
 
 TABLES = {".csv", ".tsv"}
 # The headings of a table's columns, the first one that it has. `class` may head either column.
 INDEX = ("index", "idx", "class_index", "class_idx", "class_id", "label_id", "id", "class")
 LABEL = ("label", "class_name", "label_name", "name", "category", "class")
-SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 # An index and a label in one, as in `0,dog`; but not `1,2-dichloroethane`.
 INDEXED = re.compile(r"\d+\s*[,;\t]\s*[^\W\d].*")
 NUMBERED = re.compile(r"(\d+)[\s:=]+\S.*")
@@ -37,7 +36,7 @@ def read_labels(source: Path) -> tuple[str, ...]:
         OSError: the source cannot be read.
     """
     if source.is_dir():
-        labels = class_folders(source)
+        labels = class_folders.names(source)
         shown = ", ".join(f"{index} {label}" for index, label in enumerate(labels[:SHOWN]))
         rest = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
         print(f"{source}: {len(labels)} class folders: {shown}{rest}.", file=sys.stderr)
@@ -50,23 +49,6 @@ def read_labels(source: Path) -> tuple[str, ...]:
     else:
         found = _from_lines(source, text)
     return _checked(source, found)
-
-
-def class_folders(folder: Path) -> tuple[str, ...]:
-    """Return the names of a folder's folders, in the order of torchvision's `ImageFolder`.
-
-    Raises:
-        ValueError: there are none, or they are parts of a data set.
-        OSError: the folder cannot be read.
-    """
-    names = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
-    if not names:
-        raise ValueError(f"{folder}: holds no class folders.")
-    if SPLITS.issuperset(name.lower() for name in names):
-        raise ValueError(
-            f"{folder}: holds {', '.join(names)}, not classes: give {folder / names[0]}."
-        )
-    return names
 
 
 def read_map(file: Path, labels: Sequence[str]) -> dict[Language, dict[str, str]]:

@@ -57,6 +57,20 @@ class Archive:
             raise ArchiveError(f"{path}: is no model archive ({_line(error)}).") from None
 
 
+def read_name(path: Path) -> tuple[str, str]:
+    """Read the name and version that an archive's model has in the server.
+
+    Raises:
+        ArchiveError: the file is not a model archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            model = _model(archive)
+            return model["modelName"], str(model["modelVersion"])
+    except FAULTS as error:
+        raise ArchiveError(f"{path}: is no model archive ({_line(error)}).") from None
+
+
 def read_config(path: Path) -> ModelConfig:
     """Read an archive's configuration.
 

@@ -171,7 +171,7 @@ def test_folders_that_are_no_classes(tmp_path: Path) -> None:
         read_labels(tmp_path)
     for name in ("val", "train"):
         (tmp_path / name).mkdir()
-    said = f"{tmp_path}: holds train, val, not classes: give {tmp_path}/train."
+    said = f"{tmp_path}: is split into train and val; give the folder that holds the classes"
     with pytest.raises(ValueError, match=re.escape(said)):
         read_labels(tmp_path)
 
