@@ -6,6 +6,24 @@ from pathlib import Path
 
 from scripts import paths
 from scripts.archive.weights import MIRROR_HELP, WeightsError
+from scripts.arguments import real, whole
+from visionserve.metadata import LONGEST
+
+PRESET_HELP = (
+    "how the weights' pictures were prepared: imagenet or half (mean and std), torchvision's "
+    "weights (ResNet50_Weights.IMAGENET1K_V1), timm's or Hugging Face's file; options override it"
+)
+EXPECT_HELP = "your own predictions (.csv or .jsonl); an archive with others is not written"
+
+
+def size(text: str) -> int | tuple[int, int]:
+    """Parse a length in pixels, or a height and width.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+    """
+    sides = [whole(1, LONGEST)(side) for side in text.split("x", 1)]
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def main() -> int:
@@ -31,10 +49,22 @@ def main() -> int:
     )
     parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
     parser.add_argument("--temperatures", type=Path, help="a file of visionserve calibrate")
+    parser.add_argument("--preset", default="", metavar="NAME|FILE.json", help=PRESET_HELP)
+    parser.add_argument("--resize", type=size, help="256 (shorter side), or 224x224 (squashed)")
+    parser.add_argument("--crop", type=whole(1, LONGEST), help="side of the centre crop, in pixels")
+    parser.add_argument("--interpolation", choices=("bilinear", "bicubic"))
+    parser.add_argument(
+        "--mean", type=real(0, 255), nargs="+", help="one for all channels, or one each"
+    )
+    parser.add_argument("--std", type=real(1e-6, 1e6), nargs="+", help="the same")
+    parser.add_argument("--range", choices=("0-1", "0-255"), help="the scale of mean and std")
+    parser.add_argument("--channels", choices=("rgb", "bgr", "grey"))
+    parser.add_argument("--expect", type=Path, metavar="FILE", help=EXPECT_HELP)
     parser.add_argument("--store", type=Path, help="where to write (model_store/PROFILE)")
     args = parser.parse_args()
     if args.use_ema and not args.weights:
         parser.error("--use-ema chooses among the weights of a checkpoint: give --weights")
+    from scripts.archive.declared import Declared
     from scripts.archive.recipe import Recipe, build
     from scripts.environment import InstallError
 
@@ -50,6 +80,17 @@ def main() -> int:
             label_map=args.label_map,
             calibration=args.calibration,
             temperatures=args.temperatures,
+            declared=Declared(
+                preset=args.preset,
+                resize=args.resize,
+                crop=args.crop,
+                interpolation=args.interpolation,
+                mean=args.mean and tuple(args.mean),
+                std=args.std and tuple(args.std),
+                range=args.range,
+                channels=args.channels,
+            ),
+            expect=args.expect,
             file=args.file,
         )
         archive = build(recipe, args.store or paths.MODEL_STORE / args.profile, args.mirror)

@@ -2,33 +2,78 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from visionserve.config import TTA, Language, Options, Strict
 
 FILE = "metadata.json"
 COLDEST, HOTTEST = 0.2, 5
 Temperature = Annotated[float, Field(ge=COLDEST, le=HOTTEST)]
+LONGEST = 1024
+Side = Annotated[int, Field(ge=1, le=LONGEST)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Transforms(Strict):
     """Preprocessing that the weights were trained for.
 
     Attributes:
-        resize: length of the image's shorter side after the resize, in pixels.
-        crop: side of a square crop, in pixels.
+        resize: length of the image's shorter side after the resize, in pixels; or the height and
+            width that every image is squashed to, whatever its proportions.
+        crop: side of a square crop, in pixels, no larger than the resized image.
         interpolation: Pillow's name of the resampling filter.
-        mean: per-channel mean in RGB order, on a scale of 0 to 1.
-        std: per-channel standard deviation, on the same scale.
+        mean: one mean for each channel that the network takes, in the network's order, so for
+            `bgr` blue's first; on the scale of `range`. One alone belongs to a network that takes
+            one channel.
+        std: standard deviations in the same order, on the same scale.
+        range: what a channel's values 0 to 255 are scaled to before they are normalized.
+        channels: what the network takes: colours in one order or the other, or grey (ITU-R 601, as
+            Pillow's `convert("L")`), once or in three equal channels. An image turns grey before
+            it is resized, and its channels are swapped after that, which makes no difference.
     """
 
-    resize: int = 256
-    crop: int = 224
+    resize: Side | tuple[Side, Side] = 256
+    crop: Side = 224
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[Finite, ...] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
+    range: Literal["0-1", "0-255"] = "0-1"
+    channels: Literal["rgb", "bgr", "grey"] = "rgb"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Refuse what torchvision would pad, and numbers that belong to other channels or scales.
+
+        Raises:
+            ValueError: the crop is larger than the resized image, there are more or fewer means
+                or standard deviations than channels, or a mean is beyond `range`.
+        """
+        shortest = self.resize if isinstance(self.resize, int) else min(self.resize)
+        if self.crop > shortest:
+            raise ValueError(
+                f"a crop of {self.crop} is larger than the resized image ({shortest}), which "
+                "would have to be padded"
+            )
+        counts = (1, 3) if self.channels == "grey" else (3,)
+        if len(self.mean) not in counts or len(self.std) != len(self.mean):
+            raise ValueError(f"{self.channels} takes a mean and a std for each channel")
+        if not all(0 <= mean * self.scale <= 255 for mean in self.mean):
+            raise ValueError(f"mean is on the scale of range, {self.range}")
+        return self
+
+    @property
+    def scale(self) -> int:
+        """How many levels of a pixel make one unit of `mean` and `std`."""
+        return 255 if self.range == "0-1" else 1
+
+    @property
+    def colour(self) -> tuple[int, ...]:
+        """The mean as a colour in RGB order, 0 to 255."""
+        levels = tuple(round(self.scale * mean) for mean in self.mean) * (3 // len(self.mean))
+        return levels[::-1] if self.channels == "bgr" else levels
 
 
 class Proof(Strict):
@@ -88,6 +133,26 @@ class Training(Strict):
     augmented: bool
 
 
+class Comparison(Strict):
+    """How close the archive's answers are to its owner's own figures.
+
+    The builder compares them on the owner's photographs, from their bytes to the probabilities,
+    for one view and before they are tempered.
+
+    Attributes:
+        photographs: how many photographs were compared.
+        mean_difference: mean of |p - p of the owner|, for the class that the owner finds best.
+        largest_difference: maximum of the same, over all classes that the owner gives.
+        agreement: share of the photographs, 0 to 1, whose best class is the owner's, or ties with
+            it.
+    """
+
+    photographs: int
+    mean_difference: float
+    largest_difference: float
+    agreement: float
+
+
 class Metadata(Strict):
     """The archive's `metadata.json`.
 
@@ -108,6 +173,7 @@ class Metadata(Strict):
             overflow; see `visionserve.processor`.
         proof: how close the model is to its weights. The builder always writes it.
         training: what the weights were trained on, where `visionserve train` made them.
+        comparison: how close its answers are to its owner's figures; None if nobody compared them.
     """
 
     architecture: str
@@ -123,6 +189,7 @@ class Metadata(Strict):
     half_range: bool = False
     proof: Proof | None = None
     training: Training | None = None
+    comparison: Comparison | None = None
 
     def suited(self, options: Options) -> Options:
         """Return a profile's options, adapted to the model.

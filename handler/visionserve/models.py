@@ -61,7 +61,8 @@ class FullyConvolutional(nn.Module):
     Args:
         name: a key of `MODELS`.
         classes: number of classes.
-        transforms: give the crop, mean and standard deviation.
+        transforms: give the crop, and what `normalize` does. One mean alone makes the network take
+            one channel.
 
     Attributes:
         network: the plain network, whose state dict is loaded. Both forms share its parameters.
@@ -77,17 +78,21 @@ class FullyConvolutional(nn.Module):
         super().__init__()
         model = MODELS[name]
         self.network = model.build(classes).eval()
+        if len(transforms.mean) == 1:
+            _take_one_channel(self.network)
+        self.scale = transforms.scale
+        self.channels = transforms.channels
         parts = _split(self.network) if model.any_size else None
         self.dense = parts is not None
         self.linear = None
         self.dtype = torch.float32
         for key, values in (("mean", transforms.mean), ("std", transforms.std)):
-            self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+            self.register_buffer(key, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
         if parts is not None:
             self._features, self._head = parts
             self.linear = _only_linear(self._head)
             with torch.inference_mode():
-                blank = torch.zeros(1, 3, transforms.crop, transforms.crop)
+                blank = torch.zeros(1, len(transforms.mean), transforms.crop, transforms.crop)
                 self._window = tuple(self._features(blank).shape[2:])
 
     def freeze(self, dtype: torch.dtype) -> None:
@@ -117,14 +122,24 @@ class FullyConvolutional(nn.Module):
         Returns:
             float of shape (N, classes), each row summing to 1.
         """
-        images = self.normalize(pixels)
+        return self.classify(self.normalize(pixels))
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Classify normalized images.
+
+        Args:
+            images: float of shape (N, channels, height, width), with sides as for `forward`.
+
+        Returns:
+            What `forward` returns.
+        """
         if not self.dense:
             plain: Tensor = self.network(images).float().softmax(-1)
             return plain
         pooled = functional.avg_pool2d(self._features(images), self._window, stride=1)
         windows = pooled.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]
         probabilities: Tensor = self._head(windows).float().softmax(-1)
-        return probabilities.reshape(pixels.shape[0], -1, probabilities.shape[1]).mean(1)
+        return probabilities.reshape(images.shape[0], -1, probabilities.shape[1]).mean(1)
 
     def contributions(self, pixels: Tensor) -> Tensor:
         """Return what each position of the feature map adds to each class's logit.
@@ -142,9 +157,24 @@ class FullyConvolutional(nn.Module):
         return functional.linear(maps, self.linear.weight).float()
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Return the network's normalized input, of shape (N, 3, height, width)."""
-        scaled = pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
+        """Return the network's normalized input, of shape (N, channels, height, width).
+
+        For a network that takes grey, the three channels of the pixels are equal.
+        """
+        images = pixels.permute(0, 3, 1, 2)[:, : self.mean.shape[1]]
+        if self.channels == "bgr":
+            images = images.flip(1)
+        scaled = images.to(self.mean.dtype) / self.scale
         return ((scaled - self.mean) / self.std).to(self.dtype)
+
+
+def _take_one_channel(network: nn.Module) -> None:
+    """Make the first convolution of an untrained network take one channel in place of three."""
+    first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    first.in_channels = 1
+    first.weight = nn.Parameter(first.weight[:, :1].clone())
+    if hasattr(network, "transform_input"):
+        network.transform_input = False
 
 
 def _split(network: nn.Module) -> tuple[fx.GraphModule, fx.GraphModule] | None:

@@ -54,12 +54,17 @@ def to_views(image: Image.Image, transforms: Transforms, how: Decode, mode: TTA)
         mode: which views.
 
     Returns:
-        Views as `visionserve.tta.cut` describes them.
+        Views as `visionserve.tta.cut` describes them; of three equal channels if the model takes
+        grey, which an image turns before it is resized.
     """
+    if transforms.channels == "grey":
+        image = image.convert("L")
     if how == "fast":
         pixels = resize_fast(image, transforms, centre=mode == "none")
     else:
         pixels = resize(image, transforms)
+    if pixels.ndim == 2:
+        pixels = np.stack([pixels] * 3, axis=-1)
     return tta.cut(pixels, mode, transforms.crop)
 
 
@@ -148,19 +153,20 @@ def shrink_on_load(image: Image.Image, transforms: Transforms) -> None:
     The decoded image is still at least twice as large as the resized one, so the resize, not the
     decoder, does the antialiasing. Images of other formats stay as they are.
     """
-    side = 2 * transforms.resize
-    image.draft("RGB", (side, side))
+    resize = transforms.resize
+    height, width = (resize, resize) if isinstance(resize, int) else resize
+    image.draft("RGB", (2 * width, 2 * height))
 
 
 def resize(image: Image.Image, transforms: Transforms) -> NDArray[np.uint8]:
     """Resize as `torchvision.transforms.functional.resize` does a PIL image.
 
     Args:
-        image: an image of mode RGB.
-        transforms: give the length of the shorter side, and the filter.
+        image: an image of mode RGB or L.
+        transforms: give the size, and the filter.
 
     Returns:
-        uint8 of shape (height, width, 3), RGB. The shorter side is `transforms.resize`.
+        uint8 of shape (height, width, 3), RGB, or (height, width); see `resized_size`.
     """
     size = resized_size(image.size, transforms)
     if size != image.size:
@@ -174,13 +180,13 @@ def resize_fast(
     """Resize with `cykooz_resizer`, which takes about a third of Pillow's time.
 
     Args:
-        image: an image of mode RGB.
+        image: an image of mode RGB or L.
         transforms: as for `resize`.
         centre: whether to resize only what the centre crop of the resized image shows.
 
     Returns:
-        What `resize` returns, or its centre crop, uint8 of shape (crop, crop, 3). Pixels differ by
-        rounding, by two levels at most.
+        What `resize` returns, or its centre crop, whose sides are `transforms.crop`. Pixels differ
+        by rounding, by two levels at most.
     """
     size, crop = resized_size(image.size, transforms), transforms.crop
     scales = [old / new for old, new in zip(image.size, size, strict=True)]
@@ -203,7 +209,7 @@ def _resize_axis(
     """Resize a part of one axis to another length.
 
     Args:
-        image: an image of mode RGB.
+        image: an image of mode RGB or L.
         axis: 0 for its width, 1 for its height.
         start: where the part begins, in pixels.
         length: length of the part, in pixels.
@@ -214,7 +220,7 @@ def _resize_axis(
         box, shape = CropBox(start, 0, length, image.height), (size, image.height)
     else:
         box, shape = CropBox(0, start, image.width, length), (image.width, size)
-    found = Image.new("RGB", shape, None)
+    found = Image.new(image.mode, shape, None)
     options = ResizeOptions(ResizeAlg.convolution(FAST_FILTERS[interpolation]), crop_box=box)
     Resizer().resize_pil(image, found, options)
     return found
@@ -222,6 +228,9 @@ def _resize_axis(
 
 def resized_size(size: tuple[int, int], transforms: Transforms) -> tuple[int, int]:
     """Return the width and height that an image of this size is resized to, in pixels."""
+    if not isinstance(transforms.resize, int):
+        height, width = transforms.resize
+        return width, height
     short, long = sorted(size)
     other = int(transforms.resize * long / short)
     return (transforms.resize, other) if size[0] <= size[1] else (other, transforms.resize)

@@ -7,7 +7,8 @@ import random
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,17 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from scripts import photos
-from scripts.archive import proof
-from scripts.archive.weights import Weights, load
+from scripts.archive import alternatives, plain, proof, serving
+from scripts.archive.declared import one_channel
+from scripts.archive.expected import Expected
+from scripts.archive.weights import ClassCountError, Weights, WeightsError, load
 from visionserve import runtimes
-from visionserve.config import HandlerConfig
-from visionserve.metadata import Metadata, Proof
+from visionserve.classifier import Classifier
+from visionserve.config import CacheConfig, HandlerConfig
+from visionserve.metadata import Metadata, Proof, Transforms
 from visionserve.models import MODELS, FullyConvolutional
 from visionserve.processor import overflows
+from visionserve.runtimes import Runtime
 
 SAMPLES = 300
 TILES = (1, 2, 3)
@@ -48,6 +53,8 @@ def convert(
     config: HandlerConfig,
     photographs: Sequence[Path],
     directory: Path,
+    transforms: Transforms | None = None,
+    expected: Expected | None = None,
 ) -> Metadata:
     """Write a model for a runtime and precision, and prove that its probabilities match PyTorch's.
 
@@ -58,19 +65,22 @@ def convert(
         config: gives the `runtime` and `precision`.
         photographs: images to calibrate INT8 with and to prove the model on; `divide` splits them.
         directory: where to write the model's files.
+        transforms: the preprocessing; None for the registry's.
+        expected: the owner's own predictions, if there are any.
 
     Returns:
-        The archive's metadata about the model, with the name of its file and the proof.
+        The archive's metadata about the model, with the name of its file, the proof and the
+        comparison.
 
     Raises:
         WeightsError: the weights do not fit the architecture.
+        ExpectationError: the weights or the archive's answers are not those that the owner expects.
         ProofError: the model's probabilities differ too much from PyTorch's.
         ValueError: a photograph cannot be read; the message names it.
     """
-    transforms = MODELS[architecture].transforms
-    module = FullyConvolutional(architecture, len(categories), transforms).eval()
-    module.network.load_state_dict(load(weights, module.network.state_dict(), architecture))
-    module.requires_grad_(False)
+    module, transforms = _load(
+        architecture, weights, len(categories), transforms or MODELS[architecture].transforms
+    )
     metadata = Metadata(
         architecture=architecture,
         weights=weights.source,
@@ -82,7 +92,9 @@ def convert(
         explains=module.linear is not None,
         half_range=config.precision == "int8" and overflows(),
     )
-    check_form(module, transforms.crop)
+    check_form(module, transforms)
+    if expected:
+        alternatives.check(module.network, transforms, categories, expected, config)
     calibration, judges = divide(photographs)
     if config.precision != "int8":
         judges = judges[:EXACT_PHOTOGRAPHS]
@@ -97,20 +109,77 @@ def convert(
         save(to_openvino(module, transforms.crop), directory / metadata.artifact)
         proved = _prove(directory, metadata, config, reference)
     proof.check(proved, config.precision)
-    return metadata.model_copy(update={"proof": proved})
+    metadata = metadata.model_copy(update={"proof": proved})
+    if expected:
+        uncached = config.model_copy(update={"cache": CacheConfig()})
+        with _one_thread():
+            runtime = _served(directory, metadata, config)
+            compared = serving.check(Classifier(runtime, metadata, uncached, ""), expected, config)
+        metadata = metadata.model_copy(update={"comparison": compared})
+    return metadata
 
 
-def check_form(module: FullyConvolutional, crop: int) -> None:
+def _load(
+    architecture: str, weights: Weights, classes: int, transforms: Transforms
+) -> tuple[FullyConvolutional, Transforms]:
+    """Load weights into their network, which takes grey in three channels, or in one.
+
+    Returns:
+        The network, and the transforms with as many means as it takes channels.
+
+    Raises:
+        WeightsError: the weights do not fit the architecture. If they would with one channel, the
+            message says so.
+        ValueError: the network takes no pictures of this size.
+    """
+    fixed = not MODELS[architecture].any_size and MODELS[architecture].transforms.crop
+    if fixed and transforms.crop != fixed:
+        raise ValueError(f"{architecture} takes {fixed} × {fixed} pixels alone: give that --crop.")
+    try:
+        module = FullyConvolutional(architecture, classes, transforms).eval()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{architecture} cannot take {transforms.crop} × {transforms.crop} pixels "
+            f"({str(error).splitlines()[0]})."
+        ) from None
+    try:
+        state = load(weights, module.network.state_dict(), architecture)
+    except WeightsError:
+        grey = transforms.model_copy(
+            update={"channels": "grey", "mean": (0.0,), "std": (1.0,), "range": "0-1"}
+        )
+        module = FullyConvolutional(architecture, classes, grey).eval()
+        try:
+            state = load(weights, module.network.state_dict(), architecture)
+        except ClassCountError:
+            raise
+        except WeightsError:
+            state = {}
+        if not state:
+            raise
+        if (one := one_channel(transforms)) is None:
+            raise WeightsError(
+                f"{weights.path}: its network takes one channel, grey: give --channels grey, and "
+                "--mean and --std of one number each."
+            ) from None
+        module, transforms = FullyConvolutional(architecture, classes, one).eval(), one
+    module.network.load_state_dict(state)
+    return module.requires_grad_(False), transforms
+
+
+def check_form(module: FullyConvolutional, transforms: Transforms) -> None:
     """Compare the fully convolutional form with the plain network, on two crops of noise.
 
     Raises:
         ProofError: their probabilities differ by more than `FORM_DIFFERENCE`.
     """
     noise = torch.Generator().manual_seed(SEED)
-    pixels = torch.randint(0, 256, (2, crop, crop, 3), dtype=torch.uint8, generator=noise)
+    shape = (2, transforms.crop, transforms.crop, 3)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise)
     with torch.inference_mode():
-        plain = module.network(module.normalize(pixels)).softmax(-1)
-        difference = float((module(pixels) - plain).abs().max())
+        images = module.normalize(pixels)
+        expected = plain.classify(module.network, images)
+        difference = float((module.classify(images) - expected).abs().max())
     if difference > FORM_DIFFERENCE:
         raise proof.ProofError(
             f"The fully convolutional form differs from the plain network by {difference:.1e}."
@@ -134,14 +203,23 @@ def divide(photographs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 def _prove(
     directory: Path, metadata: Metadata, config: HandlerConfig, reference: proof.Reference
 ) -> Proof:
-    """Load the written model as a worker does, with one thread, and prove it.
+    """Load the written model, and prove it."""
+    with _one_thread():
+        return proof.prove(_served(directory, metadata, config), reference)
 
-    An FP16 model runs on the GPU if there is one.
-    """
-    threads = torch.get_num_threads()
+
+def _served(directory: Path, metadata: Metadata, config: HandlerConfig) -> Runtime:
+    """Load the written model as a worker does; one in FP16 on the GPU if there is one."""
     gpu = 0 if config.precision == "fp16" and torch.cuda.is_available() else None
+    return runtimes.load(directory, metadata, config, gpu, 1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Give PyTorch its threads back, of which a loaded model leaves one."""
+    threads = torch.get_num_threads()
     try:
-        return proof.prove(runtimes.load(directory, metadata, config, gpu, 1), reference)
+        yield
     finally:
         torch.set_num_threads(threads)
 
@@ -161,6 +239,8 @@ def _search(
     """
     crop = metadata.transforms.crop
     samples = calibration_samples(calibration, crop, SAMPLES)
+    if metadata.transforms.channels == "grey":
+        samples = [_grey(sample) for sample in samples]
     candidates: list[tuple[Path, Proof]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for spared in ([], first_convolutions(model, crop)):
@@ -264,6 +344,11 @@ def first_convolutions(model: Any, crop: int) -> list[str]:
     }
     shares = np.cumsum(list(multiplications.values())) / sum(multiplications.values())
     return list(multiplications)[: min(MOST_SPARED, int((shares <= LARGEST_SHARE).sum()))]
+
+
+def _grey(sample: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Turn a sample of shape (1, height, width, 3) grey, in three equal channels."""
+    return np.asarray(Image.fromarray(sample[0]).convert("L").convert("RGB"))[np.newaxis]
 
 
 def calibration_samples(

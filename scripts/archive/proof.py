@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torchvision.transforms import functional
 
+from scripts.archive import plain
 from visionserve import tta
 from visionserve.config import TTA, Precision
 from visionserve.metadata import Proof, Transforms
-from visionserve.preprocessing import resize
+from visionserve.preprocessing import to_views
 
 if TYPE_CHECKING:
     from visionserve.models import FullyConvolutional
@@ -68,18 +71,35 @@ class Reference:
 def refer(
     module: FullyConvolutional, photographs: Sequence[Image.Image], transforms: Transforms
 ) -> Reference:
-    """Classify the views of RGB photographs with the PyTorch module that is to be converted."""
-    import torch
+    """Classify the views of RGB photographs with PyTorch, preprocessed by torchvision.
 
-    views = [
-        tta.views(resize(photograph, transforms), mode, transforms.crop)
-        for photograph in photographs
-        for mode in MODES
-        if module.dense or mode != "dense"
-    ]
+    Crops go through the plain network; a dense view, which that would not average over windows,
+    goes through its fully convolutional form.
+    """
+    modes = [mode for mode in MODES if module.dense or mode != "dense"]
+    views, answers = [], []
     with torch.inference_mode():
-        answers = [module(torch.tensor(crops)).numpy() for crops in views]
+        for photograph in photographs:
+            resized = plain.resized(photograph, transforms)
+            for mode in modes:
+                crops = _crops(resized, mode, transforms.crop)
+                images = torch.stack([plain.tensor(crop, transforms) for crop in crops])
+                classified = (
+                    module.classify(images)
+                    if mode == "dense"
+                    else plain.classify(module.network, images)
+                )
+                views.append(to_views(photograph, transforms, "exact", mode).stacked())
+                answers.append(classified.numpy())
     return Reference(len(photographs), tuple(views), tuple(answers))
+
+
+def _crops(resized: Image.Image, mode: TTA, crop: int) -> list[Image.Image]:
+    """Cut the views of a mode, as torchvision does, in the order of `visionserve.tta.views`."""
+    if mode == "dense":
+        return [resized.crop(tta.first_box(resized.size, mode, crop))]
+    *corners, centre = functional.five_crop(resized, [crop])
+    return [centre, *corners]
 
 
 def prove(

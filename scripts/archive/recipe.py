@@ -8,12 +8,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts import class_folders, environment, lock, paths, photos
-from scripts.archive import imagenet, temperatures, trained
+from scripts.archive import expected, imagenet, temperatures, trained
 from scripts.archive.categories import read_labels, read_map
+from scripts.archive.declared import Declared, assumed, resolve_preprocessing
 from scripts.archive.hashes import is_recorded, record, sha256_of
 from scripts.archive.manifest import ArchiveError, read_name
 from scripts.archive.weights import (
@@ -33,7 +34,8 @@ ENOUGH = 50
 LEFT_OUT = ("*.egg-info", "__pycache__", "README.md")
 # A change to this code changes the archive, so its fingerprint includes these files.
 MAKERS = (
-    *("archive/checkpoint.py", "archive/fitting.py", "archive/convert.py", "archive/proof.py"),
+    *("archive/checkpoint.py", "archive/fitting.py", "archive/convert.py", "archive/declared.py"),
+    *("archive/plain.py", "archive/proof.py"),
     "photos.py",
 )
 
@@ -58,6 +60,8 @@ class Recipe:
         label_map: a JSON file that maps labels to the names shown beside them.
         calibration: a folder of photographs for INT8; None for the photographs in PyPI packages.
         temperatures: a file that `visionserve calibrate` wrote; None for no temperatures.
+        declared: what the user says of the preprocessing.
+        expect: a file of the owner's own predictions; see `scripts.archive.expected`.
         file: the archive's file name without `.mar`; None for NAME, or NAME-VERSION for another
             version than 1.0.
         averaged: whether the averaged weights (EMA) in the user's file are meant.
@@ -75,6 +79,8 @@ class Recipe:
     label_map: Path | None = None
     calibration: Path | None = None
     temperatures: Path | None = None
+    declared: Declared = field(default_factory=Declared)
+    expect: Path | None = None
     file: str | None = None
     averaged: bool = False
 
@@ -125,15 +131,18 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
         WeightsError: the weights are missing, corrupt or for another model, or have another number
             of classes than there are labels; nothing is written.
         ProofError: the model's probabilities differ too much from PyTorch's; nothing is written.
+        ExpectationError: they differ too much from the owner's figures; nothing is written.
         UnknownModelError: there is no such architecture.
-        ValueError: the labels, the label map, the temperatures or a photograph cannot be used, or
-            the archive would overwrite another model or version.
+        ValueError: the labels, the label map, the temperatures, the preprocessing that is declared,
+            the owner's figures or a photograph cannot be used, or the archive would overwrite
+            another model or version.
         InstallError: pip could not install the packages that building needs.
         OSError: a file of the recipe cannot be read.
         pydantic.ValidationError: the configuration has an unknown key or a bad value.
     """
     config = ModelConfig.load(recipe.config)
     archive = store / recipe.archive
+    figures = expected.read(recipe.expect) if recipe.expect else None
     ingredients = fingerprint(recipe, config)
     ranges = (None,) if again else (True, False)
     if any(is_recorded(archive, fingerprint(recipe, config, half_range)) for half_range in ranges):
@@ -145,14 +154,21 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
     from scripts.archive import convert, proof
 
     check_architecture(recipe.architecture)
+    preprocessing = resolve_preprocessing(recipe.declared, recipe.architecture)
     categories = read_categories(recipe)
     names = read_names(recipe, categories)
+    if figures:
+        figures.arranged(categories)
     weights = resolve(recipe.architecture, recipe.weights, mirror, recipe.averaged)
     fitted = (
         temperatures.read(recipe.temperatures, recipe.architecture, weights.sha256)
         if recipe.temperatures
         else {}
     )
+    print(preprocessing, file=sys.stderr)
+    training = trained.read(recipe.weights)
+    if recipe.weights and recipe.declared == Declared() and not (figures or training):
+        print(assumed(recipe.architecture), file=sys.stderr)
     photographs = recipe.photographs()
     if recipe.calibration and config.handler.precision == "int8" and len(photographs) < ENOUGH:
         print(
@@ -178,6 +194,8 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
                 config.handler,
                 photographs,
                 content,
+                preprocessing.transforms,
+                figures,
             )
         except ClassCountError as error:
             source = recipe.labels or "ImageNet (give --labels FILE)"
@@ -185,12 +203,14 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
         described = described.model_copy(
             update={
                 "temperatures": fitted,
-                "training": trained.read(recipe.weights),
+                "training": training,
                 "names": names,
             }
         )
         if described.proof:
             print(f"{archive.name}: {proof.describe(described.proof)}.", file=sys.stderr)
+        if described.comparison:
+            print(f"{archive.name}: {expected.describe(described.comparison)}.", file=sys.stderr)
         (content / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
         built = _package(recipe, content, Path(scratch))
         record(archive, ingredients, recipe.is_own, built)
@@ -279,8 +299,10 @@ def fingerprint(recipe: Recipe, config: ModelConfig, half_range: bool | None = N
     which = ["averaged"] * recipe.averaged
     for text in (recipe.name, recipe.architecture, recipe.version, *which, *pinned):
         digest.update(text.encode() + b"\0")
-    for what in ("weights", "labels", "label_map", "temperatures"):
-        own: Path | None = getattr(recipe, what)
+    digest.update(repr(recipe.declared).encode())
+    owned = {what: getattr(recipe, what) for what in ("weights", "labels", "label_map")}
+    owned |= {"temperatures": recipe.temperatures, "preset": recipe.declared.file}
+    for what, own in owned.items():
         if own and what == "labels" and own.is_dir():
             digest.update("\0".join(class_folders.names(own)).encode() + b"\0")
             continue
@@ -295,6 +317,8 @@ def fingerprint(recipe: Recipe, config: ModelConfig, half_range: bool | None = N
         sources += recipe.photographs()
     if config.handler.precision == "int8" and (overflows() if half_range is None else half_range):
         digest.update(b"half range\0")
+    if recipe.expect:
+        sources += [recipe.expect, *expected.read(recipe.expect).photographs]
     for path in sorted(path for path in sources if path.is_file()):
         if not any(part.match(pattern) for part in (path, path.parent) for pattern in LEFT_OUT):
             digest.update(sha256_of(path).encode())
