@@ -3,7 +3,7 @@
 from typing import Any, get_args
 
 from visionserve.config import HandlerConfig, Language, Options
-from visionserve.metadata import Metadata
+from visionserve.metadata import Comparison, Metadata
 
 LIMITS = ("max_", "deadline_")
 
@@ -19,8 +19,8 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
 
     Returns:
         A JSON object. `options` has a JSON schema for each option, with its default. `limits` are
-        the limits of a request. `temperatures`, `proof` and `training` are
-        as in `visionserve.metadata.Metadata`.
+        the limits of a request. `temperatures`, `proof`, `training` and `comparison` are as in
+        `visionserve.metadata.Metadata`; `compared` says the last in words.
     """
     classes = len(metadata.categories)
     options: dict[str, dict[str, Any]] = Options.model_json_schema()["properties"]
@@ -46,4 +46,16 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
         "temperatures": metadata.temperatures,
         "proof": metadata.proof and metadata.proof.model_dump(),
         "training": metadata.training and metadata.training.model_dump(),
+        "comparison": metadata.comparison and metadata.comparison.model_dump(),
+        "compared": _compared(metadata.comparison),
     }
+
+
+def _compared(comparison: Comparison | None) -> str:
+    """Say whether the model's owner vouches for its answers."""
+    if comparison is None:
+        return "nobody compared it with its owner's figures"
+    return (
+        f"compared with its owner's figures on {comparison.photographs} photographs; no "
+        f"probability differs by more than {comparison.largest_difference:.6f}"
+    )

@@ -194,9 +194,9 @@ def resize_fast(
     if centre:
         starts, lengths = (round((size[0] - crop) / 2), round((size[1] - crop) / 2)), (crop, crop)
     # Pillow resizes one axis after the other and clips in between, so their order matters. This
-    # is Pillow's order: width first, unless a tall image shrinks.
-    tall = image.height > 2 * image.width and scales[1] > 1
-    for axis in (1, 0) if tall else (0, 1):
+    # is Pillow's order: width first, unless the height loses over twice as many pixels.
+    lost = [old - new for old, new in zip(image.size, size, strict=True)]
+    for axis in (1, 0) if lost[1] > 2 * max(lost[0], 0) else (0, 1):
         start = starts[axis] * scales[axis]
         length = min(lengths[axis] * scales[axis], image.size[axis] - start)
         image = _resize_axis(image, axis, start, length, lengths[axis], transforms.interpolation)

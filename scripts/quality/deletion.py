@@ -76,7 +76,7 @@ def measure(
         transforms: the model's; its mean is the colour of what is painted over.
     """
     dice = np.random.default_rng(0)
-    colour = np.round(255 * np.array(transforms.mean)).astype(np.uint8)
+    colour = np.array(transforms.colour, np.uint8)
     falls = []
     for view in views:
         before = runtime(view)[0]

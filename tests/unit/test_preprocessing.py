@@ -1,5 +1,6 @@
 """Pixels equal to torchvision's."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -21,11 +22,10 @@ from visionserve.metadata import Transforms
 from visionserve.models import MODELS
 
 PHOTOGRAPHS = photos.packaged()
+NOISE = np.random.default_rng(0).integers(0, 256, (900, 1400, 3), dtype=np.uint8)
 
 
 def decode(data: bytes) -> Image.Image:
-    import io
-
     return preprocessing.to_rgb(Image.open(io.BytesIO(data)))
 
 
@@ -65,6 +65,29 @@ def test_odd_sizes_equal_torchvisions_resize(size: tuple[int, int]) -> None:
     image = gradient(size=size)
     theirs = np.asarray(functional.resize(image, [256]))
     assert np.array_equal(preprocessing.resize(image, Transforms()), theirs)
+
+
+@pytest.mark.parametrize("how", ["exact", "fast"])
+@pytest.mark.parametrize("channels", ["rgb", "grey"])
+@pytest.mark.parametrize("resize", [256, (256, 256), (224, 320)])
+@pytest.mark.parametrize("size", [(640, 480), (90, 400), (3, 100), (900, 20)])
+def test_squashed_and_grey_views_equal_torchvisions(
+    size: tuple[int, int], resize: Any, channels: Any, how: Any
+) -> None:
+    transforms = Transforms(resize=resize, channels=channels)
+    image = Image.fromarray(NOISE[: size[1], : size[0]])
+    theirs = functional.to_grayscale(image, 3) if channels == "grey" else image
+    resized = functional.resize(theirs, [resize] if isinstance(resize, int) else list(resize))
+    *corners, centre = functional.five_crop(resized, [224])
+    expected = np.stack([np.asarray(crop) for crop in (centre, *corners)])
+    found = preprocessing.to_views(image, transforms, how, "five_crop").stacked()
+    assert np.abs(found.astype(int) - expected).max() <= (2 if how == "fast" else 0)
+
+
+def test_a_large_jpeg_that_is_squashed_is_decoded_at_twice_the_size_at_least() -> None:
+    image = Image.open(io.BytesIO(encode(gradient(size=(4096, 1024)), "JPEG")))
+    preprocessing.shrink_on_load(image, Transforms(resize=(224, 256)))
+    assert image.size == (2048, 512)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
@@ -144,11 +167,8 @@ def _scrambled() -> bytes:
     return bytes(data)
 
 
-NOISE = np.random.default_rng(0).integers(0, 256, (900, 1400, 3), dtype=np.uint8)
-
-
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("resize", [256, 224, 232])
+@pytest.mark.parametrize("resize", [256, 224, 232, (224, 224), (256, 320)])
 @pytest.mark.parametrize(
     "size",
     [
@@ -157,7 +177,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (900, 1400, 3), dtype=np.uint8
     ],
 )
 def test_the_fast_resize_differs_by_rounding(
-    size: tuple[int, int], resize: int, interpolation: Any
+    size: tuple[int, int], resize: Any, interpolation: Any
 ) -> None:
     transforms = Transforms(interpolation=interpolation, resize=resize)
     image = Image.fromarray(NOISE[: size[1], : size[0]])
@@ -225,8 +245,6 @@ def test_pixels_have_their_mean_colour_or_are_refused(name: str) -> None:
 
 def test_a_large_jpeg_is_decoded_small_and_stays_close() -> None:
     large = Image.open(PHOTOGRAPHS[0]).convert("RGB").resize((4096, 4096), Image.Resampling.BICUBIC)
-    import io
-
     fast = Image.open(io.BytesIO(encode(large, "JPEG", quality=95)))
     preprocessing.shrink_on_load(fast, Transforms())
     shrunk = preprocessing.to_rgb(fast)
