@@ -174,7 +174,7 @@ def _take_one_channel(network: nn.Module) -> None:
     first.in_channels = 1
     first.weight = nn.Parameter(first.weight[:, :1].clone())
     if hasattr(network, "transform_input"):
-        network.transform_input = False
+        network.transform_input = False  # type: ignore[assignment]
 
 
 def _split(network: nn.Module) -> tuple[fx.GraphModule, fx.GraphModule] | None:

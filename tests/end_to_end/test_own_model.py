@@ -1,6 +1,12 @@
 """Networks that were trained in other ways, against their owner's own PyTorch."""
 
-from collections.abc import Callable
+import csv
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +19,18 @@ from torch import Tensor, nn
 from torchvision import models as tv
 from torchvision import transforms as T  # noqa: N812
 
-from scripts import photos
+from scripts import paths, photos
+from scripts.archive import expected, fitting
 from scripts.archive.convert import convert
 from scripts.archive.declared import Declared, resolve_preprocessing
+from scripts.archive.expected import ExpectationError
 from scripts.archive.serving import answers
 from scripts.archive.weights import Weights
 from tests.helpers import write_config
+from visionserve.card import card
 from visionserve.classifier import Classifier
-from visionserve.config import ModelConfig
-from visionserve.metadata import FILE
+from visionserve.config import HandlerConfig, ModelConfig
+from visionserve.metadata import FILE, Metadata, Transforms
 
 LABELS = ("dog", "cat", "bird", "sea life", "insect", "food", "vehicle", "home & music", "other")
 TRAINED = Path(__file__).parents[3] / "shared/own-model/resnet18_nine_classes_fp16.pt"
@@ -30,7 +39,10 @@ IMAGENET = T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 BILINEAR, BICUBIC = T.InterpolationMode.BILINEAR, T.InterpolationMode.BICUBIC
 
 
-def network(channels: int = 3) -> nn.Module:
+MEAN = torch.tensor([103.939, 116.779, 123.68])[:, None, None]
+
+
+def network(channels: int = 3) -> tv.ResNet:
     """The owner's network: a trained ResNet-18, or a drawn one whose features differ by picture."""
     torch.manual_seed(0)
     net = tv.resnet18(num_classes=len(LABELS))
@@ -49,7 +61,8 @@ def network(channels: int = 3) -> nn.Module:
         kernel = net.conv1.weight.sum(1, keepdim=True).detach()
         net.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
         net.conv1.weight = nn.Parameter(kernel)
-    return net.float().eval()
+    net.float().eval()
+    return net
 
 
 def steps(*others: Callable[[Any], Any], size: Any = 256, end: Any = IMAGENET) -> T.Compose:
@@ -61,7 +74,8 @@ class BlueFirst:
     """What cv2.imread gives, and then the usual mean and std in their usual order."""
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        return IMAGENET(torch.from_numpy(np.ascontiguousarray(tensor.numpy()[::-1])))
+        normalized: Tensor = IMAGENET(torch.from_numpy(tensor.numpy()[::-1].copy()))
+        return normalized
 
 
 def levels(image: Image.Image) -> Tensor:
@@ -69,7 +83,6 @@ def levels(image: Image.Image) -> Tensor:
 
 
 CAFFE = T.Compose([T.Resize(256), T.CenterCrop(224), levels, T.Lambda(lambda t: t.flip(0) - MEAN)])
-MEAN = torch.tensor([103.939, 116.779, 123.68])[:, None, None]
 SQUASHED = T.Compose([T.Resize((224, 224)), T.ToTensor(), IMAGENET])
 SMOOTH = T.Compose([T.Resize(232, BICUBIC), T.CenterCrop(192), T.ToTensor(), IMAGENET])
 HALF = T.Normalize(0.5, 0.5)
@@ -122,7 +135,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def served(folder: Path, weights: Path, declared: Declared, **handler: object) -> Classifier:
+def served(folder: Path, weights: Path, declared: Declared, **handler: Any) -> Classifier:
     """Convert weights to an archive's files, and load these as a worker does."""
     config = ModelConfig.load(write_config(folder, **handler))
     transforms = resolve_preprocessing(declared, "resnet18").transforms
@@ -138,8 +151,168 @@ def served(folder: Path, weights: Path, declared: Declared, **handler: object) -
 def test_a_model_answers_as_its_owners_pytorch_does(name: str, tmp_path: Path) -> None:
     """From the bytes of a picture to the probability of every class."""
     net, transform, declared = own(name, tmp_path / "own.pt")
-    expected = predict(net, transform)
-    assert np.ptp(expected, axis=0).max() > 0.3, "the pictures must differ"
+    wanted = predict(net, transform)
+    assert np.ptp(wanted, axis=0).max() > 0.3, "the pictures must differ"
     for runtime in ("openvino", "pytorch") if name in ALSO_IN_PYTORCH else ("openvino",):
         classifier = served(tmp_path, tmp_path / "own.pt", declared, runtime=runtime)
-        assert np.abs(answers(classifier, PICTURES) - expected).max() < 1e-5, runtime
+        assert np.abs(answers(classifier, PICTURES) - wanted).max() < 1e-5, runtime
+
+
+class Small(nn.Module):
+    """A network that is quick, and whose answers differ from picture to picture."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.features = nn.Conv2d(channels, 64, 32, stride=32)
+        self.last = nn.Linear(64 * 49, len(LABELS), bias=False)
+        nn.init.normal_(self.last.weight, std=0.05)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.features(images).tanh().flatten(1))
+        return logits
+
+
+def figures(
+    file: Path, found: NDArray[np.float32], labels: Sequence[str] = LABELS, top: bool = False
+) -> Path:
+    """Write an owner's figures of the pictures."""
+    with file.open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["path", "label", "probability"] if top else ["path", *labels])
+        for path, row in zip(PICTURES, found.tolist(), strict=True):
+            best = int(np.argmax(row))
+            rows.writerow([path, labels[best], row[best]] if top else [path, *row])
+    return file
+
+
+BOTH = steps(T.Grayscale(3), size=(224, 224), end=HALF)
+FIT = {
+    "half": (OWNERS["half"][0], "mean = std = 0.5: --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5"),
+    "0 to 1": (OWNERS["0 to 1"][0], "0-1 without normalization: --mean 0 0 0 --std 1 1 1"),
+    "grey": (OWNERS["grey"][0], "grey: --channels grey"),
+    "BGR": (OWNERS["BGR"][0], "BGR: --channels bgr"),
+    "squashed": (SQUASHED, "squashed to 224 × 224: --resize 224x224 --crop 224"),
+    "232": (steps(size=232), "resize 232: --resize 232 --crop 224"),
+    "bicubic": (
+        T.Compose([T.Resize(256, BICUBIC), T.CenterCrop(224), T.ToTensor(), IMAGENET]),
+        "bicubic: --interpolation bicubic",
+    ),
+    "all at once": (
+        BOTH,
+        "mean = std = 0.5, grey, squashed to 224 × 224: --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 "
+        "--channels grey --resize 224x224 --crop 224",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIT)
+def test_what_would_fit_the_owners_figures_is_said(name: str, tmp_path: Path) -> None:
+    """Half of the owners give all probabilities, and half the best class's alone."""
+    transform, advice = FIT[name]
+    top = list(FIT).index(name) % 2 == 1
+    net = Small().eval()
+    wanted = expected.read(figures(tmp_path / "own.csv", predict(net, transform), top=top))
+    with pytest.raises(ExpectationError) as raised:
+        fitting.check(net, Transforms(), LABELS, wanted, HandlerConfig())
+    assert str(raised.value).endswith(f"Your figures fit {advice}")
+    assert f"{len(PICTURES)} photographs. Worst: /" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("order", "advice", "name"),
+    [
+        (sorted(LABELS), "sorted by name: ", "imagenet"),
+        (LABELS[::-1], "reversed: ", "half"),
+        ((*LABELS[1:], LABELS[0]), ", ".join((*LABELS[1:], LABELS[0])), "imagenet"),
+    ],
+)
+def test_another_order_of_labels_is_found(
+    order: Sequence[str], advice: str, name: str, tmp_path: Path
+) -> None:
+    net = Small().eval()
+    found = predict(net, OWNERS[name][0])
+    wanted = expected.read(figures(tmp_path / "own.csv", found, order))
+    with pytest.raises(ExpectationError, match="fit the labels in another order, ") as raised:
+        fitting.check(net, Transforms(), LABELS, wanted, HandlerConfig())
+    assert advice in str(raised.value)
+    assert ("And they fit mean = std = 0.5" in str(raised.value)) == (name == "half")
+
+
+def test_figures_of_other_weights_fit_nothing(tmp_path: Path) -> None:
+    net = Small().eval()
+    other = predict(Small().eval(), steps())[::-1]
+    wanted = expected.read(figures(tmp_path / "own.csv", other))
+    with pytest.raises(ExpectationError, match=r"No preprocessing .* model\.eval\(\)"):
+        fitting.check(net, Transforms(), LABELS, wanted, HandlerConfig())
+
+
+def test_pictures_that_lie_on_their_side_are_told(tmp_path: Path) -> None:
+    """The owner's script does not turn them by their EXIF data; the service does."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = tmp_path / "turned.jpg"
+    Image.open(photos.greeting()).convert("RGB").save(turned, exif=exif)
+    net, paths = Small().eval(), [*PICTURES, turned]
+    with torch.inference_mode():
+        images = torch.stack([steps()(Image.open(path).convert("RGB")) for path in paths])
+        found = net(images).softmax(1).numpy()
+    lines = [
+        json.dumps({"path": str(path), "probabilities": dict(zip(LABELS, row, strict=True))})
+        for path, row in zip(paths, found.tolist(), strict=True)
+    ]
+    file = tmp_path / "own.jsonl"
+    file.write_text("\n".join(lines))
+    with pytest.raises(ExpectationError, match=r"turned\.jpg .*EXIF orientation"):
+        fitting.check(net, Transforms(), LABELS, expected.read(file), HandlerConfig())
+
+
+SNIPPET = re.search(
+    r"^```python\n(import csv.*?)^```",
+    (paths.ROOT / "scripts/README.md").read_text(encoding="utf-8"),
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def run(arguments: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scripts.build", *arguments]
+    return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+
+
+def test_an_archive_is_built_when_it_answers_as_its_owner_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The README's script, then the command: refused, told what would fit, built, and described."""
+    net, transform, _ = own("half", tmp_path / "own.pt")
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    monkeypatch.chdir(tmp_path)
+    assert SNIPPET is not None
+    given = {"model": net, "transform": transform, "classes": LABELS, "paths": PICTURES[-3:]}
+    exec(SNIPPET[1], given)
+    files = ("--weights", tmp_path / "own.pt", "--labels", tmp_path / "labels.txt")
+    command = ["resnet18", "--profile", "server", *files, "--store", tmp_path / "store"]
+
+    silent = run([*command, "--expect", tmp_path / "expected.csv"])
+    assert silent.returncode == 1 and not (tmp_path / "store").exists()
+    *_, refusal = silent.stderr.splitlines()
+    assert "no archive is written" in refusal and str(PICTURES[-1]) in refusal
+    advice = "mean = std = 0.5: --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5"
+    assert refusal.endswith(f"Your figures fit {advice}")
+
+    declared = advice.partition(": ")[2].split()
+    done = run([*command, *declared, "--expect", tmp_path / "expected.csv"])
+    assert done.returncode == 0, done.stderr
+    assert "mean 0.5 0.5 0.5 [--mean], std 0.5 0.5 0.5 [--std]" in done.stderr
+    with zipfile.ZipFile(tmp_path / "store" / "resnet18.mar") as archive:
+        archive.extractall(tmp_path / "unpacked")
+    metadata = Metadata.load(tmp_path / "unpacked")
+    config = ModelConfig.load(tmp_path / "unpacked" / "model-config.yaml").handler
+    described = card("resnet18", "1.0", metadata, config)
+    assert described["comparison"]["photographs"] == 3
+    assert described["comparison"]["largest_difference"] < 1e-4
+    assert described["compared"].startswith("compared with its owner's figures on 3 photographs")
+    assert described["transforms"] == Transforms(mean=(0.5,) * 3, std=(0.5,) * 3).model_dump()
+
+    undeclared = run([*command, "--name", "undeclared"])
+    assert undeclared.returncode == 0
+    assert "that of ResNet18_Weights.IMAGENET1K_V1 is assumed" in undeclared.stderr
