@@ -290,7 +290,8 @@ def test_an_archive_is_built_when_it_answers_as_its_owner_says(
     given = {"model": net, "transform": transform, "classes": LABELS, "paths": PICTURES[-3:]}
     exec(SNIPPET[1], given)
     files = ("--weights", tmp_path / "own.pt", "--labels", tmp_path / "labels.txt")
-    command = ["resnet18", "--profile", "server", *files, "--store", tmp_path / "store"]
+    command: list[str | Path] = ["resnet18", "--profile", "server", *files]
+    command += ["--store", tmp_path / "store"]
 
     silent = run([*command, "--expect", tmp_path / "expected.csv"])
     assert silent.returncode == 1 and not (tmp_path / "store").exists()

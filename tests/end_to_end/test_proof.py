@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from scripts import photos
 from scripts.archive import convert, proof
@@ -16,6 +16,7 @@ from scripts.archive.recipe import Recipe, build
 from tests.helpers import RANDOM, REAL, write_config
 from visionserve.metadata import Metadata, Proof, Transforms
 from visionserve.models import MODELS, FullyConvolutional
+from visionserve.preprocessing import to_views
 
 EXPECTED = np.array([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.405, 0.4, 0.195]], dtype=np.float32)
 VIEWS = np.zeros((3, 224, 224, 3), dtype=np.uint8)
@@ -52,13 +53,37 @@ def test_views_are_those_of_the_worker() -> None:
     class Dark(torch.nn.Module):
         dense = True
 
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            return pixels.float().mean((1, 2, 3))[:, None]
+        def network(self, images: torch.Tensor) -> torch.Tensor:
+            mean = images.mean((1, 2, 3))
+            return torch.stack([mean.log(), (255 - mean).log()], 1)
 
+        def classify(self, images: torch.Tensor) -> torch.Tensor:
+            return self.network(images).softmax(1)
+
+    levels = Transforms(range="0-255", mean=(0,) * 3, std=(1,) * 3)
     photograph = Image.new("RGB", (682, 512), (255, 0, 0))
-    reference = proof.refer(Dark(), [photograph], Transforms())  # type: ignore[arg-type]
+    reference = proof.refer(Dark(), [photograph], levels)  # type: ignore[arg-type]
     assert [views.shape[:3] for views in reference.views] == [(5, 224, 224), (1, 256, 320)]
-    assert all(np.allclose(answers, 85) for answers in reference.probabilities)
+    assert all(np.allclose(answers, [1 / 3, 2 / 3]) for answers in reference.probabilities)
+
+
+@pytest.mark.parametrize("fault", ["normalize", "resize"])
+def test_a_fault_of_our_own_preprocessing_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """PyTorch's figures do not share it."""
+    if fault == "normalize":
+        monkeypatch.setattr(
+            FullyConvolutional, "normalize", lambda _, x: x.permute(0, 3, 1, 2) / 255
+        )
+    else:
+        monkeypatch.setattr(
+            "scripts.archive.proof.to_views",
+            lambda image, *rest: to_views(ImageOps.flip(image), *rest),
+        )
+    with pytest.raises(ProofError, match="in the mean"):
+        build(Recipe(REAL, REAL, "1.0", write_config(tmp_path)), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
 
 
 GOOD = {

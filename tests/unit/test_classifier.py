@@ -243,7 +243,10 @@ def test_a_fault_in_the_model_is_an_error_of_its_images_alone(tmp_path: Path) ->
 
 @pytest.mark.parametrize("tta", ["none", "ten_crop", "dense"])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_map_lies_where_the_model_looked(tmp_path: Path, tta: TTA, orientation: int) -> None:
+@pytest.mark.parametrize("resize", [256, (224, 224)], ids=["kept", "squashed"])
+def test_a_map_lies_where_the_model_looked(
+    tmp_path: Path, tta: TTA, orientation: int, resize: int | tuple[int, int]
+) -> None:
     """A white square of 100 pixels on a dark photograph, which the camera stored turned."""
     upright = Image.new("RGB", (800, 600), (20, 20, 20))
     upright.paste((255, 255, 255), (350, 150, 450, 250))
@@ -252,7 +255,8 @@ def test_a_map_lies_where_the_model_looked(tmp_path: Path, tta: TTA, orientation
     turned = upright if orientation == 1 else upright.transpose(Image.Transpose.ROTATE_90)
     data = encode(turned, "JPEG", exif=exif)
     item = Item(data, Options(top_k=2, tta=tta, explain=True))
-    (answer,) = classifier(Brightness(), tmp_path).classify([item])
+    metadata = described().model_copy(update={"transforms": Transforms(resize=resize)})
+    (answer,) = Classifier(Brightness(), metadata, HandlerConfig(), "1.0").classify([item])
     assert isinstance(answer, dict)
     for prediction in answer["predictions"]:
         found = prediction["explanation"]
@@ -262,7 +266,8 @@ def test_a_map_lies_where_the_model_looked(tmp_path: Path, tta: TTA, orientation
         x = left + (column + 0.5) * (right - left) / grid.shape[1]
         y = top + (row + 0.5) * (bottom - top) / grid.shape[0]
         assert 350 <= x <= 450 and 150 <= y <= 250
-        width, height = (800, 600) if tta == "dense" else (525, 525)
+        whole = tta == "dense" or resize != 256
+        width, height = (800, 600) if whole else (525, 525)
         assert abs(right - left - width) < 60 and abs(bottom - top - height) < 60
     stored = Image.open(io.BytesIO(data))
     drawn = Image.open(io.BytesIO(overlay(stored, answer["predictions"][0]["explanation"])))

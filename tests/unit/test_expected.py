@@ -2,13 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
-from scripts.archive import expected
-from scripts.archive.expected import compare
+from scripts.archive import expected, serving
+from scripts.archive.expected import ExpectationError, compare
+from visionserve.classifier import Classifier
+from visionserve.config import HandlerConfig
+from visionserve.metadata import Metadata, Transforms
+from visionserve.runtimes import Runtime
 
 LABELS = ("dog", "cat")
 
@@ -129,3 +135,52 @@ def test_the_figures_are_those_of_the_differences() -> None:
     best = np.where(theirs == theirs.max(axis=1, keepdims=True), theirs, np.nan)
     assert compare(ours, best).mean_difference == pytest.approx(found.mean_difference)
     assert compare(ours, best).agreement == pytest.approx(1 / 3)
+
+
+class Sure(Runtime):
+    """A runtime of two classes that is as sure as it is told."""
+
+    capacity = 16
+
+    def __init__(self, dog: float) -> None:
+        self._row = np.array([dog, 1 - dog], np.float32)
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.tile(self._row, (len(pixels), 1))
+
+
+def serve(dog: float, config: HandlerConfig) -> Classifier:
+    metadata = Metadata(
+        architecture="",
+        weights="",
+        weights_sha256="",
+        artifact="",
+        transforms=Transforms(),
+        categories=LABELS,
+    )
+    return Classifier(Sure(dog), metadata, config, "1.0")
+
+
+@pytest.mark.parametrize(
+    ("handler", "allowed", "refused"),
+    [
+        ({}, 0.7455, 0.7475),
+        ({"precision": "int8"}, 0.80, 0.81),
+        ({"precision": "int8", "decode": "fast"}, 0.81, 0.82),
+    ],
+)
+def test_an_archive_with_other_answers_is_refused_and_the_worst_pictures_are_named(
+    folder: Path, handler: dict[str, Any], allowed: float, refused: float
+) -> None:
+    config = HandlerConfig(**handler)
+    wanted = expected.read(write(folder, "path,dog,cat\na.png,0.746,0.254\nb.png,0.745,0.255\n"))
+    assert serving.check(serve(allowed, config), wanted, config).photographs == 2
+    with pytest.raises(ExpectationError, match=r"would not answer.* Worst: \S+b\.png \(dog 0\.745"):
+        serving.check(serve(refused, config), wanted, config)
+
+
+def test_a_picture_that_would_be_refused_is_named(folder: Path) -> None:
+    config = HandlerConfig(max_image_pixels=10)
+    wanted = expected.read(write(folder, "path,dog,cat\na.png,0.75,0.25\n"))
+    with pytest.raises(ValueError, match=r"a\.png: would not be served\. The image has over 10"):
+        serving.check(serve(0.75, config), wanted, config)
