@@ -25,7 +25,7 @@ from scripts.archive.convert import convert
 from scripts.archive.declared import Declared, resolve_preprocessing
 from scripts.archive.expected import ExpectationError
 from scripts.archive.serving import answers
-from scripts.archive.weights import Weights
+from scripts.archive.weights import Weights, WeightsError
 from tests.helpers import write_config
 from visionserve.card import card
 from visionserve.classifier import Classifier
@@ -34,7 +34,8 @@ from visionserve.metadata import FILE, Metadata, Transforms
 
 LABELS = ("dog", "cat", "bird", "sea life", "insect", "food", "vehicle", "home & music", "other")
 TRAINED = Path(__file__).parents[3] / "shared/own-model/resnet18_nine_classes_fp16.pt"
-PICTURES = [path for path in photos.packaged() if path.suffix == ".jpg"] + [photos.greeting()]
+NAMES = ("rocket.jpg", "china.jpg", "flower.jpg")
+PICTURES = [*(path for path in photos.packaged() if path.name in NAMES), photos.greeting()]
 IMAGENET = T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 BILINEAR, BICUBIC = T.InterpolationMode.BILINEAR, T.InterpolationMode.BICUBIC
 
@@ -141,7 +142,7 @@ def served(folder: Path, weights: Path, declared: Declared, **handler: Any) -> C
     transforms = resolve_preprocessing(declared, "resnet18").transforms
     source = Weights(weights, weights.name, "")
     metadata = convert(
-        "resnet18", source, LABELS, config.handler, PICTURES, folder, transforms=transforms
+        "resnet18", source, LABELS, config.handler, PICTURES[:1], folder, transforms=transforms
     )
     (folder / FILE).write_text(metadata.model_dump_json())
     return Classifier.from_archive(folder, config, None, "1.0")
@@ -156,6 +157,27 @@ def test_a_model_answers_as_its_owners_pytorch_does(name: str, tmp_path: Path) -
     for runtime in ("openvino", "pytorch") if name in ALSO_IN_PYTORCH else ("openvino",):
         classifier = served(tmp_path, tmp_path / "own.pt", declared, runtime=runtime)
         assert np.abs(answers(classifier, PICTURES) - wanted).max() < 1e-5, runtime
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "complaint"),
+    [
+        ("vit_b_16", 192, "vit_b_16 takes 224 × 224 pixels alone: give that --crop."),
+        ("inception_v3", 32, "inception_v3 cannot take 32 × 32 pixels (Calculated padded input"),
+        ("resnet18", 224, "own.pt: its network takes one channel, grey: give --channels grey, and"),
+    ],
+)
+def test_what_a_network_cannot_take_is_told_in_one_line(
+    architecture: str, size: int, complaint: str, tmp_path: Path
+) -> None:
+    own("one grey channel", tmp_path / "own.pt")
+    source = Weights(tmp_path / "own.pt", "", "")
+    with pytest.raises((ValueError, WeightsError)) as raised:
+        convert(
+            *(architecture, source, LABELS, HandlerConfig(), PICTURES, tmp_path),
+            transforms=Transforms(resize=size, crop=size),
+        )
+    assert complaint in str(raised.value) and "\n" not in str(raised.value)
 
 
 class Small(nn.Module):
