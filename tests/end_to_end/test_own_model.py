@@ -53,11 +53,13 @@ def network(channels: int = 3) -> tv.ResNet:
         for layer in net.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = 1.0
+        pictures = torch.stack([steps()(Image.open(path).convert("RGB")) for path in PICTURES])
         with torch.inference_mode():
-            net.train()(
-                torch.stack([steps()(Image.open(path).convert("RGB")) for path in PICTURES])
-            )
-        nn.init.normal_(net.fc.weight)
+            net.train()(pictures)
+            nn.init.normal_(net.fc.weight)
+            logits = net.eval()(pictures)
+            net.fc.weight *= 3 / logits.std(0, keepdim=True).T
+            net.fc.bias = nn.Parameter(net.fc.bias - net(pictures).mean(0))
     if channels == 1:
         kernel = net.conv1.weight.sum(1, keepdim=True).detach()
         net.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
@@ -156,7 +158,7 @@ def test_a_model_answers_as_its_owners_pytorch_does(name: str, tmp_path: Path) -
     assert np.ptp(wanted, axis=0).max() > 0.3, "the pictures must differ"
     for runtime in ("openvino", "pytorch") if name in ALSO_IN_PYTORCH else ("openvino",):
         classifier = served(tmp_path, tmp_path / "own.pt", declared, runtime=runtime)
-        assert np.abs(answers(classifier, PICTURES) - wanted).max() < 1e-5, runtime
+        assert np.abs(answers(classifier, PICTURES) - wanted).max() < 1e-4, runtime
 
 
 @pytest.mark.parametrize(
