@@ -20,7 +20,7 @@ from torchvision import models as tv
 from torchvision import transforms as T  # noqa: N812
 
 from scripts import paths, photos
-from scripts.archive import expected, fitting
+from scripts.archive import alternatives, expected
 from scripts.archive.convert import convert
 from scripts.archive.declared import Declared, resolve_preprocessing
 from scripts.archive.expected import ExpectationError
@@ -238,7 +238,7 @@ def test_what_would_fit_the_owners_figures_is_said(name: str, tmp_path: Path) ->
     net = Small().eval()
     wanted = expected.read(figures(tmp_path / "own.csv", predict(net, transform), top=top))
     with pytest.raises(ExpectationError) as raised:
-        fitting.check(net, Transforms(), LABELS, wanted, HandlerConfig())
+        alternatives.check(net, Transforms(), LABELS, wanted, HandlerConfig())
     assert str(raised.value).endswith(f"Your figures fit {advice}")
     assert f"{len(PICTURES)} photographs. Worst: /" in str(raised.value)
 
@@ -258,7 +258,7 @@ def test_another_order_of_labels_is_found(
     found = predict(net, OWNERS[name][0])
     wanted = expected.read(figures(tmp_path / "own.csv", found, order))
     with pytest.raises(ExpectationError, match="fit the labels in another order, ") as raised:
-        fitting.check(net, Transforms(), LABELS, wanted, HandlerConfig())
+        alternatives.check(net, Transforms(), LABELS, wanted, HandlerConfig())
     assert advice in str(raised.value)
     assert ("And they fit mean = std = 0.5" in str(raised.value)) == (name == "half")
 
@@ -268,7 +268,7 @@ def test_figures_of_other_weights_fit_nothing(tmp_path: Path) -> None:
     other = predict(Small().eval(), steps())[::-1]
     wanted = expected.read(figures(tmp_path / "own.csv", other))
     with pytest.raises(ExpectationError, match=r"No preprocessing .* model\.eval\(\)"):
-        fitting.check(net, Transforms(), LABELS, wanted, HandlerConfig())
+        alternatives.check(net, Transforms(), LABELS, wanted, HandlerConfig())
 
 
 def test_pictures_that_lie_on_their_side_are_told(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_pictures_that_lie_on_their_side_are_told(tmp_path: Path) -> None:
     file = tmp_path / "own.jsonl"
     file.write_text("\n".join(lines))
     with pytest.raises(ExpectationError, match=r"turned\.jpg .*EXIF orientation"):
-        fitting.check(net, Transforms(), LABELS, expected.read(file), HandlerConfig())
+        alternatives.check(net, Transforms(), LABELS, expected.read(file), HandlerConfig())
 
 
 SNIPPET = re.search(

@@ -1,0 +1,302 @@
+"""Compare a network with its owner's figures, and where they differ find what would fit."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from scripts.archive import plain
+from scripts.archive.declared import HALF, IMAGENET, PLAIN, numbers
+from scripts.archive.expected import (
+    ExpectationError,
+    Expected,
+    Probabilities,
+    compare,
+    describe,
+    worst,
+)
+from scripts.archive.proof import LIMITS
+from visionserve.config import HandlerConfig
+from visionserve.errors import RequestError
+from visionserve.metadata import Comparison, Transforms
+from visionserve.preprocessing import to_rgb
+from visionserve.validation import validate
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BATCH = 16
+# How many photographs each of some seventy ways to prepare them is tried on, and with how many of
+# the closest normalizations each size is.
+TRIED = 12
+CLOSEST = 3
+# Caffe's networks take levels of 0 to 255 less the mean, blue first.
+CAFFE = {"mean": (103.939, 116.779, 123.68), "std": (1.0,) * 3}
+EXIF_ORIENTATION = 0x0112
+
+
+def check(
+    network: nn.Module,
+    transforms: Transforms,
+    categories: Sequence[str],
+    expected: Expected,
+    config: HandlerConfig,
+) -> None:
+    """Refuse a network that, in PyTorch and FP32, does not give its owner's figures.
+
+    Args:
+        network: the plain network with its weights.
+        transforms: the preprocessing that is declared or assumed.
+        categories: labels in class-index order.
+        expected: the owner's figures.
+        config: gives the limits of an image that is served.
+
+    Raises:
+        ExpectationError: the figures differ by more than FP32's `LIMITS`. The message names the
+            worst photographs, and the preprocessing or order of labels that would fit.
+        ValueError: a photograph would not be served, or a label is not the archive's.
+    """
+    figures = expected.arranged(categories)
+    found = classify(network, transforms, _read(expected.photographs, config))
+    compared = compare(found, figures)
+    if fits(compared):
+        return
+    advice = _advice_on_orientation(found, figures, expected.photographs)
+    if not advice:
+        print("The owner's figures differ: trying what would fit them ...", file=sys.stderr)
+        spread = np.unique(np.linspace(0, len(figures) - 1, TRIED).astype(int))
+        images = [*_read([expected.photographs[index] for index in spread], config)]
+        advice = Search(network, transforms, images, figures[spread]).advice(categories)
+    raise ExpectationError(
+        f"{expected.file}: these weights, so prepared, do not give their owner's figures, and no "
+        f"archive is written: {describe(compared)}. Worst: "
+        f"{worst(expected, figures, found, categories)}. {advice}"
+    )
+
+
+def fits(figures: Comparison) -> bool:
+    """Tell whether probabilities are those of the same weights in FP32."""
+    limits = LIMITS["fp32"]
+    return figures.mean_difference <= limits.difference and figures.agreement >= limits.agreement
+
+
+def classify(
+    network: nn.Module, transforms: Transforms, images: Iterable[Image.Image]
+) -> Probabilities:
+    """Return the plain network's probabilities of RGB images: (images, classes)."""
+    tensors, answers = (plain.centre(image, transforms) for image in images), []
+    with torch.inference_mode():
+        while batch := [*itertools.islice(tensors, BATCH)]:
+            answers.append(plain.classify(network, torch.stack(batch)).numpy())
+    return np.concatenate(answers).astype(np.float64)
+
+
+def _read(photographs: Sequence[Path], config: HandlerConfig) -> Iterator[Image.Image]:
+    """Yield photographs, decoded as the archive does, within the limits of what it serves.
+
+    Raises:
+        ValueError: one would be refused; the message names it.
+    """
+    for path in photographs:
+        try:
+            image = validate(path.read_bytes(), config.max_image_bytes, config.max_image_pixels)
+            yield to_rgb(image)
+        except RequestError as error:
+            raise ValueError(f"{path}: would not be served. {error.message}") from None
+
+
+def _advice_on_orientation(
+    found: Probabilities, figures: Probabilities, photographs: Sequence[Path]
+) -> str:
+    """Say that turned photographs alone differ, if so it is; otherwise nothing."""
+    turned = np.array([_is_turned(path) for path in photographs])
+    if not turned.any() or turned.all() or not fits(compare(found[~turned], figures[~turned])):
+        return ""
+    return (
+        "All others fit: these have an EXIF orientation, by which the archive turns them upright "
+        "and the figures' script does not (PIL.ImageOps.exif_transpose)."
+    )
+
+
+def _is_turned(path: Path) -> bool:
+    return bool(Image.open(path).getexif().get(EXIF_ORIENTATION, 1) != 1)
+
+
+@dataclass
+class Search:
+    """A search for the preprocessing and the order of labels that give the owner's figures.
+
+    It first tries every normalization with every order of channels, then every size, as declared
+    otherwise and with the closest of these. That finds what is wrong in one of the two, or in both.
+
+    Attributes:
+        network: the plain network.
+        declared: the preprocessing that does not fit.
+        images: RGB photographs.
+        figures: the owner's probabilities of them, (photographs, classes).
+    """
+
+    network: nn.Module
+    declared: Transforms
+    images: list[Image.Image]
+    figures: Probabilities
+    _known: dict[Transforms, Probabilities] = field(default_factory=dict)
+
+    def advice(self, categories: Sequence[str]) -> str:
+        """Say what would fit, or what comes closest."""
+        best = self._best(reorder=False)
+        if fits(compare(self._found(best), self.figures)):
+            return f"Your figures fit {difference(self.declared, best)}"
+        ordered = self._best(reorder=True)
+        found = self._found(ordered)
+        order = _order(found, self.figures)
+        if fits(compare(found[:, order], self.figures)):
+            return (
+                f"Your figures fit the labels in another order, {_described(order, categories)}: "
+                f"put them so in --labels. {_also(self.declared, ordered)}"
+            ).rstrip()
+        off = compare(self._found(best), self.figures).mean_difference
+        closest = "as it is" if best == self.declared else difference(self.declared, best)
+        return (
+            "No preprocessing that can be declared fits them, nor another order of labels "
+            f"(closest: {closest} {off:.3f} in the mean). Are they of these very weights, in FP32, "
+            "by model.eval(), and of one view a picture?"
+        )
+
+    def _best(self, reorder: bool) -> Transforms:
+        """Return the closest preprocessing, with the labels as they are or in the best order."""
+
+        def compared(transforms: Transforms) -> Comparison:
+            found = self._found(transforms)
+            return compare(
+                found[:, _order(found, self.figures)] if reorder else found, self.figures
+            )
+
+        tried: dict[Transforms, float] = {}
+
+        def first_that_fits(candidates: Iterable[Transforms]) -> Transforms | None:
+            for candidate in candidates:
+                figures = compared(candidate)
+                tried[candidate] = figures.mean_difference
+                if fits(figures):
+                    return candidate
+            return None
+
+        if found := first_that_fits(colours(self.declared)):
+            return found
+        closest = sorted(tried, key=tried.__getitem__)[:CLOSEST]
+        sized = (other for base in (self.declared, *closest) for other in sizes(base))
+        return first_that_fits(sized) or min(tried, key=tried.__getitem__)
+
+    def _found(self, transforms: Transforms) -> Probabilities:
+        if transforms not in self._known:
+            self._known[transforms] = classify(self.network, transforms, self.images)
+        return self._known[transforms]
+
+
+def colours(declared: Transforms) -> list[Transforms]:
+    """Return a preprocessing with other normalizations and channels; first as it is."""
+    count = len(declared.mean)
+    unit = [IMAGENET, HALF, PLAIN]
+    normalizations: list[dict[str, Any]] = [
+        *({"mean": declared.mean, "std": declared.std, "range": declared.range},),
+        *(each | {"range": "0-1"} for each in unit),
+        *({key: values[::-1] for key, values in IMAGENET.items()} | {"range": "0-1"},),
+        *(each | {"range": "0-255"} for each in (PLAIN, CAFFE)),
+    ]
+    orders = ["rgb", "bgr", "grey"] if count == 3 else ["grey"]
+    orders.sort(key=lambda order: order != declared.channels)
+    tried = [
+        Transforms.model_validate(
+            declared.model_dump()
+            | {"channels": channels, "range": each["range"]}
+            | {key: tuple(each[key])[:count] for key in ("mean", "std")}
+        )
+        for channels in orders
+        for each in normalizations
+    ]
+    return [*dict.fromkeys(tried)]
+
+
+def sizes(declared: Transforms) -> list[Transforms]:
+    """Return a preprocessing with other sizes and filters; first as it is."""
+    crop, resize = declared.crop, declared.resize
+    tried: list[tuple[int | tuple[int, int], int]] = [
+        *((resize, crop), ((crop, crop), crop), (crop, crop), (round(crop / 0.875), crop)),
+        *((232, crop), (256, crop), ((256, 256), crop)),
+    ]
+    filters = sorted(("bilinear", "bicubic"), key=lambda name: name != declared.interpolation)
+    return [
+        declared.model_copy(update={"resize": size, "crop": crop, "interpolation": name})
+        for name in filters
+        for size, crop in dict.fromkeys(tried)
+        if (size if isinstance(size, int) else min(size)) >= crop
+    ]
+
+
+def difference(declared: Transforms, other: Transforms) -> str:
+    """Say how another preprocessing differs, in words and then as options."""
+    words, options = [], []
+    if (other.mean, other.std, other.range) != (declared.mean, declared.std, declared.range):
+        words.append(_normalization(other))
+        options += [f"--mean {numbers(other.mean)}", f"--std {numbers(other.std)}"]
+    if other.range != declared.range:
+        options.append(f"--range {other.range}")
+    if other.channels != declared.channels:
+        words.append("grey" if other.channels == "grey" else other.channels.upper())
+        options.append(f"--channels {other.channels}")
+    if other.resize != declared.resize:
+        squashed = not isinstance(other.resize, int)
+        size = other.resize if isinstance(other.resize, int) else other.resize[0]
+        words.append(f"squashed to {size} × {size}" if squashed else f"resize {size}")
+        options.append(f"--resize {size}x{size}" if squashed else f"--resize {size}")
+        options.append(f"--crop {other.crop}")
+    if other.interpolation != declared.interpolation:
+        words.append(other.interpolation)
+        options.append(f"--interpolation {other.interpolation}")
+    return f"{', '.join(words)}: {' '.join(options)}"
+
+
+def _normalization(transforms: Transforms) -> str:
+    if {*transforms.mean} == {0.0} and {*transforms.std} == {1.0}:
+        return f"{transforms.range} without normalization"
+    if {*transforms.mean, *transforms.std} == {0.5}:
+        return "mean = std = 0.5"
+    return "another mean and std"
+
+
+def _also(declared: Transforms, other: Transforms) -> str:
+    return "" if other == declared else f"And they fit {difference(declared, other)}"
+
+
+def _order(found: Probabilities, figures: Probabilities) -> list[int]:
+    """Return, for each of the owner's classes, the class of ours whose probabilities are closest.
+
+    Each is taken once: this is the linear assignment problem over the summed differences.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    costs = np.zeros((found.shape[1],) * 2)
+    for ours, theirs in zip(found, figures, strict=True):
+        costs += np.nan_to_num(np.abs(theirs[:, np.newaxis] - ours))
+    return [int(index) for index in linear_sum_assignment(costs)[1]]
+
+
+def _described(order: Sequence[int], categories: Sequence[str]) -> str:
+    """Name the order in which the network's outputs should be labelled."""
+    labels = [""] * len(categories)
+    for theirs, ours in enumerate(order):
+        labels[ours] = categories[theirs]
+    if labels == sorted(categories):
+        return "sorted by name"
+    if labels == [*categories][::-1]:
+        return "reversed"
+    return ", ".join(labels)
