@@ -52,7 +52,7 @@ class Report:
         held_out = [path for path, _ in self.data.where(self.data.folds == HELD_OUT)]
         rows = [
             [
-                path,
+                path.absolute(),
                 self.data.classes[label],
                 self.data.classes[answer],
                 f"{probabilities[answer]:.6f}",
