@@ -26,10 +26,11 @@ class Report(Strict):
 
 def read(weights: Path | None) -> Training | None:
     """Return what weights were trained on; None where no report of them lies beside them."""
+    if weights is None:
+        return None
     try:
-        report = weights and Report.model_validate_json(weights.with_name(FILE).read_bytes())
+        report = Report.model_validate_json(weights.with_name(FILE).read_bytes())
+        own = report.weights_sha256 == sha256_of(weights)
     except (OSError, ValidationError):
         return None
-    if not weights or not report or report.weights_sha256 != sha256_of(weights):
-        return None
-    return report.training
+    return report.training if own else None

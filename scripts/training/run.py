@@ -21,7 +21,13 @@ from scripts import class_folders, lock, paths
 from scripts.archive import convert, trained
 from scripts.archive.categories import read_labels
 from scripts.archive.recipe import NAME, check_architecture
-from scripts.archive.weights import Weights, WeightsError, resolve
+from scripts.archive.weights import (
+    FALLBACK,
+    Weights,
+    WeightsError,
+    WeightsUnavailableError,
+    resolve,
+)
 from scripts.class_folders import ClassFolders
 from scripts.quality.corruptions import CORRUPTIONS
 from scripts.training import (
@@ -52,6 +58,9 @@ def run(args: argparse.Namespace) -> int:
         train(args)
     except torch.OutOfMemoryError:
         print("The GPU has too little memory: give a smaller --batch.", file=sys.stderr)
+        return 1
+    except WeightsUnavailableError as error:
+        print(f"{error} Give --weights FILE, or --architecture {FALLBACK}.", file=sys.stderr)
         return 1
     except (WeightsError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
