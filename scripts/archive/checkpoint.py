@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The keys under which training programs keep a state dict; those of an average of the weights.
+# The keys under which training programs keep a state dict, and an average of the weights. Where a
+# file has none of them, each other key may hold one, but those of an optimizer.
 KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
 AVERAGED = ("model_ema", "ema", "state_dict_ema", "model_ema_state_dict", "ema_state_dict")
+OPTIMIZER = re.compile(r"optim|sched|scaler")
 SAVE = 'Where it was trained, save the weights alone: torch.save(model.state_dict(), "weights.pt").'
 # What a checkpoint may hold of Python's own library. No other name of that library is accepted,
 # because some of its functions do harm by being called, as os.system does.
 HARMLESS = re.compile(
     r"argparse\.Namespace|collections\.defaultdict|pathlib(\._local)?\.\w+|datetime\.\w+"
     r"|types\.SimpleNamespace|functools\.partial|decimal\.Decimal|uuid\.UUID"
-    r"|builtins\.(bool|int|float|str|list|tuple|dict|set)"
+    r"|builtins\.(bool|int|float|complex|str|bytearray|list|tuple|dict|set|frozenset|slice|range)"
 )
 LARGEST_NAME = 200
 
@@ -156,8 +158,8 @@ def _unpickle(file: Path) -> Any:
         # The error's own text recommends to load code.
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             what = f"holds an object of {_short(found.group(1))}, which is not loaded"
-        elif names and zipfile.is_zipfile(file):
-            what = f"holds objects that are not loaded ({', '.join(map(_short, names[:5]))})"
+        elif "Unsupported operand" in str(error):
+            what = "is pickled in another way than that of torch.save"
         else:
             what = "is cut short, damaged or of another program: torch.load cannot read it"
         raise CheckpointError(f"{what}. {SAVE}") from None
@@ -169,7 +171,7 @@ def _stand_in(name: str) -> type:
 
 
 def _state_dicts(content: Any, place: tuple[str, ...] = ()) -> dict[str, dict[str, Tensor]]:
-    """Find the dicts of tensors under known keys, or else take the content itself for one.
+    """Find the dicts of tensors under known keys, or else the content itself, or else any other.
 
     What is no tensor beside tensors, such as a number of epochs, is left out.
     """
@@ -181,6 +183,10 @@ def _state_dicts(content: Any, place: tuple[str, ...] = ()) -> dict[str, dict[st
     for key in (*KEYS, *AVERAGED):
         inner |= _state_dicts(content.get(key), (*place, key))
     tensors = {str(k): value for k, value in content.items() if isinstance(value, torch.Tensor)}
+    if not (inner or tensors):
+        for key, value in content.items():
+            if not OPTIMIZER.search(str(key)):
+                inner |= _state_dicts(value, (*place, str(key)))
     return inner or ({".".join(place): tensors} if tensors else {})
 
 

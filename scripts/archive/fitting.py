@@ -206,7 +206,7 @@ def _split(
     copies: tuple[str, ...],
     expected: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Divide tensors into those under a prefix and those beside it, less other copies."""
+    """Divide tensors into those under a prefix, with its head, and others, less other copies."""
     others = tuple(copy for copy in copies if copy and copy != prefix)
     own: dict[str, Tensor] = {}
     beside = []
@@ -217,6 +217,13 @@ def _split(
             own[name.removeprefix(prefix)] = tensor
         elif not is_copy:
             beside.append(name)
+    parent = prefix.rpartition(".")[0].rpartition(".")[0]
+    start = f"{parent}." if parent else ""
+    # Lightning modules and MMPretrain have a head beside a backbone without one.
+    if prefix and not any(name.partition(".")[0] in HEADS for name in own):
+        heads = [name for name in beside if name.removeprefix(start).partition(".")[0] in HEADS]
+        own |= {name.removeprefix(start): named[name] for name in heads}
+        beside = [name for name in beside if name not in heads]
     return own, tuple(beside)
 
 

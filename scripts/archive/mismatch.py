@@ -39,7 +39,7 @@ def explain(reading: Fitted, found: Mapping[str, dict[str, Tensor]], network: st
     for names, what in (
         (reading.missing, "It lacks {}."),
         (reading.strange, "The network lacks {}."),
-        (shapes, "Of another shape: {}."),
+        (shapes, "Of another form: {}."),
     ):
         lines += [what.format(listed(names, "; " if names is shapes else ", "))] if names else []
     return "\n".join([*lines, _cause(found, network)])

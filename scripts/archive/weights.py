@@ -187,6 +187,10 @@ def load(
         raise WeightsError(f"{path}: {explain(reading, found, network)}")
     if reading.ignored:
         print(f"{path}: leaves out {', '.join(reading.ignored)}.", file=sys.stderr)
+    if odd := [
+        n for n, of in reading.tensors.items() if of.is_meta or of.layout != expected[n].layout
+    ]:
+        raise WeightsError(f"{path}: tensors are sparse or without values: {listed(odd)}.")
     state = {name: of.to(expected[name].dtype) for name, of in reading.tensors.items()}
     if broken := [name for name, of in state.items() if not of.isfinite().all()]:
         raise WeightsError(

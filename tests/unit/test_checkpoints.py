@@ -136,6 +136,8 @@ def lightning(state: State) -> Any:
             "rate": np.float64(0.1),
             "sizes": defaultdict(list, {"a": [1]}),
             "make": partial(dict, a=1),
+            "frozen": frozenset([1]),
+            "part": slice(2),
         },
     }
 
@@ -205,6 +207,20 @@ FORMS: dict[str, Callable[[State], Any]] = {
         re.sub(r"^fc\.", "head.fc.", name): of for name, of in state.items()
     },
     "ordered, with metadata": OrderedDict,
+    "under another key": lambda state: {
+        "best": {"epoch": 1, "weights": state},
+        "optim": {"a": PIXELS},
+    },
+    "head beside a backbone": lambda state: {
+        "state_dict": {
+            re.sub(r"^model\.backbone\.fc\.", "model.classifier.1.", name): of
+            for name, of in prefixed(state, "model.backbone.").items()
+        }
+    },
+    "mmpretrain": lambda state: {
+        re.sub(r"^backbone\.fc\.", "head.fc.", name): of
+        for name, of in prefixed(state, "backbone.").items()
+    },
 }
 
 
@@ -401,7 +417,7 @@ FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "pickle": (
         lambda: pickle.dumps({"fc.bias": 1}, protocol=4),
-        "is cut short, damaged or of another program: torch.load cannot read it. " + SAVE,
+        f"is pickled in another way than that of torch.save. {SAVE}",
     ),
     "module": (
         lambda: saved(tv.resnet18(num_classes=CLASSES)),
@@ -416,6 +432,10 @@ FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
     "old module": (
         lambda: saved(nn.Linear(2, 2), _use_new_zipfile_serialization=False),
         f"holds an object of torch.nn.modules.linear.Linear, which is not loaded. {SAVE}",
+    ),
+    "another protocol": (
+        lambda: saved({"fc.bias": torch.ones(3)}, pickle_protocol=4),
+        f"is pickled in another way than that of torch.save. {SAVE}",
     ),
     "tensor": (lambda: saved(torch.ones(3)), f"holds a Tensor, not a dict of tensors. {SAVE}"),
     "numbers": (
@@ -499,7 +519,7 @@ def test_all_that_does_not_fit_is_told_together(tmp_path: Path) -> None:
         f"resnet18 has {HAS} and 3 classes, one for each label.\n"
         "The network lacks layer1.2.conv1.weight, layer1.2.bn1.weight, layer1.2.bn1.bias "
         "and 77 more.\n"
-        "Of another shape: fc.weight 7x512, not 3x512; fc.bias 7, not 3.\n"
+        "Of another form: fc.weight 7x512, not 3x512; fc.bias 7, not 3.\n"
         "Did you mean visionserve build resnet34?"
     )
 
@@ -543,7 +563,7 @@ def changed(**tensors: Tensor | None) -> Callable[[State], Any]:
         (changed(bn1__running_mean=None), "It lacks bn1.running_mean."),
         (
             changed(fc__weight=torch.ones(3, 512, dtype=torch.int8)),
-            "Of another shape: fc.weight 3x512 int8, not 3x512.",
+            "Of another form: fc.weight 3x512 int8, not 3x512.",
         ),
         (
             lambda state: prefixed(state, "model.") | {"temperature": torch.ones(1)},
@@ -569,6 +589,15 @@ def changed(**tensors: Tensor | None) -> Callable[[State], Any]:
             ),
             "The network lacks fc.0.weight, fc.0.bias, fc.0.running_mean and 3 more.",
         ),
+        (
+            changed(fc__weight=torch.ones(3, 512).to_sparse()),
+            "tensors are sparse or without values: fc.weight.",
+        ),
+        (
+            lambda state: prefixed(state, "backbone.") | {"classifier.weight": torch.ones(3, 3)},
+            "The network lacks classifier.weight.",
+        ),
+        (lambda state: {"G": state, "D": state}, "holds several networks, at G and D"),
         (
             lambda state: {"model": state, "net": state},
             "holds several networks, at model and net: save the one to serve.",
