@@ -243,20 +243,40 @@ def test_what_is_no_sound_photograph_is_told(trained: Trained) -> None:
 
 
 @pytest.fixture(scope="module")
-def served(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
-    """The archive of the printed command, in FP32 and in a store of its own."""
+def store(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the archive of the printed command, in FP32."""
     store = tmp_path_factory.mktemp("store")
     build, serve = trained.printed.splitlines()[-2:]
     assert serve == f"{shlex.quote(shlex.split(build)[0])} serve start --models eight"
     more = ["--profile", "server", "--store", str(store)]
     done = subprocess.run([*shlex.split(build), *more], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "Nothing is declared" not in done.stderr
+    return store
+
+
+@pytest.fixture(scope="module")
+def served(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     server = TorchServe("server", tmp_path_factory.mktemp("state"), store, free_ports())
     server.start(["eight=eight.mar"])
     try:
         yield server
     finally:
         server.stop()
+
+
+def test_the_archive_is_evaluated_on_what_was_held_out(
+    trained: Trained, store: Path, tmp_path: Path
+) -> None:
+    given = [trained.output / "held-out.csv", "--archive", store / "eight.mar", "--modes", "none"]
+    done = subprocess.run(
+        [VISIONSERVE, "evaluate", *map(str, given), "--output", str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (figures,) = json.loads((tmp_path / "evaluation.json").read_text())["figures"]
+    assert figures["top1"]["value"] == trained.report["training"]["top1"]["value"]
 
 
 def test_the_served_answers_are_plain_pytorchs(trained: Trained, served: TorchServe) -> None:
