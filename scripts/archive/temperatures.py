@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from scripts import lock
 from scripts.archive.hashes import HashError, Record, read_record, record, sha256_of
 from visionserve import metadata
 from visionserve.config import TTA, Strict
@@ -81,19 +82,20 @@ def pack(archive: Path, fitted: Mapping[TTA, float]) -> None:
         FileNotFoundError, HashError: as `check_recorded`.
         OSError: the disk is full, say; the archive is as it was.
     """
-    kept = check_recorded(archive)
-    part = archive.with_suffix(".mar.new")
-    try:
-        with zipfile.ZipFile(archive) as old, zipfile.ZipFile(part, "w") as new:
-            for entry in old.infolist():
-                content = old.read(entry)
-                if entry.filename == metadata.FILE:
-                    described = json.loads(content)
-                    described["temperatures"] = described.get("temperatures", {}) | dict(fitted)
-                    content = json.dumps(described).encode()
-                new.writestr(entry, content, entry.compress_type)
-        shutil.copymode(archive, part)
-        made_of = f"{kept['ingredients']} {sorted(fitted.items())}"
-        record(archive, hashlib.sha256(made_of.encode()).hexdigest(), own=True, built=part)
-    finally:
-        part.unlink(missing_ok=True)
+    with lock.alone(archive.parent):
+        kept = check_recorded(archive)
+        part = archive.with_suffix(".mar.new")
+        try:
+            with zipfile.ZipFile(archive) as old, zipfile.ZipFile(part, "w") as new:
+                for entry in old.infolist():
+                    content = old.read(entry)
+                    if entry.filename == metadata.FILE:
+                        described = json.loads(content)
+                        described["temperatures"] = described.get("temperatures", {}) | dict(fitted)
+                        content = json.dumps(described).encode()
+                    new.writestr(entry, content, entry.compress_type)
+            shutil.copymode(archive, part)
+            made_of = f"{kept['ingredients']} {sorted(fitted.items())}"
+            record(archive, hashlib.sha256(made_of.encode()).hexdigest(), own=True, built=part)
+        finally:
+            part.unlink(missing_ok=True)

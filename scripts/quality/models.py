@@ -22,7 +22,7 @@ from PIL import Image
 from scripts import paths
 from scripts.archive import convert
 from scripts.archive.hashes import HashError, admit
-from scripts.archive.manifest import MANIFEST, ArchiveError
+from scripts.archive.manifest import FAULTS, MANIFEST, ArchiveError
 from scripts.archive.proof import ProofError
 from scripts.archive.weights import WeightsError, resolve
 from scripts.batch.rows import read_image, unreadable
@@ -220,8 +220,9 @@ def opened(archive: Path) -> Iterator[Archived]:
             config = ModelConfig.load(directory / manifest["configFile"])
             metadata = Metadata.load(directory)
             name, version = manifest["modelName"], str(manifest["modelVersion"])
-        except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
-            raise ArchiveError(f"{archive}: is no archive of this project ({error}).") from None
+        except FAULTS as error:
+            reason = " ".join(str(error).split())
+            raise ArchiveError(f"{archive}: is no archive of this project ({reason}).") from None
         if _differs(directory / "visionserve", paths.HANDLER / "visionserve"):
             print(
                 f"{archive.name} has another handler; it is measured with today's.", file=sys.stderr
