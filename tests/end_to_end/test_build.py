@@ -59,7 +59,7 @@ def test_an_unknown_key_or_bad_value_is_named_and_nothing_is_built(
     config.write_text(yaml.safe_dump({key: value}))
     with pytest.raises(ValueError, match=key):
         build(recipe(config, random_weights), tmp_path / "store")
-    assert not (tmp_path / "store").exists()
+    assert not any((tmp_path / "store").glob("*"))
 
 
 def test_a_built_archive_needs_no_weights_any_more(
@@ -99,7 +99,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, pytorch_config: Pa
     torch.save(MODELS["resnet34"].build(1000).state_dict(), file)
     with pytest.raises(WeightsError, match=r"Did you mean visionserve build resnet34\?$"):
         build(recipe(pytorch_config, file), tmp_path / "store")
-    assert not (tmp_path / "store").exists()
+    assert not any((tmp_path / "store").glob("*"))
 
 
 def test_weights_of_another_number_of_classes_are_refused(
@@ -117,7 +117,7 @@ def test_corrupt_weights_are_refused(tmp_path: Path, pytorch_config: Path, conte
     file.write_bytes(content)
     with pytest.raises(WeightsError, match=r"corrupt\.pt"):
         build(recipe(pytorch_config, file), tmp_path / "store")
-    assert not (tmp_path / "store").exists()
+    assert not any((tmp_path / "store").glob("*"))
 
 
 def test_weights_that_hold_code_are_refused(tmp_path: Path, pytorch_config: Path) -> None:
@@ -199,7 +199,7 @@ def test_temperatures_of_other_weights_or_out_of_range_are_refused(
     wanted = recipe(pytorch_config, random_weights, temperatures=file)
     with pytest.raises(ValueError, match=message):
         build(wanted, tmp_path / "store")
-    assert not (tmp_path / "store").exists()
+    assert not any((tmp_path / "store").glob("*"))
     plain = recipe(pytorch_config, random_weights)
     config = ModelConfig.load(pytorch_config)
     assert fingerprint(wanted, config) != fingerprint(plain, config)

@@ -779,7 +779,7 @@ def test_arguments_that_make_no_run(folder: Path, target: list[str], tmp_path: P
         ([tmp_path, *target], "There are no images."),
         ([folder, "--engine", "ray"], "needs --archive"),
         ([folder, "--server", "http://127.0.0.1:8080"], "needs --model"),
-        ([folder, "--concurrency", "0", *target], "must be at least 1"),
+        ([folder, "--concurrency", "0", *target], "a whole number from 1"),
         ([folder, "--profile", "server", *target], "give --profile or --server, not both"),
         ([folder, "--overwrite", *target], "--overwrite goes with --output"),
     ]
