@@ -89,7 +89,7 @@ def test_class_folders_are_those_of_torchvision(
 WRONG: list[tuple[str, str | bytes, str]] = [
     ("labels.txt", "alp\n\nvalley\n", "line 2 is blank; each class needs a label."),
     ("labels.txt", "alp\nvalley\nalp\n", "alp stands in line 1 and line 3."),
-    ("labels.txt", "alp\nval\0ley\n", r"line 2 holds a control character ('val\x00ley')."),
+    ("labels.txt", "alp\nval\aley\n", r"line 2 holds a control character ('val\x07ley')."),
     ("labels.txt", "Täler\n".encode("latin-1"), "is not UTF-8 (byte 0xe4 at 1); save it as UTF-8."),
     ("labels.txt", "alp\n".encode("utf-16"), "is not UTF-8 (byte 0xff at 0); save it as UTF-8."),
     ("labels.txt", "", "holds no label."),
