@@ -279,4 +279,4 @@ def test_a_model_describes_itself(client: Client) -> None:
         "deadline_seconds": 8,
     }
     assert found["proof"]["agreement"] == 1 and found["proof"]["views"] > 0
-    assert found["comparison"] is None and found["compared"].startswith("nobody")
+    assert found.get("comparison") is None and found["compared"].startswith("nobody")

@@ -37,7 +37,7 @@ TRAINED = Path(__file__).parents[3] / "shared/own-model/resnet18_nine_classes_fp
 NAMES = ("rocket.jpg", "china.jpg", "flower.jpg")
 PICTURES = [*(path for path in photos.packaged() if path.name in NAMES), photos.greeting()]
 IMAGENET = T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-BILINEAR, BICUBIC = T.InterpolationMode.BILINEAR, T.InterpolationMode.BICUBIC
+BICUBIC = T.InterpolationMode.BICUBIC
 
 
 MEAN = torch.tensor([103.939, 116.779, 123.68])[:, None, None]
