@@ -25,7 +25,7 @@ MAX_ASPECT_RATIO = 50
 MAX_JPEG_SEGMENTS = 1000
 MAX_JPEG_SCANS = 100
 MAX_EXIF_SEGMENTS = 16
-MAX_PNG_CHUNKS = 10_000
+MAX_PNG_CHUNKS = 120_000
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # How many Huffman scans take as long as an arithmetic one, and as a BMP of runs: of 24 megapixels,

@@ -286,10 +286,10 @@ def ask_for_many_pixels(stage: Stage) -> None:
 
 
 def ask_for_many_scans(stage: Stage) -> None:
-    """a list of 32 progressive JPEGs of 99 scans is asked for"""
+    """a list of 32 progressive JPEGs of 11 arithmetic scans is asked for"""
     from tests.corpus import scans
 
-    _ask_for(stage, scans(98, arithmetic=False))
+    _ask_for(stage, scans(10, arithmetic=True))
 
 
 def ask_for_refused_images(stage: Stage) -> None:
