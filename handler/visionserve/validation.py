@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 
 from PIL import Image, TiffTags, UnidentifiedImageError
-from PIL.ImageFile import ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
 from PIL.TiffImagePlugin import (
     PREFIXES,
     STRIPOFFSETS,
@@ -114,7 +114,7 @@ def work(image: Image.Image, data: bytes) -> int:
     passes = 1
     if data.startswith(JPEG_SIGNATURE):
         passes = max(1, _check_segments(data)) * (ARITHMETIC if _is_arithmetic(data) else 1)
-    elif isinstance(image, ImageFile) and image.tile[0].codec_name == "bmp_rle":
+    elif isinstance(image, BmpImageFile) and image.tile[0].codec_name == "bmp_rle":
         passes = RUNS
     return image.width * image.height * passes
 
