@@ -228,7 +228,7 @@ def _json(file: Path, text: str) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=pairs)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{file}: is no JSON ({error}).") from None
 
 

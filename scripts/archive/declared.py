@@ -254,7 +254,7 @@ def _of_file(file: Path) -> dict[str, Any]:
     """
     try:
         given = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: is no JSON ({error}).") from None
     given = given.get("pretrained_cfg", given) if isinstance(given, dict) else {}
     try:

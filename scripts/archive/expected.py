@@ -141,7 +141,7 @@ def _jsonl(file: Path) -> Iterator[Row]:
                 else {str(given["label"]): given["probability"]}
             )
             path = given["path"]
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise ValueError(
                 f'{file}, line {line}: takes {{"path": ..., "probabilities": {{LABEL: ...}}}} or '
                 '{"path": ..., "label": ..., "probability": ...}.'

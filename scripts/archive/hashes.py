@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import TypedDict
 
+from scripts.kept import read_json
+
 
 class HashError(Exception):
     """An archive differs from its record, or has none that can be read."""
@@ -115,11 +117,11 @@ def read_record(archive: Path) -> Record | None:
     """
     file = archive.with_suffix(".json")
     try:
-        kept = json.loads(file.read_bytes())
+        found = read_json(file)
         return Record(
-            sha256=str(kept["sha256"]),
-            ingredients=str(kept["ingredients"]),
-            own=bool(kept.get("own", False)),
+            sha256=str(found["sha256"]),
+            ingredients=str(found["ingredients"]),
+            own=bool(found.get("own", False)),
         )
     except FileNotFoundError:
         return None

@@ -48,7 +48,7 @@ class Archive:
             ArchiveError: the file is not a model archive.
         """
         try:
-            with zipfile.ZipFile(path) as archive:
+            with _opened(path) as archive:
                 model = _model(archive)
             kept = read_record(path)
             digest = kept["sha256"] if kept else sha256_of(path)
@@ -64,7 +64,7 @@ def read_name(path: Path) -> tuple[str, str]:
         ArchiveError: the file is not a model archive.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _opened(path) as archive:
             model = _model(archive)
             return model["modelName"], str(model["modelVersion"])
     except FAULTS as error:
@@ -78,11 +78,17 @@ def read_config(path: Path) -> ModelConfig:
         ArchiveError: the file is not a model archive, or its configuration cannot be used.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _opened(path) as archive:
             file = _model(archive)["configFile"]
             return ModelConfig.model_validate(yaml.safe_load(archive.read(file)))
     except FAULTS as error:
         raise ArchiveError(f"{path}: is no model archive ({_line(error)}).") from None
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    if path.exists() and not path.is_file():  # A pipe would be waited for.
+        raise OSError("not a regular file")
+    return zipfile.ZipFile(path)
 
 
 def _line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from scripts import lock
 from scripts.archive.hashes import HashError, Record, read_record, record, sha256_of
+from scripts.kept import read_file
 from visionserve import metadata
 from visionserve.config import TTA, Strict
 from visionserve.metadata import Temperature
@@ -40,7 +41,7 @@ def read(path: Path, architecture: str, weights_sha256: str) -> dict[TTA, Temper
         OSError: the file cannot be read.
     """
     try:
-        found = Temperatures.model_validate_json(path.read_bytes())
+        found = Temperatures.model_validate_json(read_file(path))
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(map(str, fault["loc"]))

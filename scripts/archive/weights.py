@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from scripts.archive.checkpoint import CheckpointError, read
 from scripts.archive.fitting import Fitted, fit, listed
 from scripts.archive.hashes import sha256_of
+from scripts.kept import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +102,7 @@ def remembered(name: str, mirror: str | None = None) -> str | None:
     try:
         if time.time() - path.stat().st_mtime > REMEMBERED:
             return None
-        known: dict[str, Any] = json.loads(path.read_bytes())
+        known: dict[str, Any] = read_json(path)
         if known["mirror"] != (mirror or os.environ.get(MIRROR)) or Path(known["path"]).exists():
             return None
         return str(known["message"])

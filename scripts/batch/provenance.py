@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scripts import lock
 from scripts.batch.rows import RunError, Value
+from scripts.kept import read_json
 
 WAYS_OUT = "Begin it anew with --overwrite, or name another file."
 
@@ -30,18 +31,18 @@ def check(path: Path, provenance: Provenance) -> None:
         RunError: they differ, or the file's provenance is unknown.
     """
     beside = _beside(path)
-    kept = None
+    made = None
     with suppress(OSError, ValueError):
-        kept = json.loads(beside.read_bytes())
-    if not isinstance(kept, dict):
+        made = read_json(beside)
+    if not isinstance(made, dict):
         raise RunError(
             f"{path}: {beside.name}, which says what made it, is missing or damaged. {WAYS_OUT}"
         )
-    differing = [key for key in {**provenance, **kept} if kept.get(key) != provenance.get(key)]
+    differing = [key for key in {**provenance, **made} if made.get(key) != provenance.get(key)]
     if differing:
         was, now = (
-            ", ".join(f"{key} {_value(made.get(key))}" for key in differing)
-            for made in (kept, provenance)
+            ", ".join(f"{key} {_value(each.get(key))}" for key in differing)
+            for each in (made, provenance)
         )
         raise RunError(f"{path}: was made with {was}; this run has {now}. {WAYS_OUT}")
 

@@ -1,10 +1,11 @@
 """One row per image, the same from every engine and in every format."""
 
 import os
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from scripts.kept import read_file
 
 Value = str | int | float | bool | None
 Body = Mapping[str, Any]
@@ -93,15 +94,7 @@ def read_image(path: Path, limit: int) -> bytes:
         OSError: the file cannot be read, or is not a regular file.
         ValueError: no file can have this name.
     """
-    with open(path, "rb", opener=_open_at_once) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError("Not a regular file")
-        return file.read(limit + 1)
-
-
-def _open_at_once(name: str, flags: int) -> int:
-    """Open a file; do not wait if it is a pipe that no process writes to."""
-    return os.open(name, flags | os.O_NONBLOCK)
+    return read_file(path, limit + 1)
 
 
 def unreadable(error: OSError | ValueError) -> Body:

@@ -1,6 +1,5 @@
 """A client for the parts of TorchServe's REST APIs that this project uses."""
 
-import json
 import os
 import tempfile
 import time
@@ -11,6 +10,8 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
+
+from scripts.kept import read_file, read_json
 
 TIMEOUT = 60
 KEY_TRIES = 20
@@ -73,7 +74,7 @@ class Client:
             return {}
         for left in reversed(range(KEY_TRIES)):
             try:
-                key = json.loads(self._key_file.read_bytes())[kind]["key"]
+                key = read_json(self._key_file)[kind]["key"]
                 break
             except (ValueError, KeyError, TypeError):
                 if not left:
@@ -183,16 +184,22 @@ class Client:
         """
         if self._key_file is None:
             raise FileNotFoundError("This server asks for no token: there is no key to replace.")
-        headers = self.token("API")
-        kept = self._key_file.read_bytes()
-        _try_to_write(self._key_file, len(kept))
+        try:
+            headers = self.token("API")
+            before = read_file(self._key_file)
+        except OSError as error:
+            raise OSError(
+                f"{self._key_file} cannot be read ({error.strerror}): no key was "
+                "replaced; starting the server again makes new ones."
+            ) from None
+        _try_to_write(self._key_file, len(before))
         for kind in ("inference", "management"):
             response = self._session.get(
                 f"{self.management}/token", params={"type": kind}, headers=headers, timeout=TIMEOUT
             )
             if not response.ok:
                 if not self._key_file.read_bytes():
-                    self._key_file.write_bytes(kept)
+                    self._key_file.write_bytes(before)
                 raise requests.HTTPError(
                     f"{response.status_code}: {response.text}", response=response
                 )

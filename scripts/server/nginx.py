@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from scripts import lock, paths
+from scripts.kept import check_file, read_file
 from scripts.server.processes import find, runs
 
 START_TIMEOUT = 20
@@ -27,6 +28,7 @@ MAKE_WAY_TIMEOUT = 5
 LOG_BYTES = 100_000_000
 MOST_FILES = 16_384
 FILES_OF_A_CLIENT = 8
+LUA = ("clock.lua", "form.lua", "turns.lua", "gate.lua")
 MODULES = ("ndk_http_module", "ngx_http_lua_module", "ngx_stream_module")
 
 
@@ -143,7 +145,7 @@ class Proxy:
             self._run()
         deadline = time.monotonic() + START_TIMEOUT
         while not self._answers_as(identity, before):
-            gained = self._log.read_bytes()[logged:].decode(errors="replace")
+            gained = read_file(self._log)[logged:].decode(errors="replace")
             faults = re.findall(r"\[emerg\] \S+ (.*)", gained)
             if time.monotonic() > deadline or any("still could not" in fault for fault in faults):
                 cause = faults[0] if faults else f"no answer in {START_TIMEOUT} s"
@@ -259,7 +261,7 @@ class Proxy:
     def _identity(self) -> str:
         """The identity of the configuration whose workers started last."""
         file = self._state / "identity"
-        return file.read_bytes().decode(errors="replace") if file.exists() else ""
+        return read_file(file).decode(errors="replace") if file.exists() else ""
 
     def _answers_as(self, identity: str, before: list[psutil.Process]) -> bool:
         """Tell whether workers of this configuration run and no earlier worker takes requests."""
@@ -282,7 +284,9 @@ class Proxy:
             folder.chmod(0o700)
         # A missing key file is told before anything of an earlier configuration is changed.
         for upstream in site.upstreams:
-            upstream.key_file.read_bytes()
+            read_file(upstream.key_file)
+        for name in ("identity", "nginx.conf", *LUA):
+            check_file(self._state / name)
         identity = secrets.token_hex(8)
         keys = self._state / f"keys-{identity}"
         keys.mkdir(mode=0o700)
@@ -295,7 +299,7 @@ class Proxy:
             self._render("torchserve.conf", f"{name}.conf", name=name, host=host, port=port)
         limits = "max_conns=48 max_fails=3 fail_timeout=2s"
         files = min(MOST_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        for module in ("clock.lua", "form.lua", "turns.lua", "gate.lua"):
+        for module in LUA:
             self._render(module, module)
         self._render(
             "nginx.conf",

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from scripts.kept import read_file
+
 # The keys that TorchServe 0.12.0 reads, in org.pytorch.serve.util.ConfigManager and in
 # ts.model_server. It ignores all other keys.
 KEYS = """
@@ -58,7 +60,7 @@ def read_properties(path: Path) -> dict[str, str]:
         ValueError: the file is another one.
     """
     try:
-        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        lines = (line.strip() for line in read_file(path).decode().splitlines())
         pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
         return {key.strip(): _unescape(value.strip()) for key, value in pairs}
     except ValueError:

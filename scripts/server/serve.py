@@ -1,7 +1,6 @@
 """The work of `visionserve serve`."""
 
 import argparse
-import json
 import shlex
 import shutil
 import sys
@@ -20,6 +19,7 @@ from scripts.archive.recipe import NAME
 from scripts.archive.store import adopt, choose
 from scripts.archive.weights import WeightsError
 from scripts.environment import InstallError
+from scripts.kept import check_file, read_file, read_json
 from scripts.server.client import Client
 from scripts.server.manage import listing
 from scripts.server.torchserve import NotRunningError, StartError, TorchServe
@@ -43,10 +43,13 @@ def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
         WeightsError: a model's weights are corrupt.
         InstallError: pip could not install a package that is needed to build or serve.
         StartError: the server did not become ready.
+        OSError: something else has the name of a file that is written; nothing was stopped.
     """
     server.check_path()
     server.check_ports()
     last = server.state / "models.txt"
+    for file in (last, server.state / "server.json", server.state / "config.properties"):
+        check_file(file)
     asked = list(names) or last_models(last)
     archives = choose(asked, server.profile, server.store, mirror)
     if not server.runs(archives):
@@ -63,7 +66,7 @@ def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
 def last_models(file: Path) -> list[str]:
     """Return the models in a file of `start`; the default one if there is none."""
     try:
-        names = file.read_text(encoding="utf-8").split()
+        names = read_file(file).decode().split()
     except FileNotFoundError:
         return [DEFAULT]
     except (OSError, UnicodeDecodeError):
@@ -182,8 +185,8 @@ def _token_age(key_file: Path) -> str:
     """
     hours = (time.time() - key_file.stat().st_mtime) / 3600
     try:
-        until = json.loads(key_file.read_bytes())["inference"].get("expiration time", "?")
-    except (ValueError, KeyError, TypeError, AttributeError):
+        until = read_json(key_file)["inference"].get("expiration time", "?")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         until = "?"
     return f"{_short(key_file)}, {hours:.1f} hours old, good until {until}"
 

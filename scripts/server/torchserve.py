@@ -21,6 +21,7 @@ import psutil
 from scripts import paths
 from scripts.archive.hashes import admit
 from scripts.archive.manifest import Archive
+from scripts.kept import read_json
 from scripts.server import java, processes
 from scripts.server.client import Client
 from scripts.server.private import make_private
@@ -78,14 +79,20 @@ class Started:
         """
         file = state / "server.json"
         try:
-            kept = cls(**json.loads(file.read_bytes()))
+            started = cls(**read_json(file))
         except FileNotFoundError:
             raise
         except (OSError, ValueError, TypeError):
             raise StateError(file) from None
-        if kept.profile not in paths.profiles() or not isinstance(kept.archives, dict):
+        texts = [started.profile, started.store]
+        if isinstance(started.archives, dict):
+            texts += started.archives.values()
+        sound = isinstance(started.archives, dict) and isinstance(started.unrecorded, bool)
+        if not sound or not all(isinstance(text, str) for text in texts):
             raise StateError(file)
-        return kept
+        if started.profile not in paths.profiles():
+            raise StateError(file)
+        return started
 
 
 class TorchServe:
@@ -242,12 +249,12 @@ class TorchServe:
         files = self._snapshots()
         for rank, file in enumerate(files, start=-len(files)):
             with suppress(FileNotFoundError):
-                os.utime(file, (rank, rank))
+                os.utime(file, (rank, rank), follow_symlinks=False)
 
     def _snapshots(self) -> list[Path]:
         """Return TorchServe's snapshots, the oldest one first."""
         files = (self.state / "logs" / "config").glob("*.cfg")
-        return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name))
+        return sorted(files, key=lambda file: (file.lstat().st_mtime_ns, file.name))
 
     def admit(self, file: str) -> str:
         """Copy an archive from the store to the folder that the server loads from, and check it.
@@ -508,7 +515,7 @@ def _snapshot(file: Path) -> str | None:
         snapshot = read_properties(file)["model_snapshot"]
         models = json.loads(snapshot)
         return snapshot if isinstance(models, dict) else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, RecursionError):
         return None
 
 
