@@ -127,7 +127,11 @@ def _form(row: Mapping[str, Any], headers: Mapping[str, str], max_images: int) -
     A JSON body is bytes here or parsed already: TorchServe parses it unless its configuration
     says `decode_input_request=false`.
     """
-    if "body" not in row or _media_type(headers).startswith("multipart/"):
+    is_form = _media_type(headers).startswith("multipart/")
+    if is_form and "data" not in row:
+        # A part with the name of a raw body is an image, and does not hide the parts beside it.
+        return Plain({"data" if name == "body" else name: part for name, part in row.items()})
+    if is_form or "body" not in row:
         return Plain(row)
     body, binary = row["body"], b""
     if LENGTH_HEADER in headers:

@@ -28,7 +28,7 @@ from visionserve.classifier import Classifier
 from visionserve.config import TTA, Decode, HandlerConfig, ModelConfig, Options
 from visionserve.errors import RequestError
 from visionserve.explanation import overlay
-from visionserve.item import Item
+from visionserve.item import Budget, Item
 from visionserve.metadata import Transforms
 
 CONFIG = HandlerConfig()
@@ -48,6 +48,7 @@ def outcome(data: bytes, mode: TTA = "none", how: Decode = "exact") -> tuple[int
     transforms = Transforms()
     try:
         image = validation.validate(data, CONFIG.max_image_bytes, CONFIG.max_image_pixels)
+        Budget(CONFIG.max_work).spend(validation.work(image, data))
         rgb = preprocessing.decode(image, transforms, how)
         views = preprocessing.to_views(rgb, transforms, how, mode).stacked()
     except RequestError as error:

@@ -369,7 +369,7 @@ def test_fine_tuning_goes_on_after_a_kill_to_the_same_weights(
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ([], "has none"),
+        ([], "holds no class folders"),
         (["dog/1.png"], "has only dog"),
         (["dog/1.png", "cat/note.txt"], r"cat: holds no photograph"),
         (["Dog/1.png", "dog/1.png"], "Dog and dog are the same name"),

@@ -169,3 +169,8 @@ def test_a_forms_part_called_body_is_no_body(body: object) -> None:
         error = refused({"body": body, "data": bytearray(b"x")}, headers)
         assert (error.status, error.code) == (400, "invalid_option")
         assert "body: unknown option" in error.message
+        error = refused({"body": body, "top_k": bytearray(b"zero")}, headers)
+        assert (error.status, error.code) == (400, "invalid_option")
+        alone = read({"body": body, "top_k": bytearray(b"1")}, headers)
+        assert images(alone) == (body if isinstance(body, list) else [body])
+        assert options(alone).top_k == 1
