@@ -76,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if samples:
                 (root / name / chosen[number].name).symlink_to(chosen[number])
             else:
-                painted(label, number).save(root / name / f"{name} {number}.jpg")
+                painted(label, number).save(root / name / f"{number} {name}.jpg")
     first, second, *_ = sorted((root / "bird").iterdir())
     Image.open(first).convert("RGB").save(root / "bird" / "again.jpg", quality=40)
     ImageOps.mirror(Image.open(second).convert("RGB")).save(root / "bird" / "mirrored.png")
