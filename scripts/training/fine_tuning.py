@@ -110,7 +110,7 @@ def train(
     plan: Plan,
     checkpoint: Path,
     run: str,
-) -> tuple[dict[str, Tensor], int]:
+) -> tuple[dict[str, Tensor], list[float]]:
     """Train until the loss on the judges stops falling, or the epochs are over.
 
     After each epoch everything is written to the checkpoint, from which the next call goes on to
@@ -127,7 +127,7 @@ def train(
         run: names the training, so that no other one goes on from the checkpoint.
 
     Returns:
-        The state dict of the epoch with the lowest loss, on the CPU, and that epoch's number.
+        The state dict of the epoch with the lowest loss, on the CPU, and each epoch's loss.
 
     Raises:
         RunError: the checkpoint is of another training, or broken; or the loss never was a number.
@@ -160,6 +160,7 @@ def train(
             loss, top1 = _judge(module, judged)
             bar.set_postfix_str(f"epoch {epoch}, {top1:.0%} of {len(judges)} judges right")
             state |= {"epoch": epoch} | {name: part.state_dict() for name, part in parts.items()}
+            state["losses"] = [*state.get("losses", ()), loss]
             if loss < state["loss"]:
                 best = {
                     name: tensor.cpu().clone()
@@ -172,7 +173,7 @@ def train(
     best_state = module.network.cpu().state_dict()
     # In place, as MNASNet's dictionary has versions beside its tensors.
     best_state.update({name: tensor.cpu() for name, tensor in state["weights"].items()})
-    return best_state, state["best"]
+    return best_state, state["losses"]
 
 
 def _loader(pictures: Pictures, batch: int, shuffle: bool = False) -> DataLoader[Any]:

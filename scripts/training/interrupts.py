@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 
 @contextmanager
@@ -12,6 +13,9 @@ def held_back() -> Iterator[None]:
     A terminal sends it to all of them, and each would print a traceback. They inherit this thread's
     mask. Another thread may still receive the signal, and Python would interrupt this one.
     """
+    # Python's tracker of shared memory is started with the first process, and then Python unblocks
+    # the signal for those that follow.
+    resource_tracker.ensure_running()
     pressed: list[int] = []
     handler = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
     kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

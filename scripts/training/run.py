@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import math
 import os
 import re
 import shlex
@@ -212,7 +213,7 @@ def _fine_tune(
     judging = used.folds == HELD_OUT - 1
     plan = fine_tuning.Plan(args.epochs, args.batch, args.learning_rate, args.seed, args.augment)
     parts = (args.architecture, weights.sha256, used.sha256, *astuple(plan))
-    state, best = fine_tuning.train(
+    state, losses = fine_tuning.train(
         args.architecture,
         began,
         len(used.classes),
@@ -223,7 +224,9 @@ def _fine_tune(
         hashlib.sha256(repr(parts).encode()).hexdigest(),
     )
     details = {"epochs": plan.epochs, "batch": plan.batch, "learning_rate": plan.rate}
-    return state, used, {**details, "best_epoch": best}
+    best = losses.index(min(filter(math.isfinite, losses))) + 1
+    finite = [loss if math.isfinite(loss) else None for loss in losses]
+    return state, used, {**details, "best_epoch": best, "losses": finite}
 
 
 def _commands(architecture: str, name: str, output: Path) -> str:

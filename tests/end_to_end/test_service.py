@@ -507,7 +507,8 @@ def test_every_port_is_on_the_loopback_interface(server: TorchServe) -> None:
 
 
 def manage_command(server: TorchServe, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "scripts.manage", "--state", str(server.state), *arguments]
+    manage = [sys.executable, "-m", "scripts", "manage", "--state", str(server.state)]
+    return [*manage, *arguments]
 
 
 def test_the_manage_command(client: Client, server: TorchServe, store: Path) -> None:
