@@ -161,7 +161,10 @@ class FullyConvolutional(nn.Module):
 
         For a network that takes grey, the three channels of the pixels are equal.
         """
-        images = pixels.permute(0, 3, 1, 2)[:, : self.mean.shape[1]]
+        images = pixels.permute(0, 3, 1, 2)
+        # A slice of all channels would move a quantization of INT8, and cost it accuracy.
+        if self.mean.shape[1] == 1:
+            images = images[:, :1]
         if self.channels == "bgr":
             images = images.flip(1)
         scaled = images.to(self.mean.dtype) / self.scale
