@@ -1,6 +1,7 @@
 """Functions and names that many tests share."""
 
 import io
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,14 @@ def write_config(directory: Path, workers: int = 2, **handler: object) -> Path:
     path = directory / "model-config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def copy_sources(root: Path) -> None:
+    """Copy this source tree to a folder, without an environment, stores or state."""
+    for folder in ("handler", "config", "scripts"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(paths.ROOT / folder, root / folder, ignore=ignored)
+    shutil.copy(paths.ROOT / "pyproject.toml", root)
 
 
 @contextmanager

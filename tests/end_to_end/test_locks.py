@@ -21,7 +21,7 @@ from scripts import lock, paths, photos
 from scripts.archive.hashes import read_record
 from scripts.server.ports import free_ports
 from scripts.server.torchserve import TorchServe
-from tests.helpers import REAL
+from tests.helpers import REAL, copy_sources
 
 TIMEOUT = 60
 
@@ -101,10 +101,7 @@ def test_an_output_is_one_runs_alone(name: str, server: TorchServe, tmp_path: Pa
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This source tree, with state and stores of its own."""
     root = tmp_path_factory.mktemp("clone")
-    for folder in ("handler", "config", "scripts"):
-        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-        shutil.copytree(paths.ROOT / folder, root / folder, ignore=ignored)
-    shutil.copy(paths.ROOT / "pyproject.toml", root)
+    copy_sources(root)
     return root
 
 
