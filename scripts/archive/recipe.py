@@ -26,6 +26,7 @@ from scripts.archive.weights import (
 )
 from visionserve import metadata
 from visionserve.config import Language, ModelConfig
+from visionserve.metadata import Metadata
 from visionserve.processor import overflows
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -163,7 +164,7 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
     fitted = (
         temperatures.read(recipe.temperatures, recipe.architecture, weights.sha256)
         if recipe.temperatures
-        else {}
+        else None
     )
     print(preprocessing, file=sys.stderr)
     training = trained.read(recipe.weights)
@@ -200,13 +201,9 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
         except ClassCountError as error:
             source = recipe.labels or "ImageNet (give --labels FILE)"
             raise WeightsError(f"{error}, but {source} has {len(categories)} labels.") from None
-        described = described.model_copy(
-            update={
-                "temperatures": fitted,
-                "training": training,
-                "names": names,
-            }
-        )
+        described = described.model_copy(update={"training": training, "names": names})
+        if fitted:
+            described = Metadata.model_validate(fitted.put_into(described.model_dump()))
         if described.proof:
             print(f"{archive.name}: {proof.describe(described.proof)}.", file=sys.stderr)
         if described.comparison:

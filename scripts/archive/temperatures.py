@@ -1,4 +1,4 @@
-"""Read the JSON file of temperatures fitted for a model's weights, and pack them."""
+"""Read the JSON file of what was fitted for a model's weights, and pack it."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -17,8 +18,8 @@ from visionserve.config import TTA, Strict
 from visionserve.metadata import Temperature
 
 
-class Temperatures(Strict):
-    """The content of the file.
+class Fitted(Strict):
+    """The content of the file: what `visionserve calibrate` fits on photographs of the classes.
 
     Attributes:
         architecture: a key of `visionserve.models.MODELS`.
@@ -32,16 +33,21 @@ class Temperatures(Strict):
     about: str
     temperatures: dict[TTA, Temperature]
 
+    def put_into(self, described: Mapping[str, Any]) -> dict[str, Any]:
+        """Return an archive's `metadata.json` with it. Other modes keep their temperatures."""
+        temperatures = described.get("temperatures", {}) | self.temperatures
+        return {**described, "temperatures": temperatures}
 
-def read(path: Path, architecture: str, weights_sha256: str) -> dict[TTA, Temperature]:
-    """Read the temperatures for a model.
+
+def read(path: Path, architecture: str, weights_sha256: str) -> Fitted:
+    """Read what was fitted for a model.
 
     Raises:
         ValueError: the file has another form, or is for another model or other weights.
         OSError: the file cannot be read.
     """
     try:
-        found = Temperatures.model_validate_json(read_file(path))
+        found = Fitted.model_validate_json(read_file(path))
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(map(str, fault["loc"]))
@@ -52,7 +58,7 @@ def read(path: Path, architecture: str, weights_sha256: str) -> dict[TTA, Temper
             f"not for {architecture} with weights {weights_sha256[:8]}...; "
             "run visionserve calibrate."
         )
-    return found.temperatures
+    return found
 
 
 def check_recorded(archive: Path) -> Record:
@@ -73,10 +79,10 @@ def check_recorded(archive: Path) -> Record:
     return kept
 
 
-def pack(archive: Path, fitted: Mapping[TTA, float]) -> None:
-    """Write an archive again with temperatures, and its record with them.
+def pack(archive: Path, fitted: Fitted) -> None:
+    """Write an archive again with what was fitted, and its record with it.
 
-    All else in it stays, also the temperatures of other modes. It counts as the user's own from
+    All else in it stays. It counts as the user's own from
     then on, so that `make serve` takes it as it is.
 
     Raises:
@@ -91,12 +97,10 @@ def pack(archive: Path, fitted: Mapping[TTA, float]) -> None:
                 for entry in old.infolist():
                     content = old.read(entry)
                     if entry.filename == metadata.FILE:
-                        described = json.loads(content)
-                        described["temperatures"] = described.get("temperatures", {}) | dict(fitted)
-                        content = json.dumps(described).encode()
+                        content = json.dumps(fitted.put_into(json.loads(content))).encode()
                     new.writestr(entry, content, entry.compress_type)
             shutil.copymode(archive, part)
-            made_of = f"{kept['ingredients']} {sorted(fitted.items())}"
+            made_of = f"{kept['ingredients']} {fitted.model_dump_json()}"
             record(archive, hashlib.sha256(made_of.encode()).hexdigest(), own=True, built=part)
         finally:
             part.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from scripts import lock, paths, photos
 from scripts.archive import convert
 from scripts.archive.recipe import Recipe, check_architecture, read_categories
-from scripts.archive.temperatures import Temperatures, check_recorded, pack
+from scripts.archive.temperatures import Fitted, check_recorded, pack
 from scripts.archive.weights import resolve
 from scripts.quality.models import CANNOT, THREADS, Loaded, gather, opened
 from scripts.quality.statistics import EPSILON, Interval, log_loss, reliability
@@ -73,7 +73,7 @@ def fit(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Interv
 
 
 @dataclass(frozen=True)
-class Fitted:
+class Scaled:
     """A mode's fitted temperature, and the answers it was fitted on.
 
     Attributes:
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
             found = calibrated(args)
             file.write(found.model_dump_json(indent=1).encode() + b"\n")
         if args.archive:
-            pack(args.archive, found.temperatures)
+            pack(args.archive, found)
             print(f"{args.archive} has them; a server has them once it loads it anew.")
     except CANNOT as error:
         print(error, file=sys.stderr)
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def calibrated(args: argparse.Namespace) -> Temperatures:
+def calibrated(args: argparse.Namespace) -> Fitted:
     """Fit the temperatures, and print what they change.
 
     Raises:
@@ -146,7 +146,7 @@ def calibrated(args: argparse.Namespace) -> Temperatures:
             fitted = fit_all(Loaded(runtime, described, config), given.photographs, args.modes)
     about = f"{args.folder.name}, {len(given.photographs)} photographs ({circumstances.here()})"
     print(f"{name}, {about}\n\n{summary(fitted)}\n\n{warnings(fitted)}\n")
-    return Temperatures(
+    return Fitted(
         architecture=described.architecture,
         weights_sha256=described.weights_sha256,
         about=about,
@@ -156,7 +156,7 @@ def calibrated(args: argparse.Namespace) -> Temperatures:
 
 def fit_all(
     loaded: Loaded, photographs: Sequence[tuple[Path, int]], wanted: Sequence[TTA]
-) -> dict[TTA, Fitted]:
+) -> dict[TTA, Scaled]:
     """Classify all photographs in each mode, and fit each mode's temperature.
 
     Raises:
@@ -170,10 +170,10 @@ def fit_all(
             found[mode].append(loaded.probabilities(path, mode))
     labels = np.array([label for _, label in photographs])
     stacked = {mode: np.stack(rows) for mode, rows in found.items()}
-    return {mode: Fitted(rows, labels, fit(rows, labels)) for mode, rows in stacked.items()}
+    return {mode: Scaled(rows, labels, fit(rows, labels)) for mode, rows in stacked.items()}
 
 
-def summary(fitted: dict[TTA, Fitted]) -> str:
+def summary(fitted: dict[TTA, Scaled]) -> str:
     """Return a table of each mode's temperature and its effect on NLL and ECE."""
     rows = []
     for mode, found in fitted.items():
@@ -184,7 +184,7 @@ def summary(fitted: dict[TTA, Fitted]) -> str:
     return table(["TTA", "temperature", "NLL, 1 → fitted", "ECE, 1 → fitted"], rows)
 
 
-def warnings(fitted: dict[TTA, Fitted]) -> str:
+def warnings(fitted: dict[TTA, Scaled]) -> str:
     """Return a table of the shares of wrong and right answers below each threshold."""
     rows = []
     for mode, found in fitted.items():
