@@ -13,7 +13,7 @@ def main() -> int:
     steady = commands.add_parser("steady", help="four clients, for long")
     steady.add_argument("--minutes", type=real(0.01, 1e5), default=30)
     steady.add_argument(
-        "--interval", type=real(0.1, 3600), default=5, help="seconds between two readings"
+        "--interval", type=real(0.1, 3600), default=10, help="seconds between two readings"
     )
     above = commands.add_parser("overload", help="far more than the server can do")
     above.add_argument("--times", type=real(0.1, 1000), default=5, help="multiple of the capacity")

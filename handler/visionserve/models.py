@@ -78,7 +78,8 @@ class FullyConvolutional(nn.Module):
         super().__init__()
         model = MODELS[name]
         self.network = model.build(classes).eval()
-        if len(transforms.mean) == 1:
+        self._is_grey = len(transforms.mean) == 1
+        if self._is_grey:
             _take_one_channel(self.network)
         self.scale = transforms.scale
         self.channels = transforms.channels
@@ -163,7 +164,7 @@ class FullyConvolutional(nn.Module):
         """
         images = pixels.permute(0, 3, 1, 2)
         # A slice of all channels would move a quantization of INT8, and cost it accuracy.
-        if self.mean.shape[1] == 1:
+        if self._is_grey:
             images = images[:, :1]
         if self.channels == "bgr":
             images = images.flip(1)

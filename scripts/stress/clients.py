@@ -78,17 +78,29 @@ class Sent:
 
 @dataclass(frozen=True)
 class Question:
-    """The content of one request: one or several encoded images, and the TTA mode."""
+    """The content of one request.
+
+    Attributes:
+        images: one or several encoded images.
+        tta: the TTA mode.
+        refused: the indices of the images that a server refuses once it has decoded them.
+    """
 
     images: tuple[bytes, ...]
     tta: str = "none"
+    refused: frozenset[int] = frozenset()
 
     def send(self, client: Client, model: str, top_k: int) -> requests.Response:
         """Send the request, with random bytes after each image so that no cache has the answer.
 
-        One image is sent as it is, several as a list in JSON.
+        An image that is refused gets none. No cache has it, and one JPEG in 300 that is cut off
+        would be a whole one for libjpeg, as it ends at the first marker among them. One image is
+        sent as it is, several as a list in JSON.
         """
-        images = [image + os.urandom(8) for image in self.images]
+        images = [
+            image if index in self.refused else image + os.urandom(8)
+            for index, image in enumerate(self.images)
+        ]
         options: dict[str, Any] = {"tta": self.tta, "top_k": top_k}
         if len(images) == 1:
             return client.predict(model, images[0], **options)
@@ -106,6 +118,13 @@ def plain(tta: str = "none") -> list[Question]:
     """
     images = [data for path in photos.packaged() if len(data := path.read_bytes()) < LARGE]
     return [Question((image,), tta) for image in images]
+
+
+def large() -> Question:
+    """Return a question whose forward pass is over five crops, and gives its memory back."""
+    buffer = io.BytesIO()
+    Image.open(photos.packaged()[0]).convert("RGB").resize((1024, 256)).save(buffer, "PNG")
+    return Question((buffer.getvalue(),), "dense")
 
 
 def refused(format: str) -> bytes:
@@ -132,8 +151,11 @@ def mixed(count: int = 48) -> list[Question]:
     photographs = [Image.open(path).convert("RGB") for path in photos.packaged()]
     large = itertools.cycle([refused(format) for format in REFUSED_FORMATS])
 
+    def is_refused(number: int) -> bool:
+        return number % 11 == 5
+
     def image(number: int) -> bytes:
-        if number % 11 == 5:
+        if is_refused(number):
             return next(large)
         size = random.randint(48, 600), random.randint(48, 600)
         if number % 16 == 0:
@@ -143,14 +165,15 @@ def mixed(count: int = 48) -> list[Question]:
         resized.save(buffer, FORMATS[number % len(FORMATS)])
         return buffer.getvalue()
 
-    numbers = itertools.count()
-    return [
-        Question(
-            tuple(image(next(numbers)) for _ in range(LENGTHS[index // len(VIEWS) % len(LENGTHS)])),
-            VIEWS[index % len(VIEWS)],
-        )
-        for index in range(count)
-    ]
+    counter = itertools.count()
+    questions = []
+    for index in range(count):
+        length = LENGTHS[index // len(VIEWS) % len(LENGTHS)]
+        numbers = [*itertools.islice(counter, length)]
+        refusals = frozenset(place for place, number in enumerate(numbers) if is_refused(number))
+        view = VIEWS[index % len(VIEWS)]
+        questions.append(Question(tuple(map(image, numbers)), view, refusals))
+    return questions
 
 
 class Load:
@@ -183,6 +206,7 @@ class Load:
         self._exam = [(question, self._first_answer(client, question)) for question in questions]
         if top_k == CLASSES:
             self._check_exam()
+        self._turns = itertools.count()
 
     def _first_answer(self, client: Client, question: Question) -> NDArray[np.float64]:
         for _ in range(TRIES):
@@ -214,7 +238,8 @@ class Load:
     ) -> Iterator[list[Sent]]:
         """Run clients until the block ends, and list the requests that they have sent.
 
-        Each client sends one request after the other.
+        Each client sends one request after the other. Together they take the questions in turn,
+        and go on where an earlier block ended.
 
         Args:
             clients: the number of clients.
@@ -226,15 +251,15 @@ class Load:
         stop = threading.Event()
         account: list[Sent] = []
 
-        def keep_asking(number: int) -> None:
+        def keep_asking() -> None:
             client = client_of(self._state, retries)
             while not stop.is_set():
+                number = next(self._turns)
                 account.append(self.ask(client, number, time.monotonic(), patience))
-                number += 1
                 stop.wait(pause)
 
         with ThreadPoolExecutor(clients) as pool:
-            running = [pool.submit(keep_asking, number) for number in range(clients)]
+            running = [pool.submit(keep_asking) for _ in range(clients)]
             try:
                 yield account
             finally:

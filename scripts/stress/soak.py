@@ -8,7 +8,7 @@ from statistics import linear_regression, median, median_low
 from typing import Any
 
 from scripts.report.tables import table
-from scripts.stress.clients import RETRIES, Load, mixed, plain
+from scripts.stress.clients import RETRIES, Load, Sent, large, mixed, plain
 from scripts.stress.watch import PATIENCE, WORKERS, Reading, Watch, watched
 
 WARM_UP = 1 / 3
@@ -16,6 +16,8 @@ MB_PER_10_000 = 1.0
 ONE_SHAPE = 300
 EVERY_KIND = 2000
 RATIO = 1.3
+# TorchServe's frontend gives requests that do not overlap to its workers in turn.
+TURNS = 2 * WORKERS
 COLUMNS = (
     *("process", "one shape:", "every kind:", "ratio:", "at first:", "at last:"),
     *("MB per 10,000 requests:", "files:", "more files:"),
@@ -32,9 +34,7 @@ def slope(readings: Sequence[Reading]) -> float:
 def held(readings: Sequence[Reading]) -> float:
     """Return the median memory after 2,000 requests of every kind, in MB.
 
-    If there were fewer requests, it is the median of the second half of the readings. The median
-    is used because a single reading may be taken during a forward pass, and then includes the
-    activations.
+    If there were fewer requests, it is the median of the second half of the readings.
     """
     after = [reading for reading in readings if reading.requests >= EVERY_KIND]
     return median(r.megabytes for r in after or readings[len(readings) // 2 :])
@@ -51,22 +51,31 @@ def soak(minutes: float, interval: float) -> bool:
     """Load a server with four clients, and tell whether its memory and open files stay constant.
 
     The clients first send photographs of one shape. Then they send all shapes, formats, TTA modes
-    and lengths of lists. A worker's median memory after 2,000 of the latter is compared with its
-    memory after the photographs of one shape. Growth is judged only after the first third of the
-    time, in which the Java heap reaches its size.
+    and lengths of lists, and images that are refused. They wait for each reading, so that it has
+    what the processes keep, without the pixels and activations of an image at work.
+
+    A worker's median memory after 2,000 of the latter is compared with its memory after the
+    photographs of one shape. It depends on the last image by a fifth, because a worker keeps the
+    activations of small passes for the next one. Growth is therefore judged by second readings,
+    each after an image that is so large that the worker gives them back, and only after the first
+    third of the time, in which the Java heap reaches its size.
     """
     with watched({"size_mb": 16}) as server:
-        watch = Watch(server)
+        kept, settled = Watch(server), Watch(server)
         with Load(server.state, plain()).steady(2 * WORKERS, RETRIES, PATIENCE) as first:
             while len(first) < ONE_SHAPE:
                 time.sleep(0.1)
-            watch.read(0)
-        load = Load(server.state, mixed())
+        kept.read(0)
+        load, giving_back = Load(server.state, mixed()), Load(server.state, [large()])
         end = time.monotonic() + 60 * minutes
-        with load.steady(2 * WORKERS, RETRIES, PATIENCE) as account:
-            while time.monotonic() < end:
+        account: list[Sent] = []
+        while time.monotonic() < end:
+            with load.steady(2 * WORKERS, RETRIES, PATIENCE) as sent:
                 time.sleep(interval)
-                watch.read(len(account))
+            account += sent
+            kept.read(len(account))
+            account += [giving_back.ask(server.client, 0, time.monotonic()) for _ in range(TURNS)]
+            settled.read(len(account))
     verdicts = Counter(sent.verdict for sent in [*first, *account])
     print(
         f"{len(first):,} requests of one shape, then {len(account):,} of every kind in "
@@ -74,11 +83,11 @@ def soak(minutes: float, interval: float) -> bool:
     )
     rows = []
     met = set(verdicts) == {"right"}
-    for name, (one_shape, *readings) in watch.readings.items():
-        judged = readings[int(len(readings) * WARM_UP) :]
-        growth, files = slope(judged), more_files(judged)
+    for name, (one_shape, *readings) in kept.readings.items():
         after = held(readings)
         ratio = after / one_shape.megabytes
+        judged = settled.readings[name][int(len(readings) * WARM_UP) :]
+        growth, files = slope(judged), more_files(judged)
         met &= growth <= MB_PER_10_000 and files == 0
         met &= ratio <= RATIO or name == "frontend"
         memory = (one_shape.megabytes, after, judged[0].megabytes, judged[-1].megabytes)
