@@ -1,9 +1,22 @@
-"""Numbers on the command line, for argparse: what a command cannot use is refused in one line."""
+"""The command line, for argparse: what a command cannot use is refused in one line."""
 
 import argparse
+import re
 from collections.abc import Callable
+from typing import Any
 
 SHOWN = 20
+REAL = re.compile(r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser, and the parser of its commands, that knows options by their whole names alone.
+
+    So an option that is added, or is left out, never changes what another one means.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
@@ -31,10 +44,7 @@ def real(least: float, most: float) -> Callable[[str], float]:
     """
 
     def parse(text: str) -> float:
-        try:
-            number = float(text) if text.isascii() else float("nan")
-        except ValueError:
-            number = float("nan")
+        number = float(text) if REAL.fullmatch(text) else float("nan")
         if least <= number <= most:
             return number
         raise argparse.ArgumentTypeError(

@@ -1,14 +1,15 @@
 """List the Java libraries in TorchServe's frontend, and ask OSV for advisories; `make audit`."""
 
-import argparse
 import sys
+
+from scripts.arguments import Parser
 
 OSV = "https://api.osv.dev/v1/query"
 
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve audit", description=__doc__)
+    parser = Parser(prog="visionserve audit", description=__doc__)
     parser.add_argument("--osv", default=OSV, help="address of OSV's query (default: %(default)s)")
     args = parser.parse_args()
     from scripts.server import libraries

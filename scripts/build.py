@@ -1,12 +1,11 @@
 """Build a model archive (.mar) for a profile."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from scripts import paths
 from scripts.archive.weights import MIRROR_HELP, WeightsError
-from scripts.arguments import real, whole
+from scripts.arguments import Parser, real, whole
 from visionserve.metadata import LONGEST
 
 PRESET_HELP = (
@@ -28,7 +27,7 @@ def size(text: str) -> int | tuple[int, int]:
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve build", description=__doc__)
+    parser = Parser(prog="visionserve build", description=__doc__)
     parser.add_argument("model", nargs="?", default="resnet18")
     parser.add_argument("--profile", default="local", choices=paths.profiles())
     parser.add_argument("--name", help="name in the server (the model's)")

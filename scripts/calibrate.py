@@ -8,19 +8,19 @@ confident on its training photographs, and temperatures that are fitted on them 
 overconfident on all others.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from scripts import paths
 from scripts.archive.weights import FALLBACK
+from scripts.arguments import Parser
 from scripts.quality import arguments
 from scripts.quality.variants import MODES
 
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve calibrate", description=__doc__)
+    parser = Parser(prog="visionserve calibrate", description=__doc__)
     parser.add_argument("folder", type=Path, help=arguments.SOURCE)
     arguments.labelled(parser)
     parser.add_argument("--archive", type=Path, metavar="FILE.mar", help="put them into this one")

@@ -6,17 +6,16 @@ If the real ones vary less than exponential ones, the need lies between the two 
 vary more, it is greater than both.
 """
 
-import argparse
 import sys
 
-from scripts.arguments import real, whole
+from scripts.arguments import Parser, real, whole
 
 WORKERS = (1, 10, 1000)
 
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve capacity", description=__doc__)
+    parser = Parser(prog="visionserve capacity", description=__doc__)
     parser.add_argument(
         "--service-time-ms",
         type=real(0.001, 1e6),

@@ -1,12 +1,13 @@
 """Break a server in each known way under load, and count lost, wrong and late responses."""
 
-import argparse
 import sys
+
+from scripts.arguments import Parser
 
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve chaos", description=__doc__)
+    parser = Parser(prog="visionserve chaos", description=__doc__)
     parser.add_argument("faults", nargs="*", metavar="FAULT", help="a function of its name (all)")
     args = parser.parse_args()
     from scripts.stress import chaos

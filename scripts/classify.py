@@ -1,18 +1,17 @@
 """Classify many images: write one row for each, in order, as CSV, JSON Lines or Parquet."""
 
-import argparse
 import sys
 from pathlib import Path
 from typing import get_args
 
 from scripts import paths
-from scripts.arguments import whole
-from visionserve.config import Language
+from scripts.arguments import Parser, real, whole
+from visionserve.config import TTA, Language
 
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve classify", description=__doc__)
+    parser = Parser(prog="visionserve classify", description=__doc__)
     parser.add_argument("paths", nargs="*", help="files, folders or glob patterns")
     parser.add_argument("--list", metavar="FILE", help="a path per line; - for standard input")
     parser.add_argument(
@@ -27,9 +26,13 @@ def main() -> int:
         help="add a column truth: a CSV of path and label, or the folder that holds class folders",
     )
     parser.add_argument("--overwrite", action="store_true", help="begin the output anew")
-    parser.add_argument("--tta", help="views of each image (the archive's default)")
+    parser.add_argument(
+        "--tta", choices=get_args(TTA), help="views of each image (the archive's default)"
+    )
     parser.add_argument("--top-k", type=whole(1, 10_000), help="predictions per image (3 at most)")
-    parser.add_argument("--threshold", help="probability of a confident answer (the archive's)")
+    parser.add_argument(
+        "--threshold", type=real(0, 1), help="probability of a confident answer (the archive's)"
+    )
     parser.add_argument(
         "--language", choices=get_args(Language), help="name classes in it (labels)"
     )

@@ -5,20 +5,17 @@ With --archive: Top-1 with its interval, precision and recall of each class, the
 serves by default. Without, the ways in which a model that can be built may be served.
 """
 
-import argparse
 import sys
 
 from scripts.archive.weights import FALLBACK
-from scripts.arguments import whole
+from scripts.arguments import Parser, whole
 from scripts.quality import arguments
 from scripts.quality.variants import MODES, VARIANTS
 
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="visionserve evaluate", description=__doc__, parents=[arguments.common()]
-    )
+    parser = Parser(prog="visionserve evaluate", description=__doc__, parents=[arguments.common()])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="of --model (all)")
     parser.add_argument(
         "--enlarge",

@@ -6,16 +6,15 @@ if memory grows by over 300 MB. The input is then kept as `fuzz-*` in the folder
 files.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from scripts.arguments import whole
+from scripts.arguments import Parser, whole
 
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve fuzz", description=__doc__)
+    parser = Parser(prog="visionserve fuzz", description=__doc__)
     parser.add_argument(
         "--runs", type=whole(1, 1_000_000_000), default=20_000, help="inputs to try"
     )

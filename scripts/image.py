@@ -4,7 +4,6 @@ If the base image that `config/Dockerfile` names by its digest is missing, deboo
 one, with Debian's Python, from packages that Debian has signed.
 """
 
-import argparse
 import ast
 import re
 import subprocess
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scripts import paths
+from scripts.arguments import Parser
 
 DOCKERFILE = paths.CONFIG / "Dockerfile"
 DEBIAN = "bookworm"
@@ -118,7 +118,7 @@ def _buildah(*arguments: str) -> str:
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve image", description=__doc__)
+    parser = Parser(prog="visionserve image", description=__doc__)
     parser.add_argument("--tag", default="visionserve:1.0.0")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--model", default="resnet18")

@@ -1,14 +1,14 @@
 """Install an extra of `pyproject.toml`, at the releases pinned in `config/constraints.txt`."""
 
-import argparse
 import sys
 
 from scripts import environment
+from scripts.arguments import Parser
 
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve install", description=__doc__)
+    parser = Parser(prog="visionserve install", description=__doc__)
     parser.add_argument("extra", choices=environment.extras())
     args = parser.parse_args()
     try:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from scripts import paths
-from scripts.arguments import whole
+from scripts.arguments import Parser, whole
 
 WORKERS = whole(0, 1000)
 
@@ -19,7 +19,7 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="visionserve manage", description=__doc__)
+    parser = Parser(prog="visionserve manage", description=__doc__)
     parser.add_argument("--profile", default="local", choices=paths.profiles())
     parser.add_argument("--state", type=Path, help="the server's state folder")
     commands = parser.add_subparsers(dest="command", required=True)

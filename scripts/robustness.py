@@ -1,17 +1,16 @@
 """Measure the accuracy and processor time of each TTA mode on corrupted photographs."""
 
-import argparse
 import sys
 
 from scripts.archive.weights import FALLBACK
-from scripts.arguments import whole
+from scripts.arguments import Parser, whole
 from scripts.quality import arguments
 from scripts.quality.variants import VARIANTS
 
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="visionserve robustness", description=__doc__, parents=[arguments.common()]
     )
     parser.add_argument("--variant", choices=VARIANTS, help="of --model (openvino fp32)")

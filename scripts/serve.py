@@ -6,11 +6,12 @@ from pathlib import Path
 
 from scripts import paths
 from scripts.archive.weights import MIRROR_HELP
+from scripts.arguments import Parser
 
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve serve", description=__doc__)
+    parser = Parser(prog="visionserve serve", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("start", help="build what is missing, start the server and ask it")
     restore = commands.add_parser("restore", help="start it with the models that it had at its end")

@@ -1,14 +1,13 @@
 """Load a server for long, or far beyond its capacity, and watch its memory and open files."""
 
-import argparse
 import sys
 
-from scripts.arguments import real
+from scripts.arguments import Parser, real
 
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve soak", description=__doc__)
+    parser = Parser(prog="visionserve soak", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     steady = commands.add_parser("steady", help="four clients, for long")
     steady.add_argument("--minutes", type=real(0.01, 1e5), default=30)

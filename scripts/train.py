@@ -4,17 +4,16 @@ By default the network stays as it is, and only a new last layer is fitted, in s
 a CPU. A fifth of the photographs is held out, to tell what the result is worth.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from scripts.archive.weights import MIRROR_HELP
-from scripts.arguments import real, whole
+from scripts.arguments import Parser, real, whole
 
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve train", description=__doc__)
+    parser = Parser(prog="visionserve train", description=__doc__)
     parser.add_argument("folder", type=Path, help="a folder of photographs for each class in it")
     parser.add_argument("--architecture", default="resnet18", help="the network (%(default)s)")
     parser.add_argument("--weights", type=Path, help="a state dict of your own to begin with")

@@ -1,18 +1,17 @@
 """Measure this service and its peers side by side, in rounds; `make bench`."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from scripts import paths
-from scripts.arguments import whole
+from scripts.arguments import Parser, whole
 
 ROUNDS, SECONDS = 3, 3
 
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve bench", description=__doc__)
+    parser = Parser(prog="visionserve bench", description=__doc__)
     parser.add_argument("--rounds", type=whole(1, 1000), help=f"{ROUNDS}, or 1 if quick")
     parser.add_argument(
         "--seconds", type=whole(1, 3600), help=f"a load's time: {SECONDS}, or 1 if quick"

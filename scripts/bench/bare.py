@@ -1,6 +1,5 @@
 """Measure the model without a server: its highest rates, and the time of one image."""
 
-import argparse
 import json
 import multiprocessing
 import statistics
@@ -21,7 +20,7 @@ from torch import nn
 from torch.ao.quantization import quantize_dynamic
 from torchvision.models import resnet18
 
-from scripts.arguments import real, whole
+from scripts.arguments import Parser, real, whole
 from scripts.bench.contenders import DECODED, INT8, MODEL, PILLOW
 from scripts.bench.peers import pillow
 from visionserve.metadata import Metadata, Transforms
@@ -176,7 +175,7 @@ def size_mb(network: nn.Module) -> float:
 
 def main() -> int:
     """Run the command, which prints JSON."""
-    parser = argparse.ArgumentParser(prog="visionserve bench-bare", description=__doc__)
+    parser = Parser(prog="visionserve bench-bare", description=__doc__)
     parser.add_argument("store", type=Path, help="holds the weights and the unpacked archives")
     parser.add_argument("images", type=Path, nargs="+")
     parser.add_argument("--processes", type=whole(1, 1000), required=True)

@@ -4,7 +4,6 @@ It runs from a checkout on any machine with a GPU, because it needs only torch, 
 numpy, pydantic, pyyaml, diskcache and efficientnet-lite-pytorch.
 """
 
-import argparse
 import io
 import json
 import statistics
@@ -24,7 +23,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "handler"))
 
-from scripts.arguments import real, whole
+from scripts.arguments import Parser, real, whole
 from scripts.report import tables
 from visionserve.classifier import Classifier
 from visionserve.config import TTA, HandlerConfig, Options
@@ -252,7 +251,7 @@ def summarize(rounds: Sequence[Sequence[dict[str, Any]]]) -> Iterator[dict[str, 
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve bench-device", description=__doc__)
+    parser = Parser(prog="visionserve bench-device", description=__doc__)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu or simulated")
     parser.add_argument(
         "--forward-ms", type=real(0.001, 1e5), default=8, help="simulated, for 32 views"

@@ -1,6 +1,5 @@
 """Measure torchvision's families of classifiers, FP32 and INT8, on seeded weights, or archives."""
 
-import argparse
 import os
 import statistics
 import sys
@@ -24,6 +23,7 @@ from scripts import photos
 from scripts.archive import convert, proof
 from scripts.archive.hashes import HashError
 from scripts.archive.manifest import ArchiveError
+from scripts.arguments import Parser
 from scripts.quality.models import opened
 from scripts.report import circumstances
 from scripts.report.tables import table
@@ -256,7 +256,7 @@ def _verdict(measured: Measured) -> str:
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve bench-families", description=__doc__)
+    parser = Parser(prog="visionserve bench-families", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="(one of each family)")
     parser.add_argument(
         "--archive", nargs="+", type=Path, default=[], metavar="FILE.mar", help="these instead"

@@ -1,6 +1,5 @@
 """Measure the web page in a real browser against `visionserve classify`; `make bench-page`."""
 
-import argparse
 import shutil
 import statistics
 import sys
@@ -15,7 +14,7 @@ from selenium.webdriver.common.by import By
 
 from scripts import paths, photos
 from scripts.archive.recipe import Recipe, build
-from scripts.arguments import whole
+from scripts.arguments import Parser, whole
 from scripts.batch import server_engine
 from scripts.bench.results import Bar
 from scripts.report.circumstances import processor
@@ -192,7 +191,7 @@ def measure(server: TorchServe, images: Sequence[Path], rounds: int) -> list[Bar
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve bench-page", description=__doc__)
+    parser = Parser(prog="visionserve bench-page", description=__doc__)
     parser.add_argument("--rounds", type=whole(1, 1000), default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from scripts import environment, paths
 from scripts.archive.weights import FALLBACK
+from scripts.arguments import Parser
 from scripts.quality.variants import MODES
 
 SOURCE = "class folders, FOLDER/class name/picture.jpg, or a CSV of path and label"
@@ -22,7 +23,7 @@ def labelled(parser: argparse.ArgumentParser) -> None:
 
 def common() -> argparse.ArgumentParser:
     """Return a parent for the parsers of `evaluate` and `robustness`."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = Parser(add_help=False)
     parser.add_argument(
         "folder",
         type=Path,

@@ -36,10 +36,11 @@ def test_a_command_runs_by_its_name_from_any_folder(name: str) -> None:
     assert done.stdout.startswith(f"usage: visionserve {name} ")
 
 
-def test_an_option_that_would_be_ignored_is_refused() -> None:
-    done = visionserve("serve", "stop", "--models", "resnet18")
+@pytest.mark.parametrize("option", ["--models resnet18", "--prof local"])
+def test_an_option_that_would_be_ignored_or_guessed_is_refused(option: str) -> None:
+    done = visionserve("serve", "stop", *option.split())
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("unrecognized arguments: --models resnet18")
+    assert done.stderr.splitlines()[-1].endswith(f"unrecognized arguments: {option}")
 
 
 @pytest.mark.parametrize("name", [name for name in modules() if not name.startswith("bench-")])
@@ -58,7 +59,9 @@ def test_what_is_no_command_is_refused_in_a_line() -> None:
 
 
 NUMBERS = {
-    "classify x": "--top-k --concurrency --retries",
+    "build": "--resize --crop --mean --std",
+    "classify x": "--top-k --threshold --concurrency --retries",
+    "train x": "--seed --epochs --batch --learning-rate",
     "manage scale x": "minimum",
     "manage register x": "--workers",
     "capacity --service-time-ms 1": "--service-time-ms --workers --rate --p99-ms",
@@ -73,19 +76,22 @@ NUMBERS = {
     "bench-bare store image": "--processes --seconds",
 }
 
+NO_NUMBERS = ("-1", "nan", "inf", "1e999", "9" * 5000, "x", "", "١", "１", "1_0", " 1", "1 ", "+1")
+
 
 def test_a_number_that_cannot_be_is_refused_in_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sources = "".join(path.read_text() for path in paths.SCRIPTS.rglob("*.py"))
     assert not re.search(r"type=(int|float)\b", sources), "scripts.arguments has bounds"
+    assert "ArgumentParser(" not in sources, "scripts.arguments.Parser takes whole names alone"
     for words, options in NUMBERS.items():
         name, *first = words.split()
         main = import_module(
             f"scripts.{'bench.__main__' if name == 'bench' else name.replace('-', '.')}"
         ).main
         for option in options.split():
-            for number in ("-1", "nan", "inf", "1e999", "9" * 5000, "x", "", "١"):
+            for number in NO_NUMBERS:
                 given = [option, number] if option.startswith("--") else [number]
                 monkeypatch.setattr(sys, "argv", [name, *first, *given])
                 with pytest.raises(SystemExit) as end:
