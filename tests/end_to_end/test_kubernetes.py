@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from scripts.server.properties import read_properties
 from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL
 
-KUBERNETES = "1.37"
+KUBERNETES, OLDEST = "1.37", "v1.33"
 MANIFESTS = paths.CONFIG / "kubernetes"
 VARIANTS = ("base", "gpu-t4", "kserve")
 DOCKERFILE = paths.CONFIG / "Dockerfile"
@@ -54,10 +55,10 @@ def tool(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
-def render(variant: str) -> dict[str, Manifest]:
+def render(variant: str, root: Path = MANIFESTS) -> dict[str, Manifest]:
     """What `kubectl apply -k` sends, by kind."""
     done = subprocess.run(
-        [tool("kubectl"), "kustomize", str(MANIFESTS / variant)], capture_output=True, check=True
+        [tool("kubectl"), "kustomize", str(root / variant)], capture_output=True, check=True
     )
     manifests = list(yaml.safe_load_all(done.stdout))
     by_kind = {named(manifest): manifest for manifest in manifests}
@@ -152,9 +153,24 @@ def test_pods_have_no_rights_to_spare(variant: str, manifests: dict[str, Manifes
     }
     assert re.fullmatch(r"visionserve:\d+\.\d+\.\d+(-cuda)?", container["image"])
     assert all(volume.keys() == {"name", "emptyDir"} for volume in spec["volumes"])
+    assert manifests["ServiceAccount default"]["automountServiceAccountToken"] is False
     labels = manifests["Namespace"]["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce-version"] == OLDEST
     for mode in ("enforce", "warn", "audit"):
         assert labels[f"pod-security.kubernetes.io/{mode}"] == "restricted"
+
+
+def test_an_image_has_a_place_for_its_digest(variant: str, tmp_path: Path) -> None:
+    """As the comments beside the tags say."""
+    shutil.copytree(MANIFESTS, tmp_path, dirs_exist_ok=True)
+    digest = f"sha256:{'0' * 64}"
+    for name in {"base", variant}:
+        file = tmp_path / name / "kustomization.yaml"
+        text = re.sub(r"^ +newTag: .*\n", "", file.read_text(), flags=re.MULTILINE)
+        text = text.replace("# newName: REGISTRY", "newName: here.example")
+        file.write_text(text.replace("# digest: sha256:DIGEST", f"digest: {digest}"))
+    (container,) = pod_of(render(variant, tmp_path))["spec"]["containers"]
+    assert container["image"] == f"here.example/visionserve@{digest}"
 
 
 def test_pods_are_kept_apart_and_replaced_one_at_a_time(manifests: dict[str, Manifest]) -> None:
@@ -210,7 +226,7 @@ def test_the_quota_holds_all_pods_and_no_more(manifests: dict[str, Manifest]) ->
     (container,) = pod_of(manifests)["spec"]["containers"]
     pods = manifests["HorizontalPodAutoscaler"]["spec"]["maxReplicas"]
     pods += strategy(manifests)["maxSurge"] + ENDING
-    wanted = {"pods": pods}
+    wanted = {"pods": pods, "services.loadbalancers": 0, "services.nodeports": 0}
     for kind, resources in container["resources"].items():
         for resource, quantity in resources.items():
             # What a pod may not share, its limit requests.
@@ -344,6 +360,7 @@ def test_docker_starts_the_container_anew_and_gives_it_no_rights_to_spare() -> N
     (run,) = re.findall(r"docker run .* visionserve:1\.0\.0\b", comment)
     for option in (
         *("--restart unless-stopped", "--read-only", "--cap-drop ALL", "--memory 5g"),
+        "--pids-limit 1024",
         *("--security-opt no-new-privileges", "--tmpfs /opt/visionserve/.torchserve:"),
     ):
         assert option in run
