@@ -15,7 +15,7 @@ from scripts import class_folders, environment, lock, paths, photos
 from scripts.archive import expected, imagenet, temperatures, trained
 from scripts.archive.categories import read_labels, read_map
 from scripts.archive.declared import Declared, assumed, resolve_preprocessing
-from scripts.archive.hashes import is_recorded, record, sha256_of
+from scripts.archive.hashes import HashError, is_recorded, read_record, record, sha256_of
 from scripts.archive.manifest import ArchiveError, read_name
 from scripts.archive.weights import (
     ClassCountError,
@@ -183,6 +183,7 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
         if is_recorded(archive, ingredients):
             return archive
         _keep(archive, recipe)
+        print(f"{archive} is built, as {_reason(archive, ingredients)}.", file=sys.stderr)
         content = Path(scratch) / "content"
         shutil.copytree(paths.HANDLER, content, ignore=shutil.ignore_patterns(*LEFT_OUT))
         if config.handler.runtime == "openvino":
@@ -212,6 +213,21 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
         built = _package(recipe, content, Path(scratch))
         record(archive, ingredients, recipe.is_own, built)
     return archive
+
+
+def _reason(archive: Path, ingredients: str) -> str:
+    """Say why an archive has to be built, as half a sentence."""
+    try:
+        kept = read_record(archive)
+    except HashError:
+        kept = None
+    if not archive.exists():
+        return "there is none yet"
+    if kept is None:
+        return "no record says what the one there was made of"
+    if kept["ingredients"] != ingredients:
+        return "something that the one there was made of has changed since"
+    return "the one there was changed since it was built"
 
 
 def _keep(archive: Path, recipe: Recipe) -> None:
