@@ -1,13 +1,16 @@
 """Locks, so that two commands do not write to one place at once.
 
-A lock is the operating system's (flock(2)), on the file or folder itself: it ends with the process
-that holds it, however that ends, and leaves no file of its own. Where a file system has no locks,
-as some of a network, there is none.
+A lock is the operating system's (flock(2)): it ends with the process that holds it, however that
+ends. Whoever can open a file can lock it, so what is locked is not the file or folder itself, which
+others may read, but an empty file beside or in it, which only those can open who may write there.
+It is removed at the end; one that a killed process leaves is used again. Where a file system has no
+locks, as some of a network, there is none.
 """
 
 import errno
 import fcntl
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +20,8 @@ from typing import BinaryIO
 
 import psutil
 
+from scripts.kept import check_file
+
 UNSUPPORTED = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 SHOWN = 60
 
@@ -25,87 +30,66 @@ class HeldError(OSError):
     """Another process holds the file or folder; the message names it."""
 
 
-def hold(descriptor: int, path: Path, wait: bool = False) -> None:
-    """Lock an open file or folder until it is closed.
-
-    Args:
-        descriptor: the open file.
-        path: its path, for messages.
-        wait: wait until it is free, after a line to standard error that names the holder.
-
-    Raises:
-        HeldError: another process holds it, and `wait` is false.
-    """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if not wait:
-            raise HeldError(f"{path}: {_holder(descriptor)} writes it. Wait for its end.") from None
-        print(f"{path}: waiting for the end of {_holder(descriptor)}.", file=sys.stderr, flush=True)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in UNSUPPORTED:
-            raise
-
-
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Hold a folder for the block; wait first for a process that holds it.
 
     Raises:
-        OSError: there is no such folder, or it cannot be read.
+        OSError: there is no such folder, or it cannot be written to.
     """
-    while True:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            hold(descriptor, folder, wait=True)
-            if _is(folder, descriptor):
-                yield
-                return
-        finally:
-            os.close(descriptor)
-
-
-def append(path: Path) -> BinaryIO:
-    """Open a file to read and append, and hold it until it is closed.
-
-    Raises:
-        HeldError: another process holds it.
-        OSError: it cannot be opened.
-    """
-    while True:
-        file = path.open("ab+")
-        try:
-            hold(file.fileno(), path)
-            if _is(path, file.fileno()):
-                return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-
-
-def anew(path: Path) -> BinaryIO:
-    """Open a file as `append` does, without what it held."""
-    file = append(path)
-    file.seek(0)
-    file.truncate()
-    return file
+    with _held(folder / ".lock", folder, wait=True):
+        yield
 
 
 @contextmanager
-def replace(path: Path) -> Iterator[BinaryIO]:
+def writing(path: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a file that the block writes, whether it is there yet or not.
+
+    Args:
+        path: the file.
+        wait: wait until it is free, after a line to standard error that names the holder.
+
+    Raises:
+        HeldError: another process holds it, and `wait` is false.
+        OSError: something else has its name, or its folder cannot be written to.
+    """
+    check_file(path)
+    with _held(path.with_name(f".{path.name}.lock"), path, wait):
+        yield
+
+
+@contextmanager
+def replace(path: Path, *beside: Path) -> Iterator[BinaryIO]:
     """Hold a file for the block, which writes the content that takes its place at the end.
 
-    The new content is in `NAME.part`, which is what is held. It is removed if the block fails.
+    Args:
+        path: the file; a symbolic link stays, and what it names is written.
+        beside: other files that the block writes; here they are only checked.
 
     Raises:
         HeldError: another process holds it.
+        OSError: one of the files cannot be written.
+    """
+    path = named(path)
+    for other in beside:
+        check_file(named(other))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path), whole(path) as file:
+        yield file
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes another one's place at the end of the block, if that does not fail.
+
+    Until then it is `NAME.part`.
+
+    Raises:
         OSError: it cannot be written.
     """
     part = path.with_name(f"{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with anew(part) as file:
+    check_file(part)
+    with part.open("wb") as file:
         try:
             yield file
             settle(file, part, path)
@@ -119,6 +103,56 @@ def settle(written: BinaryIO, part: Path, path: Path) -> None:
     written.flush()
     os.fsync(written.fileno())
     part.replace(path)
+
+
+def named(path: Path) -> Path:
+    """Return the file that a symbolic link names, so that it is one file by all its names."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+@contextmanager
+def _held(file: Path, shown: Path, wait: bool) -> Iterator[None]:
+    """Hold a file of locks for the block; messages call it `shown`."""
+    while True:
+        descriptor = _open(file)
+        try:
+            _lock(descriptor, shown, wait)
+            # Whoever held it may have removed it meanwhile.
+            if _is(file, descriptor):
+                try:
+                    yield
+                finally:
+                    if _is(file, descriptor):
+                        file.unlink()
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _open(file: Path) -> int:
+    """Open a file of locks, which only those can open who may write to its folder."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    folder = file.parent.stat().st_mode
+    # In one as /tmp, everybody may write, and nobody to another one's files.
+    writers = folder & (stat.S_IWUSR if folder & stat.S_ISVTX else 0o222)
+    with suppress(PermissionError):  # Its owner has done so.
+        os.fchmod(descriptor, writers | writers << 1)
+    return descriptor
+
+
+def _lock(descriptor: int, shown: Path, wait: bool) -> None:
+    """Lock an open file until it is closed."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = _holder(descriptor)
+        if not wait:
+            raise HeldError(f"{shown}: {holder} writes it. Wait for its end.") from None
+        print(f"{shown}: waiting for the end of {holder}.", file=sys.stderr, flush=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
 
 
 def _is(path: Path, descriptor: int) -> bool:

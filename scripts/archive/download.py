@@ -1,12 +1,12 @@
 """Download a file whose SHA-256 is known, and resume where an earlier try ended."""
 
-import fcntl
 from pathlib import Path
 from typing import BinaryIO
 
 import requests
 from tqdm import tqdm
 
+from scripts import lock
 from scripts.archive.hashes import sha256_of
 from scripts.archive.weights import WeightsError, WeightsUnavailableError
 
@@ -24,10 +24,10 @@ def download(url: str, path: Path, prefix: str) -> None:
     """
     part = path.with_name(f"{path.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("ab") as file:
-        # Without this lock, two builds at once would write into the same file.
-        fcntl.flock(file, fcntl.LOCK_EX)
+    # Without this lock, two builds at once would write into the same file.
+    with lock.writing(part, wait=True), part.open("ab") as file:
         if path.exists():
+            part.unlink()
             return
         for tries_left in reversed(range(TRIES)):
             had = file.tell()

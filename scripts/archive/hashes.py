@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 from typing import TypedDict
 
-from scripts.kept import read_json
+from scripts import lock
+from scripts.kept import check_file, read_json
 
 
 class HashError(Exception):
@@ -46,6 +47,7 @@ def record(archive: Path, ingredients: str, own: bool = False, built: Path | Non
     kept = Record(sha256=sha256_of(built or archive), ingredients=ingredients, own=own)
     moved = archive.with_suffix(".mar.part")
     if built:
+        check_file(moved)
         shutil.move(built, moved)
     write_record(archive, kept)
     if built:
@@ -54,9 +56,8 @@ def record(archive: Path, ingredients: str, own: bool = False, built: Path | Non
 
 def write_record(archive: Path, kept: Record) -> None:
     """Write an archive's record in one atomic step."""
-    written = archive.with_suffix(".json.part")
-    written.write_text(json.dumps(kept), encoding="utf-8")
-    written.replace(archive.with_suffix(".json"))
+    with lock.whole(archive.with_suffix(".json")) as file:
+        file.write(json.dumps(kept).encode())
 
 
 def is_recorded(archive: Path, ingredients: str) -> bool:
@@ -68,7 +69,7 @@ def is_recorded(archive: Path, ingredients: str) -> bool:
     return (
         kept is not None
         and kept["ingredients"] == ingredients
-        and archive.exists()
+        and archive.is_file()
         and kept["sha256"] == sha256_of(archive)
     )
 

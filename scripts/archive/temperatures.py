@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from scripts import lock
 from scripts.archive.hashes import HashError, Record, read_record, record, sha256_of
-from scripts.kept import read_file
+from scripts.kept import check_file, read_file
 from visionserve import metadata
 from visionserve.config import TTA, Strict
 from visionserve.metadata import Temperature
@@ -92,6 +92,7 @@ def pack(archive: Path, fitted: Fitted) -> None:
     with lock.alone(archive.parent):
         kept = check_recorded(archive)
         part = archive.with_suffix(".mar.new")
+        check_file(part)
         try:
             with zipfile.ZipFile(archive) as old, zipfile.ZipFile(part, "w") as new:
                 for entry in old.infolist():

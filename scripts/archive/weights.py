@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from scripts.archive.checkpoint import CheckpointError, read
 from scripts.archive.fitting import Fitted, fit, listed
 from scripts.archive.hashes import sha256_of
-from scripts.kept import read_json
+from scripts.kept import check_file, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -144,6 +144,7 @@ def _official(name: str, weights: WeightsEnum, mirror: str | None) -> Weights:
             download(f"{(mirror or base).rstrip('/')}/{file}", path, prefix)
         except WeightsUnavailableError as error:
             known = {"message": str(error), "mirror": mirror, "path": str(path)}
+            check_file(_memory(name))
             _memory(name).write_text(json.dumps(known), encoding="utf-8")
             raise
         _memory(name).unlink(missing_ok=True)

@@ -17,11 +17,8 @@ Provenance = Mapping[str, Value]
 
 def keep(path: Path, provenance: Provenance) -> None:
     """Write the provenance of a file's rows beside it."""
-    beside = _beside(path)
-    part = beside.with_name(f"{beside.name}.part")
-    with part.open("wb") as written:
+    with lock.whole(_beside(path)) as written:
         written.write(json.dumps(provenance, indent=2, ensure_ascii=False).encode() + b"\n")
-        lock.settle(written, part, beside)
 
 
 def check(path: Path, provenance: Provenance) -> None:

@@ -5,6 +5,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
@@ -16,6 +17,7 @@ from scripts.batch import provenance
 from scripts.batch.formats import CSV, JSONLines, Table
 from scripts.batch.provenance import Provenance
 from scripts.batch.rows import Row, RunError, Value, columns, is_server_fault, name
+from scripts.kept import check_file
 
 CHUNK = 1 << 20
 ROW_GROUP = 10_000
@@ -75,8 +77,8 @@ class Stream:
 class File(Stream):
     """Writes rows to a file, and resumes the file of an interrupted run.
 
-    The provenance of the rows is kept beside it, in `NAME.run.json`. The file is locked, and so is
-    each file that takes its place, so that no other run writes to it.
+    The provenance of the rows is kept beside it, in `NAME.run.json`. No other run writes to either
+    until it is closed.
 
     Args:
         path: a new file, or the file of an earlier run.
@@ -87,6 +89,7 @@ class File(Stream):
 
     Raises:
         HeldError: another run writes to the file.
+        OSError: it cannot be opened.
     """
 
     def __init__(
@@ -105,7 +108,11 @@ class File(Stream):
         self._begun = False
         self._answered: Row | None = None
         self._rewriting: Rewriting | None = None
-        super().__init__(lock.append(path), format)
+        with ExitStack() as held:
+            held.enter_context(lock.writing(path))
+            file = path.open("ab+")
+            self._held = held.pop_all()
+        super().__init__(file, format)
 
     def close(self) -> None:
         """Close the file; rows that were to be replaced but were not stay as they are."""
@@ -113,6 +120,7 @@ class File(Stream):
             self._end_rewriting()
         finally:
             self._file.close()
+            self._held.close()
 
     def resume(self, paths: Iterator[Path]) -> Kept:
         """Skip the images in `paths` that have rows, and cut off a half-written row.
@@ -177,7 +185,7 @@ class File(Stream):
             self._take(rewriting.close())
 
     def _take(self, file: BinaryIO) -> None:
-        """Go on with another file, which is locked."""
+        """Go on with the file that took this one's place."""
         self._file.close()
         self._file = file
 
@@ -223,7 +231,8 @@ class Rewriting:
         self._places = deque(places)
         self._old = path.open("rb")
         self._part = path.with_name(f"{path.name}.part")
-        self._new = lock.anew(self._part)
+        check_file(self._part)
+        self._new = self._part.open("wb+")
         self._whole = (0, 0)
 
     def replace(self, record: bytes) -> bool:
@@ -242,7 +251,7 @@ class Rewriting:
         A replacement that was interrupted, or for which the disk was too full, is undone first.
 
         Returns:
-            The new file, open and locked.
+            The new file, open.
         """
         try:
             read, written = self._whole
@@ -290,6 +299,7 @@ class Parquet(File):
             raise RunError("Parquet needs pyarrow: pip install '.[batch]'.")
         self._journal = path.with_name(f"{path.name}.jsonl")
         self._target = path
+        check_file(path)
         self._columns = columns(top_k, truth)
         super().__init__(self._journal, JSONLines(top_k, truth), made_with, overwrite, path)
         begun = self._journal.stat().st_size
@@ -346,25 +356,20 @@ class Parquet(File):
         import pyarrow
         from pyarrow import parquet
 
-        part = self._journal.with_name(f"{self._journal.name}.part")
         encode = self._format.encode
-        journal = lock.anew(part)
-        try:
-            with parquet.ParquetFile(self._target) as packed:
-                if packed.schema_arrow.names != list(self._columns):
-                    raise RunError(f"{self._target}: holds other columns.")
-                for batch in packed.iter_batches(ROW_GROUP):
-                    journal.writelines(encode(row).encode() for row in batch.to_pylist())
-            lock.settle(journal, part, self._journal)
-        except BaseException as error:
-            part.unlink(missing_ok=True)
-            journal.close()
-            # Arrow raises OSError for a damaged file, too, without the system's number.
-            unnumbered = isinstance(error, OSError) and error.errno is None
-            if unnumbered or isinstance(error, pyarrow.ArrowException):
+        with lock.whole(self._journal) as journal:
+            try:
+                with parquet.ParquetFile(self._target) as packed:
+                    if packed.schema_arrow.names != list(self._columns):
+                        raise RunError(f"{self._target}: holds other columns.")
+                    for batch in packed.iter_batches(ROW_GROUP):
+                        journal.writelines(encode(row).encode() for row in batch.to_pylist())
+            except (OSError, pyarrow.ArrowException) as error:
+                # Arrow raises OSError for a damaged file, too, without the system's number.
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise
                 raise RunError(f"{self._target}: is no Parquet file, or not a whole one.") from None
-            raise
-        self._take(journal)
+        self._take(self._journal.open("ab+"))
 
 
 def _maker(values: Iterable[Value]) -> str:
@@ -395,6 +400,7 @@ def open_sink(
     if output is None:
         on_terminal = sys.stdout.isatty()
         return Stream(sys.stdout.buffer, Table(top_k) if on_terminal else CSV(top_k, truth))
+    output = lock.named(output)
     match output.suffix.lower():
         case ".csv":
             return File(output, CSV(top_k, truth), made_with, overwrite)

@@ -170,12 +170,16 @@ def run(args: argparse.Namespace) -> int:
     # Each core has a worker, so each worker gets one thread; more would only slow the peers.
     os.environ["OMP_NUM_THREADS"] = "1"
     target = paths.MODEL_STORE / ("bench-quick.json" if args.quick else "bench.json")
+    drawn, flames = target.with_suffix(".png"), target.with_name("bench-profile.svg")
     try:
-        with lock.replace(target) as file, tempfile.TemporaryDirectory() as scratch:
+        with (
+            lock.replace(target, drawn, flames) as file,
+            tempfile.TemporaryDirectory() as scratch,
+        ):
             images = photographs(args.images, Path(scratch))
             results, about = measure(args.rounds, args.seconds, images)
             if args.profile:
-                profile(images, target.with_name("bench-profile.svg"))
+                profile(images, flames)
             held = bars(results, about.size_mb[INT8])
             figures = [
                 dataclasses.asdict(figure) | {"median": results.median(figure), "rounds": values}
@@ -187,6 +191,6 @@ def run(args: argparse.Namespace) -> int:
     except (StartError, RuntimeError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    report.chart(results, target.with_suffix(".png"))
+    report.chart(results, drawn)
     print(report.markdown(results, about, held))
     return 0

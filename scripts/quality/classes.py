@@ -17,6 +17,7 @@ from scripts import photos
 from scripts.batch.formats import record
 from scripts.batch.rows import name
 
+FILES = ("classes.csv", "confusion.csv", "worst.html", "confusion.png")
 FIGURES = ("precision", "recall", "f1")
 WORST = 48
 THUMBNAIL = 160
@@ -92,7 +93,7 @@ class Answers:
 
 
 def write(answers: Answers, folder: Path, source: Path, about: str) -> list[Path]:
-    """Write `classes.csv`, `confusion.csv`, `confusion.png` and `worst.html`.
+    """Write `FILES`.
 
     Args:
         answers: what the model says.
@@ -121,7 +122,7 @@ def write(answers: Answers, folder: Path, source: Path, about: str) -> list[Path
     for file, text in texts.items():
         (folder / file).write_text(text, encoding="utf-8", newline="")
     draw(confusion, answers.categories, folder / "confusion.png")
-    return [folder / file for file in (*texts, "confusion.png")]
+    return [folder / file for file in FILES]
 
 
 def draw(confusion: NDArray[np.int64], categories: Sequence[str], path: Path) -> None:

@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or paths.MODEL_STORE
     written, drawn = output / "evaluation.json", output / "reliability.png"
     try:
-        with lock.replace(written) as file:
+        with lock.replace(written, drawn) as file:
             record, judged = evaluated(args)
             draw(judged, drawn)
             file.write(json.dumps(record, indent=1).encode() + b"\n")

@@ -22,6 +22,7 @@ from scripts.report.tables import table
 from visionserve.config import TTA
 
 MANY = 5
+DIAGRAM = "reliability.png"
 # What compares with other runtimes says nothing here.
 COMPARED = ("mean difference", "largest difference", "same top1")
 
@@ -30,7 +31,11 @@ def run(args: argparse.Namespace) -> int:
     """Do what `visionserve evaluate --archive` was asked, and return its exit code."""
     folder = args.output or paths.MODEL_STORE / f"{args.archive.stem}-evaluation"
     try:
-        with lock.replace(folder / "evaluation.json") as file, opened(args.archive) as archived:
+        beside = [folder / file for file in (DIAGRAM, *classes.FILES)]
+        with (
+            lock.replace(folder / "evaluation.json", *beside) as file,
+            opened(args.archive) as archived,
+        ):
             categories = archived.metadata.categories
             count = QUICK if args.quick else None
             gathered = gather(args, categories, archived.config, count)
@@ -110,7 +115,7 @@ def report(
         "figures": figures,
         "classes": first.by_class(),
     }
-    drawn = folder / "reliability.png"
+    drawn = folder / DIAGRAM
     draw(judged, drawn)
     return record, [drawn, *classes.write(first, folder, source, about)]
 

@@ -22,6 +22,7 @@ from visionserve.models import MODELS
 
 WEIGHTS, LABELS = "weights.pt", "labels.txt"
 ANSWERS, CONFUSION, SUMMARY = "held-out.csv", "confusion.csv", "report.md"
+FILES = (WEIGHTS, LABELS, ANSWERS, CONFUSION, SUMMARY)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ def train(args: argparse.Namespace) -> None:
     done = output / trained.FILE
     if done.exists() and not args.overwrite:
         raise ValueError(f"{done}: is of a finished training; give --overwrite or --output.")
-    with lock.replace(done) as file:
+    beside = (*report.FILES, CHECKPOINT, Path(CHECKPOINT).with_suffix(".part"))
+    with lock.replace(done, *(output / file for file in beside)) as file:
         _prepare(output, found.classes, args.overwrite)
         written = _trained(args, found, began, weights, output)
         file.write(written.write(output))

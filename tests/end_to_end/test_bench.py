@@ -1,5 +1,7 @@
 import dataclasses
+import os
 import shutil
+import sys
 import textwrap
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 from scripts import paths, photos
+from scripts.bench import __main__ as bench
 from scripts.bench import report
 from scripts.bench.contenders import (
     ALL,
@@ -154,6 +157,18 @@ def test_the_chart_is_a_png(tmp_path: Path) -> None:
     report.chart(of_a_run(), tmp_path / "bench.png")
     with Image.open(tmp_path / "bench.png") as image:
         assert image.format == "PNG"
+
+
+def test_a_pipe_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(paths, "MODEL_STORE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bench", "--quick"])
+    for name in ("bench-quick.json", "bench-quick.png", "bench-profile.svg"):
+        os.mkfifo(pipe := tmp_path / name)
+        assert bench.main() == 1
+        assert capsys.readouterr().err == f"{pipe}: is no regular file: remove it.\n"
+        pipe.unlink()
 
 
 def test_photographs_are_spread_over_a_folder(tmp_path: Path) -> None:

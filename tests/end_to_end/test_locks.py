@@ -5,11 +5,14 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from threading import Event
@@ -18,12 +21,15 @@ import pytest
 import requests
 
 from scripts import lock, paths, photos
-from scripts.archive.hashes import read_record
+from scripts.archive.download import download
+from scripts.archive.hashes import is_recorded, read_record, record
+from scripts.archive.temperatures import Fitted, pack
 from scripts.server.ports import free_ports
 from scripts.server.torchserve import TorchServe
-from tests.helpers import REAL, copy_sources
+from tests.helpers import REAL, copy_sources, site_of
 
 TIMEOUT = 60
+NOBODY = 65534
 
 
 def visionserve(*arguments: object, root: Path = paths.ROOT) -> subprocess.Popen[str]:
@@ -68,7 +74,7 @@ def test_an_output_is_one_runs_alone(name: str, server: TorchServe, tmp_path: Pa
     asked = ["--server", server.client.inference, "--model", REAL, "--key-file", key_file]
     command = ["classify", *asked, "--tta", "none", "--concurrency", 1, "--list", "-", "--output"]
 
-    def begun() -> subprocess.Popen[str]:
+    def begun(output: Path = output) -> subprocess.Popen[str]:
         """A run that has its first nine images, and waits for the rest."""
         running = visionserve(*command, output)
         assert running.stdin
@@ -77,13 +83,14 @@ def test_an_output_is_one_runs_alone(name: str, server: TorchServe, tmp_path: Pa
         until(lambda: f" {running.pid} " in Path("/proc/locks").read_text())
         return running
 
+    (link := tmp_path / f"link{output.suffix}").symlink_to(name)
     with begun() as killed:
-        for same in (output, f"{tmp_path}/../{tmp_path.name}/{name}"):
+        for same in (output, f"{tmp_path}/../{tmp_path.name}/{name}", link):
             _, error = visionserve(*command, same).communicate(timeout=TIMEOUT)
             (line,) = error.splitlines()
             assert str(killed.pid) in line and " classify " in line and "since 20" in line
         killed.kill()
-    with begun() as running:
+    with begun(link) as running:
         for more in ([], ["--overwrite"]):
             second = visionserve(*command, output, *more)
             _, error = second.communicate(timeout=TIMEOUT)
@@ -94,7 +101,8 @@ def test_an_output_is_one_runs_alone(name: str, server: TorchServe, tmp_path: Pa
         assert error.splitlines()[-1] == "9 images, errors: 0."
     assert rows_of(output) == images * 3
     kept = {path.name for path in tmp_path.iterdir()} - {Path(image).name for image in images}
-    assert kept == {name, f"{name}.run.json"}
+    assert kept == {name, f"{name}.run.json", link.name}
+    assert link.is_symlink()
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +147,11 @@ def test_a_second_start_waits_and_finds_the_server_running(
         assert "taken by the server of profile local: make stop PROFILE=local ends it." in told
         assert none == ""
         assert requests.get(f"{ports['inference_address']}/ping", timeout=TIMEOUT).ok
+        pid = TorchServe("local", clone / ".torchserve" / "local", store).pid
+        for more in ([], overrides):
+            told, _ = serve("restore", *more).communicate(timeout=TIMEOUT)
+            assert told.startswith(f"TorchServe runs already at {ports['inference_address']}, ")
+        assert TorchServe("local", clone / ".torchserve" / "local", store).pid == pid
         with lock.alone(clone / ".torchserve" / "local"):
             rotating = visionserve("manage", "rotate", root=clone)
             assert rotating.stderr
@@ -171,31 +184,100 @@ def test_a_second_build_waits_and_finds_the_archive(clone: Path) -> None:
     assert {path.name for path in store.iterdir()} == {f"{REAL}.mar", f"{REAL}.json"}
 
 
+def test_a_start_of_nginx_is_told_nothing_of_a_stop_meanwhile(
+    server: TorchServe, tmp_path: Path
+) -> None:
+    """Two starts and a stop at once: each start finds the server that it put nginx before."""
+    site, state = site_of(server), ["--state", tmp_path / "nginx"]
+    (upstream,) = site.upstreams
+    command = ["proxy", "start", *state, "--upstream", upstream.url, upstream.key_file]
+    command += ["--listen", site.listen, "--probes", site.probes, "--model", site.model]
+    for _ in range(3):
+        starting = [visionserve(*command) for _ in range(2)]
+        until(lambda: (tmp_path / "nginx" / "nginx.pid").exists())
+        stopping = visionserve("proxy", "stop", *state)
+        for process in starting:
+            out, _ = process.communicate(timeout=TIMEOUT)
+            assert (process.returncode, out) == (0, f"nginx answers at http://{site.listen}.\n")
+        stopping.communicate(timeout=TIMEOUT)
+        assert stopping.returncode == 0
+        visionserve("proxy", "stop", *state).communicate(timeout=TIMEOUT)
+
+
+@contextmanager
+def pipe(path: Path) -> Iterator[Path]:
+    """A pipe for the block, with a reader, so that a writer who should not be there waits not."""
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDWR)
+    try:
+        yield path
+    finally:
+        os.close(reader)
+        path.unlink()
+
+
+def test_no_pipe_is_written_in_a_store(tmp_path: Path) -> None:
+    built, archive = tmp_path / "built", tmp_path / "x.mar"
+    for name in ("x.mar.part", "x.json.part"):
+        built.write_bytes(b"archive")
+        with pipe(tmp_path / name), pytest.raises(OSError, match=f"{name}: is no regular file"):
+            record(archive, "", built=built)
+    archive.write_bytes(b"archive")
+    record(archive, "")
+    fitted = Fitted(architecture="x", weights_sha256="", about="", temperatures={})
+    with pipe(tmp_path / "x.mar.new"), pytest.raises(OSError, match=r"x\.mar\.new: is no regular"):
+        pack(archive, fitted)
+    with (
+        pipe(tmp_path / "w.pth.part"),
+        pytest.raises(OSError, match=r"w\.pth\.part: is no regular file"),
+    ):
+        download("http://127.0.0.1:9/w.pth", tmp_path / "w.pth", "")
+    archive.unlink()
+    with pipe(archive):
+        assert not is_recorded(archive, "")
+
+
 @pytest.mark.parametrize(
-    ("command", "file"),
-    [("calibrate", "t.json"), ("evaluate", "evaluation.json"), ("robustness", "robustness.json")],
+    ("command", "file", "drawn"),
+    [
+        ("calibrate", "t.json", ""),
+        ("evaluate", "evaluation.json", "reliability.png"),
+        ("evaluate --archive absent.mar", "evaluation.json", "reliability.png worst.html"),
+        ("robustness", "robustness.json", "robustness.png"),
+    ],
 )
 def test_what_is_measured_has_one_writer(
     command: str,
     file: str,
+    drawn: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It says so before it measures; what is there stays, where nothing can be measured."""
+    """It says so before it measures; what is there stays, where nothing can be measured.
+
+    A pipe, which a writer waits for, is refused as early.
+    """
+    name, *more = command.split()
     output = tmp_path / file
+    named = output if name == "calibrate" else tmp_path
+    monkeypatch.setattr(sys, "argv", [name, str(tmp_path), *more, "--output", str(named)])
+    main = import_module(f"scripts.{name}").main
+    for other in (file, f"{file}.part", *drawn.split()):
+        with pipe(tmp_path / other) as written_to:
+            assert main() == 1
+            assert capsys.readouterr().err == f"{written_to}: is no regular file: remove it.\n"
     output.write_text("kept")
-    named = output if command == "calibrate" else tmp_path
-    monkeypatch.setattr(sys, "argv", [command, str(tmp_path), "--output", str(named)])
-    main = import_module(f"scripts.{command}").main
     with lock.replace(output) as written:
         assert main() == 1
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"{output}.part: process {os.getpid()} (")
+        assert line.startswith(f"{output}: process {os.getpid()} (")
         written.write(b"new")
     assert output.read_text() == "new"
     assert main() == 1
-    assert capsys.readouterr().err == f"{tmp_path}: no images below it.\n"
+    assert capsys.readouterr().err == (
+        "absent.mar: no such archive.\n" if more else f"{tmp_path}: no images below it.\n"
+    )
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {file: "new"}
 
 
@@ -220,10 +302,74 @@ def test_a_lock_is_of_what_has_the_name_now(
             folder.rename(tmp_path / "moved")
             folder.mkdir()
         assert waited.wait(TIMEOUT)
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder / ".lock", os.O_RDONLY)
         with pytest.raises(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(descriptor)
         done.set()
         waiting.result()
     assert f"waiting for the end of process {os.getpid()} (" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_who_may_only_read_holds_nothing_up() -> None:
+    """Another user locks all that there is, which a command would wait for."""
+    sources = [path for path in paths.SCRIPTS.rglob("*.py") if "flock(" in path.read_text()]
+    assert sources == [paths.SCRIPTS / "lock.py"]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        output, part = folder / "rows.csv", folder / "weights.pth.part"
+        for file in (output, part):
+            file.touch()
+        folder.chmod(0o755)
+        locking = [
+            subprocess.Popen(["flock", "--no-fork", place, "sleep", "60"], user=NOBODY)
+            for place in (folder, output, part)
+        ]
+        try:
+            until(
+                lambda: all(
+                    f" {process.pid} " in Path("/proc/locks").read_text() for process in locking
+                )
+            )
+            stop = visionserve("proxy", "stop", "--state", folder)
+            assert stop.communicate(timeout=TIMEOUT) == ("No nginx ran.\n", "")
+            with lock.alone(folder), lock.writing(output), lock.writing(part, wait=True):
+                for file in folder.glob(".*"):
+                    done = subprocess.run(
+                        ["flock", "-n", file, "true"], user=NOBODY, capture_output=True
+                    )
+                    assert b"Permission denied" in done.stderr, file
+                assert len(list(folder.glob(".*"))) == 3
+        finally:
+            for process in locking:
+                process.kill()
+                process.wait()
+        assert {path.name for path in folder.iterdir()} == {output.name, part.name}
+
+
+@pytest.mark.parametrize(("folder", "file"), [(0o755, 0o600), (0o775, 0o660), (0o1777, 0o600)])
+def test_who_may_write_may_lock(folder: int, file: int, tmp_path: Path) -> None:
+    tmp_path.chmod(folder)
+    with lock.alone(tmp_path):
+        assert stat.S_IMODE((tmp_path / ".lock").stat().st_mode) == file
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_the_state_may_lie_in_a_volume_of_roots(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which everybody may write to and nobody else may close, as an emptyDir of Kubernetes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        volume = Path(scratch)
+        volume.chmod(0o777)
+        monkeypatch.setattr(paths, "STATE", volume)
+        monkeypatch.setattr(sys, "argv", ["serve", "stop"])
+        os.seteuid(NOBODY)
+        try:
+            code = import_module("scripts.serve").main()
+        finally:
+            os.seteuid(0)
+        assert (code, *capsys.readouterr()) == (0, "No server of profile local ran.\n", "")
+        assert [path.name for path in volume.iterdir()] == ["local"]
+        assert stat.S_IMODE((volume / "local").stat().st_mode) == 0o700

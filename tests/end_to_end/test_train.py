@@ -298,6 +298,16 @@ def test_a_finished_training_is_kept(trained: Trained, refused: Callable[..., st
     assert (trained.output / "weights.pt").read_bytes() == before
 
 
+def test_a_pipe_is_refused_before_anything_is_read(
+    trained: Trained, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    for name in ("labels.txt", "checkpoint.pt"):
+        os.mkfifo(pipe := tmp_path / name)
+        line = refused(trained.folder, "--architecture", REAL, "--output", tmp_path)
+        assert line == f"{pipe}: is no regular file: remove it."
+        pipe.unlink()
+
+
 def test_a_report_is_of_the_weights_beside_it_alone(trained: Trained, tmp_path: Path) -> None:
     for name in ("weights.pt", "report.json"):
         shutil.copy(trained.output / name, tmp_path)
