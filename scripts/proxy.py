@@ -1,10 +1,10 @@
 """Start and stop nginx in front of one or several TorchServes."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from scripts import paths
+from scripts.arguments import Parser
 from scripts.server.nginx import Proxy, ProxyError, Site, Upstream
 
 TIMEOUT = 10
@@ -12,7 +12,7 @@ TIMEOUT = 10
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve proxy", description=__doc__)
+    parser = Parser(prog="visionserve proxy", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("start", help="start nginx, or let a running one read new values")
     run = commands.add_parser("run", help="become nginx in the foreground, as a container does")
@@ -52,12 +52,14 @@ def main() -> int:
         site = Site(upstreams, args.listen, args.probes, args.model, args.rate, trusted)
         if args.command == "run":
             proxy.run(site)
-        proxy.start(site)
+        # A `stop` meanwhile waits, so that it is not taken for a server that is not there.
+        with proxy.started(site):
+            serves = _serves(site)
     except (ProxyError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"nginx answers at http://{site.listen}.")
-    if not _serves(site):
+    if not serves:
         print(f"No server behind it answers for {site.model}: see --model and --upstream.")
         return 1
     return 0

@@ -29,6 +29,7 @@ LOG_BYTES = 100_000_000
 MOST_FILES = 16_384
 FILES_OF_A_CLIENT = 8
 LUA = ("clock.lua", "form.lua", "turns.lua", "gate.lua")
+LOGS = ("access.log", "error.log")
 MODULES = ("ndk_http_module", "ngx_http_lua_module", "ngx_stream_module")
 
 
@@ -81,7 +82,7 @@ class Site:
             ("rate", self.rate, r"[1-9]\d{0,6}r/[sm]"),
             *(("upstream", upstream.url, url) for upstream in self.upstreams),
         ):
-            if not re.fullmatch(pattern, value):
+            if not re.fullmatch(pattern, value, re.ASCII):
                 raise ProxyError(f"{name}: {value!r} does not look like {pattern}")
         for address in (
             self.listen,
@@ -129,8 +130,15 @@ class Proxy:
                 example because another process has its port.
             OSError: a key file cannot be read.
         """
+        with self.started(site):
+            pass
+
+    @contextmanager
+    def started(self, site: Site) -> Iterator[None]:
+        """Start nginx as `start` does; no other call changes it until the block ends."""
         with self._alone(site):
             self._start(site)
+            yield
 
     def _start(self, site: Site) -> None:
         earlier = self._identity
@@ -172,8 +180,8 @@ class Proxy:
         _end(left)
         self._keep_keys(identity)
         command = self._command(directives="daemon off;")
-        for name, stream in (("access", 1), ("error", 2)):
-            log = self._state / "logs" / f"{name}.log"
+        for stream, name in enumerate(LOGS, start=1):
+            log = self._state / "logs" / name
             log.unlink(missing_ok=True)
             log.symlink_to(f"/proc/self/fd/{stream}")
             # Nginx opens the stream by its path. That fails if the stream is another user's file
@@ -287,6 +295,10 @@ class Proxy:
             read_file(upstream.key_file)
         for name in ("identity", "nginx.conf", *LUA):
             check_file(self._state / name)
+        for log in LOGS:
+            # `run` has links there, to this process's streams.
+            if not (file := self._state / "logs" / log).is_symlink():
+                check_file(file)
         identity = secrets.token_hex(8)
         keys = self._state / f"keys-{identity}"
         keys.mkdir(mode=0o700)

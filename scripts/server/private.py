@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class ForeignFileError(OSError):
-    """A folder holds a file or link that another user may have put there."""
+    """A folder holds a file, link or pipe that was not put there by the server."""
 
 
 def make_private(folder: Path) -> None:
@@ -16,8 +16,8 @@ def make_private(folder: Path) -> None:
     are checked.
 
     Raises:
-        ForeignFileError: the folder, or a file in it, belongs to another user or is a symbolic
-            link.
+        ForeignFileError: the folder, or a file in it, belongs to another user, or is a symbolic
+            link or a pipe.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _close(folder)
@@ -32,5 +32,7 @@ def _close(path: Path) -> None:
         raise ForeignFileError(f"{path} belongs to another user: remove it.")
     if stat.S_ISLNK(status.st_mode):
         raise ForeignFileError(f"{path} is a symbolic link, which is not followed: remove it.")
+    if stat.S_ISFIFO(status.st_mode):
+        raise ForeignFileError(f"{path} is a pipe, which its writer would wait for: remove it.")
     if status.st_mode & 0o077:
         path.chmod(stat.S_IMODE(status.st_mode) & ~0o077)

@@ -5,7 +5,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,18 +123,27 @@ def lacks_cuda(profile: str) -> bool:
     return config.get("deviceType") == "gpu" and shutil.which("nvidia-smi") is None
 
 
-def restore(server: TorchServe) -> None:
+def restore(server: TorchServe, properties: Iterable[str] = ()) -> None:
     """Start the server with the models, versions and workers that it had when it ended.
+
+    A server that already runs and is ready goes on as it is.
+
+    Args:
+        server: the server, running or not.
+        properties: the names of those that it must have; a server with others is started anew.
 
     Raises:
         FileNotFoundError: the server never ran.
         StartError: the server did not become ready.
     """
-    with lock.alone(paths.STATE):
-        server.check_ports()
-        server.stop()
-        server.restore()
-    print(f"TorchServe is ready at {server.client.inference}, profile {server.profile}:")
+    ran = server.is_ready(properties)
+    if not ran:
+        with lock.alone(paths.STATE):
+            server.check_ports()
+            server.stop()
+            server.restore()
+    how = "runs already" if ran else "is ready"
+    print(f"TorchServe {how} at {server.client.inference}, profile {server.profile}:")
     print("\n".join(listing(server.client)))
 
 
@@ -221,10 +230,9 @@ def run(args: argparse.Namespace) -> int:
         if args.command == "status":
             status()
             return 0
-        # What others can read they can lock.
+        # One that is there may be another user's, as a pod's volume is.
         for folder in (paths.STATE, state := paths.STATE / args.profile):
-            folder.mkdir(exist_ok=True)
-            folder.chmod(0o700)
+            folder.mkdir(mode=0o700, exist_ok=True)
         with lock.alone(state):
             _change(args)
     except (
@@ -246,7 +254,7 @@ def _change(args: argparse.Namespace) -> None:
         return
     server = _server(args, dict(args.set), args.allow_unrecorded)
     if args.command == "restore":
-        restore(server)
+        restore(server, dict(args.set))
         return
     if args.archive:
         args.models = [adopt(args.archive, server.store, bool(args.allow_unrecorded))]

@@ -10,9 +10,8 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -21,11 +20,12 @@ import psutil
 from scripts import paths
 from scripts.archive.hashes import admit
 from scripts.archive.manifest import Archive
-from scripts.kept import read_json
+from scripts.kept import read_file
 from scripts.server import java, processes
 from scripts.server.client import Client
 from scripts.server.private import make_private
 from scripts.server.properties import check_properties, read_properties, write_properties
+from visionserve.config import Strict
 
 START_TIMEOUT = 120
 STOP_TIMEOUT = 60
@@ -53,8 +53,7 @@ class StateError(ValueError):
         )
 
 
-@dataclass(frozen=True)
-class Started:
+class Started(Strict):
     """The settings that a server was started with, kept as `server.json` in its state folder.
 
     Attributes:
@@ -79,17 +78,11 @@ class Started:
         """
         file = state / "server.json"
         try:
-            started = cls(**read_json(file))
+            started = cls.model_validate_json(read_file(file), strict=True)
         except FileNotFoundError:
             raise
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError):
             raise StateError(file) from None
-        texts = [started.profile, started.store]
-        if isinstance(started.archives, dict):
-            texts += started.archives.values()
-        sound = isinstance(started.archives, dict) and isinstance(started.unrecorded, bool)
-        if not sound or not all(isinstance(text, str) for text in texts):
-            raise StateError(file)
         if started.profile not in paths.profiles():
             raise StateError(file)
         return started
@@ -198,6 +191,15 @@ class TorchServe:
             any(worker["status"] == "READY" for worker in version["workers"])
             for version in versions
         )
+
+    def is_ready(self, properties: Iterable[str] = ()) -> bool:
+        """Tell whether the server runs with its properties of these names, and is ready."""
+        try:
+            kept = read_properties(self.state / "config.properties")
+            same = all(kept.get(name) == self.properties[name] for name in properties)
+            return same and self.process is not None and self.client.ready()
+        except (OSError, ValueError):
+            return False
 
     def start(self, archives: Sequence[str]) -> None:
         """Start the server with archives of its store, and wait until it is ready.
@@ -368,8 +370,13 @@ class TorchServe:
     def _launch(self, archives: dict[str, str], wanted: Mapping[str, str], *arguments: str) -> None:
         properties = self.state / "config.properties"
         write_properties(properties, wanted)
-        kept = Started(self.profile, str(self.store), archives, self._unrecorded)
-        (self.state / "server.json").write_text(json.dumps(asdict(kept)))
+        kept = Started(
+            profile=self.profile,
+            store=str(self.store),
+            archives=archives,
+            unrecorded=self._unrecorded,
+        )
+        (self.state / "server.json").write_text(kept.model_dump_json())
         (self.state / "key_file.json").unlink(missing_ok=True)
         self.date_snapshots()
         earlier = {log: log.stat().st_size for log in (self.state / "logs").glob("*_log.log")}

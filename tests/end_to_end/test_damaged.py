@@ -176,6 +176,12 @@ def test_an_archive_and_its_record(
                 code, _, error = run("serve", "start", *named, *ports)
                 assert code == 1 and len(error.splitlines()) == 1, (damage, error)
                 assert file.name in error, (damage, error)
+    (logs := tmp_path / "state" / "local" / "logs").mkdir()
+    for log in (logs.with_name("console.log"), logs / "ts_log.log"):
+        os.mkfifo(log)
+        code, _, error = run("serve", "start", "--models", "int8", *ports)
+        assert code == 1 and len(error.splitlines()) == 1 and str(log) in error, error
+        log.unlink()
 
 
 @pytest.mark.parametrize("name", ["config.properties", "model-config.yaml"])
@@ -236,7 +242,7 @@ def test_the_output_of_an_earlier_run(
     whole = output.read_bytes()
     kept = set(tmp_path.iterdir())
     for file in (output, output.with_name(f"{name}.run.json")):
-        for damage in DAMAGES:
+        for damage in (*DAMAGES, pipe):
             with damaged(file, damage):
                 code, _, error = run(*command)
                 if code == 0:
@@ -272,12 +278,12 @@ def test_the_users_own_files(name: str, run: Run, tmp_path: Path) -> None:
             assert not told or (name == "weights.pt" and told[0].startswith("Every picture"))
 
 
-@pytest.mark.parametrize("name", ["identity", "logs/error.log"])
+@pytest.mark.parametrize("name", ["identity", "logs/error.log", "logs/access.log"])
 def test_what_nginx_wrote(name: str, run: Run, server: TorchServe, tmp_path: Path) -> None:
     state = tmp_path / "nginx"
     (state / "logs").mkdir(parents=True)
     key_file = server.state / "key_file.json"
-    for damage in (nuls, not_utf_8, folder):
+    for damage in (nuls, not_utf_8, folder, pipe):
         (state / name).write_bytes(b"0123456789abcdef")
         damage(state / name)
         addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
@@ -285,9 +291,9 @@ def test_what_nginx_wrote(name: str, run: Run, server: TorchServe, tmp_path: Pat
         upstream = ("--upstream", server.client.inference, key_file)
         try:
             code, out, error = run("proxy", "start", "--state", state, *upstream, *listen)
-            if damage is folder:
+            if damage in (folder, pipe):
                 assert code == 1 and len(error.splitlines()) == 1 and name in error, error
-                (state / name).rmdir()
+                (state / name).rmdir() if damage is folder else (state / name).unlink()
             else:
                 assert (code, error) == (0, ""), (damage, out)
         finally:

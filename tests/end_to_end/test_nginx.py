@@ -321,11 +321,11 @@ def test_no_server_is_an_error_of_its_own(proxy: Proxy, server: TorchServe) -> N
 
 
 def test_a_bad_configuration_is_refused(proxy: Proxy, server: TorchServe) -> None:
-    for rate in ("many", "0r/s", "-1r/s", "nanr/s", "99999999999999999999r/s"):
+    for rate in ("many", "0r/s", "-1r/s", "nanr/s", "99999999999999999999r/s", "1１r/s"):
         with pytest.raises(ProxyError, match="rate"):
             proxy.start(site_of(server, rate=rate))
     site = site_of(server)
-    for port in ("0", "65536", "9" * 5000):
+    for port in ("0", "65536", "9" * 5000, "80８0"):
         upstream = Upstream(f"http://127.0.0.1:{port}", server.state / "key_file.json")
         for bad in (
             replace(site, listen=f"127.0.0.1:{port}"),
