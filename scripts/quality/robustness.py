@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from scripts.quality.statistics import Interval, clustered, proportion
 from scripts.quality.variants import MODES, VARIANTS
 from scripts.report import circumstances
 from scripts.report.tables import table
+from scripts.training.interrupts import held_back
 from visionserve import metadata, runtimes
 from visionserve.config import TTA, HandlerConfig
 from visionserve.metadata import Metadata
@@ -131,7 +131,6 @@ bench: Bench
 
 def _start(*arguments: Any) -> None:
     global bench
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     bench = Bench(*arguments)
 
 
@@ -165,7 +164,9 @@ def measure(
     random.Random(0).shuffle(tasks)
     found: list[Found] = []
     spawn = multiprocessing.get_context("spawn")
-    with spawn.Pool(len(os.sched_getaffinity(0)), _start, (directory, config, modes)) as pool:
+    with held_back():
+        pool = spawn.Pool(len(os.sched_getaffinity(0)), _start, (directory, config, modes))
+    with pool:
         bar = tqdm(pool.imap_unordered(_measure, tasks), "photographs", len(tasks), smoothing=0)
         try:
             found.extend(bar)
@@ -187,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
     written, drawn = output / "robustness.json", output / "robustness.png"
     here = circumstances.here()
     try:
-        with lock.replace(written) as file:
+        with lock.replace(written, drawn) as file:
             name, measured = corrupted(args)
             about = f"{name}, {described_as(measured)} ({here})"
             print(f"{about}\n\n{summary(measured)}\n\n{by_corruption(measured)}\n")
