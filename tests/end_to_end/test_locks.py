@@ -148,8 +148,8 @@ def test_a_second_start_waits_and_finds_the_server_running(
         assert none == ""
         assert requests.get(f"{ports['inference_address']}/ping", timeout=TIMEOUT).ok
         pid = TorchServe("local", clone / ".torchserve" / "local", store).pid
-        for more in ([], overrides):
-            told, _ = serve("restore", *more).communicate(timeout=TIMEOUT)
+        for given in ([], overrides):
+            told, _ = serve("restore", *given).communicate(timeout=TIMEOUT)
             assert told.startswith(f"TorchServe runs already at {ports['inference_address']}, ")
         assert TorchServe("local", clone / ".torchserve" / "local", store).pid == pid
         with lock.alone(clone / ".torchserve" / "local"):
@@ -192,7 +192,7 @@ def test_a_start_of_nginx_is_told_nothing_of_a_stop_meanwhile(
     (upstream,) = site.upstreams
     command = ["proxy", "start", *state, "--upstream", upstream.url, upstream.key_file]
     command += ["--listen", site.listen, "--probes", site.probes, "--model", site.model]
-    for _ in range(3):
+    for _ in range(2):
         starting = [visionserve(*command) for _ in range(2)]
         until(lambda: (tmp_path / "nginx" / "nginx.pid").exists())
         stopping = visionserve("proxy", "stop", *state)

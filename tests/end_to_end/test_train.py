@@ -348,6 +348,12 @@ def ended(arguments: tuple[object, ...], file: Path, how: signal.Signals) -> tup
         return process.returncode, (errors.splitlines() or [""])[-1]
 
 
+def test_every_pool_of_processes_starts_where_no_ctrl_c_comes_through() -> None:
+    sources = (path.read_text() for path in paths.SCRIPTS.rglob("*.py"))
+    before = [line for text in sources for line in re.findall(r"(\S.*)\n.*\.Pool\(", text)]
+    assert before == ["with held_back():"] * 2
+
+
 def test_fine_tuning_goes_on_after_a_kill_to_the_same_weights(
     tiny: tuple[object, ...], tmp_path: Path, refused: Callable[..., str]
 ) -> None:
