@@ -215,14 +215,19 @@ def test_a_label_map_with_an_unknown_label_is_refused(
 
 
 def test_a_second_build_does_nothing_and_a_changed_one_rebuilds(
-    tmp_path: Path, pytorch_config: Path, random_weights: Path
+    tmp_path: Path,
+    pytorch_config: Path,
+    random_weights: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     wanted = recipe(pytorch_config, random_weights)
     archive = build(wanted, tmp_path)
+    assert f"{archive} is built, as there is none yet.\n" in capsys.readouterr().err
     first = archive.stat().st_mtime_ns
     record = json.loads(archive.with_suffix(".json").read_text())
     assert record["sha256"] == sha256_of(archive)
     assert build(wanted, tmp_path).stat().st_mtime_ns == first
+    assert capsys.readouterr().err == ""
 
     archive.write_bytes(archive.read_bytes() + b"x")
     server = TorchServe("server", tmp_path / "state", tmp_path)
@@ -235,6 +240,8 @@ def test_a_second_build_does_nothing_and_a_changed_one_rebuilds(
     with pytest.raises(HashError, match=r"random\.mar: changed"):
         server.restore()
     assert build(wanted, tmp_path).stat().st_mtime_ns != first
+    why = "the one there was changed since it was built"
+    assert f"{archive} is built, as {why}.\n" in capsys.readouterr().err
     second = archive.stat().st_mtime_ns
     newer = Recipe("resnet18", "random", "2.0", pytorch_config, random_weights)
     assert build(newer, tmp_path) == tmp_path / "random-2.0.mar"

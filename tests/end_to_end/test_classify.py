@@ -283,9 +283,9 @@ def test_old_rows_are_not_taken_for_those_of_another_run(tmp_path: Path) -> None
 
 def test_an_invalid_option_stops_the_run(folder: Path, target: list[str], tmp_path: Path) -> None:
     output = tmp_path / "rows.csv"
-    done = run(folder, *target, "--output", output, "--tta", "many")
+    done = run(folder, *target, "--output", output, "--top-k", "1001")
     assert done.returncode == 2
-    assert "invalid_option: tta: " in done.stderr
+    assert "invalid_option: top_k: " in done.stderr
     assert output.read_bytes() == b""
 
 
