@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from scripts import lock
 from scripts.kept import check_file, read_json
@@ -21,11 +21,14 @@ class Record(TypedDict):
         sha256: the archive's SHA-256, in hex.
         ingredients: SHA-256 in hex over everything that the archive was made of.
         own: whether the user chose its weights, labels or the like.
+        made_of: the recipe, with the SHA-256 of each file; see `scripts.archive.rebuild.MadeOf`.
+            None of an archive of an earlier release.
     """
 
     sha256: str
     ingredients: str
     own: bool
+    made_of: dict[str, Any] | None
 
 
 def sha256_of(path: Path) -> str:
@@ -34,7 +37,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def record(archive: Path, ingredients: str, own: bool = False, built: Path | None = None) -> None:
+def record(
+    archive: Path,
+    ingredients: str,
+    own: bool = False,
+    built: Path | None = None,
+    made_of: dict[str, Any] | None = None,
+) -> None:
     """Write an archive's record beside it, in `NAME.json`, and move the archive into its place.
 
     Args:
@@ -43,8 +52,10 @@ def record(archive: Path, ingredients: str, own: bool = False, built: Path | Non
         own: whether the user chose its weights, labels or the like.
         built: where the archive is now. It is moved after its record is written, so that an archive
             is never without one. None if it is in its place already.
+        made_of: see `Record`.
     """
-    kept = Record(sha256=sha256_of(built or archive), ingredients=ingredients, own=own)
+    digest = sha256_of(built or archive)
+    kept = Record(sha256=digest, ingredients=ingredients, own=own, made_of=made_of)
     moved = archive.with_suffix(".mar.part")
     if built:
         check_file(moved)
@@ -57,7 +68,7 @@ def record(archive: Path, ingredients: str, own: bool = False, built: Path | Non
 def write_record(archive: Path, kept: Record) -> None:
     """Write an archive's record in one atomic step."""
     with lock.whole(archive.with_suffix(".json")) as file:
-        file.write(json.dumps(kept).encode())
+        file.write(json.dumps(kept, indent=1, ensure_ascii=False).encode())
 
 
 def is_recorded(archive: Path, ingredients: str) -> bool:
@@ -123,6 +134,7 @@ def read_record(archive: Path) -> Record | None:
             sha256=str(found["sha256"]),
             ingredients=str(found["ingredients"]),
             own=bool(found.get("own", False)),
+            made_of=found.get("made_of"),
         )
     except FileNotFoundError:
         return None

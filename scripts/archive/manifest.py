@@ -4,6 +4,7 @@ import json
 import zipfile
 import zlib
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from scripts.archive.hashes import read_record, sha256_of
 from visionserve.config import ModelConfig
 
 MANIFEST = "MAR-INF/MANIFEST.json"
+CREATED = "%d/%m/%Y %H:%M:%S"
 # What zipfile, json and yaml raise for files that are not, or not wholly, what they should be.
 FAULTS = (
     *(OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),
@@ -69,6 +71,20 @@ def read_name(path: Path) -> tuple[str, str]:
             return model["modelName"], str(model["modelVersion"])
     except FAULTS as error:
         raise ArchiveError(f"{path}: is no model archive ({_line(error)}).") from None
+
+
+def read_age(path: Path) -> timedelta | None:
+    """Read how long ago an archive's model was built; None if the archive does not tell.
+
+    The archiver writes the time of its own clock, without a zone, so that an archive from elsewhere
+    may be hours off.
+    """
+    try:
+        with _opened(path) as archive:
+            built = json.loads(archive.read(MANIFEST))["createdOn"]
+        return max(datetime.now() - datetime.strptime(built, CREATED), timedelta())
+    except FAULTS:
+        return None
 
 
 def read_config(path: Path) -> ModelConfig:

@@ -1,22 +1,27 @@
 """Define what an archive is made of, and build it."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any, Self
+
+from pydantic import TypeAdapter
 
 from scripts import class_folders, environment, lock, paths, photos
-from scripts.archive import expected, imagenet, temperatures, trained
+from scripts.archive import expected, handler, imagenet, temperatures, trained
 from scripts.archive.categories import read_labels, read_map
 from scripts.archive.declared import Declared, assumed, resolve_preprocessing
 from scripts.archive.hashes import HashError, is_recorded, read_record, record, sha256_of
 from scripts.archive.manifest import ArchiveError, read_name
+from scripts.archive.temperatures import Fitted, with_fitted
 from scripts.archive.weights import (
     ClassCountError,
     WeightsError,
@@ -32,7 +37,6 @@ from visionserve.processor import overflows
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 FIRST = "1.0"
 ENOUGH = 50
-LEFT_OUT = ("*.egg-info", "__pycache__", "README.md")
 # A change to this code changes the archive, so its fingerprint includes these files.
 MAKERS = (
     *("archive/checkpoint.py", "archive/fitting.py", "archive/convert.py", "archive/declared.py"),
@@ -110,13 +114,32 @@ class Recipe:
         """Return the paths of the photographs to calibrate with."""
         return photos.folder(self.calibration) if self.calibration else photos.packaged()
 
+    def files(self) -> dict[str, Path]:
+        """Return the files and folders that the recipe names, by what they are."""
+        named = {one.name: getattr(self, one.name) for one in fields(self)}
+        named["preset"] = self.declared.file
+        return {what: path for what, path in named.items() if isinstance(path, Path)}
 
-def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = True) -> Path:
+    def at(self, moved: Callable[[Path], Path]) -> Self:
+        """Return the recipe with other paths of the same files and folders."""
+        changed: dict[str, Any] = {what: moved(path) for what, path in self.files().items()}
+        if "preset" in changed:
+            changed["declared"] = replace(self.declared, preset=str(changed.pop("preset")))
+        return replace(self, **changed)
+
+
+def build(
+    recipe: Recipe,
+    store: Path,
+    mirror: str | None = None,
+    again: bool = True,
+    carried: Fitted | None = None,
+) -> Path:
     """Build an archive, unless the store has one with the same ingredients.
 
     PyTorch is installed only if there is something to build. One build at a time writes to a store;
-    another one waits for it. The SHA-256 of the archive and of its
-    ingredients are recorded beside it, in `NAME.json`.
+    another one waits for it. The SHA-256 of the archive and of its ingredients, and the recipe, are
+    recorded beside it, in `NAME.json`.
 
     Args:
         recipe: what to build.
@@ -124,6 +147,7 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
         mirror: see `scripts.archive.weights.resolve`.
         again: whether to retry a download that failed within the last day, and to build an INT8
             archive anew that was built for other processors; `serve` does neither.
+        carried: what was fitted for the same weights after an earlier build of the archive.
 
     Returns:
         The archive's path.
@@ -144,9 +168,10 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
     config = ModelConfig.load(recipe.config)
     archive = store / recipe.archive
     figures = expected.read(recipe.expect) if recipe.expect else None
-    ingredients = fingerprint(recipe, config)
+    ingredients = with_fitted(fingerprint(recipe, config), carried)
     ranges = (None,) if again else (True, False)
-    if any(is_recorded(archive, fingerprint(recipe, config, half_range)) for half_range in ranges):
+    made = (with_fitted(fingerprint(recipe, config, half), carried) for half in ranges)
+    if any(is_recorded(archive, one) for one in made):
         return archive
     _keep(archive, recipe)
     if not (again or recipe.weights) and (reason := remembered(recipe.architecture, mirror)):
@@ -178,6 +203,7 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
             file=sys.stderr,
         )
 
+    kept = made_of(recipe, carried)
     store.mkdir(parents=True, exist_ok=True)
     with lock.alone(store), tempfile.TemporaryDirectory() as scratch:
         if is_recorded(archive, ingredients):
@@ -185,9 +211,7 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
         _keep(archive, recipe)
         print(f"{archive} is built, as {_reason(archive, ingredients)}.", file=sys.stderr)
         content = Path(scratch) / "content"
-        shutil.copytree(paths.HANDLER, content, ignore=shutil.ignore_patterns(*LEFT_OUT))
-        if config.handler.runtime == "openvino":
-            shutil.copy(paths.TORCH_STAND_IN, content / "torch.py")
+        handler.copy(config.handler.runtime, content)
         try:
             described = convert.convert(
                 recipe.architecture,
@@ -203,15 +227,16 @@ def build(recipe: Recipe, store: Path, mirror: str | None = None, again: bool = 
             source = recipe.labels or "ImageNet (give --labels FILE)"
             raise WeightsError(f"{error}, but {source} has {len(categories)} labels.") from None
         described = described.model_copy(update={"training": training, "names": names})
-        if fitted:
-            described = Metadata.model_validate(fitted.put_into(described.model_dump()))
+        for one in filter(None, (fitted, carried)):
+            described = Metadata.model_validate(one.put_into(described.model_dump()))
         if described.proof:
             print(f"{archive.name}: {proof.describe(described.proof)}.", file=sys.stderr)
         if described.comparison:
             print(f"{archive.name}: {expected.describe(described.comparison)}.", file=sys.stderr)
         (content / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
         built = _package(recipe, content, Path(scratch))
-        record(archive, ingredients, recipe.is_own, built)
+        own = recipe.is_own or carried is not None
+        record(archive, ingredients, own, built, kept)
     return archive
 
 
@@ -228,6 +253,27 @@ def _reason(archive: Path, ingredients: str) -> str:
     if kept["ingredients"] != ingredients:
         return "something that the one there was made of has changed since"
     return "the one there was changed since it was built"
+
+
+def made_of(recipe: Recipe, carried: Fitted | None = None) -> dict[str, Any]:
+    """Return what a record keeps of a recipe, as JSON: its values, and a hash of each file.
+
+    Paths in this project's folder start there, so that it may be moved.
+
+    Raises:
+        WeightsError, ValueError, OSError: as `hash_of`.
+    """
+    recipe = recipe.at(_portable)
+    return {
+        "recipe": TypeAdapter(Recipe).dump_python(recipe, mode="json"),
+        "files": {what: hash_of(what, paths.ROOT / path) for what, path in recipe.files().items()},
+        "fitted": carried and carried.model_dump(),
+    }
+
+
+def _portable(path: Path) -> Path:
+    path = path.absolute()
+    return path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path
 
 
 def _keep(archive: Path, recipe: Recipe) -> None:
@@ -304,38 +350,51 @@ def fingerprint(recipe: Recipe, config: ModelConfig, half_range: bool | None = N
             processor (`visionserve.processor.overflows`).
 
     Raises:
-        WeightsError: one of the user's own files is missing.
-        ValueError: a folder of labels holds no class folders.
+        WeightsError, ValueError, OSError: as `hash_of`.
     """
-    digest = hashlib.sha256()
-    pinned = environment.pinned("build")
-    which = ["averaged"] * recipe.averaged
-    for text in (recipe.name, recipe.architecture, recipe.version, *which, *pinned):
-        digest.update(text.encode() + b"\0")
-    digest.update(repr(recipe.declared).encode())
-    owned = {what: getattr(recipe, what) for what in ("weights", "labels", "label_map")}
-    owned |= {"temperatures": recipe.temperatures, "preset": recipe.declared.file}
-    for what, own in owned.items():
-        if own and what == "labels" and own.is_dir():
-            digest.update("\0".join(class_folders.names(own)).encode() + b"\0")
-            continue
-        if own and not own.is_file():
-            raise WeightsError(f"{own}: no such file of {what.replace('_', ' ')}.")
-        digest.update((sha256_of(own) if own else "").encode() + b"\0")
-    if training := trained.read(recipe.weights):
-        digest.update(training.model_dump_json().encode())
-    makers = (paths.SCRIPTS / name for name in MAKERS)
-    sources = [*paths.HANDLER.rglob("*"), *makers, imagenet.FILE, recipe.config]
-    if recipe.calibration and config.handler.precision == "int8":
-        sources += recipe.photographs()
-    if config.handler.precision == "int8" and (overflows() if half_range is None else half_range):
-        digest.update(b"half range\0")
-    if recipe.expect:
-        sources += [recipe.expect, *expected.read(recipe.expect).photographs]
-    for path in sorted(path for path in sources if path.is_file()):
-        if not any(part.match(pattern) for part in (path, path.parent) for pattern in LEFT_OUT):
-            digest.update(sha256_of(path).encode())
-    return digest.hexdigest()
+    half = overflows() if half_range is None else half_range
+    training = trained.read(recipe.weights)
+    today = handler.files(config.handler.runtime)
+    values = {
+        # Only what files hold counts, not where they are.
+        "recipe": TypeAdapter(Recipe).dump_python(recipe.at(lambda _: Path()), mode="json"),
+        "files": {what: hash_of(what, path) for what, path in recipe.files().items()},
+        "packages": environment.pinned("build"),
+        "training": training and training.model_dump(mode="json"),
+        "half range": config.handler.precision == "int8" and half,
+        "handler": {name: sha256_of(path) for name, path in today.items()},
+        "makers": [sha256_of(paths.SCRIPTS / name) for name in MAKERS],
+        "names": sha256_of(imagenet.FILE),
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def hash_of(what: str, path: Path) -> str:
+    """Return the SHA-256 in hex of a file of a recipe.
+
+    Of a folder of labels, the names of its class folders count, of another folder its photographs,
+    and of the owner's predictions also the photographs that they are of.
+
+    Args:
+        what: one of the names in `Recipe.files`.
+        path: the file or folder.
+
+    Raises:
+        WeightsError: there is no such file.
+        ValueError: a folder of labels holds no class folders, or the predictions are malformed.
+        OSError: a file cannot be read, or a folder of photographs holds none.
+    """
+    if what == "labels" and path.is_dir():
+        return hashlib.sha256("\0".join(class_folders.names(path)).encode()).hexdigest()
+    if what == "calibration":
+        files = photos.folder(path)
+    elif path.is_file():
+        files = [path, *(expected.read(path).photographs if what == "expect" else ())]
+    else:
+        raise WeightsError(f"{path}: no such file of {what.replace('_', ' ')}.")
+    hashes = [sha256_of(file) for file in files]
+    together = "".join(hashes).encode()
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(together).hexdigest()
 
 
 def _package(recipe: Recipe, content: Path, scratch: Path) -> Path:
@@ -343,13 +402,12 @@ def _package(recipe: Recipe, content: Path, scratch: Path) -> Path:
 
     The archiver uses `$TMPDIR/NAME` as its scratch folder, so it gets a new `TMPDIR`.
     """
-    handler = content / "visionserve_handler.py"
     config = scratch / "model-config.yaml"
     shutil.copy(recipe.config, config)
     command = [
         *(str(Path(sys.executable).with_name("torch-model-archiver")),),
         *("--model-name", recipe.name, "--version", recipe.version),
-        *("--handler", str(handler), "--extra-files", str(content)),
+        *("--handler", str(content / handler.ENTRY), "--extra-files", str(content)),
         *("--config-file", str(config), "--export-path", str(scratch)),
     ]
     subprocess.run(command, check=True, env={**os.environ, "TMPDIR": _folder(scratch / "tmp")})

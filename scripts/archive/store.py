@@ -88,6 +88,24 @@ def _keep(archive: Path, new: Path) -> None:
             )
 
 
+def find(name: str, store: Path) -> Path:
+    """Return the archive of a name, which may be gone where its record is there.
+
+    Where no file is called NAME, it is the only version NAME-VERSION of that model.
+
+    Raises:
+        ArchiveError: there is none, or several versions.
+    """
+    path = store / f"{name.removesuffix('.mar')}.mar"
+    if path.exists() or path.with_suffix(".json").exists():
+        return path
+    found = _only(path, _versions(path))
+    if found is None:
+        there = ", ".join(sorted(other.stem for other in store.glob("*.mar"))) or "none"
+        raise ArchiveError(f"{path} is not there; of archives there are: {there}.")
+    return found
+
+
 def _own(name: str, store: Path) -> Path | None:
     """Return the user's own archive of a name, if there is one.
 
@@ -97,11 +115,16 @@ def _own(name: str, store: Path) -> Path | None:
     path = store / f"{name}.mar"
     if path.exists():
         return path if _is_own(path) else None
-    versions = [
-        other
-        for other in sorted(store.glob(f"{glob.escape(name)}-*.mar"))
-        if _is_own(other) and read_name(other)[0] == name
-    ]
+    return _only(path, [other for other in _versions(path) if _is_own(other)])
+
+
+def _versions(path: Path) -> list[Path]:
+    """Return the archives NAME-VERSION of the model whose archive NAME is not there."""
+    others = sorted(path.parent.glob(f"{glob.escape(path.stem)}-*.mar"))
+    return [other for other in others if read_name(other)[0] == path.stem]
+
+
+def _only(path: Path, versions: Sequence[Path]) -> Path | None:
     if len(versions) > 1:
         several = ", ".join(other.stem for other in versions)
         raise ArchiveError(f"{path} is not there; name a version: {several}.")
@@ -116,6 +139,7 @@ def _is_own(archive: Path) -> bool:
 def _build(name: str, profile: str, store: Path, mirror: str | None) -> Path:
     """Build a model unless it is built; if its weights are unavailable, build `FALLBACK`.
 
+    An archive of other ingredients is taken as it is where its weights are unavailable by now.
     A failed download is tried again after a day, or when the user runs `visionserve build`.
     """
     config = paths.CONFIG / profile / "model-config.yaml"
@@ -125,4 +149,6 @@ def _build(name: str, profile: str, store: Path, mirror: str | None) -> Path:
         raise ArchiveError(f"{store}/{name}.mar is not there, and {error}") from None
     except WeightsUnavailableError as error:
         print(error, file=sys.stderr)
+        if (built := store / f"{name}.mar").exists():
+            return built
         return build(Recipe(FALLBACK, FALLBACK, "1.0", config), store, again=False)

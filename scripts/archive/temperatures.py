@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from scripts import lock
-from scripts.archive.hashes import HashError, Record, read_record, record, sha256_of
-from scripts.kept import check_file, read_file
+from scripts.archive.rewrite import check_recorded, rewrite
+from scripts.kept import read_file
 from visionserve import metadata
 from visionserve.config import TTA, Strict
 from visionserve.metadata import Temperature
@@ -61,24 +60,6 @@ def read(path: Path, architecture: str, weights_sha256: str) -> Fitted:
     return found
 
 
-def check_recorded(archive: Path) -> Record:
-    """Refuse to change an archive that is not known to be what was built.
-
-    Raises:
-        FileNotFoundError: there is no such archive.
-        HashError: the archive has no record, or differs from it.
-    """
-    if not archive.is_file():
-        raise FileNotFoundError(f"{archive}: no such archive.")
-    kept = read_record(archive)
-    if kept is None:
-        file = archive.with_suffix(".json")
-        raise HashError(f"{file} is missing: copy it from where {archive.name} was built.")
-    if kept["sha256"] != sha256_of(archive):
-        raise HashError(f"{archive}: changed since it was built; build it again.")
-    return kept
-
-
 def pack(archive: Path, fitted: Fitted) -> None:
     """Write an archive again with what was fitted, and its record with it.
 
@@ -91,17 +72,21 @@ def pack(archive: Path, fitted: Fitted) -> None:
     """
     with lock.alone(archive.parent):
         kept = check_recorded(archive)
-        part = archive.with_suffix(".mar.new")
-        check_file(part)
-        try:
-            with zipfile.ZipFile(archive) as old, zipfile.ZipFile(part, "w") as new:
-                for entry in old.infolist():
-                    content = old.read(entry)
-                    if entry.filename == metadata.FILE:
-                        content = json.dumps(fitted.put_into(json.loads(content))).encode()
-                    new.writestr(entry, content, entry.compress_type)
-            shutil.copymode(archive, part)
-            made_of = f"{kept['ingredients']} {fitted.model_dump_json()}"
-            record(archive, hashlib.sha256(made_of.encode()).hexdigest(), own=True, built=part)
-        finally:
-            part.unlink(missing_ok=True)
+        with zipfile.ZipFile(archive) as old:
+            described = fitted.put_into(json.loads(old.read(metadata.FILE)))
+        # With what was fitted before, in other modes.
+        together = {name: described[name] for name in Fitted.model_fields if name in described}
+        fitted = Fitted.model_validate(fitted.model_dump() | together)
+        rewrite(
+            archive,
+            {metadata.FILE: json.dumps(described).encode()},
+            with_fitted(kept["ingredients"], fitted),
+            kept["made_of"] and kept["made_of"] | {"fitted": fitted.model_dump()},
+        )
+
+
+def with_fitted(ingredients: str, fitted: Fitted | None) -> str:
+    """Return the SHA-256 in hex over an archive's ingredients and what was packed after them."""
+    if fitted is None:
+        return ingredients
+    return hashlib.sha256(f"{ingredients} {fitted.model_dump_json()}".encode()).hexdigest()

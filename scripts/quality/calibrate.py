@@ -15,7 +15,8 @@ from tqdm import tqdm
 from scripts import lock, paths, photos
 from scripts.archive import convert
 from scripts.archive.recipe import Recipe, check_architecture, read_categories
-from scripts.archive.temperatures import Fitted, check_recorded, pack
+from scripts.archive.rewrite import check_recorded
+from scripts.archive.temperatures import Fitted, pack
 from scripts.archive.weights import resolve
 from scripts.quality.models import CANNOT, THREADS, Loaded, gather, opened
 from scripts.quality.statistics import EPSILON, Interval, log_loss, reliability

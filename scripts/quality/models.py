@@ -1,7 +1,6 @@
 """Models that are ready to classify photographs, without a server."""
 
 import argparse
-import filecmp
 import json
 import sys
 import tempfile
@@ -19,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from scripts import paths
-from scripts.archive import convert
+from scripts.archive import convert, handler
 from scripts.archive.hashes import HashError, admit
 from scripts.archive.manifest import FAULTS, MANIFEST, ArchiveError
 from scripts.archive.proof import ProofError
@@ -223,24 +221,13 @@ def opened(archive: Path) -> Iterator[Archived]:
         except FAULTS as error:
             reason = " ".join(str(error).split())
             raise ArchiveError(f"{archive}: is no archive of this project ({reason}).") from None
-        if _differs(directory / "visionserve", paths.HANDLER / "visionserve"):
+        if any(name.endswith(".py") for name in handler.differing(Path(scratch) / archive.name)):
             print(
                 f"{archive.name} has another handler; it is measured with today's.", file=sys.stderr
             )
         gpu_id = 0 if config.deviceType == "gpu" else None
         runtime = runtimes.load(directory, metadata, config.handler, gpu_id, THREADS)
         yield Archived(runtime, metadata, config.handler, name, version, directory)
-
-
-def _differs(ours: Path, theirs: Path) -> bool:
-    """Tell whether two folders' Python files differ."""
-    names = [
-        sorted(str(path.relative_to(own)) for path in own.rglob("*.py")) for own in (ours, theirs)
-    ]
-    if names[0] != names[1]:
-        return True
-    _, *others = filecmp.cmpfiles(ours, theirs, names[0], shallow=False)
-    return any(others)
 
 
 def prepare(

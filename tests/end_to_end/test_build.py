@@ -1,13 +1,17 @@
 """Weights that are checked, and archives that hold one package."""
 
+import hashlib
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,10 +20,11 @@ import torch
 import yaml
 
 from scripts import paths
-from scripts.archive.hashes import HashError, read_record, record, sha256_of
+from scripts.archive.hashes import HashError, read_record, record, sha256_of, write_record
 from scripts.archive.manifest import ArchiveError
 from scripts.archive.recipe import Recipe, build, fingerprint
 from scripts.archive.store import adopt, choose
+from scripts.archive.temperatures import Fitted, pack
 from scripts.archive.weights import WeightsError, WeightsUnavailableError, resolve
 from scripts.server.torchserve import TorchServe
 from tests.helpers import RANDOM, REAL, SERVER_CONFIG
@@ -153,29 +158,180 @@ def test_official_weights_that_cannot_be_had_are_unavailable(
         resolve("resnet18")
 
 
-def test_a_checkpoint_with_class_folders_and_a_label_map(
-    tmp_path: Path, pytorch_config: Path
-) -> None:
-    """Of two sets of weights in a training program's file, the averaged one is packed."""
-    weights, names, folders = (tmp_path / name for name in ("tuned.ckpt", "map.json", "photos"))
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, pytorch_config: Path) -> tuple[Recipe, Path]:
+    """The averaged weights of a training program's file, built with class folders and a map."""
+    root = tmp_path_factory.mktemp("tuned")
+    weights, names, folders = (root / name for name in ("tuned.ckpt", "map.json", "photos"))
     last, averaged = (MODELS["resnet18"].build(2).state_dict() for _ in range(2))
     torch.save({"model": last, "model_ema": averaged, "args": Namespace(lr=0.1)}, weights)
     for label in ("valley", "alp"):
         (folders / label).mkdir(parents=True)
     names.write_text(json.dumps({"names": {"zh": {"alp": "高山雪景"}}}, ensure_ascii=False))
     wanted = recipe(pytorch_config, weights, labels=folders, label_map=names, averaged=True)
-    archive = build(wanted, tmp_path / "store")
+    return wanted, build(wanted, root / "store")
+
+
+def test_a_checkpoint_with_class_folders_and_a_label_map(
+    tuned: tuple[Recipe, Path], pytorch_config: Path
+) -> None:
+    """Of two sets of weights in a training program's file, the averaged one is packed."""
+    wanted, archive = tuned
+    assert wanted.weights and wanted.labels
+    averaged = torch.load(wanted.weights, weights_only=False)["model_ema"]
     with zipfile.ZipFile(archive) as content:
         metadata = Metadata.model_validate_json(content.read("metadata.json"))
         packed = torch.load(io.BytesIO(content.read("model.pt")), weights_only=True)
     assert all(torch.equal(tensor, averaged[name]) for name, tensor in packed.items())
     assert metadata.categories == ("alp", "valley")
     assert metadata.names == {"zh": ("高山雪景", "valley")}
-    assert metadata.weights_sha256 == sha256_of(weights)
+    assert metadata.weights_sha256 == sha256_of(wanted.weights)
     config = ModelConfig.load(pytorch_config)
     made = {fingerprint(one, config) for one in (wanted, replace(wanted, averaged=False))}
-    (folders / "gorge").mkdir()
-    assert len(made | {fingerprint(wanted, config)}) == 3
+    (wanted.labels / "gorge").mkdir()
+    made.add(fingerprint(wanted, config))
+    (wanted.labels / "gorge").rmdir()
+    assert len(made) == 3 and fingerprint(wanted, config) in made
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process."""
+
+    def run(command: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
+        code = import_module(f"scripts.{command}").main()
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def content_of(archive: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(archive) as packed:
+        return {name: packed.read(name) for name in packed.namelist()}
+
+
+def make_old(archive: Path, **others: bytes) -> dict[str, bytes]:
+    """Give an archive the handler of another release, or other files, and return what it holds."""
+    content = content_of(archive)
+    content["visionserve/page.py"] += b"# as it was"
+    content["visionserve/gone.py"] = b""
+    del content["visionserve/web/main.js"]
+    content |= others
+    with zipfile.ZipFile(archive, "w") as packed:
+        for name, data in content.items():
+            packed.writestr(name, data)
+    kept = read_record(archive)
+    assert kept
+    write_record(archive, kept | {"sha256": sha256_of(archive)})
+    return content
+
+
+def test_an_archive_gets_todays_handler_or_is_made_again(
+    tuned: tuple[Recipe, Path], tmp_path: Path, run: Run
+) -> None:
+    """Both keep what calibrate packed; repack works without PyTorch, and without the weights."""
+    wanted, built = tuned
+    assert wanted.weights and wanted.labels
+    store, weights, away = tmp_path / "store", wanted.weights, wanted.weights.with_name("away")
+    shutil.copytree(built.parent, store)
+    archive = store / built.name
+    for mode, value in (("none", 0.7), ("dense", 0.9)):
+        about = {"about": "", "weights_sha256": sha256_of(weights), "architecture": "resnet18"}
+        pack(archive, Fitted.model_validate(about | {"temperatures": {mode: value}}))
+    before = make_old(archive)
+    weights.rename(away)
+    command = "import sys; sys.modules['torch'] = None; from scripts import repack; repack.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "random", "--store", store],
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{archive}: 3 files of its handler are today's.\n"
+    after = content_of(archive)
+    today = (paths.HANDLER / "visionserve" / "page.py").read_bytes()
+    assert after.pop("visionserve/page.py") == today != before.pop("visionserve/page.py")
+    assert before.pop("visionserve/gone.py") == b"" and after.pop("visionserve/web/main.js")
+    assert after == before
+    kept = read_record(archive)
+    assert kept and kept["sha256"] == hashlib.sha256(archive.read_bytes()).hexdigest()
+    whole = archive.read_bytes()
+    said = (0, f"{archive}: is today's already.\n", "")
+    assert run("repack", "random", "--store", store) == said
+    assert archive.read_bytes() == whole
+
+    code, out, error = run("rebuild", "random", "--store", store, "--changed")
+    assert (code, out) == (1, "")
+    assert error == f"{archive} cannot be made again: {weights}: no such file of weights.\n"
+    away.rename(weights)
+    (wanted.labels / "alp").rename(wanted.labels / "peak")
+    assert wanted.label_map
+    names = wanted.label_map.read_text()
+    wanted.label_map.write_text("{}")
+    code, out, error = run("rebuild", "random", "--store", store)
+    assert (code, out) == (1, "")
+    assert error == (
+        f"{archive}: since it was built, labels {wanted.labels} changed, label map "
+        f"{wanted.label_map} changed. --changed builds it of what there is now.\n"
+    )
+    assert archive.read_bytes() == whole
+    (wanted.labels / "peak").rename(wanted.labels / "alp")
+    wanted.label_map.write_text(names)
+    archive.unlink()
+    code, out, error = run("rebuild", "random", "--store", store)
+    assert (code, out.startswith(f"{archive} (")) == (0, True), error
+    again = content_of(archive)
+    metadata = json.loads(again["metadata.json"])
+    assert metadata == json.loads(before["metadata.json"])
+    assert metadata["temperatures"] == {"none": 0.7, "dense": 0.9}
+    assert again["model.pt"] == before["model.pt"]
+    assert again.keys() == before.keys() | {"visionserve/page.py", "visionserve/web/main.js"}
+    whole = archive.read_bytes()
+    assert run("rebuild", "random", "--store", store)[0] == 0 and archive.read_bytes() == whole
+
+
+def test_what_cannot_be_repacked_or_made_again_is_told(
+    tuned: tuple[Recipe, Path], tmp_path: Path, run: Run
+) -> None:
+    _, built = tuned
+    archive = shutil.copytree(built.parent, tmp_path / "store") / built.name
+    described = json.loads(content_of(archive)["metadata.json"]) | {"later": 1}
+
+    def refusal(command: str, name: str = "random") -> str:
+        before = archive.read_bytes()
+        code, out, error = run(command, name, "--store", archive.parent)
+        assert (code, out) == (1, "") and archive.read_bytes() == before
+        (line,) = error.splitlines()
+        return line
+
+    for command in ("repack", "rebuild"):
+        line = refusal(command, "absent")
+        assert line == f"{archive.parent}/absent.mar is not there; of archives there are: random."
+    make_old(archive, **{"metadata.json": json.dumps(described).encode()})
+    line = refusal("repack")
+    assert "today's handler cannot read its metadata.json (later: " in line
+    assert line.endswith("make it again: visionserve rebuild random")
+    archive.write_bytes(archive.read_bytes() + b"x")
+    assert refusal("repack") == f"{archive}: changed since it was built; build it again."
+    told = f"{archive}: since it was built, the archive itself changed. --changed "
+    assert refusal("rebuild").startswith(told)
+    kept = read_record(archive)
+    assert kept
+    write_record(archive, kept | {"made_of": None})
+    assert "an earlier release wrote it, without a recipe. " in refusal("rebuild")
+    write_record(archive, kept | {"made_of": {"recipe": {"later": 1}}})
+    assert "holds no recipe of this release (recipe" in refusal("rebuild")
+    archive.with_suffix(".json").unlink()
+    for command in ("repack", "rebuild"):
+        line = (
+            f"{archive.with_suffix('.json')} is missing: copy it from where random.mar was built."
+        )
+        assert refusal(command) == line
 
 
 @pytest.mark.parametrize(
@@ -235,7 +391,7 @@ def test_a_second_build_does_nothing_and_a_changed_one_rebuilds(
         server.start(["random=random.mar"])
     snapshots = tmp_path / "state" / "logs" / "config"
     snapshots.mkdir(parents=True)
-    models = r'{"models"\:{"random"\:{"1.0"\:{"marName"\:"random.mar"}}}}'
+    models = r'{"models"\:{"random"\:{"1.0"\:{"marName"\:"random.mar","defaultVersion"\:true}}}}'
     (snapshots / "1-snapshot.cfg").write_text(f"model_snapshot={models}")
     with pytest.raises(HashError, match=r"random\.mar: changed"):
         server.restore()

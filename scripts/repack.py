@@ -1,0 +1,34 @@
+"""Put today's handler and page around the model of an archive, in seconds and without PyTorch."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from scripts import paths
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="visionserve repack", description=__doc__)
+    parser.add_argument("name", help="an archive of the store, without .mar")
+    parser.add_argument("--profile", default="local", choices=paths.profiles())
+    parser.add_argument("--store", type=Path, help="where it lies (model_store/PROFILE)")
+    args = parser.parse_args()
+    from scripts.archive.hashes import HashError
+    from scripts.archive.manifest import ArchiveError
+    from scripts.archive.repack import repack
+    from scripts.archive.store import find
+
+    try:
+        archive = find(args.name, args.store or paths.MODEL_STORE / args.profile)
+        replaced = repack(archive)
+    except (ArchiveError, HashError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    done = f"{len(replaced)} files of its handler are today's" if replaced else "is today's already"
+    print(f"{archive}: {done}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
