@@ -13,11 +13,12 @@ def main() -> int:
     """Run the command."""
     parser = Parser(prog="visionserve serve", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    start = commands.add_parser("start", help="build what is missing, start the server and ask it")
-    restore = commands.add_parser("restore", help="start it with the models that it had at its end")
+    start = commands.add_parser(
+        "start", aliases=["restore"], help="build what is missing, start the server and ask it"
+    )
     stop = commands.add_parser("stop", help="stop it")
     commands.add_parser("status", help="tell of each profile what runs, where and with what")
-    for command in (start, restore, stop):
+    for command in (start, stop):
         command.add_argument("--profile", default="local", choices=paths.profiles())
     models = start.add_mutually_exclusive_group()
     models.add_argument(
@@ -25,25 +26,25 @@ def main() -> int:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="models that can be built, and archives of the store without .mar (the last ones)",
+        help="models that can be built, and archives of the store without .mar (what was served "
+        "last: versions, defaults, workers)",
     )
     models.add_argument("--archive", type=Path, help="one that was built elsewhere")
     start.add_argument("--mirror", metavar="URL", help=MIRROR_HELP)
-    for command in (start, restore):
-        command.add_argument(
-            *("--set", "-s"),
-            action="append",
-            type=pair,
-            default=[],
-            metavar="KEY=VALUE",
-            help="a property in place of the profile's, for this start",
-        )
-        command.add_argument(
-            "--allow-unrecorded",
-            action="store_true",
-            default=None,
-            help="take archives that were not built here, in a profile other than local too",
-        )
+    start.add_argument(
+        *("--set", "-s"),
+        action="append",
+        type=pair,
+        default=[],
+        metavar="KEY=VALUE",
+        help="a property in place of the profile's, for this start",
+    )
+    start.add_argument(
+        "--allow-unrecorded",
+        action="store_true",
+        default=None,
+        help="take archives that were not built here, in a profile other than local too",
+    )
     args = parser.parse_args()
     from scripts.server import serve
 

@@ -11,6 +11,7 @@ import requests
 from scripts import lock, paths
 from scripts.archive.hashes import HashError
 from scripts.archive.manifest import ArchiveError
+from scripts.server import snapshots
 from scripts.server.client import Client
 from scripts.server.retire import retire
 from scripts.server.torchserve import NotRunningError, TorchServe
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 def _operate(args: argparse.Namespace, server: TorchServe) -> str:
     """Do what was asked, and return a description of the new state."""
     client = server.client
-    server.date_snapshots()
+    snapshots.date(server.state)
     match args.command:
         case "list":
             return "\n".join(listing(client)) or "No model is registered."

@@ -50,8 +50,7 @@ def retire(client: Client, store: Path, model: str, version: str | None = None) 
 def _placeholder(client: Client, store: Path, model: str, version: str) -> Iterator[None]:
     """Make a version without workers the default one for the block, and then remove it.
 
-    If the block fails, the earlier version is the default again. The archive stays in the store
-    afterwards, because TorchServe's snapshots from this time name it.
+    If the block fails, the earlier version is the default again.
     """
     archive = store / f"{model}-{PLACEHOLDER}.mar"
     entry = {"modelName": model, "modelVersion": PLACEHOLDER, "handler": PLACEHOLDER}

@@ -5,7 +5,8 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,18 @@ import requests
 import yaml
 
 from scripts import environment, lock, paths, photos
+from scripts.archive import handler
 from scripts.archive.hashes import HashError
-from scripts.archive.manifest import Archive, ArchiveError, read_config
-from scripts.archive.recipe import NAME
-from scripts.archive.store import adopt, choose
+from scripts.archive.manifest import ArchiveError, read_age, read_config
+from scripts.archive.store import adopt
 from scripts.archive.weights import WeightsError
 from scripts.environment import InstallError
-from scripts.kept import check_file, read_file, read_json
+from scripts.kept import check_file, read_json
 from scripts.server.client import Client
 from scripts.server.manage import listing
+from scripts.server.plan import Plan, of_names, of_record
+from scripts.server.snapshots import Entry, Models, each
 from scripts.server.torchserve import NotRunningError, StartError, TorchServe
-
-DEFAULT = "resnet18"
 
 
 def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
@@ -35,11 +36,12 @@ def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
     Args:
         server: the server, running or not.
         names: models that can be built, and archives in the store, named without `.mar`. If
-            empty, the profile's last models are served again.
+            empty, all that the profile served last is served again: versions, defaults, workers.
         mirror: see `scripts.archive.weights.resolve`.
 
     Raises:
-        ArchiveError: a name is neither a model that can be built nor an archive.
+        ArchiveError: a name is neither a model that can be built nor an archive, or none is left
+            of what was served last.
         WeightsError: a model's weights are corrupt.
         InstallError: pip could not install a package that is needed to build or serve.
         StartError: the server did not become ready.
@@ -47,61 +49,63 @@ def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
     """
     server.check_path()
     server.check_ports()
-    last = server.state / "models.txt"
-    for file in (last, server.state / "server.json", server.state / "config.properties"):
+    for file in (server.state / "server.json", server.state / "config.properties"):
         check_file(file)
-    asked = list(names) or last_models(last)
-    archives = choose(asked, server.profile, server.store, mirror)
-    if not server.runs(archives):
+    plan = of_names(names, server, mirror) if names else of_record(server, mirror)
+    if not server.runs(plan.models, plan.hashes):
         # The profiles share their ports: two that start at once would take some from each other.
         with lock.alone(paths.STATE):
             server.check_ports()
             server.stop()
-            launch(server, archives)
-    last.touch(mode=0o600)
-    last.write_text(" ".join(asked))
-    announce(server, [archive.model for archive in archives])
+            launch(server, plan)
+    announce(server, plan.models)
 
 
-def last_models(file: Path) -> list[str]:
-    """Return the models in a file of `start`; the default one if there is none."""
-    try:
-        names = read_file(file).decode().split()
-    except FileNotFoundError:
-        return [DEFAULT]
-    except (OSError, UnicodeDecodeError):
-        names = []
-    if names and all(map(NAME.fullmatch, names)):
-        return names
-    print(f"{file}: holds no names of models; serving {DEFAULT}.", file=sys.stderr)
-    return [DEFAULT]
+def launch(server: TorchServe, plan: Plan) -> None:
+    """Start the server; install PyTorch first if an archive needs it.
 
-
-def launch(server: TorchServe, archives: Sequence[Archive]) -> None:
-    """Start the server; install PyTorch first if an archive needs it."""
-    for archive in archives:
+    Raises:
+        StartError: it did not become ready; of what was served last, it says how to serve another.
+    """
+    for archive in plan.archives:
         if read_config(server.store / archive.file).handler.runtime == "pytorch":
             environment.require("pytorch", f"{archive.file} runs on PyTorch")
-    server.start([f"{archive.model}={archive.file}" for archive in archives])
+    if not plan.recorded:
+        files = [f"{model}={entry['marName']}" for model, _, entry in each(plan.models)]
+        server.start(files, plan.asked)
+        return
+    try:
+        server.restore(plan.models, plan.asked)
+    except StartError as error:
+        raise StartError(f"{error}\nThis was served last; MODELS names others.") from None
 
 
-def announce(server: TorchServe, models: Sequence[str]) -> None:
-    """Print the server's address, how to send it requests, and an answer of each model.
+def announce(server: TorchServe, models: Models) -> None:
+    """Print the address, what is served, how to send requests, and an answer of each model.
+
+    A model without workers is not asked.
 
     Raises:
         StartError: a model gives no answer; nothing is printed.
     """
     client = server.client
-    answers = {model: ask(client, model) for model in models}
-    url = f"{client.inference}/predictions/{models[0]}"
+    asked = [
+        model
+        for model, _, entry in each(models)
+        if entry["defaultVersion"] and entry.get("minWorkers", 1)
+    ]
+    answers = {model: ask(client, model) for model in asked}
+    url = f"{client.inference}/predictions/{next(iter(models))}"
     print(f"TorchServe answers at {client.inference}, profile {server.profile}.")
+    for model, version, entry in each(models):
+        print(f"  {_described(server, model, version, entry)}")
     if server.needs_token:
         keys = shlex.quote(str(_short(server.state / "key_file.json")))
         code = "import json, sys; print(json.load(open(sys.argv[1]))['inference']['key'])"
         proxy = ".venv/bin/visionserve proxy start --upstream"
         print(f'  token: TOKEN=$(.venv/bin/python -c "{code}" {keys})')
         print(f'  ask:   curl -H "Authorization: Bearer $TOKEN" -T image.jpg {url}')
-        print(f"  page:  {proxy} {client.inference} {keys} --model {models[0]}")
+        print(f"  page:  {proxy} {client.inference} {keys} --model {next(iter(models))}")
     else:
         print(f"  ask:   curl -T image.jpg {url}")
         print(f"  page:  {url}")
@@ -114,6 +118,27 @@ def announce(server: TorchServe, models: Sequence[str]) -> None:
         show(answer, model)
 
 
+def _described(server: TorchServe, model: str, version: str, entry: Entry) -> str:
+    """Return a version's line: whether it is the default, its age, and what an old one needs."""
+    archive = server.admitted / entry["marName"]
+    line = f"{model} {version}{' (default)' * entry['defaultVersion']}"
+    if (age := read_age(archive)) is not None:
+        line += f", built {_since(age)}"
+    if handler.differing(archive):
+        profile = "" if server.profile == "local" else f" --profile {server.profile}"
+        line += f", by an older handler: .venv/bin/visionserve repack {archive.stem}{profile}"
+    return line
+
+
+def _since(age: timedelta) -> str:
+    """Return an age in words, in its largest unit."""
+    seconds = int(age.total_seconds())
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if count := seconds // length:
+            return f"{count} {unit}{'s' * (count > 1)} ago"
+    return "just now"
+
+
 def lacks_cuda(profile: str) -> bool:
     """Tell whether a profile needs a GPU and TorchServe finds none.
 
@@ -121,30 +146,6 @@ def lacks_cuda(profile: str) -> bool:
     """
     config = yaml.safe_load((paths.CONFIG / profile / "model-config.yaml").read_text())
     return config.get("deviceType") == "gpu" and shutil.which("nvidia-smi") is None
-
-
-def restore(server: TorchServe, properties: Iterable[str] = ()) -> None:
-    """Start the server with the models, versions and workers that it had when it ended.
-
-    A server that already runs and is ready goes on as it is.
-
-    Args:
-        server: the server, running or not.
-        properties: the names of those that it must have; a server with others is started anew.
-
-    Raises:
-        FileNotFoundError: the server never ran.
-        StartError: the server did not become ready.
-    """
-    ran = server.is_ready(properties)
-    if not ran:
-        with lock.alone(paths.STATE):
-            server.check_ports()
-            server.stop()
-            server.restore()
-    how = "runs already" if ran else "is ready"
-    print(f"TorchServe {how} at {server.client.inference}, profile {server.profile}:")
-    print("\n".join(listing(server.client)))
 
 
 def stop(server: TorchServe) -> None:
@@ -248,14 +249,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _change(args: argparse.Namespace) -> None:
-    """Start, restore or stop the profile's server."""
+    """Start or stop the profile's server."""
     if args.command == "stop":
         stop(_server(args))
         return
     server = _server(args, dict(args.set), args.allow_unrecorded)
-    if args.command == "restore":
-        restore(server, dict(args.set))
-        return
     if args.archive:
         args.models = [adopt(args.archive, server.store, bool(args.allow_unrecorded))]
     start(server, args.models, args.mirror)

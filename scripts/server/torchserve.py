@@ -1,7 +1,6 @@
 """Configure, start, check and stop one TorchServe."""
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -16,20 +15,21 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import psutil
+from pydantic import Field
 
 from scripts import paths
 from scripts.archive.hashes import admit
-from scripts.archive.manifest import Archive
+from scripts.archive.manifest import Archive, ArchiveError, read_config
 from scripts.kept import read_file
-from scripts.server import java, processes
+from scripts.server import java, processes, snapshots
 from scripts.server.client import Client
 from scripts.server.private import make_private
 from scripts.server.properties import check_properties, read_properties, write_properties
+from scripts.server.snapshots import Models, each
 from visionserve.config import Strict
 
 START_TIMEOUT = 120
 STOP_TIMEOUT = 60
-MAR_NAME = re.compile(r'"marName"\\?:\s*"([^"]+)"')
 # A Unix socket's path has at most 107 bytes; TorchServe's longest is `TEMP/.ts.sock.65535`.
 LONGEST_TEMP = 107 - len("/.ts.sock.65535")
 ADDRESSES = ("inference_address", "management_address", "metrics_address")
@@ -61,12 +61,14 @@ class Started(Strict):
         store: the folder that its archives were copied from.
         archives: the SHA-256 of each archive in hex, by file name, in the order given.
         unrecorded: whether the server accepts archives without a record of how they were built.
+        asked: the name that was asked for, by the file name of an archive that took its place.
     """
 
     profile: str
     store: str
     archives: dict[str, str]
     unrecorded: bool
+    asked: dict[str, str] = Field(default_factory=dict)
 
     @classmethod
     def read(cls, state: Path) -> "Started":
@@ -173,39 +175,43 @@ class TorchServe:
         """Whether the server's APIs ask for tokens."""
         return self.properties.get("disable_token_authorization") != "true"
 
-    def runs(self, archives: Sequence[Archive]) -> bool:
-        """Tell whether the server runs with its properties and serves exactly these archives."""
+    def runs(self, models: Models, archives: Mapping[str, str]) -> bool:
+        """Tell whether the server runs with its properties and serves exactly these versions.
+
+        Args:
+            models: the versions, of which only the archives and defaults count.
+            archives: the SHA-256 of each archive in hex, by file name.
+        """
         try:
             kept = Started.read(self.state)
             properties = read_properties(self.state / "config.properties")
         except (OSError, ValueError, TypeError):
             return False
-        wanted = {archive.file: archive.sha256 for archive in archives}
-        if (kept.archives, properties) != (wanted, self.properties) or self.process is None:
+        properties.pop(snapshots.PROPERTY, None)
+        same = all(kept.archives.get(file) == digest for file, digest in archives.items())
+        if not same or properties != self.properties or self.process is None:
             return False
         try:
-            versions = [self.client.describe(archive.model)[0] for archive in archives]
+            served = [self.client.describe(model, version)[0] for model, version, _ in each(models)]
         except (OSError, KeyError, ValueError):
             return False
-        return all(
-            any(worker["status"] == "READY" for worker in version["workers"])
-            for version in versions
+        recorded = snapshots.last(self.state)
+        return (
+            recorded is not None
+            and snapshots.shape(recorded) == snapshots.shape(models)
+            and all(
+                not entry["minWorkers"]
+                or any(worker["status"] == "READY" for worker in entry["workers"])
+                for entry in served
+            )
         )
 
-    def is_ready(self, properties: Iterable[str] = ()) -> bool:
-        """Tell whether the server runs with its properties of these names, and is ready."""
-        try:
-            kept = read_properties(self.state / "config.properties")
-            same = all(kept.get(name) == self.properties[name] for name in properties)
-            return same and self.process is not None and self.client.ready()
-        except (OSError, ValueError):
-            return False
-
-    def start(self, archives: Sequence[str]) -> None:
+    def start(self, archives: Sequence[str], asked: Mapping[str, str] | None = None) -> None:
         """Start the server with archives of its store, and wait until it is ready.
 
         Args:
             archives: each archive as `FILE` or `NAME=FILE`.
+            asked: see `Started`.
 
         Raises:
             StartError: the server ended, a worker could not load its archive, or the server was
@@ -214,49 +220,62 @@ class TorchServe:
             ForeignFileError: the state folder holds another user's file or a symbolic link.
         """
         self._prepare()
-        shutil.rmtree(self.admitted, ignore_errors=True)
-        self.admitted.mkdir(mode=0o700)
-        files = [archive.rpartition("=")[2] for archive in archives]
-        self._launch(
-            {file: self.admit(file) for file in files}, self.properties, "--models", *archives
-        )
+        admitted = self._admit_all(archive.rpartition("=")[2] for archive in archives)
+        kept = self._started(admitted, asked or {})
+        self._launch(kept, len(admitted), self.properties, "--models", *archives)
 
-    def restore(self) -> None:
-        """Start the server with the models, versions and workers that it had when it ended.
+    def restore(self, models: Models | None = None, asked: Mapping[str, str] | None = None) -> None:
+        """Start the server with the models, versions, defaults and workers that it had at its end.
 
-        TorchServe writes a snapshot into `logs/config` at each change, so that there is one even
-        after `kill -9`.
+        The archives are those of the store now. Where one was built again since, the numbers of its
+        `model-config.yaml` count, except those that were set by hand, as a number of workers.
+
+        Args:
+            models: what to serve, with TorchServe's entries; None for what the snapshots say.
+            asked: see `Started`; None for those of the last start.
 
         Raises:
             FileNotFoundError: TorchServe never wrote a snapshot.
             StartError, HashError, ForeignFileError: for the same reasons as in `start`.
+            ArchiveError: a file is no archive.
         """
         self._prepare()
-        for file in reversed(self._snapshots()):
-            if snapshot := _snapshot(file):
-                for name in MAR_NAME.findall(snapshot):
-                    if not (self.admitted / name).exists():
-                        self.admit(name)
-                self._launch({}, self.properties | {"model_snapshot": snapshot})
-                return
-        raise FileNotFoundError(f"{self.state}/logs/config holds no snapshot.")
+        if models is None and (models := snapshots.last(self.state)) is None:
+            raise FileNotFoundError(f"{self.state}/logs/config holds no snapshot.")
+        if asked is None:
+            with suppress(OSError, StateError):
+                asked = Started.read(self.state).asked
+        names = list(dict.fromkeys(entry["marName"] for _, _, entry in each(models)))
+        configs = {}
+        for name in names:
+            with suppress(ArchiveError):
+                configs[name] = read_config(self.admitted / name)
+        admitted = self._admit_all(names)
+        for _, _, entry in each(models):
+            if old := configs.get(entry["marName"]):
+                snapshots.follow(entry, old, read_config(self.admitted / entry["marName"]))
+        wanted = self.properties | {snapshots.PROPERTY: snapshots.text(models)}
+        kept = self._started(admitted, asked or {})
+        self._launch(kept, len(list(each(models))), wanted)
 
-    def date_snapshots(self) -> None:
-        """Have the snapshots that there are count as older than those that follow.
+    def _admit_all(self, files: Iterable[str]) -> dict[str, str]:
+        """Take the store's archives in place of those there were, and return each one's SHA-256."""
+        shutil.rmtree(self.admitted, ignore_errors=True)
+        self.admitted.mkdir(mode=0o700)
+        return {file: self.admit(file) for file in files}
 
-        TorchServe names a snapshot by the local time, and the file system dates it by the clock.
-        If the clock is set back, later snapshots look older. So each start, and each change by
-        `visionserve manage`, first dates those that there are before 1970, in their order.
-        """
-        files = self._snapshots()
-        for rank, file in enumerate(files, start=-len(files)):
-            with suppress(FileNotFoundError):
-                os.utime(file, (rank, rank), follow_symlinks=False)
+    def _started(self, archives: dict[str, str], asked: Mapping[str, str]) -> Started:
+        kept = {file: name for file, name in asked.items() if file in archives}
+        return Started(
+            profile=self.profile,
+            store=str(self.store),
+            archives=archives,
+            unrecorded=self._unrecorded,
+            asked=kept,
+        )
 
-    def _snapshots(self) -> list[Path]:
-        """Return TorchServe's snapshots, the oldest one first."""
-        files = (self.state / "logs" / "config").glob("*.cfg")
-        return sorted(files, key=lambda file: (file.lstat().st_mtime_ns, file.name))
+    def _keep(self, started: Started) -> None:
+        (self.state / "server.json").write_text(started.model_dump_json())
 
     def admit(self, file: str) -> str:
         """Copy an archive from the store to the folder that the server loads from, and check it.
@@ -288,12 +307,15 @@ class TorchServe:
             ArchiveError: the file is no model archive.
             requests.RequestException: the server refuses the archive or cannot be reached.
         """
-        self.admit(file)
+        digest = self.admit(file)
         archive = Archive.read(self.admitted / file)
         client = self.client
         client.register(file)
         if workers is not None:
             client.scale(archive.model, workers, workers, archive.version)
+        started = Started.read(self.state)
+        archives = started.archives | {file: digest}
+        self._keep(started.model_copy(update={"archives": archives}))
         return archive
 
     def stop(self) -> bool:
@@ -367,18 +389,20 @@ class TorchServe:
         shutil.rmtree(self.temp, ignore_errors=True)
         self.temp.mkdir(mode=0o700)
 
-    def _launch(self, archives: dict[str, str], wanted: Mapping[str, str], *arguments: str) -> None:
+    def _launch(
+        self, started: Started, versions: int, wanted: Mapping[str, str], *arguments: str
+    ) -> None:
+        """Start the server, and wait until it serves so many versions.
+
+        Raises:
+            StartError: it does not. No snapshot tells of this start.
+        """
         properties = self.state / "config.properties"
         write_properties(properties, wanted)
-        kept = Started(
-            profile=self.profile,
-            store=str(self.store),
-            archives=archives,
-            unrecorded=self._unrecorded,
-        )
-        (self.state / "server.json").write_text(kept.model_dump_json())
+        self._keep(started)
         (self.state / "key_file.json").unlink(missing_ok=True)
-        self.date_snapshots()
+        snapshots.date(self.state)
+        before = snapshots.files(self.state)
         earlier = {log: log.stat().st_size for log in (self.state / "logs").glob("*_log.log")}
         with (self.state / "console.log").open("w") as console:
             make_private(self.state)
@@ -387,7 +411,12 @@ class TorchServe:
                 *("--model-store", str(self.admitted), *arguments),
                 output=console.fileno(),
             )
-        self._wait(earlier, len(archives) or 1)
+        try:
+            self._wait(earlier, versions)
+        except StartError:
+            for file in {*snapshots.files(self.state)}.difference(before):
+                file.unlink()
+            raise
 
     def _run(self, *arguments: str, output: int) -> None:
         """Run the `torchserve` command, with files that only this user can read.
@@ -511,19 +540,6 @@ def _temp(state: Path) -> Path:
         return temp
     short = hashlib.sha256(os.fsencode(state)).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"torchserve-{os.geteuid()}-{short}"
-
-
-def _snapshot(file: Path) -> str | None:
-    """Return the models of a snapshot, as TorchServe wants them back; None if it is damaged.
-
-    TorchServe writes empty snapshots when the disk is full.
-    """
-    try:
-        snapshot = read_properties(file)["model_snapshot"]
-        models = json.loads(snapshot)
-        return snapshot if isinstance(models, dict) else None
-    except (OSError, ValueError, KeyError, RecursionError):
-        return None
 
 
 def _not_running(state: Path) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -13,10 +14,9 @@ import pytest
 import torch
 
 from scripts import paths, photos
-from scripts.archive.manifest import Archive
 from scripts.archive.weights import remembered
+from scripts.server.plan import DEFAULT, of_names, of_record
 from scripts.server.ports import free_port, free_ports
-from scripts.server.serve import DEFAULT, last_models
 from scripts.server.torchserve import TorchServe
 from tests.helpers import RANDOM, REAL
 
@@ -111,8 +111,8 @@ def test_the_state_of_a_server_that_runs(
     monkeypatch.setattr(paths, "STATE", tmp_path)
     file = server.state / name
     image = photos.greeting()
-    archives = [Archive.read(server.store / f"{model}.mar") for model in (REAL, RANDOM)]
-    assert server.runs(archives)
+    plan = of_names([REAL, RANDOM], server, None)
+    assert server.runs(plan.models, plan.hashes)
     for damage in OF_STATE:
         with damaged(file, damage):
             code, out, error = run("manage", "--state", server.state, "list")
@@ -122,7 +122,7 @@ def test_the_state_of_a_server_that_runs(
             assert name in error, (damage, error)
             if damage not in (nuls, folder):
                 continue  # A key is waited for a second, each time.
-            assert not server.runs(archives), "so that a start starts it anew"
+            assert not server.runs(plan.models, plan.hashes), "so that a start starts it anew"
             code, out, error = run("serve", "status")
             (line,) = (line for line in out.splitlines() if "server:" in line)
             assert code == 0 and "stopped" not in line, (damage, out)
@@ -140,14 +140,27 @@ def test_what_is_only_remembered_is_forgotten(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The models of the last start, and that a download failed."""
-    models = tmp_path / "models.txt"
-    assert last_models(models) == [DEFAULT]
-    models.write_text("mountains resnet18")
-    assert last_models(models) == ["mountains", "resnet18"]
-    damage(models)
-    assert last_models(models) == [DEFAULT] or damage in (cut, other_version, other_kind)
-    assert all(name.isascii() and "\0" not in name for name in last_models(models))
+    """What was served last, of which an older snapshot tells, and that a download failed."""
+    server = TorchServe("local", tmp_path, tmp_path)
+    for name in (REAL, DEFAULT):
+        manifest = {"model": {"modelName": name, "modelVersion": "1.0"}}
+        with zipfile.ZipFile(tmp_path / f"{name}.mar", "w") as archive:
+            archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+    snapshots = tmp_path / "logs" / "config"
+    snapshots.mkdir(parents=True)
+    entry = {"marName": f"{REAL}.mar", "defaultVersion": True, "minWorkers": 2}
+    models = {REAL: {"1.0": entry}}
+    for number in (1, 2):
+        file = snapshots / f"{number}-snapshot.cfg"
+        file.write_text(f"#\nmodel_snapshot={json.dumps({'models': models})}\n")
+    damage(file)
+    plan = of_record(server, None)
+    assert (plan.models, plan.recorded, capsys.readouterr().err) == (models, True, "")
+    (snapshots / "1-snapshot.cfg").unlink()
+    plan = of_record(server, None)
+    assert (list(plan.models), plan.recorded) == ([DEFAULT], False)
+    told = f"{snapshots}: no snapshot can be read; serving {DEFAULT}.\n"
+    assert capsys.readouterr().err == told
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     memory = tmp_path / "hub" / "checkpoints" / f"{DEFAULT}.unavailable.json"
     memory.parent.mkdir(parents=True)
@@ -205,25 +218,6 @@ def test_a_configuration(
                 code, _, error = run("build", REAL, "--profile", "server")
             assert code == 1 and len(error.splitlines()) == 1, (damage, error)
             assert name in error, (damage, error)
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_snapshot(
-    damage: Callable[[Path], None], run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(paths, "STATE", tmp_path)
-    snapshots = tmp_path / "local" / "logs" / "config"
-    snapshots.mkdir(parents=True)
-    snapshot = snapshots / "20261129200000000-startup.cfg"
-    models = {"models": {REAL: {"1.0": {"marName": f"{REAL}.mar"}}}}
-    snapshot.write_text(f"#\nnumber_of_gpu=0\nmodel_snapshot={json.dumps(models)}\n")
-    damage(snapshot)
-    ports = [part for pair in free_ports().items() for part in ("--set", "=".join(pair))]
-    code, _, error = run("serve", "restore", *ports)
-    if damage is unreadable:
-        assert (code, error.count("\n"), snapshot.name in error) == (1, 1, True), error
-    else:
-        assert (code, error) == (1, f"{snapshots} holds no snapshot.\n")
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet"])

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -123,6 +124,9 @@ def test_a_second_start_waits_and_finds_the_server_running(
     def serve(*arguments: object) -> subprocess.Popen[str]:
         return visionserve("serve", *arguments, root=clone)
 
+    def plain(out: str) -> str:
+        return re.sub(", built .*", "", out)
+
     def start(profile: str) -> subprocess.Popen[str]:
         return serve("start", "--profile", profile, "--archive", int8_archive, *overrides)
 
@@ -139,7 +143,8 @@ def test_a_second_start_waits_and_finds_the_server_running(
                     process.communicate(timeout=TIMEOUT) for process in (first, second, other)
                 )
         assert (first.returncode, second.returncode, other.returncode) == (0, 0, 1), (error, waited)
-        assert "Egyptian cat" in out and more == out
+        # The archive may have become a minute older in between.
+        assert "Egyptian cat" in out and plain(more) == plain(out)
         assert error == ""
         (line,) = waited.splitlines()
         assert f"waiting for the end of process {first.pid} (-m scripts serve start" in line
@@ -148,9 +153,8 @@ def test_a_second_start_waits_and_finds_the_server_running(
         assert none == ""
         assert requests.get(f"{ports['inference_address']}/ping", timeout=TIMEOUT).ok
         pid = TorchServe("local", clone / ".torchserve" / "local", store).pid
-        for given in ([], overrides):
-            told, _ = serve("restore", *given).communicate(timeout=TIMEOUT)
-            assert told.startswith(f"TorchServe runs already at {ports['inference_address']}, ")
+        told, _ = serve("start", *overrides).communicate(timeout=TIMEOUT)
+        assert plain(told) == plain(out)
         assert TorchServe("local", clone / ".torchserve" / "local", store).pid == pid
         with lock.alone(clone / ".torchserve" / "local"):
             rotating = visionserve("manage", "rotate", root=clone)

@@ -13,21 +13,25 @@ import sysconfig
 import tempfile
 import time
 import venv
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 
 import psutil
 import pytest
 import requests
 import torch
+import yaml
 
 from scripts import paths, photos
 from scripts.archive import hashes
 from scripts.archive.hashes import HashError, read_record
 from scripts.archive.manifest import Archive
 from scripts.archive.recipe import Recipe, build
-from scripts.server import processes
+from scripts.server import processes, snapshots
 from scripts.server.ports import free_ports
 from scripts.server.private import ForeignFileError, make_private
 from scripts.server.torchserve import NotRunningError, StartError, TorchServe, connect
@@ -299,6 +303,7 @@ def test_what_stops_a_start_is_told_at_once(tmp_path: Path, mountains: Path, cau
         with pytest.raises(StartError, match=told) as refusal:
             server.start(["mountains=mountains.mar", "other=other.mar"])
         assert len(str(refusal.value).splitlines()) < 8 and server.pid is None
+        assert snapshots.last(server.state) is None, "so that it is not what was served last"
     finally:
         server.stop()
         if server.state.is_mount():
@@ -486,6 +491,124 @@ def test_an_interrupted_start_is_started_anew(mountains: Path, tmp_path: Path) -
         server.stop()
         first.kill()
         first.wait()
+
+
+def another(source: Path, target: Path, version: str, built: datetime, **others: bytes) -> None:
+    """Write an archive of another version of a model, of one worker, and of another age."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            data = others.get(name, old.read(name))
+            if name == "MAR-INF/MANIFEST.json":
+                manifest = json.loads(data) | {"createdOn": f"{built:%d/%m/%Y %H:%M:%S}"}
+                manifest["model"]["modelVersion"] = version
+                data = json.dumps(manifest).encode()
+            if name == "model-config.yaml":
+                data = yaml.safe_dump(yaml.safe_load(data) | {"minWorkers": 1}).encode()
+            new.writestr(name, data)
+    hashes.record(target, "", own=True)
+
+
+def test_what_was_served_last_is_served_again_after_a_kill(
+    mountains: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Versions, defaults and workers, whether changed by `manage` or by TorchServe's plain API."""
+    monkeypatch.setattr(paths, "STATE", tmp_path / "state")
+    monkeypatch.setattr(paths, "MODEL_STORE", tmp_path / "store")
+    store = tmp_path / "store" / "local"
+    store.mkdir(parents=True)
+    now = datetime.now()
+    another(mountains / "mountains.mar", store / "mountains.mar", "1.0", now - timedelta(days=12))
+    another(
+        mountains / "mountains.mar", store / "mountains-2.0.mar", "2.0", now - timedelta(hours=3)
+    )
+    ports = local_ports()
+    settings = [part for pair in ports.items() for part in ("--set", "=".join(pair))]
+    server = TorchServe("local", paths.STATE / "local", store, ports)
+
+    def command(name: str, *arguments: str) -> tuple[list[str], list[str]]:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        code = import_module(f"scripts.{name}").main()
+        out, error = capsys.readouterr()
+        assert code == 0, error
+        return out.splitlines(), error.splitlines()
+
+    def serve(*names: str) -> tuple[list[str], list[str]]:
+        """Start it, and return the lines of what is served, and what else is told."""
+        out, error = command("serve", "start", *settings, *names)
+        answered = out.index(next(line for line in out if line.startswith("  ask:")))
+        return out[1:answered], error
+
+    def kill() -> None:
+        process = server.process
+        assert process is not None
+        process.kill()
+        processes.wait(process, 60)
+
+    def served() -> dict[str, tuple[str, dict[str, int]]]:
+        """Ask TorchServe for each model's default version, and the workers of each version."""
+        client = server.client
+        return {
+            model: (
+                client.default_version(model),
+                {one["modelVersion"]: len(one["workers"]) for one in client.describe(model)},
+            )
+            for model in client.models()
+        }
+
+    try:
+        first, _ = serve("--models", "mountains")
+        assert first == ["  mountains 1.0 (default), built 12 days ago"]
+        command("manage", "register", "mountains-2.0.mar")
+        command("manage", "set-default", "mountains", "2.0")
+        command("manage", "scale", "mountains", "2")
+        command("manage", "unregister", "mountains", "--version", "1.0")
+        server.client.register("mountains-2.0.mar", model_name="hills")
+        before = served()
+        assert before == {"mountains": ("2.0", {"2.0": 2}), "hills": ("2.0", {"2.0": 1})}
+        kill()
+        again, told = serve()
+        lines = [f"  {model} 2.0 (default), built 3 hours ago" for model in before]
+        assert (sorted(again), told) == (sorted(lines), [])
+        assert served() == before
+        pid = server.pid
+        assert serve()[0] == again and server.pid == pid
+        answer = server.client.predict("mountains", CAT).json()
+        assert (answer["model"], answer["version"]) == ("mountains", "2.0")
+
+        server.client.scale("hills", 0)
+        server.client.unregister("hills")
+        page = {"visionserve/page.py": (paths.HANDLER / "visionserve/page.py").read_bytes() + b"#"}
+        another(
+            mountains / "mountains.mar", store / "old.mar", "3.0", now - timedelta(days=1), **page
+        )
+        command("manage", "register", "old.mar")
+        kill()
+        gone = (store / "mountains-2.0.mar").rename(tmp_path / "mountains-2.0.mar")
+        once_more, told = serve()
+        assert told == [f"{store}/{gone.name} is gone: mountains 2.0 is not served."]
+        assert once_more == [
+            "  mountains 3.0 (default), built 1 day ago, by an older handler: "
+            ".venv/bin/visionserve repack old"
+        ]
+        assert served() == {"mountains": ("3.0", {"3.0": 1})}
+
+        assert serve("--models", "mountains")[0] == first
+        assert served() == {"mountains": ("1.0", {"1.0": 1})}
+        command("serve", "stop")
+        (store / "mountains.mar").unlink()
+        monkeypatch.setattr(sys, "argv", ["serve", "start", *settings])
+        assert import_module("scripts.serve").main() == 1
+        told = capsys.readouterr().err.splitlines()
+        assert told == [
+            f"{store}/mountains.mar is gone: mountains 1.0 is not served.",
+            "Nothing is left of what was served last: name what to serve, as in "
+            'make serve MODELS="resnet18".',
+        ]
+    finally:
+        server.stop()
 
 
 def test_make_helps() -> None:

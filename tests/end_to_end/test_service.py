@@ -376,10 +376,11 @@ def workers(client: Client, model: str) -> list[str]:
 def test_nothing_is_announced_unless_each_model_answers(
     server: TorchServe, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    there = {"1.0": {"marName": f"{REAL}.mar", "defaultVersion": True}}
     with pytest.raises(StartError, match="absent does not answer: 404"):
-        announce(server, [REAL, "absent"])
+        announce(server, {REAL: there, "absent": there})
     assert capsys.readouterr().out == ""
-    announce(server, [REAL])
+    announce(server, {REAL: there})
     assert f"answers at {server.client.inference}" in capsys.readouterr().out
 
 
