@@ -2,6 +2,8 @@
 PROFILE ?= local
 MODELS ?=
 ARCHIVE ?=
+# On the command line alone: shells have a variable of that name.
+GROUPS :=
 IMAGE ?= visionserve:1.0.0
 DEVICE ?= cpu
 PYTHON := .venv/bin/python
@@ -21,7 +23,7 @@ endif
 .PHONY: help audit clean status serve stop test test-fast test-ray image test-image fuzz chaos overload soak evaluate robustness bench bench-page lint format lock
 
 help:
-	@echo 'make serve     build, start and ask [PROFILE=local] [MODELS="resnet18 my_archive"] [ARCHIVE=file.mar]'
+	@echo 'make serve     build, start and ask [PROFILE=local] [MODELS="resnet18 my_archive"] [GROUPS=everyday] [ARCHIVE=file.mar]'
 	@echo 'make status    what runs, where, with which models'
 	@echo 'make stop      stop the server [PROFILE=local]'
 	@echo 'make test      lint, types and every test'
@@ -33,7 +35,7 @@ help:
 	@echo 'make clean     stop every server; remove .venv, logs, tokens and caches, but no archive'
 
 serve: $(SERVES)
-	$(VISIONSERVE) serve start --profile $(PROFILE) $(if $(ARCHIVE),--archive "$(ARCHIVE)",$(if $(MODELS),--models $(MODELS)))
+	$(VISIONSERVE) serve start --profile $(PROFILE) $(if $(ARCHIVE),--archive "$(ARCHIVE)",$(if $(MODELS),--models $(MODELS))) $(if $(GROUPS),--groups "$(GROUPS)")
 
 stop: $(SERVES)
 	$(VISIONSERVE) serve stop --profile $(PROFILE)

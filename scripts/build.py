@@ -12,6 +12,10 @@ PRESET_HELP = (
     "how the weights' pictures were prepared: imagenet or half (mean and std), torchvision's "
     "weights (ResNet50_Weights.IMAGENET1K_V1), timm's or Hugging Face's file; options override it"
 )
+GROUPS_HELP = (
+    'classes that become one, {"dog": ["beagle", "152-268"], ...}; each has its members\' '
+    "probabilities summed up; a file, or a name in config/groups such as everyday"
+)
 EXPECT_HELP = "your own predictions (.csv or .jsonl); an archive with others is not written"
 
 
@@ -30,7 +34,7 @@ def main() -> int:
     parser = Parser(prog="visionserve build", description=__doc__)
     parser.add_argument("model", nargs="?", default="resnet18")
     parser.add_argument("--profile", default="local", choices=paths.profiles())
-    parser.add_argument("--name", help="name in the server (the model's)")
+    parser.add_argument("--name", help="name in the server (the model's; MODEL-GROUPS with groups)")
     parser.add_argument("--version", default="1.0")
     parser.add_argument(
         "--file", help="the archive's file name without .mar (NAME, or NAME-VERSION after 1.0)"
@@ -46,6 +50,7 @@ def main() -> int:
         type=Path,
         help='names shown beside labels: {"names": {"zh": {"alp": "高山"}}}',
     )
+    parser.add_argument("--groups", metavar="FILE.json|NAME", help=GROUPS_HELP)
     parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
     parser.add_argument("--temperatures", type=Path, help="a file of visionserve calibrate")
     parser.add_argument("--preset", default="", metavar="NAME|FILE.json", help=PRESET_HELP)
@@ -64,13 +69,15 @@ def main() -> int:
     if args.use_ema and not args.weights:
         parser.error("--use-ema chooses among the weights of a checkpoint: give --weights")
     from scripts.archive.declared import Declared
-    from scripts.archive.recipe import Recipe, build
+    from scripts.archive.groups import find_groups
+    from scripts.archive.recipe import Recipe, build, grouped
     from scripts.environment import InstallError
 
     try:
+        groups = find_groups(args.groups) if args.groups else None
         recipe = Recipe(
             architecture=args.model,
-            name=args.name or args.model,
+            name=args.name or grouped(args.model, groups),
             version=args.version,
             config=paths.CONFIG / args.profile / "model-config.yaml",
             weights=args.weights,
@@ -91,6 +98,7 @@ def main() -> int:
             ),
             expect=args.expect,
             file=args.file,
+            groups=groups,
         )
         archive = build(recipe, args.store or paths.MODEL_STORE / args.profile, args.mirror)
     except (WeightsError, InstallError, ValueError, OSError) as error:

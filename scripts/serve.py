@@ -8,6 +8,10 @@ from scripts import paths
 from scripts.archive.weights import MIRROR_HELP
 from scripts.arguments import Parser
 
+GROUPS_HELP = (
+    "serve groups of the models' classes: a file of visionserve build, or a name in config/groups"
+)
+
 
 def main() -> int:
     """Run the command."""
@@ -29,6 +33,7 @@ def main() -> int:
         help="models that can be built, and archives of the store without .mar (what was served "
         "last: versions, defaults, workers)",
     )
+    start.add_argument("--groups", metavar="FILE.json|NAME", help=GROUPS_HELP)
     models.add_argument("--archive", type=Path, help="one that was built elsewhere")
     start.add_argument("--mirror", metavar="URL", help=MIRROR_HELP)
     start.add_argument(

@@ -12,6 +12,9 @@ FILE = "metadata.json"
 COLDEST, HOTTEST = 0.2, 5
 Temperature = Annotated[float, Field(ge=COLDEST, le=HOTTEST)]
 LONGEST = 1024
+# A class is taken to be this probable at least where a group's map is a mean of its classes' maps:
+# a group whose probability is 0 in FP32 has a map, too.
+LEAST = 1e-30
 Side = Annotated[int, Field(ge=1, le=LONGEST)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -162,7 +165,9 @@ class Metadata(Strict):
         weights_sha256: SHA-256 of the weights' file, in hex.
         artifact: file name of the model in the archive.
         transforms: the preprocessing.
-        categories: labels in class-index order.
+        categories: labels in class-index order; with groups, the groups' names.
+        groups: the classes of the network that each category is the sum of, by index; none where
+            the categories are the network's classes.
         names: what people call the classes in each language that has names, in the same order.
         temperatures: TTA mode to its temperature; 1 for a mode that has none. See
             `visionserve.postprocessing.temper`.
@@ -182,6 +187,7 @@ class Metadata(Strict):
     artifact: str
     transforms: Transforms
     categories: tuple[str, ...]
+    groups: tuple[tuple[int, ...], ...] = ()
     names: dict[Language, tuple[str, ...]] = Field(default_factory=dict)
     temperatures: dict[TTA, Temperature] = Field(default_factory=dict)
     dense: bool = True
@@ -190,6 +196,11 @@ class Metadata(Strict):
     proof: Proof | None = None
     training: Training | None = None
     comparison: Comparison | None = None
+
+    @property
+    def outputs(self) -> int:
+        """How many classes the network has."""
+        return sum(map(len, self.groups)) or len(self.categories)
 
     def suited(self, options: Options) -> Options:
         """Return a profile's options, adapted to the model.

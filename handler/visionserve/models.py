@@ -1,6 +1,6 @@
 """The registry of models, and the fully convolutional form that most of them have."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models as tv
 from torchvision.models import WeightsEnum
 
-from visionserve.metadata import Transforms
+from visionserve.metadata import LEAST, Transforms
 
 IMAGENET_CATEGORIES: tuple[str, ...] = tuple(tv.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
@@ -58,23 +58,36 @@ class FullyConvolutional(nn.Module):
     `crop` x `crop` has one window, and so gets the plain network's probabilities. A network
     without a global pool, or with a fixed input size, stays as it is.
 
+    With groups, a probability is that of a group: the sum of its classes' probabilities.
+
     Args:
         name: a key of `MODELS`.
-        classes: number of classes.
+        classes: number of the network's classes.
         transforms: give the crop, and what `normalize` does. One mean alone makes the network take
             one channel.
+        groups: each group's classes, by index, each class in exactly one; none where the
+            probabilities are the classes'.
 
     Attributes:
         network: the plain network, whose state dict is loaded. Both forms share its parameters.
         dense: whether there is a fully convolutional form, which takes inputs larger than a crop.
         linear: the last layer, if it is linear and the only one after the pool; otherwise None.
+        members: float of shape (classes, groups), 1 where a class is in a group and 0 elsewhere;
+            None without groups.
         dtype: type of the weights and activations; FP32 until `freeze`.
     """
 
     mean: Tensor
     std: Tensor
+    members: Tensor | None
 
-    def __init__(self, name: str, classes: int, transforms: Transforms) -> None:
+    def __init__(
+        self,
+        name: str,
+        classes: int,
+        transforms: Transforms,
+        groups: Sequence[Sequence[int]] = (),
+    ) -> None:
         super().__init__()
         model = MODELS[name]
         self.network = model.build(classes).eval()
@@ -89,6 +102,7 @@ class FullyConvolutional(nn.Module):
         self.dtype = torch.float32
         for key, values in (("mean", transforms.mean), ("std", transforms.std)):
             self.register_buffer(key, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("members", _members(groups, classes), persistent=False)
         if parts is not None:
             self._features, self._head = parts
             self.linear = _only_linear(self._head)
@@ -121,7 +135,7 @@ class FullyConvolutional(nn.Module):
                 at least `crop`, and exactly `crop` if the network is not `dense`.
 
         Returns:
-            float of shape (N, classes), each row summing to 1.
+            float of shape (N, classes), or (N, groups) if there are groups, each row summing to 1.
         """
         return self.classify(self.normalize(pixels))
 
@@ -134,6 +148,11 @@ class FullyConvolutional(nn.Module):
         Returns:
             What `forward` returns.
         """
+        probabilities = self._of_classes(images)
+        return probabilities if self.members is None else probabilities @ self.members.float()
+
+    def _of_classes(self, images: Tensor) -> Tensor:
+        """Return the probabilities of the network's classes: float of shape (N, classes)."""
         if not self.dense:
             plain: Tensor = self.network(images).float().softmax(-1)
             return plain
@@ -145,17 +164,31 @@ class FullyConvolutional(nn.Module):
     def contributions(self, pixels: Tensor) -> Tensor:
         """Return what each position of the feature map adds to each class's logit.
 
+        A group's logit is the logarithm of its classes' summed exponentials, so that its softmax is
+        the group's probability. Its gradient by a class's logit is that class's share of the
+        group's probability, and so the group's map is that mean of its classes' maps. It is
+        gradient times feature map (HiResCAM, Draelos and Carin, 2020), and the class activation map
+        where a group is one class. Shares are those of the whole view, averaged over its windows.
+
         The network must have a `linear` layer.
 
         Args:
             pixels: as for `forward`.
 
         Returns:
-            float of shape (N, rows, columns, classes), without the linear layer's bias.
+            float of shape (N, rows, columns, classes), or groups in place of classes, without the
+            linear layer's bias.
         """
         assert self.linear is not None
-        maps = self._features(self.normalize(pixels)).permute(0, 2, 3, 1)
-        return functional.linear(maps, self.linear.weight).float()
+        features = self._features(self.normalize(pixels))
+        maps = functional.linear(features.permute(0, 2, 3, 1), self.linear.weight).float()
+        if self.members is None:
+            return maps
+        pooled = functional.avg_pool2d(features, self._window, stride=1).permute(0, 2, 3, 1)
+        weights = self.linear(pooled).float().softmax(-1).mean((1, 2)).clamp(min=LEAST)
+        members, weights = self.members.float(), weights[:, None, None]
+        means: Tensor = (maps * weights) @ members / (weights @ members)
+        return means
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return the network's normalized input, of shape (N, channels, height, width).
@@ -170,6 +203,16 @@ class FullyConvolutional(nn.Module):
             images = images.flip(1)
         scaled = images.to(self.mean.dtype) / self.scale
         return ((scaled - self.mean) / self.std).to(self.dtype)
+
+
+def _members(groups: Sequence[Sequence[int]], classes: int) -> Tensor | None:
+    """Return the matrix that sums up classes to groups; see `FullyConvolutional.members`."""
+    if not groups:
+        return None
+    members = torch.zeros(classes, len(groups))
+    for group, indices in enumerate(groups):
+        members[list(indices), group] = 1
+    return members
 
 
 def _take_one_channel(network: nn.Module) -> None:

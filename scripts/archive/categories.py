@@ -48,7 +48,7 @@ def read_labels(source: Path) -> tuple[str, ...]:
         found = _from_table(source, text)
     else:
         found = _from_lines(source, text)
-    return _checked(source, found)
+    return check_labels(source, found)
 
 
 def read_map(file: Path, labels: Sequence[str]) -> dict[Language, dict[str, str]]:
@@ -64,7 +64,15 @@ def read_map(file: Path, labels: Sequence[str]) -> dict[Language, dict[str, str]
             languages, or a name is empty or that of two labels.
         OSError: the file cannot be read.
     """
-    content = _json(file, _read(file))
+    return named(file, parse(file), labels)
+
+
+def named(file: Path, content: Any, labels: Sequence[str]) -> dict[Language, dict[str, str]]:
+    """Return the names in the content of a file, as `read_map` does.
+
+    Raises:
+        ValueError: as `read_map` raises it.
+    """
     languages: tuple[Language, ...] = get_args(Language)
     maps: Any = content if isinstance(content, dict) else None
     if isinstance(content, dict) and isinstance(content.get("names"), dict) and len(content) == 1:
@@ -82,7 +90,7 @@ def read_map(file: Path, labels: Sequence[str]) -> dict[Language, dict[str, str]
     for names in maps.values():
         if unknown := sorted(names.keys() - set(labels)):
             raise ValueError(f"{file}: no such label: {', '.join(unknown)}.")
-        _checked(file, [(f"{label}'s name", names.get(label, label)) for label in labels])
+        check_labels(file, [(f"{label}'s name", names.get(label, label)) for label in labels])
     return {language: maps[language] for language in languages if language in maps}
 
 
@@ -90,12 +98,18 @@ def _is_map(names: Any) -> bool:
     return isinstance(names, dict) and all(isinstance(name, str) for name in names.values())
 
 
-def _checked(file: Path, found: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+def check_labels(file: Path, found: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     """Refuse empty and doubled labels, and those with an index before them.
 
     Args:
         file: what the messages name.
         found: the place of each label in the file, as text, and the label.
+
+    Returns:
+        The labels, without spaces around them.
+
+    Raises:
+        ValueError: there is none, or one that cannot be.
     """
     places: dict[str, str] = {}
     for place, label in found:
@@ -217,6 +231,16 @@ def _in_order(file: Path, entries: Sequence[tuple[str, str, str]]) -> list[tuple
             "0 and leave none out."
         )
     return [ordered[index] for index in range(len(ordered))]
+
+
+def parse(file: Path) -> Any:
+    """Read a JSON file whose objects have each key once.
+
+    Raises:
+        ValueError: the file is no such JSON, or not UTF-8.
+        OSError: the file cannot be read.
+    """
+    return _json(file, _read(file))
 
 
 def _json(file: Path, text: str) -> Any:

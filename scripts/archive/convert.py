@@ -55,18 +55,21 @@ def convert(
     directory: Path,
     transforms: Transforms | None = None,
     expected: Expected | None = None,
+    groups: Sequence[Sequence[int]] = (),
 ) -> Metadata:
     """Write a model for a runtime and precision, and prove that its probabilities match PyTorch's.
 
     Args:
         architecture: a key of `MODELS`.
         weights: a file of weights for that architecture.
-        categories: labels in class-index order.
+        categories: labels in class-index order; with groups, the groups' names.
         config: gives the `runtime` and `precision`.
         photographs: images to calibrate INT8 with and to prove the model on; `divide` splits them.
         directory: where to write the model's files.
         transforms: the preprocessing; None for the registry's.
         expected: the owner's own predictions, if there are any.
+        groups: the classes that each category is the sum of, by index; none where the categories
+            are the network's classes.
 
     Returns:
         The archive's metadata about the model, with the name of its file, the proof and the
@@ -78,8 +81,9 @@ def convert(
         ProofError: the model's probabilities differ too much from PyTorch's.
         ValueError: a photograph cannot be read; the message names it.
     """
+    transforms = transforms or MODELS[architecture].transforms
     module, transforms = _load(
-        architecture, weights, len(categories), transforms or MODELS[architecture].transforms
+        *(architecture, weights, sum(map(len, groups)) or len(categories), transforms, groups)
     )
     metadata = Metadata(
         architecture=architecture,
@@ -88,17 +92,20 @@ def convert(
         artifact="model.pt" if config.runtime == "pytorch" else "model.xml",
         transforms=transforms,
         categories=categories,
+        groups=tuple(map(tuple, groups)),
         dense=module.dense,
         explains=module.linear is not None,
         half_range=config.precision == "int8" and overflows(),
     )
-    check_form(module, transforms)
+    check_form(module, transforms, groups)
     if expected:
-        alternatives.check(module.network, transforms, categories, expected, config)
+        network = plain.grouped(module.network, groups)
+        alternatives.check(network, transforms, categories, expected, config)
     calibration, judges = divide(photographs)
     if config.precision != "int8":
         judges = judges[:EXACT_PHOTOGRAPHS]
-    reference = proof.refer(module, [photos.read(path) for path in judges], transforms)
+    pictures = [photos.read(path) for path in judges]
+    reference = proof.refer(module, pictures, transforms, groups)
     if config.runtime == "pytorch":
         torch.save(module.network.state_dict(), directory / metadata.artifact)
         proved = _prove(directory, metadata, config, reference)
@@ -120,7 +127,11 @@ def convert(
 
 
 def _load(
-    architecture: str, weights: Weights, classes: int, transforms: Transforms
+    architecture: str,
+    weights: Weights,
+    classes: int,
+    transforms: Transforms,
+    groups: Sequence[Sequence[int]],
 ) -> tuple[FullyConvolutional, Transforms]:
     """Load weights into their network, which takes grey in three channels, or in one.
 
@@ -136,7 +147,7 @@ def _load(
     if fixed and transforms.crop != fixed:
         raise ValueError(f"{architecture} takes {fixed} × {fixed} pixels alone: give that --crop.")
     try:
-        module = FullyConvolutional(architecture, classes, transforms).eval()
+        module = FullyConvolutional(architecture, classes, transforms, groups).eval()
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"{architecture} cannot take {transforms.crop} × {transforms.crop} pixels "
@@ -148,7 +159,7 @@ def _load(
         grey = transforms.model_copy(
             update={"channels": "grey", "mean": (0.0,), "std": (1.0,), "range": "0-1"}
         )
-        module = FullyConvolutional(architecture, classes, grey).eval()
+        module = FullyConvolutional(architecture, classes, grey, groups).eval()
         try:
             state = load(weights, module.network.state_dict(), architecture)
         except ClassCountError:
@@ -162,12 +173,14 @@ def _load(
                 f"{weights.path}: its network takes one channel, grey: give --channels grey, and "
                 "--mean and --std of one number each."
             ) from None
-        module, transforms = FullyConvolutional(architecture, classes, one).eval(), one
+        module, transforms = FullyConvolutional(architecture, classes, one, groups).eval(), one
     module.network.load_state_dict(state)
     return module.requires_grad_(False), transforms
 
 
-def check_form(module: FullyConvolutional, transforms: Transforms) -> None:
+def check_form(
+    module: FullyConvolutional, transforms: Transforms, groups: Sequence[Sequence[int]] = ()
+) -> None:
     """Compare the fully convolutional form with the plain network, on two crops of noise.
 
     Raises:
@@ -178,7 +191,7 @@ def check_form(module: FullyConvolutional, transforms: Transforms) -> None:
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise)
     with torch.inference_mode():
         images = module.normalize(pixels)
-        expected = plain.classify(module.network, images)
+        expected = plain.classify(plain.grouped(module.network, groups), images)
         difference = float((module.classify(images) - expected).abs().max())
     if difference > FORM_DIFFERENCE:
         raise proof.ProofError(
@@ -319,11 +332,12 @@ def quantize(
 def behind_linear(model: Any) -> list[str]:
     """Return the names of the operations after an OpenVINO model's last linear layer.
 
-    A convolution counts as a linear layer, because it is SqueezeNet's last layer.
+    A convolution counts as a linear layer, because it is SqueezeNet's last layer. The model's last
+    operation does not: a matrix product there sums up groups.
     """
     node = model.get_result().input_value(0).get_node()
-    names = []
-    while node.get_type_name() not in ("MatMul", "Convolution"):
+    names: list[str] = []
+    while not names or node.get_type_name() not in ("MatMul", "Convolution"):
         names.append(node.get_friendly_name())
         node = node.input_value(0).get_node()
     return names

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from scripts.archive.hashes import read_record, sha256_of
+from visionserve import metadata
 from visionserve.config import ModelConfig
 
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -99,6 +100,15 @@ def read_config(path: Path) -> ModelConfig:
             return ModelConfig.model_validate(yaml.safe_load(archive.read(file)))
     except FAULTS as error:
         raise ArchiveError(f"{path}: is no model archive ({_line(error)}).") from None
+
+
+def has_groups(path: Path) -> bool:
+    """Tell whether a file is an archive whose classes are groups of its network's classes."""
+    try:
+        with _opened(path) as archive:
+            return bool(json.loads(archive.read(metadata.FILE))["groups"])
+    except FAULTS:
+        return False
 
 
 def _opened(path: Path) -> zipfile.ZipFile:

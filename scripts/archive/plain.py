@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from torch import nn
 from torchvision.transforms import InterpolationMode, functional
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from PIL import Image
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from visionserve.metadata import Transforms
 
@@ -50,3 +54,30 @@ def classify(network: nn.Module, images: Tensor) -> Tensor:
     """Return the plain network's probabilities: float32 of shape (N, classes)."""
     probabilities: Tensor = network(images).softmax(-1)
     return probabilities
+
+
+class Grouped(nn.Module):
+    """A plain network whose classes are groups of another's.
+
+    A group's logit is the logarithm of its classes' summed exponentials, so that the softmax over
+    groups sums up the softmax over classes.
+
+    Args:
+        network: the plain network.
+        groups: each group's classes, by index, each class in exactly one.
+    """
+
+    def __init__(self, network: nn.Module, groups: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.network = network
+        self.groups = [list(group) for group in groups]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the groups' logits: float32 of shape (N, groups)."""
+        logits = self.network(images)
+        return torch.stack([logits[:, group].logsumexp(1) for group in self.groups], 1)
+
+
+def grouped(network: nn.Module, groups: Sequence[Sequence[int]]) -> nn.Module:
+    """Return a plain network with its groups; as it is if there are none."""
+    return Grouped(network, groups) if groups else network

@@ -69,13 +69,17 @@ class Reference:
 
 
 def refer(
-    module: FullyConvolutional, photographs: Sequence[Image.Image], transforms: Transforms
+    module: FullyConvolutional,
+    photographs: Sequence[Image.Image],
+    transforms: Transforms,
+    groups: Sequence[Sequence[int]] = (),
 ) -> Reference:
     """Classify the views of RGB photographs with PyTorch, preprocessed by torchvision.
 
     Crops go through the plain network; a dense view, which that would not average over windows,
-    goes through its fully convolutional form.
+    goes through its fully convolutional form. Groups are the module's.
     """
+    network = plain.grouped(module.network, groups)
     modes = [mode for mode in MODES if module.dense or mode != "dense"]
     views, answers = [], []
     with torch.inference_mode():
@@ -85,9 +89,7 @@ def refer(
                 crops = _crops(resized, mode, transforms.crop)
                 images = torch.stack([plain.tensor(crop, transforms) for crop in crops])
                 classified = (
-                    module.classify(images)
-                    if mode == "dense"
-                    else plain.classify(module.network, images)
+                    module.classify(images) if mode == "dense" else plain.classify(network, images)
                 )
                 views.append(to_views(photograph, transforms, "exact", mode).stacked())
                 answers.append(classified.numpy())

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +19,7 @@ from scripts import class_folders, environment, lock, paths, photos
 from scripts.archive import expected, handler, imagenet, temperatures, trained
 from scripts.archive.categories import read_labels, read_map
 from scripts.archive.declared import Declared, assumed, resolve_preprocessing
+from scripts.archive.groups import read_groups
 from scripts.archive.hashes import HashError, is_recorded, read_record, record, sha256_of
 from scripts.archive.manifest import ArchiveError, read_name
 from scripts.archive.temperatures import Fitted, with_fitted
@@ -40,7 +41,7 @@ ENOUGH = 50
 # A change to this code changes the archive, so its fingerprint includes these files.
 MAKERS = (
     *("archive/checkpoint.py", "archive/fitting.py", "archive/convert.py", "archive/declared.py"),
-    *("archive/plain.py", "archive/proof.py"),
+    *("archive/groups.py", "archive/plain.py", "archive/proof.py"),
     "photos.py",
 )
 
@@ -70,6 +71,8 @@ class Recipe:
         file: the archive's file name without `.mar`; None for NAME, or NAME-VERSION for another
             version than 1.0.
         averaged: whether the averaged weights (EMA) in the user's file are meant.
+        groups: a file of groups of classes, see `scripts.archive.groups.read_groups`; None for the
+            network's own classes.
 
     Raises:
         ValueError: a name, version or file name would not be valid in a URL or for TorchServe.
@@ -88,6 +91,7 @@ class Recipe:
     expect: Path | None = None
     file: str | None = None
     averaged: bool = False
+    groups: Path | None = None
 
     def __post_init__(self) -> None:
         """Check the names before anything is computed."""
@@ -102,7 +106,7 @@ class Recipe:
     @property
     def is_own(self) -> bool:
         """Whether the recipe differs from the one that `serve` uses for this architecture."""
-        return self != Recipe(self.architecture, self.architecture, FIRST, self.config)
+        return self != served(self.architecture, self.config, self.groups)
 
     @property
     def archive(self) -> str:
@@ -126,6 +130,22 @@ class Recipe:
         if "preset" in changed:
             changed["declared"] = replace(self.declared, preset=str(changed.pop("preset")))
         return replace(self, **changed)
+
+
+def served(architecture: str, config: Path, groups: Path | None = None) -> Recipe:
+    """Return the recipe that `serve` uses for an architecture, with groups of its classes or not.
+
+    Args:
+        architecture: a key of `visionserve.models.MODELS`.
+        config: the profile's `model-config.yaml`.
+        groups: as in `Recipe`.
+    """
+    return Recipe(architecture, grouped(architecture, groups), FIRST, config, groups=groups)
+
+
+def grouped(name: str, groups: Path | None) -> str:
+    """Return the name of a model whose classes are the groups of a file: they make another one."""
+    return f"{name}-{groups.stem}" if groups else name
 
 
 def build(
@@ -158,9 +178,9 @@ def build(
         ProofError: the model's probabilities differ too much from PyTorch's; nothing is written.
         ExpectationError: they differ too much from the owner's figures; nothing is written.
         UnknownModelError: there is no such architecture.
-        ValueError: the labels, the label map, the temperatures, the preprocessing that is declared,
-            the owner's figures or a photograph cannot be used, or the archive would overwrite
-            another model or version.
+        ValueError: the labels, the label map, the groups, the temperatures, the preprocessing that
+            is declared, the owner's figures or a photograph cannot be used, or the archive would
+            overwrite another model or version.
         InstallError: pip could not install the packages that building needs.
         OSError: a file of the recipe cannot be read.
         pydantic.ValidationError: the configuration has an unknown key or a bad value.
@@ -181,13 +201,16 @@ def build(
 
     check_architecture(recipe.architecture)
     preprocessing = resolve_preprocessing(recipe.declared, recipe.architecture)
-    categories = read_categories(recipe)
-    names = read_names(recipe, categories)
+    labels = read_categories(recipe)
+    given = read_groups(recipe.groups, labels) if recipe.groups else None
+    categories = tuple(given.members) if given else labels
+    members = tuple(given.members.values()) if given else ()
+    names = read_names(recipe, categories, given.names if given else None)
     if figures:
         figures.arranged(categories)
     weights = resolve(recipe.architecture, recipe.weights, mirror, recipe.averaged)
     fitted = (
-        temperatures.read(recipe.temperatures, recipe.architecture, weights.sha256)
+        temperatures.read(recipe.temperatures, recipe.architecture, weights.sha256, members)
         if recipe.temperatures
         else None
     )
@@ -222,10 +245,11 @@ def build(
                 content,
                 preprocessing.transforms,
                 figures,
+                members,
             )
         except ClassCountError as error:
             source = recipe.labels or "ImageNet (give --labels FILE)"
-            raise WeightsError(f"{error}, but {source} has {len(categories)} labels.") from None
+            raise WeightsError(f"{error}, but {source} has {len(labels)} labels.") from None
         described = described.model_copy(update={"training": training, "names": names})
         for one in filter(None, (fitted, carried)):
             described = Metadata.model_validate(one.put_into(described.model_dump()))
@@ -306,7 +330,7 @@ def check_architecture(name: str) -> None:
 
 
 def read_categories(recipe: Recipe) -> tuple[str, ...]:
-    """Read the labels, in class-index order.
+    """Read the labels of the network's classes, in class-index order.
 
     Raises:
         ValueError: the labels do not have one of the expected forms.
@@ -317,16 +341,23 @@ def read_categories(recipe: Recipe) -> tuple[str, ...]:
     return read_labels(recipe.labels) if recipe.labels else IMAGENET_CATEGORIES
 
 
-def read_names(recipe: Recipe, categories: Sequence[str]) -> dict[Language, tuple[str, ...]]:
+def read_names(
+    recipe: Recipe,
+    categories: Sequence[str],
+    groups: Mapping[Language, Mapping[str, str]] | None = None,
+) -> dict[Language, tuple[str, ...]]:
     """Return what people call the classes, in class-index order, in the languages that have names.
 
-    The label map goes before ImageNet's names. A class without a name is called by its label.
+    The label map goes before the names of groups, or where there are none ImageNet's. A class
+    without a name is called by its label.
 
     Raises:
         ValueError: the label map does not have the expected form.
         OSError: it cannot be read.
     """
-    known = {} if recipe.labels else imagenet.names()
+    known = {} if recipe.labels or groups is not None else imagenet.names()
+    for language, texts in (groups or {}).items():
+        known[language] = tuple(texts.get(label, label) for label in categories)
     own = read_map(recipe.label_map, categories) if recipe.label_map else {}
     return {
         language: tuple(

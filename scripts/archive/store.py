@@ -7,8 +7,8 @@ from pathlib import Path
 
 from scripts import lock, paths
 from scripts.archive.hashes import HashError, admit, read_record, write_record
-from scripts.archive.manifest import Archive, ArchiveError, read_name
-from scripts.archive.recipe import Recipe, UnknownModelError, build
+from scripts.archive.manifest import Archive, ArchiveError, has_groups, read_name
+from scripts.archive.recipe import UnknownModelError, build, grouped, served
 from scripts.archive.weights import FALLBACK, WeightsUnavailableError
 
 
@@ -45,11 +45,16 @@ def adopt(archive: Path, store: Path, unrecorded: bool = False) -> str:
 
 
 def choose(
-    names: Sequence[str], profile: str, store: Path, mirror: str | None = None
+    names: Sequence[str],
+    profile: str,
+    store: Path,
+    mirror: str | None = None,
+    groups: Path | None = None,
 ) -> list[Archive]:
     """Find or build the archive for each name.
 
-    The user's own archive is taken as it is, even if it has the name of a model that can be built.
+    The user's own archive is taken as it is, even if it has the name of a model that can be built;
+    so is one that was built here with groups, where its name is given without them.
     Where no file is called NAME, the only version NAME-VERSION of that model is taken.
     If a model's weights are unavailable, `FALLBACK` takes its place, and standard error says so.
 
@@ -58,22 +63,32 @@ def choose(
         profile: the profile whose configuration a built archive gets.
         store: the folder of archives.
         mirror: see `scripts.archive.weights.resolve`.
+        groups: a file of groups that become the models' classes. They make another model, by the
+            name `scripts.archive.recipe.grouped`; its archive may be the user's own, too.
 
     Raises:
-        ArchiveError: there is no archive for a name, or its file is not an archive.
+        ArchiveError: there is no archive for a name, or its file is not an archive; or with groups,
+            the name is such an archive's.
         WeightsError, InstallError, OSError: an archive cannot be built.
     """
     chosen: dict[str, Archive] = {}
     replaced = []
     for name in dict.fromkeys(name.removesuffix(".mar") for name in names):
-        path = _own(name, store)
+        path, wanted = _own(name, store) or _of_groups(name, store), grouped(name, groups)
+        if groups and path:
+            raise ArchiveError(f"{path} has its classes: give groups to visionserve build.")
+        if groups:
+            path = _own(wanted, store)
         if path is None:
-            path = _build(name, profile, store, mirror)
-            replaced += [name] if path.stem != name else []
+            path = _build(name, profile, store, mirror, groups)
+            replaced += [wanted] if path.stem != wanted else []
         chosen[path.name] = Archive.read(path)
     if replaced:
         count = f": {len(chosen)} for the {len(names)} asked for" if len(names) > 1 else ""
-        print(f"Serving {FALLBACK} in place of {', '.join(replaced)}{count}.", file=sys.stderr)
+        print(
+            f"Serving {grouped(FALLBACK, groups)} in place of {', '.join(replaced)}{count}.",
+            file=sys.stderr,
+        )
     return list(chosen.values())
 
 
@@ -131,12 +146,18 @@ def _only(path: Path, versions: Sequence[Path]) -> Path | None:
     return versions[0] if versions else None
 
 
+def _of_groups(name: str, store: Path) -> Path | None:
+    """Return the archive that `choose` built with groups under a name of its own, if any."""
+    path = store / f"{name}.mar"
+    return path if has_groups(path) else None
+
+
 def _is_own(archive: Path) -> bool:
     kept = read_record(archive)
     return archive.exists() and (kept is None or kept["own"])
 
 
-def _build(name: str, profile: str, store: Path, mirror: str | None) -> Path:
+def _build(name: str, profile: str, store: Path, mirror: str | None, groups: Path | None) -> Path:
     """Build a model unless it is built; if its weights are unavailable, build `FALLBACK`.
 
     An archive of other ingredients is taken as it is where its weights are unavailable by now.
@@ -144,11 +165,11 @@ def _build(name: str, profile: str, store: Path, mirror: str | None) -> Path:
     """
     config = paths.CONFIG / profile / "model-config.yaml"
     try:
-        return build(Recipe(name, name, "1.0", config), store, mirror, again=False)
+        return build(served(name, config, groups), store, mirror, again=False)
     except UnknownModelError as error:
         raise ArchiveError(f"{store}/{name}.mar is not there, and {error}") from None
     except WeightsUnavailableError as error:
         print(error, file=sys.stderr)
-        if (built := store / f"{name}.mar").exists():
+        if (built := store / f"{grouped(name, groups)}.mar").exists():
             return built
-        return build(Recipe(FALLBACK, FALLBACK, "1.0", config), store, again=False)
+        return build(served(FALLBACK, config, groups), store, again=False)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,15 @@ class Fitted(Strict):
     Attributes:
         architecture: a key of `visionserve.models.MODELS`.
         weights_sha256: SHA-256 of the file of weights, in hex.
+        groups: the classes of the network that each class is the sum of, as in
+            `visionserve.metadata.Metadata`.
         about: a text that says what the temperatures were fitted on.
         temperatures: the temperature of each TTA mode.
     """
 
     architecture: str
     weights_sha256: str
+    groups: tuple[tuple[int, ...], ...] = ()
     about: str
     temperatures: dict[TTA, Temperature]
 
@@ -38,11 +41,13 @@ class Fitted(Strict):
         return {**described, "temperatures": temperatures}
 
 
-def read(path: Path, architecture: str, weights_sha256: str) -> Fitted:
+def read(
+    path: Path, architecture: str, weights_sha256: str, groups: Sequence[Sequence[int]] = ()
+) -> Fitted:
     """Read what was fitted for a model.
 
     Raises:
-        ValueError: the file has another form, or is for another model or other weights.
+        ValueError: the file has another form, or is for another model, other weights or groups.
         OSError: the file cannot be read.
     """
     try:
@@ -56,6 +61,10 @@ def read(path: Path, architecture: str, weights_sha256: str) -> Fitted:
             f"{path}: fitted for {found.architecture} with weights {found.weights_sha256[:8]}..., "
             f"not for {architecture} with weights {weights_sha256[:8]}...; "
             "run visionserve calibrate."
+        )
+    if found.groups != tuple(map(tuple, groups)):
+        raise ValueError(
+            f"{path}: fitted for other groups of classes, or for none; run visionserve calibrate."
         )
     return found
 

@@ -150,6 +150,7 @@ def calibrated(args: argparse.Namespace) -> Fitted:
     return Fitted(
         architecture=described.architecture,
         weights_sha256=described.weights_sha256,
+        groups=described.groups,
         about=about,
         temperatures={mode: round(one.temperature.value, 4) for mode, one in fitted.items()},
     )

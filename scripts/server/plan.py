@@ -39,13 +39,17 @@ class Plan:
         return {archive.file: archive.sha256 for archive in self.archives}
 
 
-def of_names(names: Sequence[str], server: TorchServe, mirror: str | None) -> Plan:
+def of_names(
+    names: Sequence[str], server: TorchServe, mirror: str | None, groups: Path | None = None
+) -> Plan:
     """Plan to serve what is named: of each model, the first version that is named answers.
+
+    Models with groups are asked for by their own names the next time.
 
     Raises:
         ArchiveError, WeightsError, InstallError, OSError: as `scripts.archive.store.choose`.
     """
-    archives = choose(names, server.profile, server.store, mirror)
+    archives = choose(names, server.profile, server.store, mirror, groups)
     models: Models = {}
     found = set()
     for archive in archives:
@@ -53,7 +57,7 @@ def of_names(names: Sequence[str], server: TorchServe, mirror: str | None) -> Pl
         versions[archive.version] = {"marName": archive.file, "defaultVersion": not versions}
         found |= {archive.model, Path(archive.file).stem}
     others = [name for name in names if name.removesuffix(".mar") not in found]
-    asked = {} if FALLBACK in names else {f"{FALLBACK}.mar": name for name in others}
+    asked = {} if groups or FALLBACK in names else {f"{FALLBACK}.mar": name for name in others}
     return Plan(models, archives, asked, recorded=False)
 
 

@@ -15,6 +15,7 @@ import yaml
 
 from scripts import environment, lock, paths, photos
 from scripts.archive import handler
+from scripts.archive.groups import find_groups
 from scripts.archive.hashes import HashError
 from scripts.archive.manifest import ArchiveError, read_age, read_config
 from scripts.archive.store import adopt
@@ -23,12 +24,14 @@ from scripts.environment import InstallError
 from scripts.kept import check_file, read_json
 from scripts.server.client import Client
 from scripts.server.manage import listing
-from scripts.server.plan import Plan, of_names, of_record
+from scripts.server.plan import DEFAULT, Plan, of_names, of_record
 from scripts.server.snapshots import Entry, Models, each
 from scripts.server.torchserve import NotRunningError, StartError, TorchServe
 
 
-def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
+def start(
+    server: TorchServe, names: Sequence[str], mirror: str | None, groups: Path | None = None
+) -> None:
     """Build missing archives, start the server with them, and show an answer of each model.
 
     A server that already runs with the same archives and properties goes on as it is.
@@ -36,8 +39,10 @@ def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
     Args:
         server: the server, running or not.
         names: models that can be built, and archives in the store, named without `.mar`. If
-            empty, all that the profile served last is served again: versions, defaults, workers.
+            empty, all that the profile served last is served again: versions, defaults, workers;
+            or with groups the default model.
         mirror: see `scripts.archive.weights.resolve`.
+        groups: a file of groups that become the models' classes; see `choose`.
 
     Raises:
         ArchiveError: a name is neither a model that can be built nor an archive, or none is left
@@ -51,7 +56,10 @@ def start(server: TorchServe, names: Sequence[str], mirror: str | None) -> None:
     server.check_ports()
     for file in (server.state / "server.json", server.state / "config.properties"):
         check_file(file)
-    plan = of_names(names, server, mirror) if names else of_record(server, mirror)
+    if names or groups:
+        plan = of_names(names or [DEFAULT], server, mirror, groups)
+    else:
+        plan = of_record(server, mirror)
     if not server.runs(plan.models, plan.hashes):
         # The profiles share their ports: two that start at once would take some from each other.
         with lock.alone(paths.STATE):
@@ -254,9 +262,12 @@ def _change(args: argparse.Namespace) -> None:
         stop(_server(args))
         return
     server = _server(args, dict(args.set), args.allow_unrecorded)
+    if args.groups and args.archive:
+        raise ValueError("An archive has its classes: give groups to visionserve build.")
+    groups = find_groups(args.groups) if args.groups else None
     if args.archive:
         args.models = [adopt(args.archive, server.store, bool(args.allow_unrecorded))]
-    start(server, args.models, args.mirror)
+    start(server, args.models, args.mirror, groups)
 
 
 def _server(

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import zipfile
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -20,9 +20,10 @@ import torch
 import yaml
 
 from scripts import paths
+from scripts.archive.groups import find_groups
 from scripts.archive.hashes import HashError, read_record, record, sha256_of, write_record
 from scripts.archive.manifest import ArchiveError
-from scripts.archive.recipe import Recipe, build, fingerprint
+from scripts.archive.recipe import Recipe, build, fingerprint, served
 from scripts.archive.store import adopt, choose
 from scripts.archive.temperatures import Fitted, pack
 from scripts.archive.weights import WeightsError, WeightsUnavailableError, resolve
@@ -338,6 +339,7 @@ def test_what_cannot_be_repacked_or_made_again_is_told(
     ("change", "message"),
     [
         ({"weights_sha256": "0" * 64}, r"fitted for resnet18 with weights 00000000\.\.\., not for"),
+        ({"groups": [[*range(1000)]]}, r"fitted for other groups of classes, or for none; run"),
         ({"temperatures": {"none": 0}}, r"no file of temperatures: temperatures\.none"),
         ({"temperatures": {"six_crop": 1}}, r"no file of temperatures: temperatures\.six_crop"),
     ],
@@ -433,6 +435,11 @@ def test_only_an_openvino_archive_stands_in_for_torch(store: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
+        (
+            ["--groups", "mine"],
+            1,
+            "mine: no such file of groups, nor one of config/groups: everyday.",
+        ),
         (["--weights", "absent.pt"], 1, "absent.pt: no such file of weights."),
         (["--use-ema"], 2, "--use-ema chooses among the weights of a checkpoint: give --weights"),
     ],
@@ -481,11 +488,14 @@ def test_serve_takes_the_users_own_archive_and_never_overwrites_it(
         choose(["absent"], "server", tmp_path)
 
 
-def packed(path: Path, model: str, version: str, own: bool = True) -> Path:
-    """Write an archive that holds a manifest alone, and its record."""
+def packed(
+    path: Path, model: str, version: str, own: bool = True, groups: Sequence[Sequence[int]] = ()
+) -> Path:
+    """Write an archive that holds a manifest and its groups alone, and its record."""
     manifest = {"model": {"modelName": model, "modelVersion": version}}
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+        archive.writestr("metadata.json", json.dumps({"groups": groups}))
     record(path, "", own=own)
     return path
 
@@ -534,6 +544,31 @@ def test_serve_finds_the_only_version_of_a_model(tmp_path: Path) -> None:
     packed(tmp_path / "mountains.mar", "mountains", "1.0")
     (archive,) = choose(["mountains"], "server", tmp_path)
     assert archive.version == "1.0"
+
+
+def test_groups_make_another_model(tmp_path: Path) -> None:
+    """Served by its own name later; the archive of a user is neither grouped nor overwritten."""
+    everyday = find_groups("everyday")
+    kept = packed(tmp_path / "resnet18-everyday.mar", "resnet18-everyday", "1.0").read_bytes()
+    (archive,) = choose(["resnet18"], "server", tmp_path, groups=everyday)
+    assert archive.model == "resnet18-everyday"
+    assert (tmp_path / archive.file).read_bytes() == kept
+    packed(tmp_path / "resnet34-everyday.mar", "resnet34-everyday", "1.0", False, [[0, 1]])
+    (archive,) = choose(["resnet34-everyday"], "server", tmp_path)
+    assert archive.file == "resnet34-everyday.mar"
+    packed(tmp_path / "mountains.mar", "mountains", "1.0")
+    for name in ("mountains", "resnet34-everyday"):
+        said = f"{name}.mar has its classes: give groups to visionserve build."
+        with pytest.raises(ArchiveError, match=re.escape(said)):
+            choose([name], "server", tmp_path, groups=everyday)
+    grouped = served("resnet18", SERVER_CONFIG, everyday)
+    assert (grouped.archive, grouped.is_own) == ("resnet18-everyday.mar", False)
+    assert replace(grouped, name="mine").is_own
+    config = ModelConfig.load(SERVER_CONFIG)
+    edited = tmp_path / "everyday.json"
+    edited.write_text(everyday.read_text() + " ")
+    made = (grouped, replace(grouped, groups=None), replace(grouped, groups=edited))
+    assert len({fingerprint(one, config) for one in made}) == 3
 
 
 def test_an_archive_from_elsewhere_takes_no_other_versions_place(tmp_path: Path) -> None:

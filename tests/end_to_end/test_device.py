@@ -128,6 +128,23 @@ def distribution(answer: Outcome) -> NDArray[np.float32]:
     return found
 
 
+def test_groups_are_summed_up_on_the_device(
+    start: Start, runtime: PyTorchRuntime, images: list[Image.Image]
+) -> None:
+    """Their probabilities, and their classes' maps by each one's share of these."""
+    odd, even = (tuple(range(first, 1000, 2)) for first in (1, 0))
+    groups = {"categories": ("odd", "even"), "groups": (odd, even)}
+    grouped = start(metadata=METADATA.model_copy(update=groups))
+    for mode in ("none", "dense"):
+        views = to_views(images[0], TRANSFORMS, "exact", mode)
+        classes, found = (one.averaged([views])[0] for one in (runtime, grouped))
+        maps, of_groups = (one.contributions(views.stacked())[0] for one in (runtime, grouped))
+        for group, members in enumerate((odd, even)):
+            assert abs(found[group] - classes[list(members)].sum()) < 1e-6
+            mean = np.average(maps[..., members], axis=-1, weights=classes[list(members)])
+            assert np.abs(of_groups[..., group] - mean).max() < 1e-4
+
+
 @pytest.mark.parametrize("count", [1, 7, 32, 33])
 def test_a_batch_is_answered_as_by_torchvision(
     count: int,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from scripts.archive import alternatives, expected
 from scripts.archive.convert import convert
 from scripts.archive.declared import Declared, resolve_preprocessing
 from scripts.archive.expected import ExpectationError
+from scripts.archive.recipe import Recipe, build
 from scripts.archive.serving import answers
 from scripts.archive.weights import Weights, WeightsError
 from tests.helpers import write_config
@@ -289,6 +291,47 @@ def test_pictures_that_lie_on_their_side_are_told(tmp_path: Path) -> None:
     file.write_text("\n".join(lines))
     with pytest.raises(ExpectationError, match=r"turned\.jpg .*EXIF orientation"):
         alternatives.check(net, Transforms(), LABELS, expected.read(file), HandlerConfig())
+
+
+def test_groups_of_an_own_model_answer_as_its_owner_says(tmp_path: Path) -> None:
+    """By the owner's labels, with their names for the groups, and with their sums as figures."""
+    net, transform, _ = own("imagenet", tmp_path / "own.pt")
+    members = {"animal": [0, 1, 2, 3, 4], "thing": [6, 7], "rest": [5, 8]}
+    texts = {
+        "labels.txt": "\n".join(LABELS),
+        "groups.json": json.dumps(
+            {
+                "groups": {"animal": ["0-2", "sea life", "insect"], "thing": ["6-7"]},
+                "other": "rest",
+                "names": {"zh": {"animal": "动物", "thing": "东西"}},
+            }
+        ),
+        "names.json": json.dumps({"names": {"zh": {"rest": "其余", "thing": "物品"}}}),
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    plain = predict(net, transform)
+    sums = np.stack([plain[:, of].sum(1) for of in members.values()], 1)
+    recipe = Recipe(
+        *("resnet18", "groups", "1.0", write_config(tmp_path), tmp_path / "own.pt"),
+        labels=tmp_path / "labels.txt",
+        label_map=tmp_path / "names.json",
+        expect=figures(tmp_path / "own.csv", sums, (*members,)),
+        groups=tmp_path / "groups.json",
+    )
+    with zipfile.ZipFile(build(recipe, tmp_path)) as archive:
+        metadata = Metadata.model_validate_json(archive.read(FILE))
+    assert metadata.categories == (*members,)
+    assert metadata.groups == tuple(map(tuple, members.values()))
+    assert metadata.names == {"zh": ("动物", "物品", "其余")}
+    assert metadata.comparison is not None and metadata.comparison.largest_difference < 1e-4
+
+    figures(tmp_path / "own.csv", sums[:, ::-1], (*members,))
+    with pytest.raises(ExpectationError, match="fit the labels in another order, reversed"):
+        build(replace(recipe, name="reversed"), tmp_path)
+    figures(tmp_path / "own.csv", plain)
+    with pytest.raises(ValueError, match="dog"):
+        build(replace(recipe, name="plain"), tmp_path)
 
 
 SNIPPET = re.search(

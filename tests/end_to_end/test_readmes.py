@@ -168,7 +168,9 @@ def test_images_are_classified(printed: Printed) -> None:
     good, bad = json.loads(two)
     assert good["predictions"] == json.loads(base64)["predictions"] == answer["predictions"]
     assert bad["error"]["code"] == "unsupported_format"
-    *_, both = of_readme.values()
+    *_, everyday, both = of_readme.values()
+    (best, *_) = everyday.partition(f"{REAL}-everyday 1.0 on chelsea.png, ")[2].splitlines()[1:]
+    assert best.split()[1:] == ["cat"]
     assert "mountains 1.0 on chelsea.png" in both and f"{REAL} 1.0 on chelsea.png" in both
 
 

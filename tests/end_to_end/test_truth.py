@@ -13,11 +13,13 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, functional
 
 from scripts import paths, photos
+from scripts.archive import convert
+from scripts.archive.groups import find_groups, read_groups
 from scripts.archive.recipe import Recipe, build
 from scripts.archive.weights import load, resolve
 from scripts.server.client import Client
 from scripts.server.torchserve import TorchServe
-from tests.helpers import REAL
+from tests.helpers import REAL, write_config
 from visionserve.config import TTA, ModelConfig
 from visionserve.models import IMAGENET_CATEGORIES, MODELS
 from visionserve.processor import overflows
@@ -53,15 +55,21 @@ def dense(network: Any, resized: Image.Image, tensor_of: Callable[[Image.Image],
     return probabilities
 
 
+def tensor_of(image: Image.Image) -> Tensor:
+    normalized: Tensor = functional.normalize(functional.to_tensor(image), [0.5] * 3, [0.5] * 3)
+    return normalized[None]
+
+
 @pytest.fixture(scope="module")
-def expected() -> Callable[[Path, TTA], NDArray[np.float32]]:
-    """Probabilities by PyTorch in FP32, of all classes."""
+def network() -> Any:
     network = MODELS[REAL].build(CLASSES).eval()
     network.load_state_dict(load(resolve(REAL), network.state_dict()))
+    return network
 
-    def tensor_of(image: Image.Image) -> Tensor:
-        normalized: Tensor = functional.normalize(functional.to_tensor(image), [0.5] * 3, [0.5] * 3)
-        return normalized[None]
+
+@pytest.fixture(scope="module")
+def expected(network: Any) -> Callable[[Path, TTA], NDArray[np.float32]]:
+    """Probabilities by PyTorch in FP32, of all classes."""
 
     @torch.inference_mode()
     def probabilities(path: Path, mode: TTA) -> NDArray[np.float32]:
@@ -152,3 +160,123 @@ def test_as_many_answers_are_confident_as_in_fp32(
     assert fp32 > 60
     assert abs(confident(served["local"]) - fp32) <= 5
     assert abs(confident(served["gpu-t4"]) - fp32) <= 5
+
+
+@pytest.fixture(scope="module")
+def grouped(
+    client: Client, server: TorchServe, store: Path, exact_config: Path, tmp_path_factory: Any
+) -> Iterator[dict[str, str]]:
+    """A plain model of INT8 and FP32 to one of everyday groups, in the session's server.
+
+    Those of INT8 are quantized on a few samples alone, which are the same for both.
+    """
+    int8 = write_config(tmp_path_factory.mktemp("int8"), precision="int8")
+    everyday, few = find_groups("everyday"), photos.greeting().parent
+    recipes = [
+        Recipe(REAL, "few", "1.0", int8, calibration=few),
+        Recipe(REAL, "few_grouped", "1.0", int8, calibration=few, groups=everyday),
+        Recipe(REAL, "grouped", "1.0", exact_config, groups=everyday),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert, "SAMPLES", 4)
+        patch.setattr(convert, "CLOSE", 1)
+        archives = [build(recipe, store) for recipe in recipes]
+    for archive in archives:
+        server.admit(archive.name)
+        client.register(archive.name, model_name=archive.stem)
+    try:
+        yield {"few": "few_grouped", REAL: "grouped"}
+    finally:
+        for archive in archives:
+            client.unregister(archive.stem)
+
+
+@pytest.mark.parametrize("mode", ["five_crop", "dense"])
+def test_groups_are_sums_of_the_plain_models_classes(
+    client: Client,
+    grouped: dict[str, str],
+    expected: Callable[[Path, TTA], NDArray[np.float32]],
+    mode: TTA,
+) -> None:
+    """Of all groups, by the same precision and by PyTorch; in Chinese, and told by the card."""
+    groups = read_groups(find_groups("everyday"), IMAGENET_CATEGORIES)
+    for plain, model in grouped.items():
+        described = client.card(model)["groups"]
+        assert {name: tuple(indices) for name, indices in described.items()} == groups.members
+        assert client.card(plain).get("groups") is None
+        for path in PHOTOGRAPHS:
+            classes, answer = (
+                client.predict(name, path.read_bytes(), top_k=top_k, tta=mode, language="zh").json()
+                for name, top_k in ((plain, CLASSES), (model, len(groups.members)))
+            )
+            shown = {one["class_id"]: one["probability"] for one in classes["predictions"]}
+            sums = {
+                name: sum(shown[index] for index in indices)
+                for name, indices in groups.members.items()
+            }
+            found = {one["label"]: one["probability"] for one in answer["predictions"]}
+            assert found == pytest.approx(sums, abs=5e-5)
+            assert list(found.values()) == sorted(found.values(), reverse=True)
+            names = {one["label"]: one["name"] for one in answer["predictions"]}
+            assert names == groups.names["zh"]
+            if model == "grouped":
+                exact = expected(path, mode)
+                summed = {name: exact[list(of)].sum() for name, of in groups.members.items()}
+                assert found == pytest.approx(summed, abs=2e-5)
+
+
+def test_the_map_of_a_group_is_its_probabilitys_gradient_times_the_features(
+    client: Client, grouped: dict[str, str], network: Any
+) -> None:
+    """By PyTorch's autograd, of the logarithm of the group's summed exponentials; INT8 is alike."""
+    groups = read_groups(find_groups("everyday"), IMAGENET_CATEGORIES).members
+    for path in PHOTOGRAPHS:
+        resized = functional.resize(
+            Image.open(path).convert("RGB"), [256], InterpolationMode.BICUBIC
+        )
+        with torch.inference_mode():
+            features = network.extract_features(tensor_of(functional.center_crop(resized, [224])))
+        features = features.clone().requires_grad_()
+        logits = network._fc(features.mean((2, 3)))[0]
+        top_k = len(groups)
+        exact, quantized = (
+            client.predict(model, path.read_bytes(), tta="none", top_k=top_k, explain=True).json()
+            for model in ("grouped", "few_grouped")
+        )
+        grids = {one["label"]: np.array(one["explanation"]["grid"]) for one in exact["predictions"]}
+        assert grids.keys() == groups.keys()
+        for name, grid in grids.items():
+            logit = logits[list(groups[name])].logsumexp(0)
+            (gradient,) = torch.autograd.grad(logit, features, retain_graph=True)
+            reference = 49 * (gradient * features).sum(1)[0].detach().numpy()
+            assert np.abs(grid - reference).max() < 2e-3 * np.abs(reference).max(), name
+        best = exact["predictions"][0]["label"]
+        (rough,) = (one for one in quantized["predictions"] if one["label"] == best)
+        both = np.stack([grids[best].ravel(), np.ravel(rough["explanation"]["grid"])])
+        assert np.corrcoef(both)[0, 1] > 0.9
+
+
+def test_the_map_of_a_dense_view_weighs_classes_by_its_windows_mean(
+    client: Client,
+    grouped: dict[str, str],
+    expected: Callable[[Path, TTA], NDArray[np.float32]],
+    network: Any,
+) -> None:
+    groups = read_groups(find_groups("everyday"), IMAGENET_CATEGORIES).members
+    path = PHOTOGRAPHS[0]
+    resized = functional.resize(Image.open(path).convert("RGB"), [256], InterpolationMode.BICUBIC)
+    width, height = (side // 32 * 32 for side in resized.size)
+    corner = (resized.height - height) // 2, (resized.width - width) // 2
+    with torch.inference_mode():
+        features = network.extract_features(
+            tensor_of(functional.crop(resized, *corner, height, width))
+        )
+        maps = torch.einsum("kc,crs->rsk", network._fc.weight, features[0]).numpy()
+    probabilities = expected(path, "dense")
+    answer = client.predict("grouped", path.read_bytes(), tta="dense", explain="true").json()
+    for one in answer["predictions"]:
+        members = list(groups[one["label"]])
+        reference = np.average(maps[..., members], axis=-1, weights=probabilities[members])
+        grid = np.array(one["explanation"]["grid"])
+        assert grid.shape == reference.shape
+        assert np.abs(grid - reference).max() < 2e-3 * np.abs(reference).max()

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from torchvision.datasets import ImageFolder
 
+from scripts.archive import groups, imagenet
 from scripts.archive.categories import read_labels, read_map
+from scripts.archive.groups import find_groups, read_groups
 
 LABELS = ("cat", "dog", "horse")
 FORMS: dict[str, tuple[str, str]] = {
@@ -209,3 +211,134 @@ def test_a_map_that_is_wrong_is_named_with_the_cause(
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ValueError, match="^" + re.escape(f"{file}: {complaint}")):
         read_map(file, ("alp", "valley"))
+
+
+ANIMALS = ("beagle", "tabby", "7", "pug", "crane", "crane", "Persian cat")
+
+
+def grouped(tmp_path: Path, content: Any) -> dict[str, tuple[int, ...]]:
+    file = tmp_path / "groups.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return read_groups(file, ANIMALS).members
+
+
+def test_groups_have_labels_indices_and_ranges(tmp_path: Path) -> None:
+    """A text that is a label is that label; what nobody names is in a group of its own."""
+    plain = {"dog": ["pug", "beagle"], " cat ": [6, "1"]}
+    assert grouped(tmp_path, plain) == {"dog": (0, 3), "cat": (1, 6), "other": (2, 4, 5)}
+    assert grouped(tmp_path, {"7": ["7", "4-5"], "rest": ["0-1", 3, "6-6"]}) == {
+        "7": (2, 4, 5),
+        "rest": (0, 1, 3, 6),
+    }
+    named = {"zh": {"dog": "狗", "thing": "其他"}, "en": {"dog": "a dog"}}
+    whole = {"groups": {"dog": [0, 3]}, "other": "thing", "names": named}
+    assert grouped(tmp_path, whole) == {"dog": (0, 3), "thing": (1, 2, 4, 5, 6)}
+    assert read_groups(tmp_path / "groups.json", ANIMALS).names == named
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{dog: x}", "is no JSON ("),
+        ('{"dog": [0], "dog": [1]}', "dog stands there twice."),
+        ({"dog": [0], " dog": [1]}, "dog stands in group 'dog' and group ' dog'."),
+        ({" ": [0]}, "group ' ' is blank; each class needs a label."),
+        ([["beagle"]], "is no JSON object of groups to lists of labels, indices and ranges, "),
+        ({}, "is no JSON object of groups"),
+        ({"groups": {}}, "is no JSON object of groups"),
+        ({"dog": "beagle"}, "is no JSON object of groups"),
+        ({"groups": {"dog": [0]}, "other": 1}, "is no JSON object of groups"),
+        ({"groups": {"dog": [0]}, "name": {}}, "takes groups, other and names, not name."),
+        ({"groups": {"dog": [0]}, "names": {"zh": {"cat": "猫"}}}, "no such label: cat."),
+        ({"groups": {"dog": [0]}, "names": {"fr": {}}}, "no such language: fr; there are en, zh."),
+        ({"groups": {"dog": [0], "cat": [1]}, "names": {"zh": {"cat": "dog"}}}, "dog stands in "),
+        ({"dog": []}, "dog is empty; a group has a member at least."),
+        ({"dog": [0], "cat": ["beagle"]}, "beagle (0) stands in dog and cat."),
+        ({"dog": [0, "0-1"]}, "beagle (0) stands in dog and dog."),
+        ({"dog": ["beagel"]}, "dog: there is no class beagel; the closest is beagle."),
+        ({"dog": ["Tabby"]}, "dog: there is no class Tabby; the closest is tabby."),
+        ({"dog": [None]}, "dog: there is no class None; the closest is "),
+        ({"dog": [True]}, "dog: there is no class True; the closest is "),
+        ({"dog": [1.0]}, "dog: there is no class 1.0; the closest is "),
+        ({"dog": [["beagle"]]}, "dog: there is no class ['beagle']; the closest is beagle."),
+        ({"bird": ["crane"]}, "bird: 2 classes are crane; give its index."),
+        ({"dog": [7]}, "dog: 7 is beyond the 7 classes, 0 to 6."),
+        ({"dog": [-1]}, "dog: -1 is beyond the 7 classes, 0 to 6."),
+        ({"dog": ["5-7"]}, "dog: 5-7 is beyond the 7 classes, 0 to 6."),
+        ({"dog": ["3-0"]}, "dog: the range 3-0 ends before it begins."),
+        (
+            {"other": [0]},
+            "6 classes, such as tabby, are in no group, and other is a group: name them with "
+            '"other": "something else".',
+        ),
+    ],
+)
+def test_groups_that_are_wrong_are_named_with_the_cause(
+    content: Any, complaint: str, tmp_path: Path
+) -> None:
+    said = "^" + re.escape(f"{tmp_path / 'groups.json'}: {complaint}")
+    with pytest.raises(ValueError, match=said) as refused:
+        grouped(tmp_path, content)
+    assert "\n" not in str(refused.value)
+
+
+def test_groups_are_found_by_name_or_path(tmp_path: Path) -> None:
+    assert find_groups("everyday") == groups.FOLDER / "everyday.json"
+    (tmp_path / "mine.json").touch()
+    assert find_groups(str(tmp_path / "mine.json")) == tmp_path / "mine.json"
+    said = "mine: no such file of groups, nor one of config/groups: everyday."
+    with pytest.raises(ValueError, match=re.escape(said)):
+        find_groups("mine")
+
+
+# What WordNet says of ImageNet's order, and labels that mean another thing than they seem to.
+EVERYDAY: dict[str, tuple[range | str, ...]] = {
+    "dog": (range(151, 269),),
+    "wolf or fox": (range(269, 281),),
+    "cat": (range(281, 286),),
+    "big cat": (range(286, 294),),
+    "bear": (range(294, 298), "giant panda"),
+    "monkey or ape": (range(365, 385),),
+    "whale or seal": (range(147, 151),),
+    "bird": (range(7, 25), range(80, 101), range(127, 147)),
+    "fish": (range(7), range(389, 398)),
+    "frog, lizard or turtle": (range(25, 52),),
+    "snake": (range(52, 69),),
+    "spider": (range(70, 80),),
+    "insect": (range(300, 327),),
+    "sea creature or snail": (range(107, 127), range(327, 330)),
+    "hoofed animal or elephant": (range(339, 356), "Indian elephant", "tusker"),
+    "mushroom": ("mushroom", range(991, 998)),
+    "fruit": (range(948, 958),),
+    "vegetable": (range(936, 947), "corn", "ear"),
+    "food": ("plate", "pizza", "ice cream"),
+    "landscape": ("alp", *(range(972, 981),)),
+    "truck, bus or tractor": ("crane", "amphibian", "school bus"),
+    "tool or hardware": ("plane", "nail"),
+    "musical instrument": ("pick", "drumstick", "upright", "organ"),
+    "boat or ship": ("pirate", "wreck"),
+    "computer or electronics": ("mouse", "notebook", "iPod"),
+    "clothing": ("cardigan", "stole", "groom"),
+    "weapon or armor": ("bow", "tank"),
+    "building": ("beacon", "vault"),
+    "bridge, fence or other structure": ("brass", "viaduct"),
+    "kitchenware": ("mortar", "coffee mug"),
+}
+
+
+def test_everyday_groups_have_each_class_in_one_and_where_it_belongs() -> None:
+    labels = tuple(one.label for one in imagenet.classes())
+    found = read_groups(find_groups("everyday"), labels)
+    assert sorted(sum(found.members.values(), ())) == list(range(1000))
+    assert 35 <= len(found.members) <= 50 and "other" not in found.members
+    assert min(map(len, found.members.values())) >= 4
+    assert found.names["zh"].keys() == found.members.keys()
+    of = {labels[index]: group for group, indices in found.members.items() for index in indices}
+    misplaced = {
+        label: of[label]
+        for group, members in EVERYDAY.items()
+        for member in members
+        for label in ([member] if isinstance(member, str) else labels[member.start : member.stop])
+        if of[label] != group
+    }
+    assert misplaced == {}

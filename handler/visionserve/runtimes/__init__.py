@@ -55,6 +55,9 @@ class Runtime:
     def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return what each position of the last feature map adds to each class's logit.
 
+        With groups, their maps are in place of the classes'; see
+        `visionserve.models.FullyConvolutional.contributions`.
+
         Args:
             pixels: as for `__call__`.
 

@@ -16,6 +16,7 @@ import openvino
 from openvino import opset13 as opset
 
 from visionserve import heap
+from visionserve.metadata import LEAST
 from visionserve.runtimes import Runtime
 
 # How many kernels OpenVINO keeps; it makes one for each layer and shape. 64 hold those of the crop
@@ -100,13 +101,24 @@ def with_contributions(model: openvino.Model) -> openvino.Model:
 
     It applies the last linear layer to each position of the feature map, where the original
     applies it to pooled windows. In INT8, it also skips the quantization between the pool and
-    that layer, whose range fits pooled features alone.
+    that layer, whose range fits pooled features alone. Where the last operation sums up groups,
+    so do the maps; see `visionserve.models.FullyConvolutional.contributions`.
     """
-    linear = _producer(model.get_result(), "MatMul")
+    last = model.get_result().input_value(0).get_node()
+    linear = _producer(last, "MatMul")
     features = _producer(linear, "AvgPool").input_value(0)
     maps = opset.transpose(features, np.array([0, 2, 3, 1]))
     weight = linear.input_value(1)
     mapped = opset.matmul(maps, weight, False, linear.get_attributes()["transpose_b"])
+    if last.get_type_name() == "MatMul":
+        probabilities, members = (last.input_value(index) for index in (0, 1))
+        least = np.array(LEAST, np.float32)
+        weights = opset.unsqueeze(opset.maximum(probabilities, least), np.array([1, 2]))
+
+        def summed(values: Any) -> Any:
+            return opset.matmul(values, members, False, last.get_attributes()["transpose_b"])
+
+        mapped = opset.divide(summed(opset.multiply(mapped, weights)), summed(weights))
     return openvino.Model([mapped], model.get_parameters())
 
 

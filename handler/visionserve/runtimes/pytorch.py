@@ -57,7 +57,7 @@ class PyTorchRuntime(Runtime):
         torch.set_num_threads(threads)
         transforms = metadata.transforms
         module = FullyConvolutional(
-            metadata.architecture, len(metadata.categories), transforms
+            metadata.architecture, metadata.outputs, transforms, metadata.groups
         ).eval()
         module.network.load_state_dict(torch.load(artifact, weights_only=True, map_location="cpu"))
         module.freeze(torch.float16 if half and on_gpu else torch.float32)
