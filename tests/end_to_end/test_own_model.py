@@ -319,19 +319,16 @@ def test_groups_of_an_own_model_answer_as_its_owner_says(tmp_path: Path) -> None
         expect=figures(tmp_path / "own.csv", sums, (*members,)),
         groups=tmp_path / "groups.json",
     )
-    with zipfile.ZipFile(build(recipe, tmp_path)) as archive:
+    with zipfile.ZipFile(build(recipe, tmp_path / "store")) as archive:
         metadata = Metadata.model_validate_json(archive.read(FILE))
     assert metadata.categories == (*members,)
     assert metadata.groups == tuple(map(tuple, members.values()))
     assert metadata.names == {"zh": ("动物", "物品", "其余")}
     assert metadata.comparison is not None and metadata.comparison.largest_difference < 1e-4
 
-    figures(tmp_path / "own.csv", sums[:, ::-1], (*members,))
-    with pytest.raises(ExpectationError, match="fit the labels in another order, reversed"):
-        build(replace(recipe, name="reversed"), tmp_path)
     figures(tmp_path / "own.csv", plain)
     with pytest.raises(ValueError, match="dog"):
-        build(replace(recipe, name="plain"), tmp_path)
+        build(replace(recipe, name="plain"), tmp_path / "store")
 
 
 SNIPPET = re.search(
