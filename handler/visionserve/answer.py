@@ -1,10 +1,12 @@
 """What the service says about one image: the JSON that a client reads."""
 
 import json
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from visionserve.config import TTA
 from visionserve.errors import RequestError
+
+Hint = Literal["dark", "blurred", "small", "poor_jpeg"]
 
 
 class Explanation(TypedDict):
@@ -51,7 +53,10 @@ class Answer(TypedDict):
         tta: the views whose probabilities were averaged.
         predictions: the most probable class first.
         confident: whether the first prediction's probability reaches the request's threshold.
-        warning: a sentence for people, present if the answer is not confident.
+        plausible: how many of the first predictions are worth showing, at least 1; present if the
+            archive has a threshold for it.
+        warning: sentences for people, present if the answer is not confident.
+        hints: faults of the picture that may explain it, present if there are any.
         cached: present, and true, if the answer comes from the cache.
     """
 
@@ -61,7 +66,9 @@ class Answer(TypedDict):
     tta: TTA
     predictions: list[Prediction]
     confident: bool
+    plausible: NotRequired[int]
     warning: NotRequired[str]
+    hints: NotRequired[list[Hint]]
     cached: NotRequired[bool]
 
 

@@ -20,9 +20,9 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
     Returns:
         A JSON object. `groups` names the classes of the network, by index, that each class is the
         sum of; None where they are the network's own. `options` has a JSON schema for each option,
-        with its default. `limits` are the limits of a request. `temperatures`, `proof`, `training`
-        and `comparison` are as in `visionserve.metadata.Metadata`; `compared` says the last in
-        words.
+        with its default. `limits` are the limits of a request. `temperatures`, `plausible`,
+        `proof`, `training` and `comparison` are as in `visionserve.metadata.Metadata`; `compared`
+        says the last in words.
     """
     classes = len(metadata.categories)
     options: dict[str, dict[str, Any]] = Options.model_json_schema()["properties"]
@@ -47,6 +47,7 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
         "options": {name: schema | {"default": defaults[name]} for name, schema in options.items()},
         "limits": {key: value for key, value in config if key.startswith(LIMITS)},
         "temperatures": metadata.temperatures,
+        "plausible": metadata.plausible,
         "proof": metadata.proof and metadata.proof.model_dump(),
         "training": metadata.training and metadata.training.model_dump(),
         "comparison": metadata.comparison and metadata.comparison.model_dump(),

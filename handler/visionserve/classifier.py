@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from visionserve import explanation, heap, postprocessing, runtimes
-from visionserve.answer import Answer, Outcome, Prediction, to_json
+from visionserve import explanation, heap, hints, postprocessing, runtimes
+from visionserve.answer import Answer, Hint, Outcome, Prediction, to_json
 from visionserve.cache import Cache
 from visionserve.config import HandlerConfig, ModelConfig, Options
 from visionserve.deadline import check, too_slow
@@ -236,7 +236,7 @@ class Classifier:
         """
         with item.trace.stage("validate"):
             image = self._open(item)
-        item.trace.size = image.size
+        item.trace.size, item.trace.luma_table = image.size, hints.luma_table(image)
         item.budget.spend(work(image, item.data))
         return image
 
@@ -357,17 +357,30 @@ class Classifier:
             predictions = postprocessing.most_probable(
                 tempered, self.metadata.categories, options.top_k
             )
+            is_confident = postprocessing.is_confident(predictions, options.threshold)
+            found = [] if is_confident else self._hints(image)
         if options.explain:
             with trace.stage("explain"):
                 predictions = self._explain(image, predictions, deadline)
-        return {
+        answer: Answer = {
             "model": self._name,
             "architecture": self.metadata.architecture,
             "version": self._version,
             "tta": options.tta,
             "predictions": predictions,
-            "confident": postprocessing.is_confident(predictions, options.threshold),
+            "confident": is_confident,
         }
+        if options.tta in self.metadata.plausible:
+            least = self.metadata.plausible[options.tta]
+            answer["plausible"] = postprocessing.plausible(predictions, least)
+        if found:
+            answer["hints"] = found
+        return answer
+
+    def _hints(self, image: Prepared) -> list[Hint]:
+        """Name the faults of an image that may explain a guess."""
+        (view,) = image.views.stacked(1)
+        return hints.find(view, image.item.trace, self.metadata.transforms)
 
     def _explain(
         self, image: Prepared, predictions: Sequence[Prediction], deadline: float

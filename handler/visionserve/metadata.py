@@ -11,6 +11,7 @@ from visionserve.config import TTA, Language, Options, Strict
 FILE = "metadata.json"
 COLDEST, HOTTEST = 0.2, 5
 Temperature = Annotated[float, Field(ge=COLDEST, le=HOTTEST)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 LONGEST = 1024
 # A class is taken to be this probable at least where a group's map is a mean of its classes' maps:
 # a group whose probability is 0 in FP32 has a map, too.
@@ -171,6 +172,8 @@ class Metadata(Strict):
         names: what people call the classes in each language that has names, in the same order.
         temperatures: TTA mode to its temperature; 1 for a mode that has none. See
             `visionserve.postprocessing.temper`.
+        plausible: TTA mode to the probability, after its temperature, below which a name is not
+            worth showing; a mode that has none shows all names.
         dense: whether the model has a fully convolutional form, which TTA `dense` needs.
         explains: whether its last layer is linear and follows a global pool, which explanations
             need.
@@ -190,6 +193,7 @@ class Metadata(Strict):
     groups: tuple[tuple[int, ...], ...] = ()
     names: dict[Language, tuple[str, ...]] = Field(default_factory=dict)
     temperatures: dict[TTA, Temperature] = Field(default_factory=dict)
+    plausible: dict[TTA, Probability] = Field(default_factory=dict)
     dense: bool = True
     explains: bool = True
     half_range: bool = False

@@ -7,13 +7,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visionserve.answer import Answer, Prediction
+from visionserve.answer import Answer, Hint, Prediction
 from visionserve.config import Language, Options
 
 WARNINGS: dict[Language, str] = {
     "en": "The best match is under {}: treat it as a guess.",
     "zh": "最佳结果低于 {}，仅供参考。",
 }
+HINTS: dict[Language, dict[Hint, str]] = {
+    "en": {
+        "dark": "The picture is dark.",
+        "blurred": "The picture is blurred.",
+        "small": "The picture is small.",
+        "poor_jpeg": "The JPEG is of low quality.",
+    },
+    "zh": {
+        "dark": "图片太暗。",
+        "blurred": "图片模糊。",
+        "small": "图片尺寸太小。",
+        "poor_jpeg": "JPEG 质量太低。",
+    },
+}
+BETWEEN: dict[Language, str] = {"en": " ", "zh": ""}
 
 
 def temper(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.floating[Any]]:
@@ -62,6 +77,11 @@ def is_confident(predictions: Sequence[Prediction], threshold: float) -> bool:
     return predictions[0]["probability"] >= threshold
 
 
+def plausible(predictions: Sequence[Prediction], least: float) -> int:
+    """Count the predictions that are worth showing: those of this probability and more, or one."""
+    return max(1, sum(prediction["probability"] >= least for prediction in predictions))
+
+
 def localize(answer: Answer, options: Options, names: Sequence[str] | None) -> Answer:
     """Add to an answer what depends on its request's language.
 
@@ -73,7 +93,7 @@ def localize(answer: Answer, options: Options, names: Sequence[str] | None) -> A
 
     Returns:
         A copy in which each prediction has its `name`, if there are names, and which has a
-        `warning`, if the answer is not confident.
+        `warning`, if the answer is not confident, with a sentence for each of its hints.
     """
     localized = answer.copy()
     if names:
@@ -82,7 +102,10 @@ def localize(answer: Answer, options: Options, names: Sequence[str] | None) -> A
             for prediction in answer["predictions"]
         ]
     if not answer["confident"]:
-        localized["warning"] = WARNINGS[options.language].format(percent(options.threshold))
+        language = options.language
+        guess = WARNINGS[language].format(percent(options.threshold))
+        causes = (HINTS[language][hint] for hint in answer.get("hints", ()))
+        localized["warning"] = BETWEEN[language].join([guess, *causes])
     return localized
 
 

@@ -1,7 +1,7 @@
 """What the stages note about one image."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,16 +11,18 @@ Stage = Literal["validate", "decode", "preprocess", "infer", "explain", "postpro
 
 @dataclass
 class Trace:
-    """The time that each stage took, and the image's size.
+    """The time that each stage took, and what the image's header says.
 
     Attributes:
         seconds: wall time of each stage that the image reached. Images that share a forward
             pass each have its whole time as `infer`.
         size: width and height of the upright image, in pixels; (0, 0) until the header is read.
+        luma_table: the steps to which a JPEG rounds its luminance; see `visionserve.hints`.
     """
 
     seconds: dict[Stage, float] = field(default_factory=dict)
     size: tuple[int, int] = (0, 0)
+    luma_table: Sequence[int] = ()
 
     @property
     def pixels(self) -> int:

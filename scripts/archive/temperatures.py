@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from scripts import lock
 from scripts.archive.rewrite import check_recorded, rewrite
 from scripts.kept import read_file
 from visionserve import metadata
 from visionserve.config import TTA, Strict
-from visionserve.metadata import Temperature
+from visionserve.metadata import Probability, Temperature
 
 
 class Fitted(Strict):
@@ -27,6 +27,7 @@ class Fitted(Strict):
             `visionserve.metadata.Metadata`.
         about: a text that says what the temperatures were fitted on.
         temperatures: the temperature of each TTA mode.
+        plausible: the probability of each TTA mode below which a name is not worth showing.
     """
 
     architecture: str
@@ -34,11 +35,13 @@ class Fitted(Strict):
     groups: tuple[tuple[int, ...], ...] = ()
     about: str
     temperatures: dict[TTA, Temperature]
+    plausible: dict[TTA, Probability] = Field(default_factory=dict)
 
     def put_into(self, described: Mapping[str, Any]) -> dict[str, Any]:
-        """Return an archive's `metadata.json` with it. Other modes keep their temperatures."""
+        """Return an archive's `metadata.json` with it. Other modes keep what they have."""
         temperatures = described.get("temperatures", {}) | self.temperatures
-        return {**described, "temperatures": temperatures}
+        plausible = described.get("plausible", {}) | self.plausible
+        return {**described, "temperatures": temperatures, "plausible": plausible}
 
 
 def read(

@@ -33,7 +33,8 @@ class Table:
         else:
             ranks = [k for k in range(1, self._top_k + 1) if row[f"label_{k}"] is not None]
             text = ", ".join(f"{row[f'label_{k}']} {row[f'probability_{k}']:.1%}" for k in ranks)
-            text += "" if row["confident"] else " (a guess)"
+            causes = f": {str(row['hints']).replace(' ', ', ')}" if row["hints"] else ""
+            text += "" if row["confident"] else f" (a guess{causes})"
         text += f"; is {row['truth']}" if row.get("truth") else ""
         return f"{_fitted(_printable(str(row['path'])))}  {_printable(text)}\n"
 

@@ -33,8 +33,9 @@ def columns(top_k: int, truth: bool = False) -> dict[str, type]:
     predictions = {
         f"{name}_{rank}": kind for rank in range(1, top_k + 1) for name, kind in PREDICTION.items()
     }
-    rest = {"model": str, "version": str, "tta": str, "confident": bool, "error": str}
-    return {"path": str, **({"truth": str} if truth else {}), **predictions, **rest}
+    rest = {"model": str, "version": str, "tta": str, "confident": bool}
+    more = {"plausible": int, "hints": str, "error": str}
+    return {"path": str, **({"truth": str} if truth else {}), **predictions, **rest, **more}
 
 
 def name(path: Path) -> str:
@@ -70,7 +71,11 @@ def row(path: Path, body: Body, top_k: int, truth: Truth | None = None, named: b
         name_or_label = prediction.get("name", prediction["label"])
         shown = prediction | ({"label": name_or_label} if named else {})
         values |= {f"{key}_{rank}": shown[key] for key in PREDICTION}
-    return values | {key: body[key] for key in ("model", "version", "tta", "confident")}
+    values |= {key: body[key] for key in ("model", "version", "tta", "confident")}
+    return values | {
+        "plausible": body.get("plausible"),
+        "hints": " ".join(body.get("hints", ())) or None,
+    }
 
 
 def fault(code: str, message: str) -> Body:

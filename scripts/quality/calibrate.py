@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from scripts.archive.recipe import Recipe, check_architecture, read_categories
 from scripts.archive.rewrite import check_recorded
 from scripts.archive.temperatures import Fitted, pack
 from scripts.archive.weights import resolve
+from scripts.quality import plausible
 from scripts.quality.models import CANNOT, THREADS, Loaded, gather, opened
 from scripts.quality.statistics import EPSILON, Interval, log_loss, reliability
 from scripts.report import circumstances
@@ -95,6 +97,21 @@ class Scaled:
         nll = log_loss(tempered[np.arange(len(self.labels)), self.labels])
         return confidence, right, nll, reliability(confidence, right).ece
 
+    @property
+    def tempered(self) -> NDArray[np.floating[Any]]:
+        """The probabilities at the temperature that is packed."""
+        return temper(self.probabilities, self.packed)
+
+    @property
+    def packed(self) -> float:
+        """The temperature as the archive has it."""
+        return round(self.temperature.value, 4)
+
+    @property
+    def plausible(self) -> float:
+        """The probability below which a name is not worth showing."""
+        return plausible.fit(self.tempered, self.labels)
+
 
 def run(args: argparse.Namespace) -> int:
     """Do what `visionserve calibrate` was asked, and return its exit code."""
@@ -147,12 +164,15 @@ def calibrated(args: argparse.Namespace) -> Fitted:
             fitted = fit_all(Loaded(runtime, described, config), given.photographs, args.modes)
     about = f"{args.folder.name}, {len(given.photographs)} photographs ({circumstances.here()})"
     print(f"{name}, {about}\n\n{summary(fitted)}\n\n{warnings(fitted)}\n")
+    print(plausible.summary({mode: (one.tempered, one.labels) for mode, one in fitted.items()}))
+    print()
     return Fitted(
         architecture=described.architecture,
         weights_sha256=described.weights_sha256,
         groups=described.groups,
         about=about,
-        temperatures={mode: round(one.temperature.value, 4) for mode, one in fitted.items()},
+        temperatures={mode: one.packed for mode, one in fitted.items()},
+        plausible={mode: one.plausible for mode, one in fitted.items()},
     )
 
 

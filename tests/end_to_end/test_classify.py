@@ -102,6 +102,8 @@ def test_folder_to_csv(folder: Path, target: list[str], client: Client) -> None:
             assert int(line[f"class_id_{rank}"]) == prediction["class_id"]
             assert float(line[f"probability_{rank}"]) == prediction["probability"]
         assert line["confident"] == str(answer["confident"]).lower()
+        assert line["hints"] == " ".join(answer.get("hints", []))
+    assert [row["hints"] for row in rows] == ["", "", "", ""]
 
 
 def test_files_glob_and_list_in_the_order_given(
@@ -171,6 +173,10 @@ def test_rows_of_other_images_are_left_alone(
     assert "row 1 is of" in other.stderr
     assert "holds other columns" in run(folder, *target, "--output", output, "--top-k", "9").stderr
     assert output.read_bytes() == before
+    older = before.replace(b'"plausible","hints",', b"").replace(b',"","",""', b',""')
+    output.write_bytes(older)
+    assert "holds other columns" in run(folder / "a.jpg", *target, "--output", output).stderr
+    assert output.read_bytes() == older != before
 
 
 def test_labels_in_another_language(folder: Path, target: list[str]) -> None:
@@ -625,6 +631,8 @@ def test_a_table_keeps_its_columns() -> None:
     body = {"predictions": [best], "model": "m", "version": "1.0", "tta": "none"}
     told = row(Path("a.png"), body | {"confident": False}, 1, lambda _: "dog")
     assert table.encode(told).endswith("  cat 50.0% (a guess); is dog\n")
+    told["hints"] = "dark blurred"
+    assert table.encode(told).endswith("  cat 50.0% (a guess: dark, blurred); is dog\n")
     ends = set()
     for name in ("a.png", "b/" * 30 + "cat.png", "高" * 19 + ".png", "高" * 50 + "山.png", "\x1b"):
         line = table.encode(answered(Path(name)))

@@ -481,9 +481,18 @@ def test_temperatures_are_fitted_and_served(
     fitted = calibrated["five_crop"]
     assert fitted != 1
     assert loss(fitted) <= min(loss(fitted * factor) for factor in (0.97, 1.03)) + 1e-6
+    right = []
     for path, probabilities in said.items():
         powers = probabilities ** (1 / fitted)
-        assert np.abs(answers[path] - powers / powers.sum()).max() < 1e-4, path
+        tempered = powers / powers.sum()
+        assert np.abs(answers[path] - tempered).max() < 1e-4, path
+        if label_at(path) in tempered.argsort()[-3:]:
+            right.append(tempered[label_at(path)])
+    with zipfile.ZipFile(own.archive) as packed:
+        least = json.loads(packed.read("metadata.json"))["plausible"]
+    assert least.keys() == {"none", "five_crop"} and len(right) > 2
+    kept = [np.mean(np.array(right) >= least["five_crop"] + away) for away in (-1e-4, 1e-4)]
+    assert kept[0] >= 0.95 > kept[1], "the largest at which 95 % of the right names are shown"
 
 
 def test_an_own_archive_is_measured_as_it_is_served(

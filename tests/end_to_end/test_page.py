@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 import requests
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
+from scripts.archive.hashes import sha256_of
 from scripts.archive.recipe import Recipe, build
 from scripts.batch.formats import record
 from scripts.batch.rows import columns
@@ -187,6 +188,62 @@ def test_low_confidence_warns(page: Browser, client: Client) -> None:
     warning = "Low confidence: the best match is under 50%. Take it as a guess."
     assert page.text(".warning") == warning
     assert page.faults() == []
+
+
+def test_a_warning_says_what_is_wrong_with_the_picture(
+    page: Browser, client: Client, tmp_path: Path
+) -> None:
+    dark = tmp_path / "dark.jpg"
+    with Image.open(CAT) as cat:
+        ImageEnhance.Brightness(cat.convert("RGB").reduce(4)).enhance(0.2).save(dark, quality=90)
+    answer = client.predict(REAL, dark.read_bytes()).json()
+    assert answer["hints"] == ["dark", "small"]
+    page.run("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    page.pick(dark)
+    page.settle()
+    assert page.text(".warning").endswith("as a guess. The picture is dark. The picture is small.")
+    assert page.run("return document.getElementById('status').textContent").endswith(
+        page.text(".warning")
+    )
+    page.one(".copy-json").click()
+    page.until(lambda: page.run("return window.copied"))
+    assert json.loads(page.run("return window.copied")) == answer
+    head, row = saved_csv(page)
+    assert row[head.index("hints")] == "dark small"
+    page.one("#language").click()
+    page.until(lambda: page.text(".warning").endswith("仅供参考。图片太暗。图片尺寸太小。"))
+    assert page.faults() == []
+
+
+def test_an_unfamiliar_picture_has_a_stronger_warning(page: Browser, client: Client) -> None:
+    """Of two pictures one is, as an archive with a threshold would say."""
+    page.run(
+        """const ask = fetch;
+           window.fetch = async (...given) => {
+             const text = await (await ask(...given)).text();
+             const answer = { ...JSON.parse(text), unfamiliar: !window.isAsked };
+             window.isAsked = true;
+             return new Response(JSON.stringify(answer));
+           }"""
+    )
+    page.pick(packaged()[2])
+    page.settle()
+    page.pick(CAT)
+    page.settle(2)
+    assert page.texts(".warning") == [
+        "Probably none of the model’s classes, or a damaged picture.",
+        "Low confidence: the best match is under 50%. Take it as a guess.",
+    ]
+    colours = page.run(
+        """return [...document.querySelectorAll(".warning")]
+             .map((element) => getComputedStyle(element).backgroundColor)"""
+    )
+    assert colours[0] != colours[1]
+    assert page.faults() == []
+    Select(page.one("#show")).select_by_value("unfamiliar")
+    assert page.texts(".name") == [packaged()[2].name]
+    page.one("#language").click()
+    assert page.text(".warning") == "可能不属于模型的任何类别，或图片已损坏。"
 
 
 def test_error_in_plain_words(page: Browser, notes: Path) -> None:
@@ -668,7 +725,13 @@ def test_two_classes_with_long_names_of_their_own(
     labels.write_text("alp\nvalley\n")
     names = {"en": {"alp": "alp, high mountain"}, "zh": {"alp": "高山, 雪山", "valley": "山谷"}}
     named.write_text(json.dumps({"names": names}))
-    recipe = Recipe("resnet18", "land", "1.0", exact_config, weights, labels, named)
+    fitted = {"architecture": "resnet18", "weights_sha256": sha256_of(weights), "about": ""}
+    fitted |= {"temperatures": {}, "plausible": {"dense": 0.5}}
+    (tmp_path / "fitted.json").write_text(json.dumps(fitted))
+    recipe = Recipe(
+        *("resnet18", "land", "1.0", exact_config, weights, labels, named),
+        temperatures=tmp_path / "fitted.json",
+    )
     build(recipe, server.store)
     server.register("land.mar", workers=1)
     try:
@@ -683,9 +746,11 @@ def test_two_classes_with_long_names_of_their_own(
         assert page.texts(".label") == [label.split(",")[0] for label in whole]
         assert [one.get_attribute("title") for one in page.all(".label")] == whole
         assert page.texts(".percent") == [f"{p['probability']:.1%}" for p in answer["predictions"]]
+        assert answer["plausible"] == 1
+        assert page.texts(".faded .label") == page.texts(".label")[1:], "The second is no name."
         head, row = saved_csv(page)
         assert head == list(columns(2))
-        assert row[1] == order[0]
+        assert row[1] == order[0] and row[head.index("plausible")] == "1"
         page.one(".where").click()
         page.until(lambda: page.texts("canvas"))
         assert len(page.texts(".label input")) == 2

@@ -1,5 +1,6 @@
 """Ray Data gives the rows that the server gives."""
 
+import csv
 import json
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
 from scripts import paths, photos
 from scripts.batch import listing
@@ -40,8 +42,11 @@ def test_rows_equal_the_servers(server: TorchServe, store: Path, tmp_path: Path)
         next(photo for photo in photos.packaged() if photo.name == name)
         for name in ("chelsea.png", "coffee.png", "rocket.jpg")
     )
-    images = [rocket, bad, cat, tmp_path / "missing.jpg", empty, cup, cat]
-    options = ["--top-k", "2", "--threshold", "0.9"]
+    dark = tmp_path / "dark.png"
+    with Image.open(cup) as image:
+        image.convert("RGB").point(lambda level: level // 5).save(dark)
+    images = [rocket, bad, cat, tmp_path / "missing.jpg", empty, cup, cat, dark]
+    options = ["--top-k", "2", "--threshold", "1"]
     key_file = server.state / "key_file.json"
     where = ["--server", server.client.inference, "--model", REAL, "--key-file", str(key_file)]
     expected = classify(*images, *options, *where)
@@ -49,6 +54,8 @@ def test_rows_equal_the_servers(server: TorchServe, store: Path, tmp_path: Path)
     assert found.returncode == expected.returncode == 1, found.stderr
     assert len(expected.stdout.splitlines()) == 1 + len(images)
     assert found.stdout == expected.stdout
+    hints = [row["hints"] for row in csv.DictReader(found.stdout.splitlines())]
+    assert hints[-4:] == ["", "", "", "dark"]
     assert found.stderr.splitlines() == [
         "Starting Ray; the first answers take some seconds.",
         f"{len(images)} images, errors: 3.",

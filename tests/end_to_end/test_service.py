@@ -24,7 +24,7 @@ import pytest
 import requests
 import torch
 import yaml
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter
 from torchvision.transforms import functional
 
 from scripts import paths, photos
@@ -221,11 +221,15 @@ def test_one_bad_image_in_four_leaves_its_batch_alone(
 def test_temperatures_are_applied_to_the_averaged_probabilities(
     client: Client, server: TorchServe, exact_config: Path, tmp_path: Path
 ) -> None:
-    """The mode without one answers as the archive without temperatures does."""
+    """The mode without one answers as the archive without temperatures does.
+
+    So does the number of names that are worth showing: those as probable as the archive says.
+    """
     file = tmp_path / "temperatures.json"
     weights = resolve(REAL).sha256
-    fitted = {"none": 0.5, "five_crop": 0.7}
+    fitted, least = {"none": 0.5, "five_crop": 0.7}, {"none": 0.02, "five_crop": 0.99}
     found = {"architecture": REAL, "weights_sha256": weights, "about": "", "temperatures": fitted}
+    found |= {"plausible": least}
     file.write_text(json.dumps(found))
     build(Recipe(REAL, "tempered", "1.0", exact_config, temperatures=file), server.store)
     server.register("tempered.mar")
@@ -242,9 +246,58 @@ def test_temperatures_are_applied_to_the_averaged_probabilities(
             assert probabilities.sum() == pytest.approx(1, abs=5e-4)
             classes = [[one["class_id"] for one in of] for of in (plain, tempered)]
             assert classes[0] == classes[1]
-        assert client.card("tempered")["temperatures"] == fitted
+            counted = [client.predict("tempered", CAT, tta=tta, top_k=k).json() for k in (1000, 2)]
+            if tta in least:
+                shown = max(1, int((probabilities >= least[tta]).sum()))
+                assert [answer["plausible"] for answer in counted] == [shown, min(shown, 2)]
+            else:
+                assert not any("plausible" in answer for answer in counted)
+        card = client.card("tempered")
+        assert card["temperatures"] == fitted and card["plausible"] == least
     finally:
         client.unregister("tempered")
+
+
+def test_a_warned_answer_names_what_is_wrong_with_the_picture(client: Client) -> None:
+    """At a threshold of 1 every answer is warned, at 0 none is."""
+    sentences = {
+        "dark": ("The picture is dark.", "图片太暗。"),
+        "blurred": ("The picture is blurred.", "图片模糊。"),
+        "small": ("The picture is small.", "图片尺寸太小。"),
+        "poor_jpeg": ("The JPEG is of low quality.", "JPEG 质量太低。"),
+    }
+    for path in (photos.packaged()[2], photos.packaged()[8]):
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+        forms = {
+            "": image,
+            "dark": ImageEnhance.Brightness(image).enhance(1 / 3),
+            "blurred": image.filter(ImageFilter.GaussianBlur(6)),
+            "small": image.reduce(8),
+            "dark blurred": ImageEnhance.Brightness(
+                image.filter(ImageFilter.GaussianBlur(6))
+            ).enhance(0.2),
+        }
+        pictures = {name: encode(form, "JPEG", quality=90) for name, form in forms.items()}
+        pictures["poor_jpeg"] = encode(image, "JPEG", quality=7)
+        for hints, data in pictures.items():
+            warned, sure, chinese = (
+                client.predict(REAL, data, **options).json()
+                for options in (
+                    {"threshold": 1},
+                    {"threshold": 0},
+                    {"threshold": 1, "language": "zh"},
+                )
+            )
+            found = hints.split()
+            assert warned.get("hints", []) == chinese.get("hints", []) == found, path
+            assert "hints" not in sure and "warning" not in sure
+            for answer, language, space in ((warned, 0, " "), (chinese, 1, "")):
+                told = space.join(sentences[hint][language] for hint in found)
+                assert answer["warning"].endswith(told)
+                assert sum(one[language] in answer["warning"] for one in sentences.values()) == len(
+                    found
+                )
 
 
 def test_a_model_of_a_fixed_size_refuses_what_it_cannot_do(

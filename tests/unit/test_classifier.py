@@ -125,6 +125,22 @@ def test_readers_of_all_languages_share_an_answer(tmp_path: Path) -> None:
     assert chinese == english and len(runtime.passes) == 1
 
 
+def test_a_kept_answer_has_its_hints_in_every_language(tmp_path: Path) -> None:
+    runtime = Brightness()
+    classify = classifier(runtime, tmp_path).classify
+    dark = encode(Image.open(io.BytesIO(CAT)).convert("RGB").point(lambda level: level // 4))
+    english, chinese, sure = (
+        Item(dark, Options(top_k=2, threshold=threshold, language=language))
+        for threshold, language in ((1, "en"), (1, "zh"), (0, "en"))
+    )
+    (first,), (again,), (unasked,) = classify([english]), classify([chinese]), classify([sure])
+    assert isinstance(first, dict) and isinstance(again, dict) and isinstance(unasked, dict)
+    assert "cached" not in first and again["cached"] and len(runtime.passes) == 2
+    assert first["hints"] == again["hints"] == ["dark"] and "hints" not in unasked
+    assert first["warning"].endswith(" The picture is dark.")
+    assert again["warning"].endswith("仅供参考。图片太暗。")
+
+
 def test_an_answer_is_kept_with_the_temperature_that_it_was_given_at(tmp_path: Path) -> None:
     item = Item(CAT, Options(top_k=2))
     (plain,) = classifier(Brightness(), tmp_path).classify([item])

@@ -160,6 +160,11 @@ def test_v2_a_client_chooses_outputs() -> None:
         ("confident", [True]),
         ("name", ["a", "b"]),
     ]
+    request = read(tensor(data=[TEXT]) | {"outputs": [{"name": "hints"}, {"name": "plausible"}]})
+    warned: Answer = {**ANSWER, "hints": ["dark", "blurred"], "plausible": 1}
+    for answer, expected in ((ANSWER, ["[]", -1]), (warned, ['["dark", "blurred"]', 1])):
+        outputs = request.form.reply([answer], request.many, "m", "1").body["outputs"]
+        assert [data for o in outputs for data in o["data"]] == expected
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,11 @@ PREDICTION_TENSORS: dict[str, tuple[str, Callable[[Prediction], Any]]] = {
 }
 IMAGE_TENSORS: dict[str, tuple[str, Callable[[Outcome], Any]]] = {
     "confident": ("BOOL", lambda o: not isinstance(o, RequestError) and o["confident"]),
+    "plausible": ("INT64", lambda o: -1 if isinstance(o, RequestError) else o.get("plausible", -1)),
+    "hints": (
+        "BYTES",
+        lambda o: "" if isinstance(o, RequestError) else json.dumps(o.get("hints", [])),
+    ),
     "error": ("BYTES", lambda o: message_of(o) if isinstance(o, RequestError) else ""),
 }
 DEFAULT_OUTPUTS = ("label", "class_id", "probability")

@@ -15,6 +15,7 @@ const KINDS = {
   all: () => true,
   failed: (picture, setups) => setups.some((setup) => picture.failure(setup)),
   unsure: (picture, setups) => setups.some((setup) => picture.answer(setup)?.confident === false),
+  unfamiliar: (picture, setups) => setups.some((setup) => picture.answer(setup)?.unfamiliar),
   disagreement: isDisagreement,
 };
 
@@ -71,6 +72,8 @@ export function arrange(pictures, [setup]) {
 export function renderArrangement(pictures, setups, shown) {
   const disagreement = show.querySelector("[value=disagreement]");
   disagreement.hidden = setups.length < 2;
+  const unfamiliar = show.querySelector("[value=unfamiliar]");
+  unfamiliar.hidden = !pictures.some((picture) => KINDS.unfamiliar(picture, setups));
   const isPart = shown < pictures.length || label !== null;
   document.getElementById("part").hidden = !isPart;
   const best = pictures.map((picture) => picture.best(setups[0])).filter(Boolean);

@@ -86,9 +86,9 @@ export class Card {
     const said = setups.map((setup) => {
       const failure = picture.failure(setup);
       if (failure) return failure.explain(factsOf(setup).max_image_bytes);
-      const { predictions, confident } = picture.answer(setup);
-      const [best] = predictions;
-      return `${shortName(best)}, ${percent(best.probability)}.${confident ? "" : ` ${warning(setup)}`}`;
+      const answer = picture.answer(setup);
+      const [best] = answer.predictions;
+      return `${shortName(best)}, ${percent(best.probability)}. ${warning(setup, answer)}`.trim();
     });
     return `${picture.name}: ${said.join(" ")}`;
   }

@@ -24,7 +24,9 @@ function inLanguage({ label, name, english, ...rest }) {
 function warnedInEnglish(answer, setup) {
   if (!("warning" in answer)) return answer;
   const threshold = percent(factsOf(setup).defaults.threshold, 0);
-  return { ...answer, warning: facts.warning.replace("{}", threshold) };
+  const causes = (answer.hints ?? []).map((hint) => facts.hints.en[hint]);
+  const warning = [facts.warning.replace("{}", threshold), ...causes].join(" ");
+  return { ...answer, warning };
 }
 
 /** curl commands for the same requests, one per line. They name the token, but do not show it. */

@@ -1,5 +1,5 @@
-import { factsOf } from "./facts.js";
-import { number, percent, shortName, t, wholeName } from "./language.js";
+import { facts, factsOf } from "./facts.js";
+import { isNamed, NAMED, number, percent, shortName, t, wholeName } from "./language.js";
 import { setupName } from "./setups.js";
 import { clone, say } from "./template.js";
 
@@ -17,12 +17,15 @@ export class Column {
     const { name, answer, failure } = picture.state(setup);
     this.say("setup", isNamed ? setupName(setup) : "");
     this.say("failure", failure ? failure.explain(factsOf(setup).max_image_bytes) : "");
-    this.say("warning", answer && !answer.confident ? warning(setup) : "");
+    this.say("warning", answer ? warning(setup, answer) : "");
+    this.part("warning").classList.toggle("unfamiliar", Boolean(answer?.unfamiliar));
     this.say("details", answer ? details(answer) : "");
     this.part("state").hidden = Boolean(answer ?? failure);
     if (!answer && !failure) this.part("state").lastElementChild.textContent = t(`state.${name}`);
     this.part("predictions").hidden = Boolean(failure);
-    if (!failure) this.bars(answer?.predictions ?? Array(factsOf(setup).defaults.top_k).fill(null));
+    if (failure) return;
+    const none = Array(factsOf(setup).defaults.top_k).fill(null);
+    this.bars(answer?.predictions ?? none, answer?.plausible);
   }
 
   /**
@@ -50,11 +53,15 @@ export class Column {
     }
   }
 
-  bars(predictions) {
+  /** @param plausible how many of the first predictions are worth showing; the others fade. */
+  bars(predictions, plausible = predictions.length) {
     const list = this.part("predictions");
     while (list.childElementCount > predictions.length) list.lastElementChild.remove();
     while (list.childElementCount < predictions.length) list.append(clone("prediction"));
-    for (const [rank, prediction] of predictions.entries()) bar(list.children[rank], prediction);
+    for (const [rank, prediction] of predictions.entries()) {
+      bar(list.children[rank], prediction);
+      list.children[rank].classList.toggle("faded", rank >= plausible);
+    }
   }
 
   part(name) {
@@ -66,9 +73,13 @@ export class Column {
   }
 }
 
-/** What a low confidence means, in the words of the setup's own threshold. */
-export function warning(setup) {
-  return t("warning", { threshold: percent(factsOf(setup).defaults.threshold, 0) });
+/** What a person is to know before believing an answer, and what may be the cause; or "". */
+export function warning(setup, { confident, unfamiliar, hints = [] }) {
+  const threshold = percent(factsOf(setup).defaults.threshold, 0);
+  const sentences = hints.map((hint) => facts.hints[isNamed() ? NAMED : "en"][hint]);
+  if (unfamiliar) sentences.unshift(t("unfamiliar"));
+  else if (!confident) sentences.unshift(t("warning", { threshold }));
+  return sentences.join(isNamed() ? "" : " ");
 }
 
 function details({ model, version, tta, milliseconds, together, cached }) {

@@ -16,7 +16,7 @@ export function toCsv(rows) {
   const head = ranks.flatMap((rank) =>
     ["label", "class_id", "probability"].map((name) => `${name}_${rank + 1}`),
   );
-  const rest = ["model", "version", "tta", "confident"];
+  const rest = ["model", "version", "tta", "confident", "plausible"];
   const lines = rows.map(({ path, answer = {}, error }) => [
     path,
     ...ranks.flatMap((rank) => {
@@ -24,9 +24,10 @@ export function toCsv(rows) {
       return [label, class_id, probability];
     }),
     ...rest.map((name) => answer[name]),
+    answer.hints?.join(" "),
     error,
   ]);
-  return [["path", ...head, ...rest, "error"], ...lines]
+  return [["path", ...head, ...rest, "hints", "error"], ...lines]
     .map((line) => `${line.map(cell).join()}\r\n`)
     .join("");
 }

@@ -1,0 +1,91 @@
+"""What is wrong with a picture, by measures of its own."""
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageFilter
+from scipy import ndimage
+
+from scripts import photos
+from tests.helpers import encode
+from visionserve import hints
+from visionserve.answer import Hint
+from visionserve.metadata import Transforms
+from visionserve.preprocessing import decode, to_views
+from visionserve.trace import Trace
+
+TRANSFORMS = Transforms()
+
+
+def found(data: bytes) -> list[Hint]:
+    """The hints of an encoded upright image."""
+    with Image.open(io.BytesIO(data)) as image:
+        trace = Trace(size=image.size, luma_table=hints.luma_table(image))
+        (view,) = to_views(decode(image, TRANSFORMS, "fast"), TRANSFORMS, "fast", "none").stacked()
+    return hints.find(view, trace, TRANSFORMS)
+
+
+def test_sharpness_is_that_of_scipy_at_any_contrast() -> None:
+    with Image.open(photos.greeting()) as image:
+        grey = np.asarray(image.convert("L"), np.int16)
+    laplacian = ndimage.laplace(grey.astype(float))[1:-1, 1:-1]
+    assert hints.sharpness(grey) == pytest.approx(laplacian.var() / grey.astype(float).var())
+    assert hints.sharpness(grey // 4) == pytest.approx(hints.sharpness(grey), rel=0.2)
+    assert hints.sharpness(np.full((9, 9), 99, np.int16)) == np.inf
+
+
+def test_only_a_jpegs_luminance_counts_whatever_the_number_of_its_table() -> None:
+    """Most encoders number it 0, some 1; and no other format has one."""
+    with Image.open(photos.greeting()) as image:
+        cat = image.convert("RGB").resize((600, 400))
+    fine, coarse = [2] * 64, [200] * 64
+    for tables, expected in (([coarse, fine], ["poor_jpeg"]), ([fine, coarse], [])):
+        data = encode(cat, "JPEG", qtables=tables)
+        swapped = renumbered(data)
+        with Image.open(io.BytesIO(data)) as one, Image.open(io.BytesIO(swapped)) as other:
+            assert one.tobytes() == other.tobytes()
+        assert found(data) == found(swapped) == expected
+    for format in ("PNG", "WEBP"):
+        assert found(encode(cat, format, quality=1)) == []
+
+
+def renumbered(data: bytes) -> bytes:
+    """Give the two quantization tables of a JPEG each other's number."""
+    start = data.index(b"\xff\xc0") + 10
+    components = bytearray(data[start : start + 9])
+    components[2::3] = bytes(1 - number for number in components[2::3])
+    tables = re.sub(
+        rb"\xff\xdb\0\x43([\0\1])", lambda m: m[0][:4] + bytes([1 - m[1][0]]), data[:start]
+    )
+    return tables + components + data[start + 9 :]
+
+
+def test_a_plain_surface_and_a_thumbnail_are_not_blurred() -> None:
+    assert found(encode(Image.new("RGB", (400, 400), (200, 190, 180)))) == []
+    assert found(encode(Image.new("RGB", (400, 400)))) == ["dark"]
+    with Image.open(photos.packaged()[2]) as image:
+        assert found(encode(image.convert("RGB").reduce(8))) == ["small"]
+
+
+def test_few_sound_photographs_and_most_damaged_ones_have_hints(samples: list[Path]) -> None:
+    """Whatever the model says of them; of those that it warns of, fewer are sound."""
+    chosen = samples[1::10]
+    counts = dict.fromkeys(["sound", "dark", "blurred", "small", "poor_jpeg"], 0)
+    for path in chosen:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+        image.thumbnail((480, 480))
+        forms = {
+            "dark": encode(ImageEnhance.Brightness(image).enhance(1 / 3), "JPEG", quality=90),
+            "blurred": encode(image.filter(ImageFilter.GaussianBlur(5)), "JPEG", quality=90),
+            "small": encode(image.resize((80, 60)), "JPEG", quality=90),
+            "poor_jpeg": encode(image, "JPEG", quality=7),
+        }
+        counts["sound"] += bool(found(path.read_bytes()))
+        for hint, data in forms.items():
+            counts[hint] += hint in found(data)
+    assert counts.pop("sound") <= 0.1 * len(chosen)
+    assert min(counts.values()) >= 0.9 * len(chosen), counts
