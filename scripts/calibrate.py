@@ -3,6 +3,8 @@
 With --archive, the archive is written again with its temperatures, and so is its record; whoever
 serves it next serves them. Without, they are written to a file, for `build --temperatures`.
 
+It also fits the probability below which a name is not worth showing, which answers then count by.
+
 Use photographs that resemble what clients send and that the model was not trained on. It is more
 confident on its training photographs, and temperatures that are fitted on them would leave it
 overconfident on all others.

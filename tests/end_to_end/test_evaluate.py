@@ -486,13 +486,12 @@ def test_temperatures_are_fitted_and_served(
         powers = probabilities ** (1 / fitted)
         tempered = powers / powers.sum()
         assert np.abs(answers[path] - tempered).max() < 1e-4, path
-        if label_at(path) in tempered.argsort()[-3:]:
-            right.append(tempered[label_at(path)])
+        right.append(tempered[label_at(path)])
     with zipfile.ZipFile(own.archive) as packed:
         least = json.loads(packed.read("metadata.json"))["plausible"]
-    assert least.keys() == {"none", "five_crop"} and len(right) > 2
+    assert least.keys() == {"none", "five_crop"}
     kept = [np.mean(np.array(right) >= least["five_crop"] + away) for away in (-1e-4, 1e-4)]
-    assert kept[0] >= 0.95 > kept[1], "the largest at which 95 % of the right names are shown"
+    assert kept[0] >= 0.95 > kept[1], "the largest that 95 % of the true classes reach"
 
 
 def test_an_own_archive_is_measured_as_it_is_served(

@@ -195,7 +195,7 @@ def test_a_warning_says_what_is_wrong_with_the_picture(
 ) -> None:
     dark = tmp_path / "dark.jpg"
     with Image.open(CAT) as cat:
-        ImageEnhance.Brightness(cat.convert("RGB").reduce(4)).enhance(0.2).save(dark, quality=90)
+        ImageEnhance.Brightness(cat.convert("RGB").reduce(6)).enhance(0.2).save(dark, quality=90)
     answer = client.predict(REAL, dark.read_bytes()).json()
     assert answer["hints"] == ["dark", "small"]
     page.run("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
@@ -725,9 +725,9 @@ def test_two_classes_with_long_names_of_their_own(
     labels.write_text("alp\nvalley\n")
     names = {"en": {"alp": "alp, high mountain"}, "zh": {"alp": "高山, 雪山", "valley": "山谷"}}
     named.write_text(json.dumps({"names": names}))
-    fitted = {"architecture": "resnet18", "weights_sha256": sha256_of(weights), "about": ""}
-    fitted |= {"temperatures": {}, "plausible": {"dense": 0.5}}
-    (tmp_path / "fitted.json").write_text(json.dumps(fitted))
+    of_these = {"architecture": "resnet18", "weights_sha256": sha256_of(weights), "about": ""}
+    fitted = json.dumps({**of_these, "temperatures": {}, "plausible": {"dense": 0.5}})
+    (tmp_path / "fitted.json").write_text(fitted)
     recipe = Recipe(
         *("resnet18", "land", "1.0", exact_config, weights, labels, named),
         temperatures=tmp_path / "fitted.json",

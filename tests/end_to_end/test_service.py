@@ -269,14 +269,13 @@ def test_a_warned_answer_names_what_is_wrong_with_the_picture(client: Client) ->
     for path in (photos.packaged()[2], photos.packaged()[8]):
         with Image.open(path) as opened:
             image = opened.convert("RGB")
+        dark = ImageEnhance.Brightness(image).enhance(1 / 3)
         forms = {
             "": image,
-            "dark": ImageEnhance.Brightness(image).enhance(1 / 3),
+            "dark": dark,
             "blurred": image.filter(ImageFilter.GaussianBlur(6)),
             "small": image.reduce(8),
-            "dark blurred": ImageEnhance.Brightness(
-                image.filter(ImageFilter.GaussianBlur(6))
-            ).enhance(0.2),
+            "dark blurred": dark.filter(ImageFilter.GaussianBlur(6)),
         }
         pictures = {name: encode(form, "JPEG", quality=90) for name, form in forms.items()}
         pictures["poor_jpeg"] = encode(image, "JPEG", quality=7)

@@ -129,10 +129,8 @@ def test_a_kept_answer_has_its_hints_in_every_language(tmp_path: Path) -> None:
     runtime = Brightness()
     classify = classifier(runtime, tmp_path).classify
     dark = encode(Image.open(io.BytesIO(CAT)).convert("RGB").point(lambda level: level // 4))
-    english, chinese, sure = (
-        Item(dark, Options(top_k=2, threshold=threshold, language=language))
-        for threshold, language in ((1, "en"), (1, "zh"), (0, "en"))
-    )
+    wanted = Options(top_k=2, threshold=1), Options(top_k=2, threshold=1, language="zh")
+    english, chinese, sure = (Item(dark, one) for one in (*wanted, Options(top_k=2, threshold=0)))
     (first,), (again,), (unasked,) = classify([english]), classify([chinese]), classify([sure])
     assert isinstance(first, dict) and isinstance(again, dict) and isinstance(unasked, dict)
     assert "cached" not in first and again["cached"] and len(runtime.passes) == 2
