@@ -103,7 +103,7 @@ def test_folder_to_csv(folder: Path, target: list[str], client: Client) -> None:
             assert float(line[f"probability_{rank}"]) == prediction["probability"]
         assert line["confident"] == str(answer["confident"]).lower()
         assert line["hints"] == " ".join(answer.get("hints", []))
-    assert [row["hints"] for row in rows] == ["", "", "", ""]
+    assert [row["hints"] for row in rows] == ["dark", "", "", ""], "a rocket at night"
 
 
 def test_files_glob_and_list_in_the_order_given(
