@@ -25,6 +25,12 @@ def main() -> int:
         metavar="CSV_OR_FOLDER",
         help="add a column truth: a CSV of path and label, or the folder that holds class folders",
     )
+    parser.add_argument(
+        "--features",
+        type=Path,
+        metavar="FILE",
+        help="write features, too: .npy, in the rows' order, or .parquet of path and features",
+    )
     parser.add_argument("--overwrite", action="store_true", help="begin the output anew")
     parser.add_argument(
         "--tta", choices=get_args(TTA), help="views of each image (the archive's default)"
@@ -64,6 +70,8 @@ def main() -> int:
         parser.error("give --profile or --server, not both")
     if args.overwrite and not args.output:
         parser.error("--overwrite goes with --output")
+    if args.features and args.output and args.features.resolve() == args.output.resolve():
+        parser.error("--features and --output are two files")
     if args.server and not args.model:
         parser.error("--server needs --model")
     if args.key_file and not args.server:

@@ -55,6 +55,9 @@ class Answer(TypedDict):
         confident: whether the first prediction's probability reaches the request's threshold.
         plausible: how many of the first predictions are worth showing, at least 1; present if the
             archive has a threshold for it.
+        features: what the network's last layer sees, one number for each channel of its last
+            feature map, averaged over windows and views and rounded to four digits; present if
+            the request asks for it.
         warning: sentences for people, present if the answer is not confident.
         hints: faults of the picture that may explain it, present if there are any.
         cached: present, and true, if the answer comes from the cache.
@@ -67,6 +70,7 @@ class Answer(TypedDict):
     predictions: list[Prediction]
     confident: bool
     plausible: NotRequired[int]
+    features: NotRequired[list[float]]
     warning: NotRequired[str]
     hints: NotRequired[list[Hint]]
     cached: NotRequired[bool]

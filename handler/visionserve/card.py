@@ -30,7 +30,7 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
     options["top_k"]["maximum"] = classes
     options["tta"]["enum"] = metadata.modes(options["tta"]["enum"])
     if not metadata.explains:
-        del options["explain"]
+        del options["explain"], options["features"]
     languages = [code for code in get_args(Language) if code == "en" or code in metadata.names]
     return {
         "model": name,

@@ -25,7 +25,7 @@ from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.metadata import Metadata
 from visionserve.preprocessing import decode, to_views
-from visionserve.runtimes import Runtime
+from visionserve.runtimes import Passed, Runtime
 from visionserve.share import Share
 from visionserve.tta import Views
 from visionserve.validation import memory, validate, work
@@ -137,14 +137,15 @@ class Classifier:
             outcomes += self._answer_all(group, deadline)
         return outcomes
 
-    def probabilities(self, item: Item) -> Probabilities:
+    def passed(self, item: Item) -> Passed:
         """Return what an image's answer is made of, for those who measure the model.
 
         Args:
             item: the image; its `top_k`, `threshold` and language do not matter.
 
         Returns:
-            float32 of shape (classes,), summing to 1: averaged over the views, not tempered.
+            Probabilities of shape (classes,) and features of shape (channels,), averaged over the
+            views; the probabilities are not tempered.
 
         Raises:
             RequestError: the image gets no answer.
@@ -157,6 +158,10 @@ class Classifier:
         if isinstance(found, dict):
             raise ValueError("The cache has to be off.")
         return found
+
+    def probabilities(self, item: Item) -> Probabilities:
+        """Return an image's probabilities alone; see `passed`."""
+        return self.passed(item).probabilities
 
     def _prepare_all(
         self, items: Sequence[Item], deadline: float
@@ -227,6 +232,8 @@ class Classifier:
             raise _invalid_option(f"tta: {architecture} has no dense form.")
         if options.explain and not self.metadata.explains:
             raise _invalid_option(f"{architecture} cannot be explained.")
+        if options.features and not self.metadata.explains:
+            raise _invalid_option(f"features: {architecture} has none before a last layer.")
 
     def _validate(self, item: Item) -> Image:
         """Open an item's image by its header, and take its work from its request's budget.
@@ -312,8 +319,8 @@ class Classifier:
                 )
         return [outcomes[index] for index in range(len(group))]
 
-    def _infer(self, images: Sequence[Prepared]) -> Sequence[Probabilities | RequestError]:
-        """Return each image's probabilities, averaged over its views, or an error.
+    def _infer(self, images: Sequence[Prepared]) -> Sequence[Passed | RequestError]:
+        """Return what the model says of each image, averaged over its views, or an error.
 
         Args:
             images: images whose views have one shape.
@@ -322,18 +329,18 @@ class Classifier:
             with ExitStack() as stages:
                 for image in images:
                     stages.enter_context(image.item.trace.stage("infer"))
-                averages = self._runtime.averaged([image.views for image in images])
-            return _checked(averages)
+                passed = self._runtime.averaged([image.views for image in images])
+            return _checked(passed)
         except RequestError as error:
             return [error.without_frames()] * len(images)
         except Exception:
             logger.exception("Images could not be classified.")
             return [_unclassified()] * len(images)
 
-    def _answer(self, image: Prepared, probabilities: Probabilities, deadline: float) -> Outcome:
+    def _answer(self, image: Prepared, passed: Passed, deadline: float) -> Outcome:
         """Make an image's answer, store it in the cache, and return it in the client's language."""
         try:
-            answer = self._describe(image, probabilities, deadline)
+            answer = self._describe(image, passed, deadline)
             _spend_bytes(image.item, answer)
             localized = self._localize(answer, image.item.options)
         except RequestError as error:
@@ -344,16 +351,17 @@ class Classifier:
         self._cache.put(image.item, answer)
         return localized
 
-    def _describe(self, image: Prepared, probabilities: Probabilities, deadline: float) -> Answer:
+    def _describe(self, image: Prepared, passed: Passed, deadline: float) -> Answer:
         """Make an answer that is not localized.
 
         Raises:
-            RequestError: as `_explain` does.
+            RequestError: as `_explain` does; or 413 `answer_too_large`, the features would not fit
+                into what is left of the request's answer.
         """
         options, trace = image.item.options, image.item.trace
         with trace.stage("postprocess"):
             temperature = self.metadata.temperatures.get(options.tta, 1)
-            tempered = postprocessing.temper(probabilities, temperature)
+            tempered = postprocessing.temper(passed.probabilities, temperature)
             predictions = postprocessing.most_probable(
                 tempered, self.metadata.categories, options.top_k
             )
@@ -375,6 +383,10 @@ class Classifier:
             answer["plausible"] = postprocessing.plausible(predictions, least)
         if found:
             answer["hints"] = found
+        if options.features:
+            assert passed.features is not None
+            image.item.budget.check_bytes(postprocessing.least_bytes(passed.features))
+            answer["features"] = postprocessing.rounded(passed.features)
         return answer
 
     def _hints(self, image: Prepared) -> list[Hint]:
@@ -420,12 +432,15 @@ def _ready(ahead: deque[Future[Prepared | Outcome]]) -> Iterator[Prepared | Outc
         yield ahead.popleft().result()
 
 
-def _checked(averages: Probabilities) -> list[Probabilities | RequestError]:
+def _checked(passed: Passed) -> list[Passed | RequestError]:
     """Put an error in place of each row that does not sum to 1, such as one with NaN in it."""
-    checked: list[Probabilities | RequestError] = []
-    for average, error in zip(averages, abs(averages.sum(axis=1) - 1), strict=True):
+    checked: list[Passed | RequestError] = []
+    averages = passed.probabilities
+    features = [None] * len(averages) if passed.features is None else passed.features
+    errors = abs(averages.sum(axis=1) - 1)
+    for average, error, of_image in zip(averages, errors, features, strict=True):
         if error <= MAX_SUM_ERROR:
-            checked.append(average)
+            checked.append(Passed(average, of_image))
         else:
             logger.error("The model's probabilities do not sum to 1.")
             checked.append(_unclassified())
@@ -438,7 +453,10 @@ def _spend_bytes(item: Item, answer: Answer) -> None:
     Raises:
         RequestError: 413 `answer_too_large`.
     """
-    item.budget.spend_bytes(len(to_json(answer["predictions"])))
+    size = len(to_json(answer["predictions"]))
+    if "features" in answer:
+        size += len(to_json(answer["features"]))
+    item.budget.spend_bytes(size)
 
 
 def _invalid_option(message: str) -> RequestError:

@@ -35,6 +35,7 @@ class Options(Strict):
             not confident, and has a warning.
         language: the language of the warning, and of the names beside labels.
         explain: whether each prediction says where in the photograph the model looked.
+        features: whether an answer has the numbers that the network's last layer sees.
         format: `png` returns an explained image with its map drawn over it, in place of JSON.
     """
 
@@ -43,6 +44,7 @@ class Options(Strict):
     threshold: float = Field(default=0.5, ge=0, le=1)
     language: Language = "en"
     explain: bool = False
+    features: bool = False
     format: Literal["json", "png"] = "json"
 
 

@@ -93,6 +93,8 @@ class Proof(Strict):
         largest_difference: maximum of the same.
         agreement: share of the views, 0 to 1, whose best class is FP32's, or ties with it.
         largest_sum_error: largest |sum of a view's probabilities - 1|.
+        feature_cosine: mean cosine of a view's features and PyTorch's; None of a model without
+            features.
     """
 
     photographs: int
@@ -101,6 +103,7 @@ class Proof(Strict):
     largest_difference: float
     agreement: float
     largest_sum_error: float
+    feature_cosine: float | None = None
 
 
 class Share(Strict):
@@ -176,7 +179,7 @@ class Metadata(Strict):
             worth showing; a mode that has none shows all names.
         dense: whether the model has a fully convolutional form, which TTA `dense` needs.
         explains: whether its last layer is linear and follows a global pool, which explanations
-            need.
+            and features need.
         half_range: whether the weights use half of INT8's range, so that no processor's sums
             overflow; see `visionserve.processor`.
         proof: how close the model is to its weights. The builder always writes it.

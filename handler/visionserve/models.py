@@ -148,18 +148,33 @@ class FullyConvolutional(nn.Module):
         Returns:
             What `forward` returns.
         """
-        probabilities = self._of_classes(images)
-        return probabilities if self.members is None else probabilities @ self.members.float()
+        return self.passed(images)[0]
 
-    def _of_classes(self, images: Tensor) -> Tensor:
-        """Return the probabilities of the network's classes: float of shape (N, classes)."""
+    def passed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Classify normalized images, and return their features with their probabilities.
+
+        Args:
+            images: as for `classify`.
+
+        Returns:
+            What `forward` returns; and float of shape (N, channels), the pooled features averaged
+            over the windows, or None if the network has no `linear` layer.
+        """
+        probabilities, features = self._of_classes(images)
+        if self.members is not None:
+            probabilities = probabilities @ self.members.float()
+        return probabilities, features
+
+    def _of_classes(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Do what `passed` does, with the probabilities of the network's classes."""
         if not self.dense:
             plain: Tensor = self.network(images).float().softmax(-1)
-            return plain
+            return plain, None
         pooled = functional.avg_pool2d(self._features(images), self._window, stride=1)
         windows = pooled.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]
         probabilities: Tensor = self._head(windows).float().softmax(-1)
-        return probabilities.reshape(images.shape[0], -1, probabilities.shape[1]).mean(1)
+        averaged = probabilities.reshape(images.shape[0], -1, probabilities.shape[1]).mean(1)
+        return averaged, None if self.linear is None else pooled.float().mean((2, 3))
 
     def contributions(self, pixels: Tensor) -> Tensor:
         """Return what each position of the feature map adds to each class's logit.

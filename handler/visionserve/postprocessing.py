@@ -82,6 +82,16 @@ def plausible(predictions: Sequence[Prediction], least: float) -> int:
     return max(1, sum(prediction["probability"] >= least for prediction in predictions))
 
 
+def rounded(features: NDArray[np.float32]) -> list[float]:
+    """Round features, each to four digits of its own, which moves no cosine by more than 0.001."""
+    return [float(f"{value:.4g}") for value in features.tolist()]
+
+
+def least_bytes(features: NDArray[np.float32]) -> int:
+    """Return how many bytes features have in JSON at the least."""
+    return len("0.0, ") * len(features)
+
+
 def localize(answer: Answer, options: Options, names: Sequence[str] | None) -> Answer:
     """Add to an answer what depends on its request's language.
 

@@ -218,7 +218,7 @@ def _prove(
 ) -> Proof:
     """Load the written model, and prove it."""
     with _one_thread():
-        return proof.prove(_served(directory, metadata, config), reference)
+        return proof.prove(_served(directory, metadata, config).passed, reference)
 
 
 def _served(directory: Path, metadata: Metadata, config: HandlerConfig) -> Runtime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,10 @@ from visionserve.metadata import Proof, Transforms
 from visionserve.preprocessing import to_views
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from visionserve.models import FullyConvolutional
+    from visionserve.runtimes import Passed
 
 MODES: tuple[TTA, ...] = ("five_crop", "dense")
 SUM_ERROR = 0.001
@@ -39,33 +43,37 @@ class Limits:
     Attributes:
         difference: largest mean of |p - p_fp32|, for the class that FP32 finds best.
         agreement: smallest share of views with the same best class.
+        cosine: smallest mean cosine of a view's features and PyTorch's.
     """
 
     difference: float
     agreement: float
+    cosine: float = 0
 
 
 LIMITS: dict[Precision, Limits] = {
-    "fp32": Limits(difference=0.001, agreement=1),
-    "fp16": Limits(difference=0.01, agreement=0.98),
-    "int8": Limits(difference=0.06, agreement=0.9),
+    "fp32": Limits(difference=0.001, agreement=1, cosine=0.9999),
+    "fp16": Limits(difference=0.01, agreement=0.98, cosine=0.999),
+    "int8": Limits(difference=0.06, agreement=0.9, cosine=0.95),
 }
 
 
 @dataclass(frozen=True)
 class Reference:
-    """PyTorch's probabilities in FP32, which a converted model is compared with.
+    """PyTorch's probabilities and features in FP32, which a converted model is compared with.
 
     Attributes:
         photographs: how many there are.
         views: an array of views for each photograph and each mode of `MODES` that the model has, as
             `visionserve.tta.views` cuts them.
         probabilities: float32 of shape (views, classes) for each entry of `views`.
+        features: float32 of shape (views, channels) for each entry; empty if the model has none.
     """
 
     photographs: int
     views: tuple[NDArray[np.uint8], ...]
     probabilities: tuple[NDArray[np.float32], ...]
+    features: tuple[NDArray[np.float32], ...] = ()
 
 
 def refer(
@@ -77,12 +85,17 @@ def refer(
     """Classify the views of RGB photographs with PyTorch, preprocessed by torchvision.
 
     Crops go through the plain network; a dense view, which that would not average over windows,
-    goes through its fully convolutional form. Groups are the module's.
+    goes through its fully convolutional form. Groups are the module's. Features are what the last
+    layer gets meanwhile, once for each window.
     """
     network = plain.grouped(module.network, groups)
     modes = [mode for mode in MODES if module.dense or mode != "dense"]
-    views, answers = [], []
-    with torch.inference_mode():
+    views, answers, features = [], [], []
+    seen: list[Tensor] = []
+    with torch.inference_mode(), ExitStack() as hooks:
+        if module.linear is not None:
+            note = module.linear.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+            hooks.callback(note.remove)
         for photograph in photographs:
             resized = plain.resized(photograph, transforms)
             for mode in modes:
@@ -93,7 +106,11 @@ def refer(
                 )
                 views.append(to_views(photograph, transforms, "exact", mode).stacked())
                 answers.append(classified.numpy())
-    return Reference(len(photographs), tuple(views), tuple(answers))
+                if seen:
+                    windows = seen.pop()
+                    of_view = windows.reshape(len(images), -1, windows.shape[-1])
+                    features.append(of_view.mean(1).numpy())
+    return Reference(len(photographs), tuple(views), tuple(answers), tuple(features))
 
 
 def _crops(resized: Image.Image, mode: TTA, crop: int) -> list[Image.Image]:
@@ -104,11 +121,10 @@ def _crops(resized: Image.Image, mode: TTA, crop: int) -> list[Image.Image]:
     return [centre, *corners]
 
 
-def prove(
-    runtime: Callable[[NDArray[np.uint8]], NDArray[np.float32]], reference: Reference
-) -> Proof:
-    """Compare a loaded model with PyTorch, on the reference's views."""
-    found = np.concatenate([runtime(views) for views in reference.views])
+def prove(passed: Callable[[NDArray[np.uint8]], Passed], reference: Reference) -> Proof:
+    """Compare what a loaded model says with PyTorch, on the reference's views."""
+    passes = [passed(views) for views in reference.views]
+    found = np.concatenate([one.probabilities for one in passes])
     expected = np.concatenate(reference.probabilities)
     rows = np.arange(len(expected))
     best, chosen = expected.argmax(axis=1), found.argmax(axis=1)
@@ -121,15 +137,28 @@ def prove(
         largest_difference=float(differences.max()),
         agreement=float(ties.mean()),
         largest_sum_error=float(np.abs(found.sum(axis=1) - 1).max()),
+        feature_cosine=_cosine(passes, reference) if reference.features else None,
     )
+
+
+def _cosine(passes: Sequence[Passed], reference: Reference) -> float:
+    """Return the mean cosine of a view's features and PyTorch's; 0 if the model gives none."""
+    given = [one.features for one in passes if one.features is not None]
+    if len(given) < len(passes):
+        return 0.0
+    found, expected = np.concatenate(given), np.concatenate(reference.features)
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    return float(((found * expected).sum(axis=1) / lengths).mean())
 
 
 def describe(proof: Proof) -> str:
     """Describe a proof's figures in one line."""
+    known = proof.feature_cosine is not None
+    cosine = f"features' cosine {proof.feature_cosine:.6f} in the mean; " if known else ""
     return (
         f"|p - p of PyTorch FP32| of its best class: {proof.mean_difference:.6f} in the mean, "
         f"{proof.largest_difference:.6f} at most; same best class: {proof.agreement:.1%}; "
-        f"sums off 1 by at most {proof.largest_sum_error:.6f}; "
+        f"sums off 1 by at most {proof.largest_sum_error:.6f}; {cosine}"
         f"{proof.views} views of {proof.photographs} photographs"
     )
 
@@ -146,9 +175,10 @@ def check(proof: Proof, precision: Precision) -> None:
         proof.largest_sum_error <= SUM_ERROR
         and proof.mean_difference <= limits.difference
         and proof.agreement >= limits.agreement
+        and (proof.feature_cosine is None or proof.feature_cosine >= limits.cosine)
     ):
         raise ProofError(
             f"The {precision} model's probabilities are not those of its weights, and no archive "
             f"is written: {describe(proof)}. Allowed are {limits.difference} in the mean, "
-            f"{limits.agreement:.0%} and {SUM_ERROR}."
+            f"{limits.agreement:.0%}, {SUM_ERROR} and a cosine of {limits.cosine}."
         )

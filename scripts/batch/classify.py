@@ -4,7 +4,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from itertools import chain
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from scripts import paths
 from scripts.archive.hashes import sha256_of
-from scripts.batch import listing, server_engine
-from scripts.batch.provenance import Provenance
+from scripts.batch import features, listing, server_engine
+from scripts.batch.provenance import WAYS_OUT, Provenance
 from scripts.batch.rows import Body, RunError, row
 from scripts.batch.sinks import open_sink
 from scripts.batch.truth import Given
@@ -75,6 +75,7 @@ def choose(args: argparse.Namespace) -> tuple[Engine, Provenance]:
         option: getattr(args, option) for option in ("tta", "top_k", "threshold", "language")
     }
     options = {option: str(value) for option, value in wanted.items() if value is not None}
+    options |= {"features": "true"} if args.features else {}
     if args.engine == "server":
         client, model = connect(args)
         profile = None if args.server else args.profile
@@ -128,9 +129,12 @@ def classify(args: argparse.Namespace) -> int:
     top_k, is_named = args.top_k or Options().top_k, args.language is not None
     made_with = {**made_with, **(truth.provenance if truth else {})}
     sink = open_sink(args.output, top_k, made_with, args.overwrite, truth is not None)
-    with closing(sink):
+    keeping = features.opened(args.features) if args.features else nullcontext()
+    with closing(sink), keeping as kept_features:
         remaining = truth.counted(named(args)) if truth else named(args)
         kept = sink.resume(remaining)
+        if kept_features and (kept.rows or kept.again):
+            raise RunError(f"{args.output}: has rows, whose features are not at hand. {WAYS_OUT}")
         if kept.again:
             print(f"Asking again for {len(kept.again)} that the server failed.", file=sys.stderr)
         rows, errors = kept.rows, kept.errors
@@ -141,6 +145,8 @@ def classify(args: argparse.Namespace) -> int:
         ):
             for path, body in bodies:
                 sink.write(row(path, body, top_k, truth, is_named))
+                if kept_features:
+                    kept_features.write(path, body)
                 rows, errors = rows + 1, errors + ("error" in body)
                 bar.update()
         if rows == 0:

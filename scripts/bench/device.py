@@ -17,7 +17,6 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -31,7 +30,7 @@ from visionserve.item import Item
 from visionserve.metadata import Metadata, Transforms
 from visionserve.models import MODELS
 from visionserve.preprocessing import decode, to_views
-from visionserve.runtimes import Runtime
+from visionserve.runtimes import Passed, Runtime
 from visionserve.runtimes.pytorch import BUCKETS, PyTorchRuntime
 from visionserve.runtimes.transfer import Transfer
 from visionserve.tta import Views
@@ -75,12 +74,12 @@ class Simulated(Runtime):
         self._per_byte = seconds / (32 * 224 * 224 * 3)
         self._transfer = Transfer(BUCKETS[-1], BUCKETS[-1] * 224 * 224, torch.device("cpu"))
 
-    def averaged(self, images: Sequence[Views]) -> NDArray[np.float32]:
+    def averaged(self, images: Sequence[Views]) -> Passed:
         """Wait; see `visionserve.runtimes.Runtime`."""
         for batch in self._transfer.batches(images):
             self._transfer.pack(batch)
             time.sleep(self._per_byte * sum(views.size for views in batch))
-        return np.full((len(images), 1000), 1 / 1000, np.float32)
+        return Passed(np.full((len(images), 1000), 1 / 1000, np.float32))
 
 
 class Clock(Runtime):
@@ -95,12 +94,12 @@ class Clock(Runtime):
         self.capacity = runtime.capacity
         self.busy = 0.0
 
-    def averaged(self, images: Sequence[Views]) -> NDArray[np.float32]:
+    def averaged(self, images: Sequence[Views]) -> Passed:
         """Classify a batch; see `visionserve.runtimes.Runtime`."""
         started = time.perf_counter()
-        probabilities = self._runtime.averaged(images)
+        passed = self._runtime.averaged(images)
         self.busy += time.perf_counter() - started
-        return probabilities
+        return passed
 
 
 def photographs(count: int) -> list[bytes]:

@@ -74,7 +74,7 @@ class Loaded:
     def average(self, image: Image.Image, mode: TTA) -> NDArray[np.float32]:
         """Return the probabilities of an RGB image, averaged over its views: one a class."""
         views = to_views(image, self.metadata.transforms, self.config.decode, mode)
-        averaged: NDArray[np.float32] = self.runtime.averaged([views])[0]
+        averaged: NDArray[np.float32] = self.runtime.averaged([views]).probabilities[0]
         return averaged
 
     @cached_property

@@ -1,6 +1,7 @@
 """The batch command against the real server, each run a process of its own."""
 
 import argparse
+import ast
 import csv
 import fcntl
 import json
@@ -22,6 +23,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from tqdm.utils import disp_len
@@ -37,6 +39,7 @@ from scripts.batch.sinks import File, Kept, open_sink
 from scripts.server.client import Client
 from scripts.server.ports import free_port
 from scripts.server.torchserve import TorchServe
+from tests.end_to_end.test_readmes import blocks
 from tests.helpers import RANDOM, REAL
 
 COMMAND = [sys.executable, "-m", "scripts.classify"]
@@ -270,6 +273,45 @@ def test_parquet(folder: Path, target: list[str], tmp_path: Path) -> None:
     assert (complete.returncode, output.read_bytes()) == (1, before)
     assert complete.stderr.endswith("4 images, errors: 1.\n")
     assert not begun.exists()
+
+
+def test_features_of_a_folder(
+    folder: Path, target: list[str], client: Client, tmp_path: Path
+) -> None:
+    """An array in the order of the rows, or a table; the server's own figures, and an example."""
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the `batch` extra is not installed")
+    array, table, output = (tmp_path / name for name in ("f.npy", "f.parquet", "rows.csv"))
+    images = [folder / "b" / "broken.jpg", folder / "b" / "cat.PNG", folder]
+    options: list[str | Path] = ["--tta", "none", "--output", output]
+    assert run(*images, *target, *options, "--features", array).returncode == 1
+    rows, found = read_csv(output.read_text()), np.load(array)
+    assert found.dtype == np.float32 and found.shape == (len(rows), 1280) == (6, 1280)
+    again = run(*images, *target, *options, "--features", array)
+    assert again.returncode == 2 and "has rows, whose features are not at hand" in again.stderr
+    assert np.array_equal(np.load(array), found, equal_nan=True)
+    run(*images, *target, *options, "--features", table, "--overwrite")
+    pairs = parquet.read_table(table).to_pylist()
+    assert [pair["path"] for pair in pairs] == [line["path"] for line in rows]
+    for line, features, pair in zip(rows, found, pairs, strict=True):
+        if line["error"]:
+            assert np.isnan(features).all() and pair["features"] is None
+            continue
+        data = Path(line["path"]).read_bytes()
+        served = client.predict(REAL, data, tta="none", features=True).json()["features"]
+        assert np.array_equal(features, np.float32(served))
+        assert np.array_equal(features, np.float32(pair["features"]))
+    other = run(folder, *target, "--features", tmp_path / "f.csv")
+    assert other.returncode == 2 and "its suffix must be .npy or .parquet" in other.stderr
+    assert not [*tmp_path.glob("*.part"), *tmp_path.glob("f.csv*")]
+
+    head, _, *lines = output.read_text().splitlines()
+    (tmp_path / "pictures.csv").write_text("\n".join([head, *lines]))
+    np.save(tmp_path / "pictures.npy", found[1:])
+    (example,) = [code for code in blocks("scripts/README.md", "python") if "nearest" in code]
+    command = [sys.executable, "-c", example]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    nearest = ast.literal_eval(done.stdout)
+    assert [len(nearest), nearest[0], nearest[-1]] == [4, str(images[1]), str(images[0])]
 
 
 def test_old_rows_are_not_taken_for_those_of_another_run(tmp_path: Path) -> None:

@@ -177,10 +177,13 @@ def test_images_of_one_mode_share_a_pass(
 ) -> None:
     chosen = range(1) if mode == "dense" else range(len(images))
     views = [to_views(images[index], TRANSFORMS, "exact", mode) for index in chosen]
-    found = runtime.averaged(views)
+    found, features = runtime.averaged(views)
     assert found.dtype == np.float32 and found.shape == (len(views), 1000)
+    assert features is not None and features.dtype == np.float32
     for index in chosen:
         assert np.abs(found[index] - expected[index, mode]).max() < 1e-5
+        alone = runtime.averaged(views[index : index + 1]).features
+        assert alone is not None and np.allclose(features[index], alone[0], atol=1e-5)
 
 
 def test_no_batch_norm_is_left(runtime: PyTorchRuntime) -> None:
@@ -349,8 +352,8 @@ def test_fp16_answers_as_fp32_does(cuda: int, start: Start, samples: list[Path])
         for mode in modes
         for path in samples[::5]
     ]
-    found = np.concatenate([half.averaged([of]) for of in views])
-    exact = np.concatenate([full.averaged([of]) for of in views])
+    found = np.concatenate([half.averaged([of]).probabilities for of in views])
+    exact = np.concatenate([full.averaged([of]).probabilities for of in views])
     best = exact.argmax(axis=1)
     rows = np.arange(len(views))
     assert (found.argmax(axis=1) == best).mean() >= 0.99
@@ -373,7 +376,9 @@ def test_a_graph_answers_as_the_eager_module_does(
     recorded = [runtime.averaged(batch) for batch in batches]
     runtime.graphs = {}
     for batch, found in zip(batches, recorded, strict=True):
-        assert np.abs(found - runtime.averaged(batch)).max() < (0.01 if half else 1e-4)
+        for graphs, eager in zip(found, runtime.averaged(batch), strict=True):
+            assert graphs is not None and eager is not None
+            assert np.abs(graphs - eager).max() < (0.01 if half else 1e-4)
 
 
 @pytest.mark.cuda

@@ -108,10 +108,16 @@ def agrees(result: triton.InferResult, answer: Any) -> None:
 def test_v2_with_tritons_own_client(entrance: Entrance, answer: Any, kind: str) -> None:
     pixels = np.asarray(Image.open(photos.greeting()).convert("RGB"))
     array = np.array([CAT], dtype=object) if kind == "bytes" else pixels
+    features = triton.InferRequestedOutput("features")
+    names = [triton.InferRequestedOutput(name) for name in ("label", "class_id", "probability")]
     result = triton_client(entrance).infer(
-        REAL, [tensor(array, True)], request_id="7", headers=dict(entrance.headers)
+        *(REAL, [tensor(array, True)]),
+        outputs=[*names, features],
+        request_id="7",
+        headers=dict(entrance.headers),
     )
     agrees(result, answer)
+    assert result.as_numpy("features").shape == (1, 1280)
     assert result.get_response()["id"] == "7"
     assert result.get_response()["model_name"] == REAL
 
@@ -184,7 +190,8 @@ def test_grpc(server: TorchServe, client: Client, answer: Any) -> None:
     token = client.token("inference")
     assert predict_by_grpc(server, token, {"data": CAT}) == answer
     options = {"data": CAT, "top_k": b"1", "tta": b"none"}
-    assert len(predict_by_grpc(server, token, options)["predictions"]) == 1
+    answered = predict_by_grpc(server, token, options | {"features": b"true"})
+    assert len(answered["predictions"]) == 1 and len(answered["features"]) == 1280
     for wrong in ({}, client.token("management"), {"Authorization": "Bearer "}):
         with pytest.raises(grpc.RpcError) as refused:
             predict_by_grpc(server, wrong, {"data": CAT})

@@ -1,6 +1,7 @@
 """No archive is written whose probabilities are not those of its weights."""
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.helpers import RANDOM, REAL, write_config
 from visionserve.metadata import Metadata, Proof, Transforms
 from visionserve.models import MODELS, FullyConvolutional
 from visionserve.preprocessing import to_views
+from visionserve.runtimes import Passed
 
 EXPECTED = np.array([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.405, 0.4, 0.195]], dtype=np.float32)
 VIEWS = np.zeros((3, 224, 224, 3), dtype=np.uint8)
@@ -28,23 +30,30 @@ class Answers:
 
     capacity = 16
 
-    def __init__(self, probabilities: NDArray[np.float32]) -> None:
-        self._left = probabilities
+    def __init__(self, *passed: NDArray[np.float32]) -> None:
+        self._left = passed
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        given, self._left = np.split(self._left, [len(pixels)])
-        return given
+    def passed(self, pixels: NDArray[np.uint8]) -> Passed:
+        given = [rows[: len(pixels)] for rows in self._left]
+        self._left = tuple(rows[len(pixels) :] for rows in self._left)
+        return Passed(*given)
 
 
 def test_the_figures_are_those_of_the_differences() -> None:
     """The second view has another best class; the third's two best are a tie."""
     found = np.array([[0.6, 0.3, 0.1], [0.3, 0.5, 0.2], [0.395, 0.41, 0.2]], dtype=np.float32)
-    figures = proof.prove(Answers(found), REFERENCE)
+    figures = proof.prove(Answers(found).passed, REFERENCE)
     assert (figures.photographs, figures.views) == (2, 3)
     assert figures.mean_difference == pytest.approx((0.1 + 0.2 + 0.01) / 3, abs=1e-6)
     assert figures.largest_difference == pytest.approx(0.2, abs=1e-6)
     assert figures.agreement == pytest.approx(2 / 3)
     assert figures.largest_sum_error == pytest.approx(0.005, abs=1e-6)
+    assert figures.feature_cosine is None
+    features = np.array([[1, 0], [0, 2], [3, 3]], dtype=np.float32)
+    known = replace(REFERENCE, features=(features[:1], features[1:]))
+    figures = proof.prove(Answers(found, features[:, ::-1] * 7).passed, known)
+    assert figures.feature_cosine == pytest.approx(1 / 3)
+    assert proof.prove(Answers(found).passed, known).feature_cosine == 0
 
 
 def test_views_are_those_of_the_worker() -> None:
@@ -52,6 +61,7 @@ def test_views_are_those_of_the_worker() -> None:
 
     class Dark(torch.nn.Module):
         dense = True
+        linear = None
 
         def network(self, images: torch.Tensor) -> torch.Tensor:
             mean = images.mean((1, 2, 3))
@@ -105,9 +115,13 @@ GOOD = {
         ("int8", "mean_difference", 0.0, float("nan")),
         ("fp32", "mean_difference", 0.0009, 0.0011),
         ("fp32", "agreement", 1.0, 0.99),
+        ("fp32", "feature_cosine", 0.99991, 0.9998),
+        ("int8", "feature_cosine", None, float("nan")),
     ],
 )
-def test_what_is_refused(precision: str, figure: str, allowed: float, refused: float) -> None:
+def test_what_is_refused(
+    precision: str, figure: str, allowed: float | None, refused: float
+) -> None:
     proof.check(Proof.model_validate(GOOD | {figure: allowed}), precision)  # type: ignore[arg-type]
     with pytest.raises(ProofError, match="60 views of 10 photographs"):
         proof.check(Proof.model_validate(GOOD | {figure: refused}), precision)  # type: ignore[arg-type]
@@ -134,6 +148,7 @@ def test_an_archive_carries_its_proof(store: Path) -> None:
         assert figures is not None and figures.views == 6 * figures.photographs > 0
         assert figures.mean_difference < 1e-4 and figures.agreement == 1
         assert figures.largest_sum_error < 1e-4
+        assert figures.feature_cosine is not None and 0.99999 < figures.feature_cosine < 1.00001
 
 
 def test_photographs_prove_that_did_not_calibrate() -> None:

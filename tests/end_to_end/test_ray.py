@@ -9,6 +9,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from PIL import Image
@@ -49,13 +50,18 @@ def test_rows_equal_the_servers(server: TorchServe, store: Path, tmp_path: Path)
     options = ["--top-k", "2", "--threshold", "1"]
     key_file = server.state / "key_file.json"
     where = ["--server", server.client.inference, "--model", REAL, "--key-file", str(key_file)]
-    expected = classify(*images, *options, *where)
-    found = classify(*images, *options, "--engine", "ray", "--archive", store / f"{REAL}.mar")
+    arrays = [tmp_path / name for name in ("server.npy", "ray.npy")]
+    ray: list[str | Path] = ["--engine", "ray", "--archive", store / f"{REAL}.mar"]
+    expected = classify(*images, *options, *where, "--features", arrays[0])
+    found = classify(*images, *options, *ray, "--features", arrays[1])
     assert found.returncode == expected.returncode == 1, found.stderr
     assert len(expected.stdout.splitlines()) == 1 + len(images)
     assert found.stdout == expected.stdout
     hints = [row["hints"] for row in csv.DictReader(found.stdout.splitlines())]
     assert hints[-4:] == ["", "", "", "dark"]
+    served, read = map(np.load, arrays)
+    assert served.shape == (len(images), 1280) and np.isnan(served[1]).all()
+    assert np.array_equal(served, read, equal_nan=True)
     assert found.stderr.splitlines() == [
         "Starting Ray; the first answers take some seconds.",
         f"{len(images)} images, errors: 3.",

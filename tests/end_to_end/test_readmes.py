@@ -259,7 +259,7 @@ def test_commands_in_the_text_exist(readme: str) -> None:
 
 
 def test_the_grpc_client(server: TorchServe, client: Client) -> None:
-    code, _ = itertools.chain.from_iterable(blocks(readme, "python") for readme in READMES)
+    code, *_ = itertools.chain.from_iterable(blocks(readme, "python") for readme in READMES)
     for old, new in (
         ("Bearer KEY", client.token("inference")["Authorization"]),
         ("cat.jpg", str(photos.greeting())),

@@ -199,14 +199,30 @@ print(sorted({"torch", "torchvision", "nncf"} & set(sys.modules)))
 
 
 def test_a_plain_prediction_computes_no_map(fp32: tuple[Runtime, Metadata]) -> None:
-    """Its model has one output; that of the map is another one, which an explanation compiles."""
+    """The model of the map is another one, which an explanation compiles."""
     assert isinstance(fp32[0], OpenVINORuntime)
-    runtime = OpenVINORuntime(fp32[0]._artifact, 224, threads=2)
+    runtime = OpenVINORuntime(fp32[0]._artifact, 224, threads=2, features=True)
     runtime(pixels(1, 224, 224))
     assert "_mapping_request" not in vars(runtime)
     runtime.contributions(pixels(1, 224, 224))
     assert runtime._mapping_request is not runtime._request
-    assert len(runtime._request.get_compiled_model().outputs) == 1
+    assert len(runtime._request.get_compiled_model().outputs) == 2
+
+
+def test_features_leave_the_probabilities_as_they_are(
+    fp32: tuple[Runtime, Metadata], int8: tuple[Runtime, Metadata]
+) -> None:
+    """To the bit, for one window and several; INT8's features are nearly those of FP32."""
+    for shape in ((2, 224, 224), (1, 256, 320)):
+        batch, features = pixels(*shape), []
+        for runtime, _ in (fp32, int8):
+            assert isinstance(runtime, OpenVINORuntime)
+            passed = runtime.passed(batch)
+            plain = OpenVINORuntime(runtime._artifact, 224, threads=2).passed(batch)
+            assert plain.features is None and passed.features is not None
+            assert np.array_equal(passed.probabilities, plain.probabilities)
+            features.append(passed.features / np.linalg.norm(passed.features, axis=1)[:, None])
+        assert (features[0] * features[1]).sum(axis=1).min() > 0.9
 
 
 def test_contributions_add_up_to_the_logits(fp32: tuple[Runtime, Metadata]) -> None:

@@ -327,10 +327,10 @@ def test_a_model_of_a_fixed_size_refuses_what_it_cannot_do(
         for tta in ("none", "five_crop", "ten_crop"):
             assert client.predict("fixed", CAT, tta=tta).json()["tta"] == tta
         assert client.predict("fixed", CAT).json()["tta"] == "five_crop"
-        dense, explained = (
-            client.predict("fixed", CAT, **option) for option in ({"tta": "dense"}, {"explain": 1})
-        )
-        assert error(dense) == error(explained) == (400, "invalid_option")
+        asked: list[dict[str, Any]] = [{"tta": "dense"}, {"explain": 1}, {"features": 1}]
+        dense, explained, features = (client.predict("fixed", CAT, **option) for option in asked)
+        assert error(dense) == error(explained) == error(features) == (400, "invalid_option")
+        assert features.json()["error"]["message"].startswith(f"features: {fixed} ")
         assert dense.json()["error"]["message"] == f"tta: {fixed} has no dense form."
         message = f"{fixed} cannot be explained."
         assert explained.json()["error"]["message"] == message
@@ -341,7 +341,8 @@ def test_a_model_of_a_fixed_size_refuses_what_it_cannot_do(
         of_v1 = requests.post(url, json=instances, headers=client.token("inference"), timeout=60)
         assert (of_v1.status_code, message in of_v1.json()["error"]) == (400, True)
         options = client.card("fixed")["options"]
-        assert "dense" not in options["tta"]["enum"] and "explain" not in options
+        assert "dense" not in options["tta"]["enum"]
+        assert not {"explain", "features"} & {*options}
         assert options["tta"]["default"] == "five_crop"
     finally:
         client.unregister("fixed")

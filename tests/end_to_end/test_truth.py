@@ -29,6 +29,9 @@ PHOTOGRAPHS = [path for path in photos.packaged() if path.name in ("coffee.png",
 # Largest difference of any class's probability: by rounding, by a resize of the centre alone,
 # by eight bits.
 PROFILES = {"server": 2e-5, "gpu-t4": 0.02, "local": 0.2}
+# Smallest cosine of features, by rounding to four digits, by a resize of the centre, by eight bits.
+COSINES = {"server": 0.99999, "gpu-t4": 0.99, "local": 0.9}
+Figures = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def crops(resized: Image.Image, mode: TTA) -> list[Image.Image]:
@@ -43,7 +46,9 @@ def crops(resized: Image.Image, mode: TTA) -> list[Image.Image]:
     raise KeyError(mode)
 
 
-def dense(network: Any, resized: Image.Image, tensor_of: Callable[[Image.Image], Tensor]) -> Tensor:
+def dense(
+    network: Any, resized: Image.Image, tensor_of: Callable[[Image.Image], Tensor]
+) -> tuple[Tensor, Tensor]:
     """Average the softmax over every 7 x 7 window of the features of the image's centre."""
     width, height = (side // 32 * 32 for side in resized.size)
     left, top = (resized.width - width) // 2, (resized.height - height) // 2
@@ -51,8 +56,12 @@ def dense(network: Any, resized: Image.Image, tensor_of: Callable[[Image.Image],
         tensor_of(functional.crop(resized, top, left, height, width))
     )
     windows = features.unfold(2, 7, 1).unfold(3, 7, 1).mean((-1, -2)).permute(0, 2, 3, 1)
-    probabilities: Tensor = network._fc(windows).softmax(-1).mean((1, 2))[0]
-    return probabilities
+    return network._fc(windows).softmax(-1).mean((1, 2))[0], windows.mean((1, 2))[0]
+
+
+def cosine(one: NDArray[Any], other: NDArray[Any]) -> float:
+    assert one.shape == other.shape
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
 
 
 def tensor_of(image: Image.Image) -> Tensor:
@@ -68,22 +77,22 @@ def network() -> Any:
 
 
 @pytest.fixture(scope="module")
-def expected(network: Any) -> Callable[[Path, TTA], NDArray[np.float32]]:
-    """Probabilities by PyTorch in FP32, of all classes."""
+def expected(network: Any) -> Callable[[Path, TTA], Figures]:
+    """Probabilities of all classes by PyTorch in FP32, and what its last layer gets."""
 
     @torch.inference_mode()
-    def probabilities(path: Path, mode: TTA) -> NDArray[np.float32]:
+    def figures(path: Path, mode: TTA) -> Figures:
         image = Image.open(path).convert("RGB")
         resized = functional.resize(image, [256], InterpolationMode.BICUBIC)
         if mode == "dense":
-            averaged = dense(network, resized, tensor_of)
+            averaged, features = dense(network, resized, tensor_of)
         else:
             batch = torch.cat([tensor_of(crop) for crop in crops(resized, mode)])
             averaged = network(batch).softmax(-1).mean(0)
-        found: NDArray[np.float32] = averaged.numpy()
-        return found
+            features = network.extract_features(batch).mean((0, 2, 3))
+        return averaged.numpy(), features.numpy()
 
-    return probabilities
+    return figures
 
 
 @pytest.fixture(scope="module")
@@ -118,18 +127,19 @@ def test_the_edge_profile_answers_as_the_local_one() -> None:
 def test_the_whole_distribution_is_pytorchs(
     client: Client,
     served: dict[str, str],
-    expected: Callable[[Path, TTA], NDArray[np.float32]],
+    expected: Callable[[Path, TTA], Figures],
     profile: str,
     mode: TTA,
 ) -> None:
-    """Sum, largest difference and order; and an answer from the cache says the same.
+    """Sum, largest difference, order and features; and an answer from the cache says the same.
 
     Without VNNI, either of two classes may come first that differ by less than INT8 may be off.
     """
     tie = PROFILES[profile] if profile == "local" and overflows() else 0
     for path in PHOTOGRAPHS:
-        reference, data = expected(path, mode), path.read_bytes()
-        fresh = client.predict(served[profile], data, top_k=CLASSES, tta=mode).json()
+        (reference, features), data = expected(path, mode), path.read_bytes()
+        asked: dict[str, Any] = {"top_k": CLASSES, "tta": mode, "features": True}
+        fresh = client.predict(served[profile], data, **asked).json()
         assert "cached" not in fresh and fresh["tta"] == mode
         shown = [prediction["probability"] for prediction in fresh["predictions"]]
         order = [prediction["class_id"] for prediction in fresh["predictions"]]
@@ -138,12 +148,13 @@ def test_the_whole_distribution_is_pytorchs(
         assert np.abs(np.array(shown) - reference[order]).max() < PROFILES[profile]
         assert reference.max() - reference[order[0]] <= tie
         assert fresh["confident"] == (shown[0] >= 0.5)
+        assert cosine(np.array(fresh["features"]), features) > COSINES[profile]
         labels = [prediction["label"] for prediction in fresh["predictions"]]
         assert labels == [IMAGENET_CATEGORIES[index] for index in order]
         if profile == "server":
             assert order[:5] == list((-reference).argsort()[:5])
         else:
-            again = client.predict(served[profile], data, top_k=CLASSES, tta=mode).json()
+            again = client.predict(served[profile], data, **asked).json()
             assert again == fresh | {"cached": True}
 
 
@@ -195,7 +206,7 @@ def grouped(
 def test_groups_are_sums_of_the_plain_models_classes(
     client: Client,
     grouped: dict[str, str],
-    expected: Callable[[Path, TTA], NDArray[np.float32]],
+    expected: Callable[[Path, TTA], Figures],
     mode: TTA,
 ) -> None:
     """Of all groups, by the same precision and by PyTorch; in Chinese, and told by the card."""
@@ -220,7 +231,7 @@ def test_groups_are_sums_of_the_plain_models_classes(
             names = {one["label"]: one["name"] for one in answer["predictions"]}
             assert names == groups.names["zh"]
             if model == "grouped":
-                exact = expected(path, mode)
+                exact, _ = expected(path, mode)
                 summed = {name: exact[list(of)].sum() for name, of in groups.members.items()}
                 assert found == pytest.approx(summed, abs=2e-5)
 
@@ -271,7 +282,7 @@ def test_the_map_of_a_group_is_its_probabilitys_gradient_times_the_features(
 def test_the_map_of_a_dense_view_weighs_classes_by_its_windows_mean(
     client: Client,
     grouped: dict[str, str],
-    expected: Callable[[Path, TTA], NDArray[np.float32]],
+    expected: Callable[[Path, TTA], Figures],
     network: Any,
 ) -> None:
     groups = read_groups(find_groups("everyday"), IMAGENET_CATEGORIES).members
@@ -284,7 +295,7 @@ def test_the_map_of_a_dense_view_weighs_classes_by_its_windows_mean(
             tensor_of(functional.crop(resized, *corner, height, width))
         )
         maps = torch.einsum("kc,crs->rsk", network._fc.weight, features[0]).numpy()
-    probabilities = expected(path, "dense")
+    probabilities, _ = expected(path, "dense")
     answer = client.predict("grouped", path.read_bytes(), tta="dense", explain="true").json()
     for one in answer["predictions"]:
         members = list(groups[one["label"]])

@@ -18,7 +18,7 @@ from PIL import Image
 
 from scripts import photos
 from tests.helpers import encode
-from visionserve import inputs
+from visionserve import inputs, postprocessing
 from visionserve.answer import Answer, Outcome
 from visionserve.classifier import Classifier
 from visionserve.config import TTA, CacheConfig, Decode, HandlerConfig, Options
@@ -27,7 +27,7 @@ from visionserve.explanation import overlay
 from visionserve.item import Budget, Item
 from visionserve.metadata import Metadata, Transforms
 from visionserve.preprocessing import decode
-from visionserve.runtimes import Runtime
+from visionserve.runtimes import Passed, Runtime
 from visionserve.share import Share
 from visionserve.validation import validate
 
@@ -437,6 +437,35 @@ def test_maps_that_cannot_be_sent_are_not_made(tmp_path: Path) -> None:
         assert len(runtime.mapped) == mapped and len(runtime.passes) < 4
     with pytest.raises(RequestError, match="at most 1300000 are allowed"):
         budget.check_bytes()
+
+
+def test_features_that_cannot_be_sent_are_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand have 5,000 bytes at least, and count as the predictions do."""
+
+    class Featured(Brightness):
+        def passed(self, pixels: NDArray[np.uint8]) -> Passed:
+            probabilities = self(pixels)
+            return Passed(probabilities, np.full((len(pixels), 1000), 1 / 3, np.float32))
+
+    made: list[int] = []
+
+    def rounded(features: NDArray[np.float32]) -> list[float]:
+        made.append(len(features))
+        return [0.1234] * len(features)
+
+    monkeypatch.setattr(postprocessing, "rounded", rounded)
+    one = classifier(Featured(), tmp_path)
+    budget = Budget(most_bytes=12_000)
+    options = Options(top_k=2, features=True)
+    items = [Item(CAT_JPEG + bytes([index]), options, budget=budget) for index in range(3)]
+    first, *others = one.classify(items)
+    assert isinstance(first, dict) and len(first["features"]) == 1000
+    assert {getattr(error, "code", "") for error in others} == {"answer_too_large"}
+    assert len(made) == 1
+    one.classify([Item(CAT, Options(top_k=2))])
+    assert len(made) == 1
 
 
 def large(mode: str, format: str, keep: float = 0.7, **options: Any) -> bytes:

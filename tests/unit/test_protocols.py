@@ -100,6 +100,19 @@ def test_v2_bytes_and_parameters() -> None:
     assert all(output["shape"] == [2, 2] for output in reply.body["outputs"])
 
 
+def test_v2_features_are_a_tensor_that_outputs_may_name() -> None:
+    """The row of an error is filled with 0."""
+    known: Answer = {**ANSWER, "features": [0.5, 2.0]}
+    for asked in ({"parameters": {"features": True}}, {"outputs": [{"name": "features"}]}):
+        request = read(tensor(data=[TEXT, TEXT], shape=[2]) | asked)
+        assert options(request).features
+        reply = request.form.reply([FAULT, known], request.many, "m", "1")
+        of_name = {output["name"]: output for output in reply.body["outputs"]}
+        expected = {"datatype": "FP32", "shape": [2, 2], "data": [0.0, 0.0, 0.5, 2.0]}
+        assert of_name["features"] == {"name": "features"} | expected
+    assert not options(read(tensor(data=[TEXT]))).features
+
+
 def test_v2_strings_follow_the_json() -> None:
     strings = b"".join(len(s).to_bytes(4, "little") + s for s in (b"one", b"second"))
     request = read(tensor(shape=[2]), strings)

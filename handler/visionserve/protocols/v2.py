@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ IMAGE_TENSORS: dict[str, tuple[str, Callable[[Outcome], Any]]] = {
     ),
     "error": ("BYTES", lambda o: message_of(o) if isinstance(o, RequestError) else ""),
 }
+FEATURES = "features"
 DEFAULT_OUTPUTS = ("label", "class_id", "probability")
 
 
@@ -48,7 +50,8 @@ class V2:
 
     The one input is a BYTES tensor of encoded images (base64 in JSON), or a UINT8 tensor of
     shape [height, width, 3], an RGB image. The request's `parameters` are options. A client may
-    choose `outputs` among `PREDICTION_TENSORS` and `IMAGE_TENSORS`.
+    choose `outputs` among `PREDICTION_TENSORS`, `IMAGE_TENSORS` and `FEATURES`, which is the
+    option of that name, too.
 
     Args:
         body: the JSON object.
@@ -73,16 +76,17 @@ class V2:
         inputs, parameters = self._body["inputs"], self._body.get("parameters", {})
         if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(parameters, dict):
             raise _invalid("Give one tensor in inputs, and options in parameters.")
-        unknown = set(self._outputs()) - PREDICTION_TENSORS.keys() - IMAGE_TENSORS.keys()
-        if unknown:
-            known = ", ".join([*PREDICTION_TENSORS, *IMAGE_TENSORS])
-            raise _invalid(f"Unknown outputs; there are {known}.")
+        known = [*PREDICTION_TENSORS, *IMAGE_TENSORS, FEATURES]
+        outputs = set(self._outputs())
+        if outputs - {*known}:
+            raise _invalid(f"Unknown outputs; there are {', '.join(known)}.")
         # A client may ask for binary outputs. It gets JSON, which every client can read.
         options = {key: value for key, value in parameters.items() if key != BINARY_OUTPUT}
+        options |= {FEATURES: True} if FEATURES in outputs else {}
         return options | {"data": self._images(inputs[0])}
 
     def reply(self, outcomes: Sequence[Outcome], many: bool, name: str, version: str) -> Reply:
-        """Return tensors of shape [images, top_k].
+        """Return tensors of shape [images, top_k], or [images, channels] of features.
 
         The row of an image without an answer is filled with "", -1 and 0, and the tensor `error`
         has its message. The status is 200 even so, because clients of this protocol treat any
@@ -95,6 +99,8 @@ class V2:
         rows = _rows(outcomes)
         if any("explanation" in row[0] for row in rows):
             names.append("explanation")
+        if any(FEATURES in outcome for outcome in outcomes if isinstance(outcome, dict)):
+            names.append(FEATURES)
         if errors:
             names.append("error")
         body = {
@@ -191,7 +197,12 @@ def split(body: bytes, length: str) -> tuple[bytes, bytes]:
 def _tensor(
     name: str, outcomes: Sequence[Outcome], rows: Sequence[Sequence[Prediction]]
 ) -> dict[str, Any]:
-    if name in IMAGE_TENSORS:
+    if name == FEATURES:
+        known = [[] if isinstance(o, RequestError) else o["features"] for o in outcomes]
+        channels = max(map(len, known))
+        datatype, shape = "FP32", [len(known), channels]
+        data = [*chain.from_iterable(row or [0.0] * channels for row in known)]
+    elif name in IMAGE_TENSORS:
         datatype, read_outcome = IMAGE_TENSORS[name]
         shape, data = [len(outcomes)], [read_outcome(outcome) for outcome in outcomes]
     else:

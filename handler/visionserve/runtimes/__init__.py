@@ -1,8 +1,9 @@
-"""Inference engines with one interface: from uint8 pixels to probabilities."""
+"""Inference engines with one interface: from uint8 pixels to probabilities and features."""
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,29 @@ from visionserve.processor import overflows
 from visionserve.tta import Views
 
 logger = logging.getLogger(__name__)
+
+
+class Passed(NamedTuple):
+    """What a model says of N views or images.
+
+    Attributes:
+        probabilities: float32 of shape (N, classes), each row summing to 1.
+        features: float32 of shape (N, channels), what the network's last layer sees: its last
+            feature map, averaged over the windows of a view; None of a network whose last layer is
+            not linear, or is not the only one after a global pool.
+    """
+
+    probabilities: NDArray[np.float32]
+    features: NDArray[np.float32] | None = None
+
+    @classmethod
+    def joined(cls, passes: Sequence["Passed"]) -> "Passed":
+        """Join what one model says in several passes."""
+        features = [one.features for one in passes if one.features is not None]
+        return cls(
+            np.concatenate([one.probabilities for one in passes]),
+            np.concatenate(features) if features else None,
+        )
 
 
 class Runtime:
@@ -36,21 +60,34 @@ class Runtime:
         """
         raise NotImplementedError
 
-    def averaged(self, images: Sequence[Views]) -> NDArray[np.float32]:
-        """Classify images, and average the probabilities of each image's views.
+    def passed(self, pixels: NDArray[np.uint8]) -> Passed:
+        """Classify a batch, and return its features with its probabilities, from one pass.
+
+        Args:
+            pixels: as for `__call__`.
+        """
+        return Passed(self(pixels))
+
+    def averaged(self, images: Sequence[Views]) -> Passed:
+        """Classify images, and average the probabilities and the features of each image's views.
 
         Args:
             images: the views of N images, all of one shape.
 
         Returns:
-            float32 of shape (N, classes), each row summing to 1.
+            Probabilities and features of N images.
 
         Raises:
             RequestError: 507 `internal_error`, the device's memory is full.
         """
-        probabilities = self(np.concatenate([views.stacked() for views in images]))
+        passed = self.passed(np.concatenate([views.stacked() for views in images]))
         ends = np.cumsum([len(views.places) for views in images])[:-1]
-        return np.stack([image.mean(axis=0) for image in np.split(probabilities, ends)])
+
+        def average(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.stack([image.mean(axis=0) for image in np.split(rows, ends)])
+
+        features = None if passed.features is None else average(passed.features)
+        return Passed(average(passed.probabilities), features)
 
     def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return what each position of the last feature map adds to each class's logit.
@@ -89,7 +126,7 @@ def load(
     if config.runtime == "openvino":
         from visionserve.runtimes.openvino import OpenVINORuntime
 
-        return OpenVINORuntime(artifact, metadata.transforms.crop, threads)
+        return OpenVINORuntime(artifact, metadata.transforms.crop, threads, metadata.explains)
     from visionserve.runtimes.pytorch import PyTorchRuntime
 
     return PyTorchRuntime(artifact, metadata, gpu_id, config.precision == "fp16", threads)

@@ -17,7 +17,7 @@ from openvino import opset13 as opset
 
 from visionserve import heap
 from visionserve.metadata import LEAST
-from visionserve.runtimes import Runtime
+from visionserve.runtimes import Passed, Runtime
 
 # How many kernels OpenVINO keeps; it makes one for each layer and shape. 64 hold those of the crop
 # and of one size of `dense`. When these two shapes took turns, 32 made a pass 12 ms slower, and 128
@@ -40,33 +40,44 @@ class OpenVINORuntime(Runtime):
         artifact: the IR's `.xml` file.
         crop: side of the model's crop, in pixels.
         threads: inference threads. They are not pinned to cores, which all workers share.
+        features: whether the model has a linear layer alone after a global pool, so that it has
+            pooled features to give. They are added to the outputs; the file has one.
     """
 
     capacity = 1
 
-    def __init__(self, artifact: Path, crop: int, threads: int) -> None:
+    def __init__(self, artifact: Path, crop: int, threads: int, features: bool = False) -> None:
         self._artifact = artifact
         self._threads = threads
         self._kept = KEPT_CROPS * crop * crop * 3
         heap.keep_small_buffers()
-        self._request = self._compile(openvino.Core().read_model(artifact))
+        model = openvino.Core().read_model(artifact)
+        self._request = self._compile(with_features(model) if features else model)
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Classify a batch; see `visionserve.runtimes.Runtime`."""
-        views = np.split(pixels, len(pixels))
-        return np.concatenate([self._infer(self._request, view) for view in views])
+        return self.passed(pixels).probabilities
+
+    def passed(self, pixels: NDArray[np.uint8]) -> Passed:
+        """Classify a batch; see `visionserve.runtimes.Runtime`."""
+        passes = []
+        for view in np.split(pixels, len(pixels)):
+            probabilities, *windows = self._infer(self._request, view)
+            passes.append(Passed(probabilities, *(rows.mean(0, keepdims=True) for rows in windows)))
+        return Passed.joined(passes)
 
     def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Explain a batch; see `visionserve.runtimes.Runtime`."""
-        return self._infer(self._mapping_request, pixels)
+        return self._infer(self._mapping_request, pixels)[0]
 
-    def _infer(self, request: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _infer(self, request: Any, pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         """Run a forward pass, and release its memory if it was much larger than a crop's.
 
         OpenVINO would keep the activations of its largest pass for ever. Those of a `dense` view
         with a side of 1,024 pixels take 50 MB.
         """
-        found: NDArray[np.float32] = request.infer(pixels, share_inputs=True)[0].copy()
+        outputs = request.infer(pixels, share_inputs=True)
+        found: list[NDArray[np.float32]] = [output.copy() for output in outputs.values()]
         if pixels.size > self._kept:
             request.get_compiled_model().release_memory()
             heap.trim()
@@ -76,7 +87,7 @@ class OpenVINORuntime(Runtime):
     def _mapping_request(self) -> Any:
         """A second model that makes maps, compiled at the first explanation.
 
-        With a second output in the first model, every prediction would be slower.
+        As an output of the first model, they would make every prediction slower.
         """
         return self._compile(with_contributions(openvino.Core().read_model(self._artifact)))
 
@@ -96,6 +107,16 @@ class OpenVINORuntime(Runtime):
         return compiled.create_infer_request()
 
 
+def with_features(model: openvino.Model) -> openvino.Model:
+    """Return a model with a second output: what its last linear layer gets, a row for each window.
+
+    In INT8, these are rounded as they are for that layer. Features from before the rounding would
+    keep OpenVINO from fusing it, which moves probabilities and takes time; these do neither.
+    """
+    outputs = [model.get_result().input_value(0), _linear(model).input_value(0)]
+    return openvino.Model(outputs, model.get_parameters())
+
+
 def with_contributions(model: openvino.Model) -> openvino.Model:
     """Return a model that outputs contributions in place of probabilities.
 
@@ -105,7 +126,7 @@ def with_contributions(model: openvino.Model) -> openvino.Model:
     so do the maps; see `visionserve.models.FullyConvolutional.contributions`.
     """
     last = model.get_result().input_value(0).get_node()
-    linear = _producer(last, "MatMul")
+    linear = _linear(model)
     features = _producer(linear, "AvgPool").input_value(0)
     maps = opset.transpose(features, np.array([0, 2, 3, 1]))
     weight = linear.input_value(1)
@@ -120,6 +141,15 @@ def with_contributions(model: openvino.Model) -> openvino.Model:
 
         mapped = opset.divide(summed(opset.multiply(mapped, weights)), summed(weights))
     return openvino.Model([mapped], model.get_parameters())
+
+
+def _linear(model: openvino.Model) -> Any:
+    """Return the linear layer that follows the pool."""
+    node, found = model.get_result(), None
+    while node.get_type_name() not in ("AvgPool", "Convolution"):
+        found = node if node.get_type_name() == "MatMul" else found
+        node = node.input_value(0).get_node()
+    return found
 
 
 def _producer(node: Any, kind: str) -> Any:

@@ -13,7 +13,7 @@ from visionserve import tta
 from visionserve.errors import RequestError
 from visionserve.metadata import Metadata
 from visionserve.models import FullyConvolutional
-from visionserve.runtimes import Runtime
+from visionserve.runtimes import Passed, Runtime
 from visionserve.runtimes.transfer import Transfer
 
 # Numbers of views for which a CUDA graph is recorded. A pass of another number uses the next
@@ -28,8 +28,8 @@ class PyTorchRuntime(Runtime):
 
     The device does everything after the resize. It receives the pixels of all images in one copy,
     cuts and mirrors the views, normalizes and classifies them, and averages each image's
-    probabilities. On CUDA, crops go through recorded graphs, so a pass is one launch instead of
-    a hundred. `dense` views differ in size, and so have no graphs.
+    probabilities and features. On CUDA, crops go through recorded graphs, so a pass is one launch
+    instead of a hundred. `dense` views differ in size, and so have no graphs.
 
     Args:
         artifact: a state dict of the network, loaded with `weights_only=True`.
@@ -39,8 +39,8 @@ class PyTorchRuntime(Runtime):
         threads: intra-op threads on the CPU.
 
     Attributes:
-        graphs: number of views to a recorded pass, and the tensor that receives its
-            probabilities.
+        graphs: number of views to a recorded pass, and the tensors that receive its
+            probabilities and features.
     """
 
     # Half a batch of the profile for a GPU: the device computes one half while the CPU decodes
@@ -69,14 +69,17 @@ class PyTorchRuntime(Runtime):
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Classify a batch; see `visionserve.runtimes.Runtime`."""
+        return self.passed(pixels).probabilities
+
+    def passed(self, pixels: NDArray[np.uint8]) -> Passed:
+        """Classify a batch; see `visionserve.runtimes.Runtime`."""
         return self.averaged([tta.whole(view) for view in pixels])
 
     @torch.inference_mode()
-    def averaged(self, images: Sequence[tta.Views]) -> NDArray[np.float32]:
+    def averaged(self, images: Sequence[tta.Views]) -> Passed:
         """Classify images by their views; see `visionserve.runtimes.Runtime`."""
         try:
-            batches = self._transfer.batches(images)
-            return np.concatenate([self._pass(batch) for batch in batches])
+            return Passed.joined([self._pass(one) for one in self._transfer.batches(images)])
         except torch.cuda.OutOfMemoryError:
             logger.exception("The device has no memory left.")
         torch.cuda.empty_cache()
@@ -91,7 +94,7 @@ class PyTorchRuntime(Runtime):
         maps: NDArray[np.float32] = self._module.contributions(batch).cpu().numpy()
         return maps
 
-    def _pass(self, images: Sequence[tta.Views]) -> NDArray[np.float32]:
+    def _pass(self, images: Sequence[tta.Views]) -> Passed:
         """Classify images that fit the buffer.
 
         The copy of the result waits for the device, so the buffer is free again on return.
@@ -100,21 +103,22 @@ class PyTorchRuntime(Runtime):
         self._transfer.send(images)
         bucket = next((bucket for bucket in self.graphs if bucket >= views), None)
         if bucket is None or shape != self._crop:
-            probabilities = self._forward(views, shape)
+            found = self._forward(views, shape)
         else:
-            graph, probabilities = self.graphs[bucket]
+            graph, found = self.graphs[bucket]
             graph.replay()
-        averages: NDArray[np.float32] = (
-            self._transfer.average(probabilities[:views], len(images)).cpu().numpy()
-        )
-        return averages
+        averages = [
+            self._transfer.average(rows[:views], len(images)).cpu().numpy()
+            for rows in found
+            if rows is not None
+        ]
+        return Passed(*averages)
 
-    def _forward(self, views: int, shape: tuple[int, int]) -> Tensor:
-        probabilities: Tensor = self._module(self._transfer.cut(views, shape))
-        return probabilities
+    def _forward(self, views: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        return self._module.passed(self._module.normalize(self._transfer.cut(views, shape)))
 
     @torch.inference_mode()
-    def _record(self) -> dict[int, tuple[torch.cuda.CUDAGraph, Tensor]]:
+    def _record(self) -> dict[int, tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor | None]]]:
         """Record a pass for each bucket; return nothing if the device cannot."""
         graphs = {}
         try:
@@ -126,8 +130,8 @@ class PyTorchRuntime(Runtime):
                     torch.cuda.synchronize()
                     graph = torch.cuda.CUDAGraph()
                     with torch.cuda.graph(graph, pool=memory):
-                        probabilities = self._forward(views, self._crop)
-                    graphs[views] = graph, probabilities
+                        found = self._forward(views, self._crop)
+                    graphs[views] = graph, found
         except RuntimeError as error:
             logger.warning("No CUDA graphs, the model runs eagerly: %s", error)
             return {}
