@@ -23,8 +23,8 @@ class Fitted(Strict):
     Attributes:
         architecture: a key of `visionserve.models.MODELS`.
         weights_sha256: SHA-256 of the file of weights, in hex.
-        groups: the classes of the network that each class is the sum of, as in
-            `visionserve.metadata.Metadata`.
+        groups_sha256: SHA-256 in hex of the groups that the classes are, see `hash_groups`; empty
+            without groups.
         about: a text that says what the temperatures were fitted on.
         temperatures: the temperature of each TTA mode.
         plausible: the probability of each TTA mode below which a name is not worth showing.
@@ -32,7 +32,7 @@ class Fitted(Strict):
 
     architecture: str
     weights_sha256: str
-    groups: tuple[tuple[int, ...], ...] = ()
+    groups_sha256: str = ""
     about: str
     temperatures: dict[TTA, Temperature]
     plausible: dict[TTA, Probability] = Field(default_factory=dict)
@@ -42,6 +42,11 @@ class Fitted(Strict):
         temperatures = described.get("temperatures", {}) | self.temperatures
         plausible = described.get("plausible", {}) | self.plausible
         return {**described, "temperatures": temperatures, "plausible": plausible}
+
+
+def hash_groups(groups: Sequence[Sequence[int]]) -> str:
+    """Return the SHA-256 in hex of an archive's groups, or nothing if it has none."""
+    return hashlib.sha256(json.dumps(groups).encode()).hexdigest() if groups else ""
 
 
 def read(
@@ -65,7 +70,7 @@ def read(
             f"not for {architecture} with weights {weights_sha256[:8]}...; "
             "run visionserve calibrate."
         )
-    if found.groups != tuple(map(tuple, groups)):
+    if found.groups_sha256 != hash_groups(groups):
         raise ValueError(
             f"{path}: fitted for other groups of classes, or for none; run visionserve calibrate."
         )

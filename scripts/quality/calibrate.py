@@ -17,7 +17,7 @@ from scripts import lock, paths, photos
 from scripts.archive import convert
 from scripts.archive.recipe import Recipe, check_architecture, read_categories
 from scripts.archive.rewrite import check_recorded
-from scripts.archive.temperatures import Fitted, pack
+from scripts.archive.temperatures import Fitted, hash_groups, pack
 from scripts.archive.weights import resolve
 from scripts.quality import plausible
 from scripts.quality.models import CANNOT, THREADS, Loaded, gather, opened
@@ -169,7 +169,7 @@ def calibrated(args: argparse.Namespace) -> Fitted:
     return Fitted(
         architecture=described.architecture,
         weights_sha256=described.weights_sha256,
-        groups=described.groups,
+        groups_sha256=hash_groups(described.groups),
         about=about,
         temperatures={mode: one.packed for mode, one in fitted.items()},
         plausible={mode: one.plausible for mode, one in fitted.items()},

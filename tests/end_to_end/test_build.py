@@ -339,7 +339,7 @@ def test_what_cannot_be_repacked_or_made_again_is_told(
     ("change", "message"),
     [
         ({"weights_sha256": "0" * 64}, r"fitted for resnet18 with weights 00000000\.\.\., not for"),
-        ({"groups": [[*range(1000)]]}, r"fitted for other groups of classes, or for none; run"),
+        ({"groups_sha256": "0" * 64}, r"fitted for other groups of classes, or for none; run"),
         ({"temperatures": {"none": 0}}, r"no file of temperatures: temperatures\.none"),
         ({"temperatures": {"six_crop": 1}}, r"no file of temperatures: temperatures\.six_crop"),
     ],
