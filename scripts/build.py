@@ -4,29 +4,28 @@ import sys
 from pathlib import Path
 
 from scripts import paths
+from scripts.archive import arguments
 from scripts.archive.weights import MIRROR_HELP, WeightsError
-from scripts.arguments import Parser, real, whole
-from visionserve.metadata import LONGEST
+from scripts.arguments import Parser
 
-PRESET_HELP = (
-    "how the weights' pictures were prepared: imagenet or half (mean and std), torchvision's "
-    "weights (ResNet50_Weights.IMAGENET1K_V1), timm's or Hugging Face's file; options override it"
+WEIGHTS_HELP = (
+    "a state dict or a training's checkpoint of your own, of torch.save or safetensors; no class "
+    "that it names is imported"
+)
+LABELS_HELP = (
+    "labels in class-index order: a text with one label a line, a CSV with the columns index and "
+    "label, a JSON list, TorchServe's index_to_name.json, Hugging Face's config.json, or class "
+    "folders in ImageFolder's order (those that visionserve train trained on, or ImageNet's)"
+)
+EXPECT_HELP = (
+    "your own predictions, which the archive has to give: a CSV with the columns path and one for "
+    "each label, or path, label and probability of the best class alone; or JSON lines with path "
+    "and probabilities by label. Paths start at the file's folder"
 )
 GROUPS_HELP = (
     'classes that become one, {"dog": ["beagle", "152-268"], ...}; each has its members\' '
     "probabilities summed up; a file, or a name in config/groups such as everyday"
 )
-EXPECT_HELP = "your own predictions (.csv or .jsonl); an archive with others is not written"
-
-
-def size(text: str) -> int | tuple[int, int]:
-    """Parse a length in pixels, or a height and width.
-
-    Raises:
-        argparse.ArgumentTypeError: it is neither.
-    """
-    sides = [whole(1, LONGEST)(side) for side in text.split("x", 1)]
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def main() -> int:
@@ -39,12 +38,10 @@ def main() -> int:
     parser.add_argument(
         "--file", help="the archive's file name without .mar (NAME, or NAME-VERSION after 1.0)"
     )
-    parser.add_argument("--weights", type=Path, help="a checkpoint or state dict of your own")
+    parser.add_argument("--weights", type=Path, help=WEIGHTS_HELP)
     parser.add_argument("--use-ema", action="store_true", help="its averaged weights (EMA)")
     parser.add_argument("--mirror", metavar="URL", help=MIRROR_HELP)
-    parser.add_argument(
-        "--labels", type=Path, help="a text with one label a line, CSV, JSON, or class folders"
-    )
+    parser.add_argument("--labels", type=Path, help=LABELS_HELP)
     parser.add_argument(
         "--label-map",
         type=Path,
@@ -53,22 +50,12 @@ def main() -> int:
     parser.add_argument("--groups", metavar="FILE.json|NAME", help=GROUPS_HELP)
     parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
     parser.add_argument("--temperatures", type=Path, help="a file of visionserve calibrate")
-    parser.add_argument("--preset", default="", metavar="NAME|FILE.json", help=PRESET_HELP)
-    parser.add_argument("--resize", type=size, help="256 (shorter side), or 224x224 (squashed)")
-    parser.add_argument("--crop", type=whole(1, LONGEST), help="side of the centre crop, in pixels")
-    parser.add_argument("--interpolation", choices=("bilinear", "bicubic"))
-    parser.add_argument(
-        "--mean", type=real(0, 255), nargs="+", help="one for all channels, or one each"
-    )
-    parser.add_argument("--std", type=real(1e-6, 1e6), nargs="+", help="the same")
-    parser.add_argument("--range", choices=("0-1", "0-255"), help="the scale of mean and std")
-    parser.add_argument("--channels", choices=("rgb", "bgr", "grey"))
     parser.add_argument("--expect", type=Path, metavar="FILE", help=EXPECT_HELP)
     parser.add_argument("--store", type=Path, help="where to write (model_store/PROFILE)")
+    arguments.preprocessing(parser, "torchvision's for the model, or what `train` was given")
     args = parser.parse_args()
     if args.use_ema and not args.weights:
         parser.error("--use-ema chooses among the weights of a checkpoint: give --weights")
-    from scripts.archive.declared import Declared
     from scripts.archive.groups import find_groups
     from scripts.archive.recipe import Recipe, build, grouped
     from scripts.environment import InstallError
@@ -86,16 +73,7 @@ def main() -> int:
             label_map=args.label_map,
             calibration=args.calibration,
             temperatures=args.temperatures,
-            declared=Declared(
-                preset=args.preset,
-                resize=args.resize,
-                crop=args.crop,
-                interpolation=args.interpolation,
-                mean=args.mean and tuple(args.mean),
-                std=args.std and tuple(args.std),
-                range=args.range,
-                channels=args.channels,
-            ),
+            declared=arguments.declared(args),
             expect=args.expect,
             file=args.file,
             groups=groups,

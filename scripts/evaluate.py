@@ -6,6 +6,7 @@ serves by default. Without, the ways in which a model that can be built may be s
 """
 
 import sys
+from pathlib import Path
 
 from scripts.archive.weights import FALLBACK
 from scripts.arguments import Parser, whole
@@ -16,6 +17,8 @@ from scripts.quality.variants import MODES, VARIANTS
 def main() -> int:
     """Run the command."""
     parser = Parser(prog="visionserve evaluate", description=__doc__, parents=[arguments.common()])
+    parser.add_argument("--model", help=f"or one that can be built ({FALLBACK})")
+    parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="of --model (all)")
     parser.add_argument(
         "--enlarge",

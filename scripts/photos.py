@@ -70,3 +70,11 @@ def read(path: Path) -> Image.Image:
         return to_rgb(validate(path.read_bytes(), MAX_BYTES, MAX_PIXELS))
     except RequestError as error:
         raise ValueError(f"{path}: {error.message}") from None
+
+
+def in_channels(image: Image.Image, channels: str) -> Image.Image:
+    """Turn an RGB image grey, in three equal channels, if `channels` is `grey`.
+
+    That comes before any resize, as in the handler.
+    """
+    return image.convert("L").convert("RGB") if channels == "grey" else image

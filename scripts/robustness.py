@@ -5,7 +5,6 @@ import sys
 from scripts.archive.weights import FALLBACK
 from scripts.arguments import Parser, whole
 from scripts.quality import arguments
-from scripts.quality.variants import VARIANTS
 
 
 def main() -> int:
@@ -13,16 +12,16 @@ def main() -> int:
     parser = Parser(
         prog="visionserve robustness", description=__doc__, parents=[arguments.common()]
     )
-    parser.add_argument("--variant", choices=VARIANTS, help="of --model (openvino fp32)")
+    arguments.named(parser, "server")
     parser.add_argument(
         "--photographs", type=whole(1, 1_000_000), default=200, help="how many (%(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help="a quarter of the corruptions to each")
     args = parser.parse_args()
-    arguments.refuse_both(parser, args, ("model", "variant", "calibration"))
+    arguments.refuse_both(parser, args, ("model", "profile"))
     if not arguments.ready("build", "charts"):
         return 1
-    args.model, args.variant = args.model or FALLBACK, args.variant or "openvino fp32"
+    args.model, args.profile = args.model or FALLBACK, args.profile or "server"
     from scripts.quality import robustness
 
     return robustness.run(args)

@@ -7,6 +7,7 @@ a CPU. A fifth of the photographs is held out, to tell what the result is worth.
 import sys
 from pathlib import Path
 
+from scripts.archive import arguments
 from scripts.archive.weights import MIRROR_HELP
 from scripts.arguments import Parser, real, whole
 
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument(
         "--seed", type=whole(0, 2**32 - 1), default=0, help="of all that is random (%(default)s)"
     )
+    arguments.preprocessing(parser, "that of the weights, which `build` then takes from the report")
     tuning = parser.add_argument_group("all layers, on a GPU or a patient CPU")
     tuning.add_argument("--fine-tune", action="store_true", help="train all layers")
     tuning.add_argument("--epochs", type=whole(1, 10_000), help="at most (30)")

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from scripts.archive import plain
-from scripts.archive.declared import HALF, IMAGENET, PLAIN, numbers
+from scripts.archive import plain, unserved
+from scripts.archive.declared import HALF, IMAGENET, PLAIN, by, numbers
 from scripts.archive.expected import (
     ExpectationError,
     Expected,
@@ -38,9 +39,10 @@ BATCH = 16
 # the closest normalizations each size is.
 TRIED = 12
 CLOSEST = 3
+# Libraries round the levels of a resize differently.
+CLOSE_ENOUGH = 0.005
 # Caffe's networks take levels of 0 to 255 less the mean, blue first.
 CAFFE = {"mean": (103.939, 116.779, 123.68), "std": (1.0,) * 3}
-EXIF_ORIENTATION = 0x0112
 
 
 def check(
@@ -69,10 +71,12 @@ def check(
     compared = compare(found, figures)
     if fits(compared):
         return
-    advice = _advice_on_orientation(found, figures, expected.photographs)
+    print("The owner's figures differ: trying what would fit them ...", file=sys.stderr)
+    odd = np.array([*map(_is_odd, expected.photographs)])
+    advice = _advice_on_decoding(network, transforms, figures, expected.photographs, odd)
     if not advice:
-        print("The owner's figures differ: trying what would fit them ...", file=sys.stderr)
-        spread = np.unique(np.linspace(0, len(figures) - 1, TRIED).astype(int))
+        usable = np.flatnonzero(~odd) if not odd.all() else np.arange(len(odd))
+        spread = usable[np.unique(np.linspace(0, len(usable) - 1, TRIED).astype(int))]
         images = [*_read([expected.photographs[index] for index in spread], config)]
         advice = Search(network, transforms, images, figures[spread]).advice(categories)
     raise ExpectationError(
@@ -89,10 +93,13 @@ def fits(figures: Comparison) -> bool:
 
 
 def classify(
-    network: nn.Module, transforms: Transforms, images: Iterable[Image.Image]
+    network: nn.Module,
+    transforms: Transforms,
+    images: Iterable[Image.Image],
+    resize: plain.Resize | None = None,
 ) -> Probabilities:
     """Return the plain network's probabilities of RGB images: (images, classes)."""
-    tensors, answers = (plain.centre(image, transforms) for image in images), []
+    tensors, answers = (plain.centre(image, transforms, resize) for image in images), []
     with torch.inference_mode():
         while batch := [*itertools.islice(tensors, BATCH)]:
             answers.append(plain.classify(network, torch.stack(batch)).numpy())
@@ -113,21 +120,41 @@ def _read(photographs: Sequence[Path], config: HandlerConfig) -> Iterator[Image.
             raise ValueError(f"{path}: would not be served. {error.message}") from None
 
 
-def _advice_on_orientation(
-    found: Probabilities, figures: Probabilities, photographs: Sequence[Path]
+def _decoded(path: Path) -> Image.Image:
+    """Decode a photograph as most scripts do."""
+    return Image.open(path).convert("RGB")
+
+
+def _is_odd(path: Path) -> bool:
+    """Tell whether most scripts decode a photograph otherwise than the archive does."""
+    try:
+        theirs = _decoded(path)
+        ours = to_rgb(Image.open(path))
+    except (OSError, ValueError, RequestError):
+        return False
+    return theirs.size != ours.size or theirs.tobytes() != ours.tobytes()
+
+
+def _advice_on_decoding(
+    network: nn.Module,
+    transforms: Transforms,
+    figures: Probabilities,
+    photographs: Sequence[Path],
+    odd: NDArray[np.bool_],
 ) -> str:
-    """Say that turned photographs alone differ, if so it is; otherwise nothing."""
-    turned = np.array([_is_turned(path) for path in photographs])
-    if not turned.any() or turned.all() or not fits(compare(found[~turned], figures[~turned])):
+    """Say that some photographs are decoded otherwise, if that is all; otherwise nothing."""
+    try:
+        found = classify(network, transforms, map(_decoded, photographs)) if odd.any() else None
+    except (OSError, ValueError):
+        found = None
+    if found is None or not fits(compare(found, figures)):
         return ""
     return (
-        "All others fit: these have an EXIF orientation, by which the archive turns them upright "
-        "and the figures' script does not (PIL.ImageOps.exif_transpose)."
+        f"{odd.sum()} of {len(odd)} pictures differ as PIL.Image.open(path).convert('RGB') decodes "
+        "them, which your figures fit: the archive turns pictures upright by their EXIF "
+        "orientation (PIL.ImageOps.exif_transpose), lays what is transparent on white, and brings "
+        "16 bits to 8. Do so too, or leave them out."
     )
-
-
-def _is_turned(path: Path) -> bool:
-    return bool(Image.open(path).getexif().get(EXIF_ORIENTATION, 1) != 1)
 
 
 @dataclass
@@ -164,6 +191,8 @@ class Search:
                 f"put them so in --labels. {_also(self.declared, ordered)}"
             ).rstrip()
         off = compare(self._found(best), self.figures).mean_difference
+        if other := self._unserved(best, off):
+            return other
         closest = "as it is" if best == self.declared else difference(self.declared, best)
         return (
             "No preprocessing that can be declared fits them, nor another order of labels "
@@ -195,6 +224,28 @@ class Search:
         closest = sorted(tried, key=tried.__getitem__)[:CLOSEST]
         sized = (other for base in (self.declared, *closest) for other in sizes(base))
         return first_that_fits(sized) or min(tried, key=tried.__getitem__)
+
+    def _unserved(self, closest: Transforms, off: float) -> str:
+        """Say which resize would fit of those that no archive does; nothing if none does.
+
+        Args:
+            closest: the closest preprocessing of an archive.
+            off: how far it is off.
+        """
+        kept = {name: getattr(closest, name) for name in ("mean", "std", "range", "channels")}
+        also = _also(self.declared, self.declared.model_copy(update=kept))
+        for words, resize in unserved.RESIZES.items():
+            for other in dict.fromkeys(
+                size.model_copy(update={"interpolation": "bilinear"}) for size in sizes(closest)
+            ):
+                found = classify(self.network, other, self.images, resize)
+                if compare(found, self.figures).mean_difference <= min(CLOSE_ENOUGH, off / 3):
+                    return (
+                        f"Your figures fit {words} ({_size(other)}), which no archive does: train "
+                        "on pictures that Pillow or torchvision resizes, or build without --expect "
+                        f"and measure what it costs. {also}"
+                    ).rstrip()
+        return ""
 
     def _found(self, transforms: Transforms) -> Probabilities:
         if transforms not in self._known:
@@ -254,15 +305,19 @@ def difference(declared: Transforms, other: Transforms) -> str:
         words.append("grey" if other.channels == "grey" else other.channels.upper())
         options.append(f"--channels {other.channels}")
     if other.resize != declared.resize:
-        squashed = not isinstance(other.resize, int)
-        size = other.resize if isinstance(other.resize, int) else other.resize[0]
-        words.append(f"squashed to {size} × {size}" if squashed else f"resize {size}")
-        options.append(f"--resize {size}x{size}" if squashed else f"--resize {size}")
+        words.append(_size(other))
+        size = other.resize
+        options.append(f"--resize {size if isinstance(size, int) else 'x'.join(map(str, size))}")
         options.append(f"--crop {other.crop}")
     if other.interpolation != declared.interpolation:
         words.append(other.interpolation)
         options.append(f"--interpolation {other.interpolation}")
     return f"{', '.join(words)}: {' '.join(options)}"
+
+
+def _size(transforms: Transforms) -> str:
+    size = transforms.resize
+    return f"resize {size}" if isinstance(size, int) else f"squashed to {by(size)}"
 
 
 def _normalization(transforms: Transforms) -> str:

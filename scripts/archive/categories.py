@@ -17,7 +17,11 @@ INDEX = ("index", "idx", "class_index", "class_idx", "class_id", "label_id", "id
 LABEL = ("label", "class_name", "label_name", "name", "category", "class")
 # An index and a label in one, as in `0,dog`; but not `1,2-dichloroethane`.
 INDEXED = re.compile(r"\d+\s*[,;\t]\s*[^\W\d].*")
-NUMBERED = re.compile(r"(\d+)[\s:=]+\S.*")
+# A label with a number before or behind it, as in `0 cat`, `01_dog`, `[2] bird` or `cat: 0`.
+NUMBERED = (
+    re.compile(r"\W?(?P<number>\d{1,9})[\W_]+(?P<name>.*\w.*)"),
+    re.compile(r"(?P<name>.*\w)[\W_]+(?P<number>\d{1,9})\W?"),
+)
 SHOWN = 10
 
 
@@ -32,11 +36,20 @@ def read_labels(source: Path) -> tuple[str, ...]:
 
     Raises:
         ValueError: there is no label; one is empty, stands there twice or has an index before it;
-            indices are not 0, 1, 2 and so on; or a file is not UTF-8 or has another form.
+            all carry their `numbers`, in a text or in another order than the labels'; indices are
+            not 0, 1, 2 and so on; or a file is not UTF-8 or has another form.
         OSError: the source cannot be read.
     """
     if source.is_dir():
         labels = class_folders.names(source)
+        plain = [int(label) for label in labels if label.isdecimal() and len(label) < 10]
+        order = plain if _counts(plain, len(labels)) else numbers(labels)
+        if odd := _out_of_order(labels, order):
+            raise ValueError(
+                f"{source}: its folders, sorted by name as ImageFolder does, are not in the order "
+                f"of their numbers ({odd}): give a file of labels in the order of your network's "
+                "classes."
+            )
         shown = ", ".join(f"{index} {label}" for index, label in enumerate(labels[:SHOWN]))
         rest = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
         print(f"{source}: {len(labels)} class folders: {shown}{rest}.", file=sys.stderr)
@@ -48,7 +61,39 @@ def read_labels(source: Path) -> tuple[str, ...]:
         found = _from_table(source, text)
     else:
         found = _from_lines(source, text)
-    return check_labels(source, found)
+    labels = check_labels(source, found)
+    if odd := _out_of_order(labels, numbers(labels)):
+        raise ValueError(f"{source}: the labels are not in the order of their numbers ({odd}).")
+    return labels
+
+
+def numbers(labels: Sequence[str]) -> list[int] | None:
+    """Return the numbers that labels carry, if all do and these are their places: `0 cat`, `1 dog`.
+
+    Places are 0, 1, 2 and so on, or begin at 1, in any order. Where names differ by their numbers
+    alone, as `1 star` and `2 star`, the numbers belong to them.
+    """
+    for form in NUMBERED:
+        found = [match for match in map(form.fullmatch, labels) if match]
+        carried = [int(match["number"]) for match in found]
+        alone = {match["name"] for match in found}
+        if _counts(carried, len(labels)) and len(alone) == len(labels) > 1:
+            return carried
+    return None
+
+
+def _counts(found: Sequence[int], length: int) -> bool:
+    return sorted(found) in ([*range(length)], [*range(1, length + 1)])
+
+
+def _out_of_order(labels: Sequence[str], order: Sequence[int] | None) -> str:
+    """Name the first label whose number is not that of its place, if there is one."""
+    for index, (label, wanted, number) in enumerate(
+        zip(labels, sorted(order), order, strict=True) if order else ()
+    ):
+        if wanted != number:
+            return f"{label} is class {index}"
+    return ""
 
 
 def read_map(file: Path, labels: Sequence[str]) -> dict[Language, dict[str, str]]:
@@ -133,14 +178,12 @@ def check_labels(file: Path, found: Iterable[tuple[str, str]]) -> tuple[str, ...
 
 def _from_lines(file: Path, text: str) -> list[tuple[str, str]]:
     """Read one label a line; blank lines at the end do not count."""
-    lines = text.rstrip().splitlines()
-    numbers = [NUMBERED.fullmatch(line.strip()) for line in lines]
-    for first in (0, 1):
-        wanted = [str(index) for index in range(first, first + len(lines))]
-        if len(lines) > 1 and [found and found[1] for found in numbers] == wanted:
-            raise ValueError(
-                f"{file}: each line begins with its number ({lines[0].strip()}): leave it out."
-            )
+    lines = [line.strip() for line in text.rstrip().splitlines()]
+    if numbers(lines) and not INDEXED.fullmatch(lines[0]):
+        raise ValueError(
+            f"{file}: each line carries its number ({lines[0]}): write the labels alone, in the "
+            "order of the network's classes; labels that have numbers go into a JSON list."
+        )
     return [(f"line {number}", line) for number, line in enumerate(lines, start=1)]
 
 

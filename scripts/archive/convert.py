@@ -126,6 +126,26 @@ def convert(
     return metadata
 
 
+def form(
+    architecture: str, classes: int, transforms: Transforms, groups: Sequence[Sequence[int]] = ()
+) -> FullyConvolutional:
+    """Return an untrained network in its fully convolutional form.
+
+    Raises:
+        ValueError: it takes no pictures of this size.
+    """
+    fixed = not MODELS[architecture].any_size and MODELS[architecture].transforms.crop
+    if fixed and transforms.crop != fixed:
+        raise ValueError(f"{architecture} takes {fixed} × {fixed} pixels alone: give that --crop.")
+    try:
+        return FullyConvolutional(architecture, classes, transforms, groups).eval()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{architecture} cannot take {transforms.crop} × {transforms.crop} pixels "
+            f"({str(error).splitlines()[0]})."
+        ) from None
+
+
 def _load(
     architecture: str,
     weights: Weights,
@@ -143,16 +163,7 @@ def _load(
             message says so.
         ValueError: the network takes no pictures of this size.
     """
-    fixed = not MODELS[architecture].any_size and MODELS[architecture].transforms.crop
-    if fixed and transforms.crop != fixed:
-        raise ValueError(f"{architecture} takes {fixed} × {fixed} pixels alone: give that --crop.")
-    try:
-        module = FullyConvolutional(architecture, classes, transforms, groups).eval()
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"{architecture} cannot take {transforms.crop} × {transforms.crop} pixels "
-            f"({str(error).splitlines()[0]})."
-        ) from None
+    module = form(architecture, classes, transforms, groups)
     try:
         state = load(weights, module.network.state_dict(), architecture)
     except WeightsError:
@@ -253,7 +264,8 @@ def _search(
     crop = metadata.transforms.crop
     samples = calibration_samples(calibration, crop, SAMPLES)
     if metadata.transforms.channels == "grey":
-        samples = [_grey(sample) for sample in samples]
+        grey = (photos.in_channels(Image.fromarray(sample[0]), "grey") for sample in samples)
+        samples = [np.asarray(image)[np.newaxis] for image in grey]
     candidates: list[tuple[Path, Proof]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for spared in ([], first_convolutions(model, crop)):
@@ -358,11 +370,6 @@ def first_convolutions(model: Any, crop: int) -> list[str]:
     }
     shares = np.cumsum(list(multiplications.values())) / sum(multiplications.values())
     return list(multiplications)[: min(MOST_SPARED, int((shares <= LARGEST_SHARE).sum()))]
-
-
-def _grey(sample: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Turn a sample of shape (1, height, width, 3) grey, in three equal channels."""
-    return np.asarray(Image.fromarray(sample[0]).convert("L").convert("RGB"))[np.newaxis]
 
 
 def calibration_samples(

@@ -109,10 +109,17 @@ def numbers(values: tuple[float, ...]) -> str:
     return " ".join(f"{value:g}" for value in values)
 
 
-def resolve_preprocessing(declared: Declared, architecture: str) -> Resolved:
-    """Find every value: an option's, else the preset's, else the registry's for the architecture.
+def resolve_preprocessing(
+    declared: Declared, architecture: str, trained: Transforms | None = None
+) -> Resolved:
+    """Find every value: an option's, else the preset's, else the training's or the registry's.
 
     A squashed picture that no crop is declared for is taken whole.
+
+    Args:
+        declared: the options and the preset.
+        architecture: a key of `MODELS`.
+        trained: what `visionserve train` prepared the weights' pictures with, if it made them.
 
     Raises:
         ValueError: there is no such preset, its file has a setting that an archive cannot follow,
@@ -121,14 +128,15 @@ def resolve_preprocessing(declared: Declared, architecture: str) -> Resolved:
     """
     from visionserve.models import MODELS
 
-    values = MODELS[architecture].transforms.model_dump()
-    sources = dict.fromkeys(values, f"{architecture}'s default")
+    values = (trained or MODELS[architecture].transforms).model_dump()
+    before = "as it was trained" if trained else f"{architecture}'s default"
+    sources = dict.fromkeys(values, before)
     preset = _preset(declared)
     options = declared.options()
     for given, name in ((preset, declared.preset), (options, None)):
         for key, value in given.items():
             values[key], sources[key] = value, name or f"--{key}"
-    _check(options, preset)
+    _check(options, preset.get("range", (trained or Transforms()).range))
     said = preset | options
     if isinstance(said.get("resize"), tuple) and "crop" not in said:
         height, width = said["resize"]
@@ -158,19 +166,15 @@ def transforms_of(values: dict[str, Any]) -> Transforms:
         raise ValueError(f"Preprocessing{where and f', {where}'}: {message}.") from None
 
 
-def _check(options: dict[str, Any], preset: dict[str, Any]) -> None:
-    """Refuse a mean without its std, and a scale without the two that are on it.
+def _check(options: dict[str, Any], scale: str) -> None:
+    """Refuse a mean without its std, and another scale without the two that are on it.
 
     Raises:
         ValueError: so it is.
     """
     if ("mean" in options) != ("std" in options):
         raise ValueError("Give --mean and --std together.")
-    if (
-        "range" in options
-        and "mean" not in options
-        and options["range"] != preset.get("range", "0-1")
-    ):
+    if "mean" not in options and options.get("range", scale) != scale:
         raise ValueError(
             f"--range {options['range']}: give --mean and --std on the same scale; "
             "0 and 1 are no normalization."

@@ -13,12 +13,14 @@ from torch import nn
 from torchvision.transforms import InterpolationMode, functional
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from PIL import Image
     from torch import Tensor
 
     from visionserve.metadata import Transforms
+
+    Resize = Callable[[Image.Image, Transforms], Image.Image]
 
 
 def resized(image: Image.Image, transforms: Transforms) -> Image.Image:
@@ -45,9 +47,16 @@ def tensor(crop: Image.Image, transforms: Transforms) -> Tensor:
     return normalized
 
 
-def centre(image: Image.Image, transforms: Transforms) -> Tensor:
-    """Return what the network takes of an RGB photograph: (channels, crop, crop)."""
-    return tensor(functional.center_crop(resized(image, transforms), [transforms.crop]), transforms)
+def centre(image: Image.Image, transforms: Transforms, resize: Resize | None = None) -> Tensor:
+    """Return what the network takes of an RGB photograph: (channels, crop, crop).
+
+    Args:
+        image: the photograph.
+        transforms: the preprocessing.
+        resize: takes the place of `resized`.
+    """
+    whole = (resize or resized)(image, transforms)
+    return tensor(functional.center_crop(whole, [transforms.crop]), transforms)
 
 
 def classify(network: nn.Module, images: Tensor) -> Tensor:

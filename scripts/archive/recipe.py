@@ -32,12 +32,13 @@ from scripts.archive.weights import (
 )
 from visionserve import metadata
 from visionserve.config import Language, ModelConfig
-from visionserve.metadata import Metadata
+from visionserve.metadata import Metadata, Training
 from visionserve.processor import overflows
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 FIRST = "1.0"
 ENOUGH = 50
+MANY = 10
 # A change to this code changes the archive, so its fingerprint includes these files.
 MAKERS = (
     *("archive/checkpoint.py", "archive/fitting.py", "archive/convert.py", "archive/declared.py"),
@@ -62,7 +63,7 @@ class Recipe:
         weights: a file of the user's own, see `scripts.archive.weights.load`; None for the official
             one.
         labels: labels in class-index order, see `scripts.archive.categories.read_labels`; None for
-            ImageNet's labels.
+            those that `visionserve train` trained the weights on, or ImageNet's.
         label_map: a JSON file that maps labels to the names shown beside them.
         calibration: a folder of photographs for INT8; None for the photographs in PyPI packages.
         temperatures: a file that `visionserve calibrate` wrote; None for no temperatures.
@@ -200,8 +201,12 @@ def build(
     from scripts.archive import convert, proof
 
     check_architecture(recipe.architecture)
-    preprocessing = resolve_preprocessing(recipe.declared, recipe.architecture)
-    labels = read_categories(recipe)
+    report = trained.read(recipe.weights)
+    training = report.training if report else None
+    preprocessing = resolve_preprocessing(
+        recipe.declared, recipe.architecture, report.transforms if report else None
+    )
+    labels = read_categories(recipe, training)
     given = read_groups(recipe.groups, labels) if recipe.groups else None
     categories = tuple(given.members) if given else labels
     members = tuple(given.members.values()) if given else ()
@@ -215,7 +220,6 @@ def build(
         else None
     )
     print(preprocessing, file=sys.stderr)
-    training = trained.read(recipe.weights)
     if recipe.weights and recipe.declared == Declared() and not (figures or training):
         print(assumed(recipe.architecture), file=sys.stderr)
     photographs = recipe.photographs()
@@ -329,16 +333,30 @@ def check_architecture(name: str) -> None:
         raise UnknownModelError(f"{name} is no model that can be built: {', '.join(MODELS)} are.")
 
 
-def read_categories(recipe: Recipe) -> tuple[str, ...]:
+def read_categories(recipe: Recipe, training: Training | None = None) -> tuple[str, ...]:
     """Read the labels of the network's classes, in class-index order.
 
+    Args:
+        recipe: gives the labels.
+        training: what the weights were trained on, if that is known.
+
     Raises:
-        ValueError: the labels do not have one of the expected forms.
+        ValueError: the labels do not have one of the expected forms, or are not the training's.
         OSError: they cannot be read.
     """
     from visionserve.models import IMAGENET_CATEGORIES
 
-    return read_labels(recipe.labels) if recipe.labels else IMAGENET_CATEGORIES
+    known = tuple(training.photographs) if training else None
+    if recipe.labels is None:
+        return known or IMAGENET_CATEGORIES
+    given = read_labels(recipe.labels)
+    if known and given != known:
+        raise ValueError(
+            f"{recipe.labels}: the weights were trained on {', '.join(known[:MANY])}"
+            f"{', ...' if len(known) > MANY else ''}, in this order: leave out --labels, and name "
+            "classes for people by --label-map."
+        )
+    return given
 
 
 def read_names(
@@ -355,7 +373,9 @@ def read_names(
         ValueError: the label map does not have the expected form.
         OSError: it cannot be read.
     """
-    known = {} if recipe.labels or groups is not None else imagenet.names()
+    from visionserve.models import IMAGENET_CATEGORIES
+
+    known = imagenet.names() if categories == IMAGENET_CATEGORIES and not recipe.labels else {}
     for language, texts in (groups or {}).items():
         known[language] = tuple(texts.get(label, label) for label in categories)
     own = read_map(recipe.label_map, categories) if recipe.label_map else {}

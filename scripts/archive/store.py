@@ -53,10 +53,8 @@ def choose(
 ) -> list[Archive]:
     """Find or build the archive for each name.
 
-    The user's own archive is taken as it is, even if it has the name of a model that can be built;
-    so is one that was built here with groups, where its name is given without them.
-    Where no file is called NAME, the only version NAME-VERSION of that model is taken.
-    If a model's weights are unavailable, `FALLBACK` takes its place, and standard error says so.
+    Each is found as `obtain` does. If a model's weights are unavailable, an archive that was built
+    of other ingredients takes its place, or else `FALLBACK`, and standard error says so.
 
     Args:
         names: names of models that can be built, or of archives in the store, without `.mar`.
@@ -74,14 +72,15 @@ def choose(
     chosen: dict[str, Archive] = {}
     replaced = []
     for name in dict.fromkeys(name.removesuffix(".mar") for name in names):
-        path, wanted = _own(name, store) or _of_groups(name, store), grouped(name, groups)
-        if groups and path:
-            raise ArchiveError(f"{path} has its classes: give groups to visionserve build.")
-        if groups:
-            path = _own(wanted, store)
-        if path is None:
-            path = _build(name, profile, store, mirror, groups)
-            replaced += [wanted] if path.stem != wanted else []
+        wanted = grouped(name, groups)
+        try:
+            path = obtain(name, profile, store, mirror, groups)
+        except WeightsUnavailableError as error:
+            print(error, file=sys.stderr)
+            path = store / f"{wanted}.mar"
+            if not path.exists():
+                path = obtain(FALLBACK, profile, store, groups=groups)
+                replaced.append(wanted)
         chosen[path.name] = Archive.read(path)
     if replaced:
         count = f": {len(chosen)} for the {len(names)} asked for" if len(names) > 1 else ""
@@ -90,6 +89,43 @@ def choose(
             file=sys.stderr,
         )
     return list(chosen.values())
+
+
+def obtain(
+    name: str, profile: str, store: Path, mirror: str | None = None, groups: Path | None = None
+) -> Path:
+    """Find the archive of a name, or build it if it is a model that can be built.
+
+    The user's own archive is taken as it is, even if it has the name of a model that can be built;
+    so is one that was built here with groups, where its name is given without them.
+    Where no file is called NAME, the only version NAME-VERSION of that model is taken. A failed
+    download is tried again after a day, or when the user runs `visionserve build`.
+
+    Args:
+        name: a model or an archive in the store, without `.mar`.
+        profile: the profile whose configuration a built archive gets.
+        store: the folder of archives.
+        mirror: see `scripts.archive.weights.resolve`.
+        groups: as for `choose`.
+
+    Raises:
+        ArchiveError: there is no archive of this name, or there are several versions; or with
+            groups, the name is an archive's.
+        WeightsUnavailableError: the model's weights cannot be had.
+        WeightsError, InstallError, OSError: the archive cannot be built.
+    """
+    path = _own(name, store) or _of_groups(name, store)
+    if groups and path:
+        raise ArchiveError(f"{path} has its classes: give groups to visionserve build.")
+    if groups:
+        path = _own(grouped(name, groups), store)
+    if path:
+        return path
+    config = paths.CONFIG / profile / "model-config.yaml"
+    try:
+        return build(served(name, config, groups), store, mirror, again=False)
+    except UnknownModelError as error:
+        raise ArchiveError(f"{store}/{name}.mar is not there, and {error}") from None
 
 
 def _keep(archive: Path, new: Path) -> None:
@@ -155,21 +191,3 @@ def _of_groups(name: str, store: Path) -> Path | None:
 def _is_own(archive: Path) -> bool:
     kept = read_record(archive)
     return archive.exists() and (kept is None or kept["own"])
-
-
-def _build(name: str, profile: str, store: Path, mirror: str | None, groups: Path | None) -> Path:
-    """Build a model unless it is built; if its weights are unavailable, build `FALLBACK`.
-
-    An archive of other ingredients is taken as it is where its weights are unavailable by now.
-    A failed download is tried again after a day, or when the user runs `visionserve build`.
-    """
-    config = paths.CONFIG / profile / "model-config.yaml"
-    try:
-        return build(served(name, config, groups), store, mirror, again=False)
-    except UnknownModelError as error:
-        raise ArchiveError(f"{store}/{name}.mar is not there, and {error}") from None
-    except WeightsUnavailableError as error:
-        print(error, file=sys.stderr)
-        if (built := store / f"{grouped(name, groups)}.mar").exists():
-            return built
-        return build(served(FALLBACK, config, groups), store, again=False)

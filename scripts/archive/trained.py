@@ -6,26 +6,28 @@ from pydantic import ConfigDict, ValidationError
 
 from scripts.archive.hashes import sha256_of
 from visionserve.config import Strict
-from visionserve.metadata import Training
+from visionserve.metadata import Training, Transforms
 
 FILE = "report.json"
 
 
 class Report(Strict):
-    """The content of the file, of which the archive gets `training` alone.
+    """The content of the file that the builder reads.
 
     Attributes:
         weights_sha256: SHA-256 of the file of weights, in hex.
-        training: what the weights were trained on.
+        training: what the weights were trained on, for the archive.
+        transforms: the preprocessing that they were trained with.
     """
 
     model_config = ConfigDict(extra="ignore")
     weights_sha256: str
     training: Training
+    transforms: Transforms
 
 
-def read(weights: Path | None) -> Training | None:
-    """Return what weights were trained on; None where no report of them lies beside them."""
+def read(weights: Path | None) -> Report | None:
+    """Return the report of weights; None where no report of them lies beside them."""
     if weights is None:
         return None
     try:
@@ -33,4 +35,4 @@ def read(weights: Path | None) -> Training | None:
         own = report.weights_sha256 == sha256_of(weights)
     except (OSError, ValidationError):
         return None
-    return report.training if own else None
+    return report if own else None

@@ -33,11 +33,30 @@ def common() -> argparse.ArgumentParser:
     )
     labelled(parser)
     parser.add_argument("--archive", type=Path, metavar="FILE.mar", help="measure this archive")
-    parser.add_argument("--model", help=f"or one that can be built ({FALLBACK})")
     parser.add_argument("--modes", nargs="+", choices=MODES, help="views of each photograph")
-    parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
     parser.add_argument("--output", type=Path, help="a folder (in model_store)")
     return parser
+
+
+def named(parser: argparse.ArgumentParser, profile: str) -> None:
+    """Add how an archive of the store is named in place of --archive, which `archive_of` reads."""
+    parser.add_argument(
+        "--model", help=f"or what serves by this name, which is built if need be ({FALLBACK})"
+    )
+    parser.add_argument("--profile", choices=paths.profiles(), help=f"of --model ({profile})")
+
+
+def archive_of(args: argparse.Namespace) -> Path:
+    """Return the archive that is measured, of a model that can be built after a build.
+
+    Raises:
+        ArchiveError: there is none of that name.
+        WeightsError, ProofError, OSError: it cannot be built.
+    """
+    from scripts.archive import store
+
+    given: Path | None = args.archive
+    return given or store.obtain(args.model, args.profile, paths.MODEL_STORE / args.profile)
 
 
 def ready(*extras: str) -> bool:

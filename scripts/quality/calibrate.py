@@ -1,8 +1,6 @@
 """The work of `visionserve calibrate`."""
 
 import argparse
-import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +11,16 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from tqdm import tqdm
 
-from scripts import lock, paths, photos
-from scripts.archive import convert
-from scripts.archive.recipe import Recipe, check_architecture, read_categories
+from scripts import paths
 from scripts.archive.rewrite import check_recorded
 from scripts.archive.temperatures import Fitted, hash_groups, pack
-from scripts.archive.weights import resolve
-from scripts.quality import plausible
-from scripts.quality.models import CANNOT, THREADS, Loaded, gather, opened
+from scripts.quality import output, plausible
+from scripts.quality.arguments import archive_of
+from scripts.quality.models import Loaded, gather, opened
 from scripts.quality.statistics import EPSILON, Interval, log_loss, reliability
 from scripts.report import circumstances
 from scripts.report.tables import table
-from visionserve import runtimes
-from visionserve.config import TTA, ModelConfig
+from visionserve.config import TTA
 from visionserve.metadata import COLDEST, HOTTEST
 from visionserve.postprocessing import temper
 
@@ -115,58 +110,29 @@ class Scaled:
 
 def run(args: argparse.Namespace) -> int:
     """Do what `visionserve calibrate` was asked, and return its exit code."""
-    beside = args.archive or paths.MODEL_STORE / f"{args.model}.mar"
-    output = args.output or beside.with_name(f"{beside.stem}-temperatures.json")
-    try:
-        if args.archive:
-            check_recorded(args.archive)
-        with lock.replace(output) as file:
-            found = calibrated(args)
-            file.write(found.model_dump_json(indent=1).encode() + b"\n")
-        if args.archive:
-            pack(args.archive, found)
-            print(f"{args.archive} has them; a server has them once it loads it anew.")
-    except CANNOT as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(output)
-    return 0
+    beside = args.archive or paths.MODEL_STORE / args.profile / f"{args.model}.mar"
+    file = args.output or beside.with_name(f"{beside.stem}-temperatures.json")
+    return output.write(file, lambda: (calibrated(args).model_dump(mode="json"), ()))
 
 
 def calibrated(args: argparse.Namespace) -> Fitted:
-    """Fit the temperatures, and print what they change.
+    """Fit the temperatures, print what they change, and put them into the archive.
 
     Raises:
         ArchiveError, HashError, ProofError, RequestError, WeightsError, ValueError, OSError: the
-            archive cannot be used or the model cannot be built, or a photograph cannot be used.
+            archive or a photograph cannot be used, or the model cannot be built.
     """
-    if args.archive:
-        with opened(args.archive) as archived:
-            described = archived.metadata
-            given = gather(args, described.categories, archived.config)
-            name, fitted = str(archived), fit_all(archived, given.photographs, args.modes)
-    else:
-        path = paths.CONFIG / args.profile / "model-config.yaml"
-        config = ModelConfig.load(path).handler
-        check_architecture(args.model)
-        categories = read_categories(
-            Recipe(args.model, args.model, "1.0", path, labels=args.labels)
-        )
-        given = gather(args, categories, config)
-        calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
-        with tempfile.TemporaryDirectory() as scratch:
-            described = convert.convert(
-                *(args.model, resolve(args.model, args.weights), categories),
-                *(config, calibration, Path(scratch)),
-            )
-            runtime = runtimes.load(Path(scratch), described, config, None, THREADS)
-            name = f"{args.model}, {config.runtime} {config.precision}"
-            fitted = fit_all(Loaded(runtime, described, config), given.photographs, args.modes)
+    archive = archive_of(args)
+    check_recorded(archive)
+    with opened(archive) as archived:
+        described = archived.metadata
+        given = gather(args, described.categories, archived.config)
+        name, fitted = str(archived), fit_all(archived, given.photographs, args.modes)
     about = f"{args.folder.name}, {len(given.photographs)} photographs ({circumstances.here()})"
     print(f"{name}, {about}\n\n{summary(fitted)}\n\n{warnings(fitted)}\n")
     print(plausible.summary({mode: (one.tempered, one.labels) for mode, one in fitted.items()}))
     print()
-    return Fitted(
+    found = Fitted(
         architecture=described.architecture,
         weights_sha256=described.weights_sha256,
         groups_sha256=hash_groups(described.groups),
@@ -174,6 +140,9 @@ def calibrated(args: argparse.Namespace) -> Fitted:
         temperatures={mode: one.packed for mode, one in fitted.items()},
         plausible={mode: one.plausible for mode, one in fitted.items()},
     )
+    pack(archive, found)
+    print(f"{archive} has them; a server has them once it loads it anew.")
+    return found
 
 
 def fit_all(

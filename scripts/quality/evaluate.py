@@ -2,8 +2,6 @@
 
 import argparse
 import dataclasses
-import json
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scripts import lock, paths, photos
+from scripts import paths, photos
 from scripts.archive.recipe import check_architecture
-from scripts.quality import deletion, labelled
+from scripts.quality import deletion, labelled, output
 from scripts.quality.deletion import Deletion
-from scripts.quality.models import CANNOT, Loaded, gather, load
+from scripts.quality.models import Loaded, gather, load
 from scripts.quality.statistics import (
     Reliability,
     log_loss,
@@ -127,24 +125,14 @@ def measure(
 
 def run(args: argparse.Namespace) -> int:
     """Do what `visionserve evaluate` was asked of a model, and return its exit code."""
-    output = args.output or paths.MODEL_STORE
-    written, drawn = output / "evaluation.json", output / "reliability.png"
-    try:
-        with lock.replace(written, drawn) as file:
-            record, judged = evaluated(args)
-            draw(judged, drawn)
-            file.write(json.dumps(record, indent=1).encode() + b"\n")
-    except CANNOT as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"{written}\n{drawn}")
-    return 0
+    folder = args.output or paths.MODEL_STORE
+    return output.write(
+        folder / "evaluation.json", lambda: evaluated(args, folder), [folder / "reliability.png"]
+    )
 
 
-def evaluated(
-    args: argparse.Namespace,
-) -> tuple[dict[str, Any], dict[tuple[str, TTA], Judgements]]:
-    """Measure, print the tables, and return all figures for JSON, and the judgements.
+def evaluated(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[Path]]:
+    """Measure, print the tables, draw, and return all figures for JSON, and the drawing.
 
     Raises:
         ProofError, RequestError, WeightsError, ValueError, OSError: the model cannot be built, or
@@ -178,7 +166,9 @@ def evaluated(
         "figures": figures,
         "deletion": {variant: found.summary() for variant, found in deletions.items()},
     }
-    return record, judged
+    drawn = folder / "reliability.png"
+    draw(judged, drawn)
+    return record, [drawn]
 
 
 def delete(

@@ -2,12 +2,10 @@
 
 import argparse
 import dataclasses
-import json
 import multiprocessing
 import os
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,19 +18,19 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from scripts import lock, paths, photos
-from scripts.archive.recipe import check_architecture
+from scripts import paths
+from scripts.quality import output
+from scripts.quality.arguments import archive_of
 from scripts.quality.corruptions import CORRUPTIONS, corrupt, scaled
-from scripts.quality.models import CANNOT, Gathered, Loaded, gather, opened, prepare
+from scripts.quality.models import Loaded, gather, opened
 from scripts.quality.statistics import Interval, clustered, proportion
-from scripts.quality.variants import MODES, VARIANTS
+from scripts.quality.variants import MODES
 from scripts.report import circumstances
 from scripts.report.tables import table
 from scripts.training.interrupts import held_back
-from visionserve import metadata, runtimes
+from visionserve import runtimes
 from visionserve.config import TTA, HandlerConfig
 from visionserve.metadata import Metadata
-from visionserve.models import IMAGENET_CATEGORIES
 
 SEVERITIES = ("mild", "severe")
 CLEAN = ("clean", "")
@@ -184,52 +182,30 @@ def measure(
 def run(args: argparse.Namespace) -> int:
     """Do what `visionserve robustness` was asked, and return its exit code."""
     folder = f"{args.archive.stem}-robustness" if args.archive else ""
-    output = args.output or paths.MODEL_STORE / folder
-    written, drawn = output / "robustness.json", output / "robustness.png"
-    here = circumstances.here()
-    try:
-        with lock.replace(written, drawn) as file:
-            name, measured = corrupted(args)
-            about = f"{name}, {described_as(measured)} ({here})"
-            print(f"{about}\n\n{summary(measured)}\n\n{by_corruption(measured)}\n")
-            draw(measured, about, drawn)
-            found = {"about": about, "modes": record(measured)}
-            file.write(json.dumps(found, indent=1).encode() + b"\n")
-    except CANNOT as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"{written}\n{drawn}")
-    return 0
+    output_folder = args.output or paths.MODEL_STORE / folder
+    drawn = output_folder / "robustness.png"
+    return output.write(output_folder / "robustness.json", lambda: corrupted(args, drawn), [drawn])
 
 
-def corrupted(args: argparse.Namespace) -> tuple[str, dict[TTA, Measured]]:
-    """Measure each TTA mode on the photographs and their corrupted forms; return the name, too.
+def corrupted(args: argparse.Namespace, drawn: Path) -> tuple[dict[str, Any], list[Path]]:
+    """Measure each TTA mode on the photographs and their corrupted forms, print, and draw.
+
+    Returns:
+        All figures, for JSON, and the drawing.
 
     Raises:
         ArchiveError, HashError, ProofError, RequestError, WeightsError, ValueError, OSError: the
-            archive cannot be used or the model cannot be built, or a photograph cannot be used.
+            archive or a photograph cannot be used, or the model cannot be built.
     """
-    if args.archive:
-        with opened(args.archive) as archived:
-            given = gather(args, archived.metadata.categories, archived.config, args.photographs)
-            return str(archived), _judge(args, archived.directory, archived, given)
-    check_architecture(args.model)
-    config = VARIANTS[args.variant]
-    given = gather(args, IMAGENET_CATEGORIES, config, args.photographs)
-    calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
-    with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(scratch) / "model"
-        loaded = Loaded(*prepare(args.model, config, calibration, directory), config)
-        described = loaded.metadata.model_dump_json()
-        (directory / metadata.FILE).write_text(described, encoding="utf-8")
-        return f"{args.model}, {args.variant}", _judge(args, directory, loaded, given)
-
-
-def _judge(
-    args: argparse.Namespace, directory: Path, loaded: Loaded, given: Gathered
-) -> dict[TTA, Measured]:
-    modes, every = loaded.modes(args.modes or MODES), QUICK if args.quick else 1
-    return measure(directory, loaded.config, modes, given.photographs, every)
+    here = circumstances.here()
+    with opened(archive_of(args)) as archived:
+        given = gather(args, archived.metadata.categories, archived.config, args.photographs)
+        modes, every = archived.modes(args.modes or MODES), QUICK if args.quick else 1
+        measured = measure(archived.directory, archived.config, modes, given.photographs, every)
+    about = f"{archived}, {described_as(measured)} ({here})"
+    print(f"{about}\n\n{summary(measured)}\n\n{by_corruption(measured)}\n")
+    draw(measured, about, drawn)
+    return {"about": about, "modes": record(measured)}, [drawn]
 
 
 def described_as(measured: Mapping[TTA, Measured]) -> str:

@@ -1,9 +1,7 @@
 """Evaluate an archive as it is served, on its owner's photographs."""
 
 import argparse
-import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from scripts import lock, paths
+from scripts import paths
 from scripts.batch.rows import name
-from scripts.quality import classes, labelled
+from scripts.quality import classes, labelled, output
 from scripts.quality.classes import Answers
 from scripts.quality.evaluate import QUICK, Judgements, draw, judge
-from scripts.quality.models import CANNOT, Archived, Gathered, gather, opened
+from scripts.quality.models import Archived, Gathered, gather, opened
 from scripts.report import circumstances
 from scripts.report.tables import table
 from visionserve.config import TTA
@@ -30,27 +28,25 @@ COMPARED = ("mean difference", "largest difference", "same top1")
 def run(args: argparse.Namespace) -> int:
     """Do what `visionserve evaluate --archive` was asked, and return its exit code."""
     folder = args.output or paths.MODEL_STORE / f"{args.archive.stem}-evaluation"
-    try:
-        beside = [folder / file for file in (DIAGRAM, *classes.FILES)]
-        with (
-            lock.replace(folder / "evaluation.json", *beside) as file,
-            opened(args.archive) as archived,
-        ):
-            categories = archived.metadata.categories
-            count = QUICK if args.quick else None
-            gathered = gather(args, categories, archived.config, count)
-            wanted = args.modes or [archived.metadata.suited(archived.config.defaults).tta]
-            answered = answer(archived, gathered.photographs, archived.modes(wanted))
-            asked = f"{len(gathered.photographs)} photographs of {name(args.folder)}"
-            about = f"{archived}, {asked} ({circumstances.here()})"
-            record, drawn = report(answered, archived, about, gathered, args.folder, folder)
-            text = json.dumps(without_nan(record), indent=1, allow_nan=False)
-            file.write(f"{text}\n".encode())
-    except CANNOT as error:
-        print(error, file=sys.stderr)
-        return 1
-    print("\n".join(map(str, [folder / "evaluation.json", *drawn])))
-    return 0
+    beside = [folder / file for file in (DIAGRAM, *classes.FILES)]
+    return output.write(folder / "evaluation.json", lambda: evaluated(args, folder), beside)
+
+
+def evaluated(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[Path]]:
+    """Classify the photographs and return what `report` does.
+
+    Raises:
+        ArchiveError, HashError, RequestError, ValueError, OSError: the archive or a photograph
+            cannot be used.
+    """
+    with opened(args.archive) as archived:
+        count = QUICK if args.quick else None
+        gathered = gather(args, archived.metadata.categories, archived.config, count)
+        wanted = args.modes or [archived.metadata.suited(archived.config.defaults).tta]
+        answered = answer(archived, gathered.photographs, archived.modes(wanted))
+        asked = f"{len(gathered.photographs)} photographs of {name(args.folder)}"
+        about = f"{archived}, {asked} ({circumstances.here()})"
+        return report(answered, archived, about, gathered, args.folder, folder)
 
 
 def answer(
@@ -147,15 +143,6 @@ def by_class(answers: Answers) -> str:
     ]
     more = f"\n\n{len(seen) - len(shown)} more in classes.csv" if len(seen) > len(shown) else ""
     return table(["class", "pictures:", "precision:", "recall:", "F1:"], rows) + more
-
-
-def without_nan(value: Any) -> Any:
-    """Return a value for JSON, which has no NaN: None takes its place."""
-    if isinstance(value, dict):
-        return {key: without_nan(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [without_nan(one) for one in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _cell(text: str) -> str:

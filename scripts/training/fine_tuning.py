@@ -25,7 +25,7 @@ from scripts import photos
 from scripts.training.interrupts import held_back
 from visionserve import tta
 from visionserve.metadata import Transforms
-from visionserve.models import MODELS, FullyConvolutional
+from visionserve.models import FullyConvolutional
 from visionserve.preprocessing import resize
 
 MOMENTUM = 0.9
@@ -94,7 +94,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Read a photograph, and augment it if there is a plan."""
         path, label = self._photographs[index]
-        image = photos.read(path)
+        image = photos.in_channels(photos.read(path), self._transforms.channels)
         if self._augment:
             return self._augment(image).permute(1, 2, 0), label
         pixels = resize(image, self._transforms)
@@ -108,6 +108,7 @@ def train(
     photographs: Photographs,
     judges: Photographs,
     plan: Plan,
+    transforms: Transforms,
     checkpoint: Path,
     run: str,
 ) -> tuple[dict[str, Tensor], list[float]]:
@@ -123,6 +124,7 @@ def train(
         photographs: to train on, with their class indices.
         judges: photographs that choose the best epoch.
         plan: the rest.
+        transforms: the preprocessing.
         checkpoint: a file, which need not exist yet.
         run: names the training, so that no other one goes on from the checkpoint.
 
@@ -133,7 +135,6 @@ def train(
         RunError: the checkpoint is of another training, or broken; or the loss never was a number.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    transforms = MODELS[architecture].transforms
     module = FullyConvolutional(architecture, classes, transforms)
     module.network.load_state_dict(network.state_dict())
     module.to(device)

@@ -14,7 +14,8 @@ from scripts.quality.corruptions import CORRUPTIONS
 from scripts.quality.statistics import Interval, clustered, proportion
 from scripts.training import reading
 from scripts.training.reading import Damage
-from visionserve.models import MODELS, FullyConvolutional
+from visionserve.metadata import Transforms
+from visionserve.models import FullyConvolutional
 
 SEVERE = 1
 # Each photograph is damaged in every third of the ten ways, and no more photographs than these.
@@ -56,7 +57,11 @@ class Measured:
 
 
 def measure(
-    architecture: str, weights: Path, photographs: Sequence[tuple[Path, int]], classes: int
+    architecture: str,
+    weights: Path,
+    photographs: Sequence[tuple[Path, int]],
+    classes: int,
+    transforms: Transforms,
 ) -> Measured:
     """Classify photographs by their centre crop, with the weights in a file.
 
@@ -65,8 +70,8 @@ def measure(
         weights: a state dict.
         photographs: with their class indices, all of which can be read.
         classes: how many there are.
+        transforms: the preprocessing.
     """
-    transforms = MODELS[architecture].transforms
     module = FullyConvolutional(architecture, classes, transforms).eval()
     module.network.load_state_dict(
         load(resolve(architecture, weights), module.network.state_dict())

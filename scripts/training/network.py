@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from scripts.archive.weights import ClassCountError, Weights, load
+from visionserve.metadata import Transforms
 from visionserve.models import MODELS, FullyConvolutional
 
 
@@ -67,10 +68,13 @@ class Backbone(FullyConvolutional):
         architecture: a key of `MODELS`.
         network: of that architecture; it is copied.
         linear: the name of its last layer.
+        transforms: the preprocessing.
     """
 
-    def __init__(self, architecture: str, network: nn.Module, linear: str) -> None:
-        super().__init__(architecture, 1, MODELS[architecture].transforms)
+    def __init__(
+        self, architecture: str, network: nn.Module, linear: str, transforms: Transforms
+    ) -> None:
+        super().__init__(architecture, 1, transforms)
         self.network = copy.deepcopy(network).eval()
         self.network.set_submodule(linear, nn.Identity())
         self.dense = False

@@ -79,7 +79,7 @@ class Reader:
 
             transform = CORRUPTIONS[damage.kind][damage.severity]
             image = corrupt(scaled(image), transform, damage.seed)
-        pixels = resize(image, self._transforms)
+        pixels = resize(photos.in_channels(image, self._transforms.channels), self._transforms)
         crop = tta.views(pixels, "none", self._transforms.crop)
         output = self._network(crop)[0] if self._network else None
         return Seen(hashlib.sha256(data).hexdigest(), perceptual_hashes(pixels), output)

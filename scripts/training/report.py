@@ -17,8 +17,7 @@ from scripts.report.tables import table
 from scripts.training.data import Data
 from scripts.training.folds import HELD_OUT
 from scripts.training.measurement import Measured
-from visionserve.metadata import Share, Training
-from visionserve.models import MODELS
+from visionserve.metadata import Share, Training, Transforms
 
 WEIGHTS, LABELS = "weights.pt", "labels.txt"
 ANSWERS, CONFUSION, SUMMARY = "held-out.csv", "confusion.csv", "report.md"
@@ -31,6 +30,7 @@ class Report:
 
     Attributes:
         architecture: a key of `visionserve.models.MODELS`.
+        transforms: the preprocessing.
         training: what the archive will tell of it.
         measured: the answers for the photographs held out.
         data: all photographs.
@@ -38,6 +38,7 @@ class Report:
     """
 
     architecture: str
+    transforms: Transforms
     training: Training
     measured: Measured
     data: Data
@@ -72,7 +73,7 @@ class Report:
             "weights_sha256": sha256_of(output / WEIGHTS),
             "training": self.training.model_dump(),
             "architecture": self.architecture,
-            "transforms": MODELS[self.architecture].transforms.model_dump(),
+            "transforms": self.transforms.model_dump(),
             "confusion": confusion,
             "left_out": {str(path): why for path, why in self.data.left_out.items()},
             "near_duplicates": [

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from scripts import class_folders, lock, paths
-from scripts.archive import convert, trained
-from scripts.archive.categories import read_labels
+from scripts.archive import arguments, convert, trained
+from scripts.archive.categories import numbers, read_labels
+from scripts.archive.declared import resolve_preprocessing
 from scripts.archive.recipe import NAME, check_architecture
 from scripts.archive.weights import (
     FALLBACK,
@@ -43,8 +44,7 @@ from scripts.training import (
 from scripts.training.data import Data
 from scripts.training.folds import HELD_OUT
 from scripts.training.reading import Damage, Seen
-from visionserve.metadata import Training
-from visionserve.models import MODELS
+from visionserve.metadata import Training, Transforms
 
 CHECKPOINT = "checkpoint.pt"
 # How many damaged copies of each photograph --augment adds.
@@ -82,6 +82,16 @@ def train(args: argparse.Namespace) -> None:
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name; give --name letters, digits and _ . -")
     found = class_folders.find(args.folder)
+    if numbers(found.classes):
+        raise ValueError(
+            f"{args.folder}: each class folder's name carries its number ({found.classes[0]}), "
+            "which would be a part of the label: name the folders by their classes alone."
+        )
+    before = trained.read(args.weights)
+    preprocessing = resolve_preprocessing(
+        arguments.declared(args), args.architecture, before and before.transforms
+    )
+    convert.form(args.architecture, len(found.classes), preprocessing.transforms)
     data.check(found.classes, (label for _, label in found.photographs), "are there")
     output: Path = args.output or paths.MODEL_STORE / "trained" / name
     weights = resolve(args.architecture, args.weights, args.mirror)
@@ -89,10 +99,11 @@ def train(args: argparse.Namespace) -> None:
     done = output / trained.FILE
     if done.exists() and not args.overwrite:
         raise ValueError(f"{done}: is of a finished training; give --overwrite or --output.")
+    print(preprocessing, file=sys.stderr)
     beside = (*report.FILES, CHECKPOINT, Path(CHECKPOINT).with_suffix(".part"))
     with lock.replace(done, *(output / file for file in beside)) as file:
         _prepare(output, found.classes, args.overwrite)
-        written = _trained(args, found, began, weights, output)
+        written = _trained(args, found, began, weights, preprocessing.transforms, output)
         file.write(written.write(output))
     (output / CHECKPOINT).unlink(missing_ok=True)
     print(f"{written}\n\n{_commands(args.architecture, name, output)}")
@@ -103,19 +114,23 @@ def _trained(
     found: ClassFolders,
     began: nn.Module,
     weights: Weights,
+    transforms: Transforms,
     output: Path,
 ) -> report.Report:
     """Train, write the weights, and measure them."""
-    method = _fine_tune if args.fine_tune else _probe
-    state, used, details = method(args, found, began, weights, output)
+    if args.fine_tune:
+        state, used, details = _fine_tune(args, found, began, weights, transforms, output)
+    else:
+        state, used, details = _probe(args, found, began, transforms)
     torch.save(state, output / report.WEIGHTS)
     held_out = used.folds == HELD_OUT
     judged = used.where(held_out)
     measured = measurement.measure(
-        args.architecture, output / report.WEIGHTS, judged, len(used.classes)
+        args.architecture, output / report.WEIGHTS, judged, len(used.classes), transforms
     )
     return report.Report(
         architecture=args.architecture,
+        transforms=transforms,
         training=Training(
             method="fine-tuning" if args.fine_tune else "linear probe",
             began_with=weights.source,
@@ -167,14 +182,13 @@ def _warn(used: Data) -> None:
 
 
 def _probe(
-    args: argparse.Namespace, found: ClassFolders, began: nn.Module, _: Weights, __: Path
+    args: argparse.Namespace, found: ClassFolders, began: nn.Module, transforms: Transforms
 ) -> tuple[State, Data, dict[str, Any]]:
     """Fit a new last layer to the features of the photographs that are not held out."""
     name, layer = network.last_linear(began, args.architecture, len(found.classes))
-    transforms = MODELS[args.architecture].transforms
     with tempfile.TemporaryDirectory() as scratch:
         backbone = Path(scratch) / "backbone.xml"
-        module = network.Backbone(args.architecture, began, name)
+        module = network.Backbone(args.architecture, began, name, transforms)
         convert.save(convert.to_openvino(module, transforms.crop), backbone)
         used = data.read(found, transforms, backbone, args.seed)
         _warn(used)
@@ -206,14 +220,19 @@ def _probe(
 
 
 def _fine_tune(
-    args: argparse.Namespace, found: ClassFolders, began: nn.Module, weights: Weights, output: Path
+    args: argparse.Namespace,
+    found: ClassFolders,
+    began: nn.Module,
+    weights: Weights,
+    transforms: Transforms,
+    output: Path,
 ) -> tuple[State, Data, dict[str, Any]]:
     """Train all layers on three folds, and stop by the fourth."""
-    used = data.read(found, MODELS[args.architecture].transforms, None, args.seed)
+    used = data.read(found, transforms, None, args.seed)
     _warn(used)
     judging = used.folds == HELD_OUT - 1
     plan = fine_tuning.Plan(args.epochs, args.batch, args.learning_rate, args.seed, args.augment)
-    parts = (args.architecture, weights.sha256, used.sha256, *astuple(plan))
+    parts = (args.architecture, weights.sha256, used.sha256, transforms, *astuple(plan))
     state, losses = fine_tuning.train(
         args.architecture,
         began,
@@ -221,6 +240,7 @@ def _fine_tune(
         used.where(~judging & (used.folds != HELD_OUT)),
         used.where(judging),
         plan,
+        transforms,
         output / CHECKPOINT,
         hashlib.sha256(repr(parts).encode()).hexdigest(),
     )
@@ -234,12 +254,10 @@ def _commands(architecture: str, name: str, output: Path) -> str:
     """Return the two commands that build and serve the model, for the folder that one is in."""
     here = Path.cwd()
     program = Path(sys.executable).with_name("visionserve")
-    program, weights, labels = (
+    program, weights = (
         Path(os.path.relpath(path)) if path.absolute().is_relative_to(here) else path.absolute()
-        for path in (program, output / report.WEIGHTS, output / report.LABELS)
+        for path in (program, output / report.WEIGHTS)
     )
     build = (program, "build", architecture, "--name", name, "--weights", weights)
     serve = (program, "serve", "start", "--models", name)
-    return "\n".join(
-        shlex.join(map(str, command)) for command in ((*build, "--labels", labels), serve)
-    )
+    return "\n".join(shlex.join(map(str, command)) for command in (build, serve))

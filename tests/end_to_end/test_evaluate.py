@@ -291,21 +291,11 @@ def test_evaluate_tells_what_pytorch_says(photographs: Path, tmp_path: Path) -> 
     assert Image.open(tmp_path / "reliability.png").format == "PNG"
 
 
-def test_temperatures_of_a_model_that_is_built_are_a_file(
-    photographs: Path, tmp_path: Path
+def test_robustness_measures_every_condition(
+    photographs: Path, store: Path, tmp_path: Path
 ) -> None:
-    file = tmp_path / "fitted.json"
-    options = ("--profile", "server", "--modes", "none", "--output", file)
-    printed = command("calibrate", photographs, "--index-in-name", *options)
-    fitted = json.loads(file.read_text())
-    assert fitted["architecture"] == REAL and fitted["temperatures"].keys() == {"none"}
-    assert printed.endswith(f"{file}\n")
-
-
-def test_robustness_measures_every_condition(photographs: Path, tmp_path: Path) -> None:
-    printed = command(
-        "robustness", photographs, "--index-in-name", "--modes", "none", "--output", tmp_path
-    )
+    options = ("--archive", store / f"{REAL}.mar", "--modes", "none", "--output", tmp_path)
+    printed = command("robustness", photographs, "--index-in-name", *options)
     (none,) = json.loads((tmp_path / "robustness.json").read_text())["modes"].values()
     assert len(none["conditions"]) == 1 + 2 * len(CORRUPTIONS)
     assert none["clean"]["value"] == none["conditions"]["clean"] == 0.5
@@ -318,12 +308,15 @@ def test_robustness_measures_every_condition(photographs: Path, tmp_path: Path) 
 @pytest.mark.parametrize("command", [evaluate, robustness], ids=["evaluate", "robustness"])
 def test_an_unlabelled_photograph_is_named(
     command: ModuleType,
+    store: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copy(photos.greeting(), tmp_path / "cat.png")
-    monkeypatch.setattr(sys, "argv", ["visionserve", str(tmp_path)])
+    archive = [] if command is evaluate else ["--archive", str(store / f"{REAL}.mar")]
+    output = ["--output", str(tmp_path / "output")]
+    monkeypatch.setattr(sys, "argv", ["visionserve", str(tmp_path), *archive, *output])
     assert command.main() == 1
     error = capsys.readouterr().err
     assert "cat.png: lies in no class folder" in error and "Traceback" not in error
@@ -349,6 +342,7 @@ GROUPS = {
     "insect": (300, 302, 306),
     "sea life": (0, 2, 6),
 }
+ONCE = "a server has them once it loads it anew"
 HOSTILE = """<b onclick=alert(1)>&"'.jpg"""
 
 
@@ -569,6 +563,31 @@ def test_an_archive_that_is_not_what_was_built_gets_no_temperatures(
     assert calibrate.main() == 1
     assert "absent.mar: no such archive" in capsys.readouterr().err
     assert sha256_of(copy) == before
+
+
+def test_a_name_is_that_of_an_archive_in_the_store(
+    own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was declared of its preprocessing and its weights is in the archive."""
+    (tmp_path / "edge").mkdir()
+    for suffix in (".mar", ".json"):
+        shutil.copy(own.archive.with_suffix(suffix), tmp_path / "edge")
+    monkeypatch.setattr(paths, "MODEL_STORE", tmp_path)
+    options = ["--profile", "edge", "--modes", "none", "--model"]
+    monkeypatch.setattr(sys, "argv", ["visionserve", str(own.folder), *options, "own"])
+    assert calibrate.main() == 0
+    printed = capsys.readouterr().out
+    assert "own 1.0 (resnet18, openvino fp32, exact decode)" in printed
+    written = tmp_path / "edge" / "own-temperatures.json"
+    assert printed.endswith(f"{tmp_path}/edge/own.mar has them; {ONCE}.\n{written}\n")
+    with zipfile.ZipFile(tmp_path / "edge" / "own.mar") as packed:
+        found = json.loads(packed.read("metadata.json"))["temperatures"]
+    assert found["none"] == json.loads(written.read_text())["temperatures"]["none"]
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], "absent"])
+    for module in (calibrate, robustness):
+        assert module.main() == 1
+        said = f"{tmp_path}/edge/absent.mar is not there, and absent is no model that can be built"
+        assert capsys.readouterr().err.startswith(said)
 
 
 @pytest.mark.parametrize("module", [evaluate, robustness, calibrate, families])

@@ -254,6 +254,7 @@ def test_what_is_measured_has_one_writer(
     command: str,
     file: str,
     drawn: str,
+    store: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -263,6 +264,8 @@ def test_what_is_measured_has_one_writer(
     A pipe, which a writer waits for, is refused as early.
     """
     name, *more = command.split()
+    if name != "evaluate":
+        more = ["--archive", str(store / f"{REAL}.mar")]
     output = tmp_path / file
     named = output if name == "calibrate" else tmp_path
     monkeypatch.setattr(sys, "argv", [name, str(tmp_path), *more, "--output", str(named)])
@@ -280,7 +283,9 @@ def test_what_is_measured_has_one_writer(
     assert output.read_text() == "new"
     assert main() == 1
     assert capsys.readouterr().err == (
-        "absent.mar: no such archive.\n" if more else f"{tmp_path}: no images below it.\n"
+        "absent.mar: no such archive.\n"
+        if "absent.mar" in more
+        else f"{tmp_path}: no images below it.\n"
     )
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {file: "new"}
 

@@ -6,8 +6,8 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision import models as tv
 from torchvision import transforms as T  # noqa: N812
 
@@ -28,6 +29,9 @@ from scripts.archive.expected import ExpectationError
 from scripts.archive.recipe import Recipe, build
 from scripts.archive.serving import answers
 from scripts.archive.weights import Weights, WeightsError
+from scripts.server.client import Client
+from scripts.server.ports import free_ports
+from scripts.server.torchserve import TorchServe
 from tests.helpers import write_config
 from visionserve.card import card
 from visionserve.classifier import Classifier
@@ -38,6 +42,7 @@ LABELS = ("dog", "cat", "bird", "sea life", "insect", "food", "vehicle", "home &
 TRAINED = Path(__file__).parents[3] / "shared/own-model/resnet18_nine_classes_fp16.pt"
 NAMES = ("rocket.jpg", "china.jpg", "flower.jpg")
 PICTURES = [*(path for path in photos.packaged() if path.name in NAMES), photos.greeting()]
+MORE = [*PICTURES, *sorted(paths.SAMPLES.glob("*.JPEG"))[::125]]
 IMAGENET = T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 BICUBIC = T.InterpolationMode.BICUBIC
 
@@ -89,7 +94,7 @@ def levels(image: Image.Image) -> Tensor:
 
 CAFFE = T.Compose([T.Resize(256), T.CenterCrop(224), levels, T.Lambda(lambda t: t.flip(0) - MEAN)])
 SQUASHED = T.Compose([T.Resize((224, 224)), T.ToTensor(), IMAGENET])
-SMOOTH = T.Compose([T.Resize(232, BICUBIC), T.CenterCrop(192), T.ToTensor(), IMAGENET])
+SMOOTH = T.Compose([T.Resize((232, 264), BICUBIC), T.CenterCrop(192), T.ToTensor(), IMAGENET])
 HALF = T.Normalize(0.5, 0.5)
 
 OWNERS: dict[str, tuple[Callable[[Image.Image], Tensor], dict[str, Any]]] = {
@@ -110,9 +115,9 @@ OWNERS: dict[str, tuple[Callable[[Image.Image], Tensor], dict[str, Any]]] = {
             **{"std": (1.0,)},
         },
     ),
-    "bicubic": (SMOOTH, {"resize": 232, "crop": 192, "interpolation": "bicubic"}),
+    "bicubic": (SMOOTH, {"resize": (232, 264), "crop": 192, "interpolation": "bicubic"}),
 }
-ALSO_IN_PYTORCH = {"one grey channel", "Caffe"}
+FAST = "BGR"
 
 
 def own(name: str, weights: Path) -> tuple[nn.Module, Callable[[Image.Image], Tensor], Declared]:
@@ -126,9 +131,13 @@ def own(name: str, weights: Path) -> tuple[nn.Module, Callable[[Image.Image], Te
 
 
 @torch.inference_mode()
-def predict(net: nn.Module, transform: Callable[[Image.Image], Tensor]) -> NDArray[np.float32]:
-    """What the owner's script says of the pictures."""
-    images = [transform(Image.open(path).convert("RGB")) for path in PICTURES]
+def predict(
+    net: nn.Module,
+    transform: Callable[[Image.Image], Tensor],
+    pictures: Sequence[Path] = PICTURES,
+) -> NDArray[np.float32]:
+    """What the owner's script says of pictures."""
+    images = [transform(Image.open(path).convert("RGB")) for path in pictures]
     found: NDArray[np.float32] = net(torch.stack(images)).softmax(1).numpy()
     return found
 
@@ -140,27 +149,139 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def served(folder: Path, weights: Path, declared: Declared, **handler: Any) -> Classifier:
-    """Convert weights to an archive's files, and load these as a worker does."""
-    config = ModelConfig.load(write_config(folder, **handler))
-    transforms = resolve_preprocessing(declared, "resnet18").transforms
-    source = Weights(weights, weights.name, "")
-    metadata = convert(
-        "resnet18", source, LABELS, config.handler, PICTURES[:1], folder, transforms=transforms
-    )
-    (folder / FILE).write_text(metadata.model_dump_json())
-    return Classifier.from_archive(folder, config, None, "1.0")
+@dataclass(frozen=True)
+class Owners:
+    """A server of all owners' networks, exact in FP32, and of one that decodes fast.
+
+    Attributes:
+        client: of the server.
+        networks: by the owners' names.
+    """
+
+    client: Client
+    networks: dict[str, nn.Module]
+
+    def answer(self, name: str, path: Path, **options: Any) -> tuple[NDArray[np.float64], Any]:
+        """The probabilities that the bytes of a picture get, by class, and the whole answer."""
+        model = name.replace(" ", "-")
+        response = self.client.predict(model, path.read_bytes(), top_k=len(LABELS), **options)
+        found = np.full(len(LABELS), np.nan)
+        for one in response.json()["predictions"]:
+            found[LABELS.index(one["label"])] = one["probability"]
+        return found, response.json()
+
+
+@pytest.fixture(scope="module")
+def owners(tmp_path_factory: pytest.TempPathFactory, labels: Path) -> Iterator[Owners]:
+    root = tmp_path_factory.mktemp("owners")
+    configs = {}
+    for decode in ("exact", "fast"):
+        (root / decode).mkdir()
+        configs[decode] = write_config(root / decode, workers=1, decode=decode)
+    networks, archives = {}, []
+    for name in [*OWNERS, "fast"]:
+        weights, model = root / f"{name}.pt", name.replace(" ", "-")
+        networks[name], _, declared = own(FAST if name == "fast" else name, weights)
+        config = configs["fast" if name == "fast" else "exact"]
+        recipe = Recipe("resnet18", model, "1.0", config, weights, labels, declared=declared)
+        archives.append(f"{model}={build(recipe, root / 'store').name}")
+    server = TorchServe("server", root / "state", root / "store", free_ports())
+    server.start(archives)
+    try:
+        yield Owners(server.client, networks)
+    finally:
+        server.stop()
+
+
+def features(net: Any, image: Tensor) -> Tensor:
+    """A ResNet's last map of features: (1, 512, rows, columns)."""
+    found: Tensor = net.maxpool(net.relu(net.bn1(net.conv1(image[None]))))
+    for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
+        found = layer(found)
+    return found
+
+
+def views(net: nn.Module, image: Tensor, mode: str, crop: int) -> Tensor:
+    """The mean of the probabilities of the views of a resized picture, by torchvision's crops.
+
+    `dense` looks through a window of the crop's size at each place of the largest centred part of
+    whole strides of 32 pixels.
+    """
+    if mode == "five_crop":
+        return net(torch.stack(T.FiveCrop(crop)(image))).softmax(1).mean(0)
+    height, width = (crop + (side - crop) // 32 * 32 for side in image.shape[1:])
+    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+    found = features(net, image[:, top : top + height, left : left + width])
+    pooled = functional.avg_pool2d(found, crop // 32, stride=1)[0].flatten(1).T
+    return net.fc(pooled).softmax(1).mean(0)
 
 
 @pytest.mark.parametrize("name", OWNERS)
-def test_a_model_answers_as_its_owners_pytorch_does(name: str, tmp_path: Path) -> None:
-    """From the bytes of a picture to the probability of every class."""
-    net, transform, declared = own(name, tmp_path / "own.pt")
-    wanted = predict(net, transform)
+def test_an_archive_answers_as_its_owners_pytorch_does(name: str, owners: Owners) -> None:
+    """From the bytes of a picture over HTTP, the probability of every class and in every view."""
+    transform, net = OWNERS[name][0], owners.networks[name]
+    wanted = predict(net, transform, MORE)
     assert np.ptp(wanted, axis=0).max() > 0.3, "the pictures must differ"
-    for runtime in ("openvino", "pytorch") if name in ALSO_IN_PYTORCH else ("openvino",):
-        classifier = served(tmp_path, tmp_path / "own.pt", declared, runtime=runtime)
-        assert np.abs(answers(classifier, PICTURES) - wanted).max() < 1e-4, runtime
+    for path, row in zip(MORE, wanted, strict=True):
+        found, _ = owners.answer(name, path, tta="none")
+        assert np.abs(found - row).max() < 1e-4, path
+    steps = transform.transforms
+    (crop,) = {int(one.size[0]) for one in steps if isinstance(one, T.CenterCrop)} or {224}
+    whole = T.Compose([one for one in steps if not isinstance(one, T.CenterCrop)])
+    for mode, path in (("five_crop", PICTURES[0]), ("dense", PICTURES[0]), ("dense", PICTURES[1])):
+        with torch.inference_mode():
+            image = whole(Image.open(path).convert("RGB"))
+            row = views(net, image, mode, crop).numpy()
+        found, answer = owners.answer(name, path, tta=mode)
+        assert answer["tta"] == mode and np.abs(found - row).max() < 1e-4, (mode, path)
+
+
+def test_an_explanation_is_of_the_squashed_picture(owners: Owners) -> None:
+    """Its box is in pixels of the picture, of other proportions than the view."""
+    for name, (height, width), crop in (
+        ("squashed", (224, 224), 224),
+        ("bicubic", (232, 264), 192),
+    ):
+        for path in PICTURES[:2]:
+            across, down = Image.open(path).size
+            sides = [
+                (width - crop) / 2,
+                (height - crop) / 2,
+                (width + crop) / 2,
+                (height + crop) / 2,
+            ]
+            scales = (across / width, down / height) * 2
+            _, answer = owners.answer(name, path, tta="none", explain=True)
+            best = answer["predictions"][0]
+            net: Any = owners.networks[name]
+            with torch.inference_mode():
+                found = features(net, OWNERS[name][0](Image.open(path).convert("RGB")))[0]
+                grid = torch.einsum("chw,c->hw", found, net.fc.weight[best["class_id"]])
+            explanation = best["explanation"]
+            box = [side * scale for side, scale in zip(sides, scales, strict=True)]
+            assert explanation["box"] == pytest.approx(box, abs=0.051)
+            assert np.abs(np.array(explanation["grid"]) - grid.numpy()).max() < 1e-2
+
+
+def test_a_network_is_served_fast_as_it_was_trained(owners: Owners) -> None:
+    wanted = predict(owners.networks["fast"], OWNERS[FAST][0], MORE)
+    found = np.stack([owners.answer("fast", path, tta="none")[0] for path in MORE])
+    assert np.abs(found - wanted).mean() < 0.01 and np.abs(found - wanted).max() < 0.1
+    assert not np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["one grey channel", "Caffe"])
+def test_a_worker_of_pytorch_answers_as_its_owners_does(name: str, tmp_path: Path) -> None:
+    net, transform, declared = own(name, tmp_path / "own.pt")
+    config = ModelConfig.load(write_config(tmp_path, runtime="pytorch"))
+    transforms = resolve_preprocessing(declared, "resnet18").transforms
+    source = Weights(tmp_path / "own.pt", "own.pt", "")
+    metadata = convert(
+        "resnet18", source, LABELS, config.handler, PICTURES[:1], tmp_path, transforms=transforms
+    )
+    (tmp_path / FILE).write_text(metadata.model_dump_json())
+    classifier = Classifier.from_archive(tmp_path, config, None, "1.0")
+    assert np.abs(answers(classifier, PICTURES) - predict(net, transform)).max() < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -273,23 +394,33 @@ def test_figures_of_other_weights_fit_nothing(tmp_path: Path) -> None:
         alternatives.check(net, Transforms(), LABELS, wanted, HandlerConfig())
 
 
-def test_pictures_that_lie_on_their_side_are_told(tmp_path: Path) -> None:
-    """The owner's script does not turn them by their EXIF data; the service does."""
+def odd(folder: Path) -> list[Path]:
+    """A picture on its side, one with transparency, and one of 16 bits of grey."""
+    cat = Image.open(photos.greeting()).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = tmp_path / "turned.jpg"
-    Image.open(photos.greeting()).convert("RGB").save(turned, exif=exif)
-    net, paths = Small().eval(), [*PICTURES, turned]
-    with torch.inference_mode():
-        images = torch.stack([steps()(Image.open(path).convert("RGB")) for path in paths])
-        found = net(images).softmax(1).numpy()
+    cat.save(folder / "turned.jpg", exif=exif)
+    transparent = cat.copy()
+    transparent.putalpha(cat.convert("L").point(lambda level: 255 * (level > 99)))
+    transparent.save(folder / "transparent.png")
+    wide = np.asarray(cat.convert("L"), np.uint16) * 256
+    Image.fromarray(wide).save(folder / "wide.png")
+    return [folder / name for name in ("turned.jpg", "transparent.png", "wide.png")]
+
+
+@pytest.mark.parametrize("others", [PICTURES, []], ids=["some", "all"])
+def test_pictures_that_are_decoded_otherwise_are_told(others: list[Path], tmp_path: Path) -> None:
+    """The owner's script takes them as Pillow gives them."""
+    net, paths = Small().eval(), [*others, *odd(tmp_path)]
+    found = predict(net, steps(), paths)
     lines = [
         json.dumps({"path": str(path), "probabilities": dict(zip(LABELS, row, strict=True))})
         for path, row in zip(paths, found.tolist(), strict=True)
     ]
     file = tmp_path / "own.jsonl"
     file.write_text("\n".join(lines))
-    with pytest.raises(ExpectationError, match=r"turned\.jpg .*EXIF orientation"):
+    said = rf"turned\.jpg .* 3 of {len(paths)} pictures differ as PIL.*EXIF orientation"
+    with pytest.raises(ExpectationError, match=said):
         alternatives.check(net, Transforms(), LABELS, expected.read(file), HandlerConfig())
 
 
@@ -329,6 +460,31 @@ def test_groups_of_an_own_model_answer_as_its_owner_says(tmp_path: Path) -> None
     figures(tmp_path / "own.csv", plain)
     with pytest.raises(ValueError, match="dog"):
         build(replace(recipe, name="plain"), tmp_path / "store")
+
+
+def unfiltered(size: Any) -> Callable[[Image.Image], Tensor]:
+    """What cv2.resize, albumentations and tensors without antialiasing make of a picture."""
+    resize = T.Resize(size, antialias=False)
+    return T.Compose([T.ToTensor(), resize, T.CenterCrop(224), IMAGENET])
+
+
+UNSERVED = {
+    "without antialiasing, as cv2's.*(resize 256)": unfiltered(256),
+    "without antialiasing.*(squashed to 224 × 224)": unfiltered((224, 224)),
+    "NEAREST": T.Compose([T.Resize(256, T.InterpolationMode.NEAREST), *steps().transforms[1:]]),
+    "padded to a square (squashed to 224 × 224)": T.Compose(
+        [T.Lambda(lambda image: ImageOps.pad(image, (224, 224))), T.ToTensor(), IMAGENET]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSERVED)
+def test_what_no_archive_does_is_named(name: str, tmp_path: Path) -> None:
+    net = Small().eval()
+    wanted = expected.read(figures(tmp_path / "own.csv", predict(net, UNSERVED[name])))
+    said = name.replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ExpectationError, match=f"fit .*{said}.* which no archive does"):
+        alternatives.check(net, Transforms(), LABELS, wanted, HandlerConfig())
 
 
 SNIPPET = re.search(

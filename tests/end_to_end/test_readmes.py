@@ -39,8 +39,7 @@ NOT_RUN = {
         (
             ".venv/bin/visionserve train pictures/ --architecture efficientnet_lite0",
             ".venv/bin/visionserve build efficientnet_lite0 --name pictures --weights "
-            "model_store/trained/pictures/weights.pt --labels "
-            "model_store/trained/pictures/labels.txt",
+            "model_store/trained/pictures/weights.pt",
             ".venv/bin/visionserve evaluate model_store/trained/pictures/held-out.csv --archive "
             "model_store/local/pictures.mar --output evaluation",
             "make serve MODELS=pictures",

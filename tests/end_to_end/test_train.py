@@ -29,12 +29,13 @@ from sklearn.preprocessing import StandardScaler
 from torchvision.transforms import InterpolationMode, v2
 
 from scripts import paths, photos, train
+from scripts.archive.recipe import Recipe, build
 from scripts.archive.trained import read
 from scripts.archive.weights import load, resolve
 from scripts.server.ports import free_ports
 from scripts.server.torchserve import TorchServe
 from scripts.training import folds, linear_probe, near_duplicates, network
-from tests.helpers import REAL
+from tests.helpers import REAL, SERVER_CONFIG
 from visionserve.models import MODELS
 
 # Class indices of ImageNet, first and last.
@@ -49,6 +50,7 @@ RANGES = {
     "vehicle": [(403, 408), (436, 436), (466, 472), (554, 586), (654, 656), (814, 874)],
 }
 EACH = 12
+DECLARED = ("--preset", "imagenet", "--channels", "grey", "--resize", "224x224")
 VISIONSERVE = Path(sys.executable).with_name("visionserve")
 
 
@@ -123,7 +125,7 @@ def refused(
         monkeypatch.setattr(sys, "argv", ["visionserve train", *map(str, arguments)])
         assert train.main() == 1
         *bars, line = capfd.readouterr().err.splitlines()
-        assert all(re.match("photographs:|Under 20|$", bar) for bar in bars)
+        assert all(re.match("photographs:|Under 20|Every picture|$", bar) for bar in bars)
         return line
 
     return run
@@ -132,7 +134,9 @@ def refused(
 @pytest.fixture(scope="module")
 def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     output = tmp_path_factory.mktemp("trained") / "with space"
-    done = command(folder, "--architecture", REAL, "--name", "eight", "--output", output)
+    done = command(
+        *(folder, "--architecture", REAL, "--name", "eight", "--output", output, *DECLARED)
+    )
     assert done.returncode == 0, done.stderr
     return Trained(folder, output, done.stdout, done.stderr)
 
@@ -144,15 +148,14 @@ def plain(weights: Path, classes: int) -> torch.nn.Module:
 
 
 def seen(paths: list[Path]) -> torch.Tensor:
-    """Photographs by torchvision's transforms: float of shape (photographs, 3, 224, 224)."""
-    transforms = MODELS[REAL].transforms
+    """Photographs by `DECLARED` in torchvision: float of shape (photographs, 3, 224, 224)."""
     steps = v2.Compose(
         [
-            v2.Resize(transforms.resize, InterpolationMode.BICUBIC),
-            v2.CenterCrop(transforms.crop),
+            v2.Grayscale(3),
+            v2.Resize((224, 224), InterpolationMode.BICUBIC),
             v2.PILToTensor(),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(transforms.mean, transforms.std),
+            v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
     )
     return torch.stack([steps(Image.open(path).convert("RGB")) for path in paths])
@@ -245,12 +248,15 @@ def test_what_is_no_sound_photograph_is_told(trained: Trained) -> None:
 def store(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the archive of the printed command, in FP32."""
     store = tmp_path_factory.mktemp("store")
-    build, serve = trained.printed.splitlines()[-2:]
-    assert serve == f"{shlex.quote(shlex.split(build)[0])} serve start --models eight"
+    first, serve = trained.printed.splitlines()[-2:]
+    assert serve == f"{shlex.quote(shlex.split(first)[0])} serve start --models eight"
     more = ["--profile", "server", "--store", str(store)]
-    done = subprocess.run([*shlex.split(build), *more], capture_output=True, text=True)
+    done = subprocess.run([*shlex.split(first), *more], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Nothing is declared" not in done.stderr
+    assert re.search(
+        r"^Every picture: grey, squashed .* \[as it was trained\]\.$", done.stderr, re.M
+    )
     return store
 
 
@@ -262,6 +268,16 @@ def served(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[To
         yield server
     finally:
         server.stop()
+
+
+def test_labels_in_another_order_than_the_trainings_are_refused(
+    trained: Trained, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(sorted(RANGES, reverse=True)))
+    recipe = Recipe(REAL, "eight", "1.0", SERVER_CONFIG, trained.output / "weights.pt", labels)
+    with pytest.raises(ValueError, match=r"were trained on bird, dog, .*: leave out --labels"):
+        build(recipe, tmp_path / "store")
 
 
 def test_the_archive_is_evaluated_on_what_was_held_out(
@@ -288,6 +304,7 @@ def test_the_served_answers_are_plain_pytorchs(trained: Trained, served: TorchSe
         assert max(abs(found[name] - p) for name, p in zip(labels, row, strict=True)) <= 1e-3
     card = served.client.card("eight")
     assert card["training"] == trained.report["training"]
+    assert card["transforms"] == trained.report["transforms"]
     assert str(trained.folder) not in json.dumps(card)
 
 
@@ -362,8 +379,11 @@ def test_fine_tuning_goes_on_after_a_kill_to_the_same_weights(
     assert done.returncode == 0, done.stderr
     code, _ = ended((*tiny, "--output", killed), killed / "checkpoint.pt", signal.SIGKILL)
     assert code == -signal.SIGKILL and not (killed / "report.json").exists()
-    line = refused(*tiny, "--output", killed, "--seed", "1")
-    assert "is of a training on other photographs or with other options" in line
+    for other in (("--seed", "1"), ("--channels", "bgr")):
+        line = refused(*tiny, "--output", killed, *other)
+        assert "is of a training on other photographs or with other options" in line
+    line = refused(*tiny, "--output", killed, "--crop", 300)
+    assert "a crop of 300 is larger than the resized image" in line
     (killed / "labels.txt").unlink()
     code, line = ended((*tiny, "--output", killed), killed / "labels.txt", signal.SIGINT)
     assert (code, line) == (
@@ -381,6 +401,7 @@ def test_fine_tuning_goes_on_after_a_kill_to_the_same_weights(
     began = torch.load(resolve(REAL).path)
     assert not torch.equal(second["_conv_stem.weight"], began["_conv_stem.weight"])
     plain(killed / "weights.pt", 2)
+    assert told[0]["transforms"] == json.loads(MODELS[REAL].transforms.model_dump_json())
     assert not (killed / "checkpoint.pt").exists()
 
 
@@ -394,10 +415,22 @@ def test_fine_tuning_goes_on_after_a_kill_to_the_same_weights(
         (["é/1.png", "e\u0301/1.png"], "are the same name"),
         (["dog/1.png", "cat\n/1.png"], "is no label"),
         (["train/dog/1.png", "val/dog/1.png"], "is split into train and val"),
+        (["0 dog/1.png", "1 cat/1.png"], r"carries its number \(0 dog\), which would be"),
         ([f"dog/{n}.png" for n in range(5)] + ["cat/1.png"], "cat has 1"),
         ([f"{name}/{n}.png" for name in ("dog", "cat") for n in range(5)], r"cat has 1, dog has 1"),
     ],
-    ids=["empty", "one", "no picture", "case", "accent", "line feed", "parts", "few", "alike"],
+    ids=[
+        "empty",
+        "one",
+        "no picture",
+        "case",
+        "accent",
+        "line feed",
+        "parts",
+        "numbers",
+        "few",
+        "alike",
+    ],
 )
 def test_folders_that_teach_nothing_are_refused_in_a_line(
     files: list[str],
@@ -457,7 +490,7 @@ def test_other_networks_get_a_new_last_layer(architecture: str, tmp_path: Path) 
     name, layer = network.last_linear(net, architecture, 3)
     crop = MODELS[architecture].transforms.crop
     pixels = torch.randint(0, 256, (1, crop, crop, 3), dtype=torch.uint8)
-    backbone = network.Backbone(architecture, net, name)
+    backbone = network.Backbone(architecture, net, name, MODELS[architecture].transforms)
     with torch.inference_mode():
         images = backbone.normalize(pixels)
         assert torch.equal(layer(backbone(pixels)), net(images)) and net(images).shape == (1, 3)

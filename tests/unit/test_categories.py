@@ -69,6 +69,14 @@ def test_labels_that_look_like_something_else(tmp_path: Path) -> None:
     )
     (tmp_path / "labels.txt").write_text("\n".join(labels), encoding="utf-8")
     assert read_labels(tmp_path / "labels.txt") == labels
+    for numbered in (
+        *(("3D printer", "18-wheeler"), ("1 star", "2 stars", "3 stars"), ("stage 1", "stage 2")),
+        *(("0", "1", "10", "2"), ("1.5 l", "0.5 l"), ("2024-01", "2024-02"), ("7 Up", "1 Up")),
+    ):
+        (tmp_path / "labels.txt").write_text("\n".join(numbered))
+        assert read_labels(tmp_path / "labels.txt") == numbered
+    (tmp_path / "labels.json").write_text('["0 cat", "1 dog"]')
+    assert read_labels(tmp_path / "labels.json") == ("0 cat", "1 dog")
     (tmp_path / "labels.csv").write_text('index,label\n0,"a, b"\n1,c\n')
     assert read_labels(tmp_path / "labels.csv") == ("a, b", "c")
 
@@ -88,6 +96,7 @@ def test_class_folders_are_those_of_torchvision(
     )
 
 
+TEN = "".join(f"{number} {number:x}\n" for number in range(10))
 WRONG: list[tuple[str, str | bytes, str]] = [
     ("labels.txt", "alp\n\nvalley\n", "line 2 is blank; each class needs a label."),
     ("labels.txt", "alp\nvalley\nalp\n", "alp stands in line 1 and line 3."),
@@ -108,12 +117,16 @@ WRONG: list[tuple[str, str | bytes, str]] = [
         "line 2 is an index with a label (1; cat): call the file labels.csv and begin it with the "
         "line index,label; or leave out the indices.",
     ),
-    (
-        "labels.txt",
-        "0 dog\n1 cat\n",
-        "each line begins with its number (0 dog): leave it out.",
+    *(
+        ("labels.txt", text, f"each line carries its number ({text.splitlines()[0]}): write the ")
+        for text in (
+            *("0 dog\n1 cat\n", "1: a\n2: b\n", "01_dog\n00_cat\n", "[0] dog\n[1] cat\n"),
+            *("0. 3D printer\n1. 18-wheeler\n", "cat 0\ndog 1\n", "cat: 1\ndog: 0\n"),
+            *("cat,0\ndog,1\n", "cat\t0\ndog\t1\n", "0\tdog\n1\tcat\n", "10 a\n" + TEN),
+        )
     ),
-    ("labels.txt", "1: a\n2: b\n", "each line begins with its number (1: a): leave it out."),
+    ("a.json", '["1 cat", "0 dog"]', "the labels are not in the order of their numbers (1 cat is"),
+    ("a.json", '{"1": "cat (1)", "0": "dog (2)"}', "the labels are not in the order of their nu"),
     (
         "index_to_name.json",
         '{"0": "cat", "2": "dog"}',
@@ -166,6 +179,19 @@ def test_labels_that_are_wrong_are_named_with_the_cause(
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match="^" + re.escape(f"{file}: {complaint}")):
         read_labels(file)
+
+
+@pytest.mark.parametrize("form", ["{} {:x}", "{:02}_{:x}", "{}", "{:02}", "1{}"])
+def test_class_folders_with_numbers_are_in_their_order(form: str, tmp_path: Path) -> None:
+    """ImageFolder sorts names, by which 10 comes before 2. A network's owner may not know."""
+    for number in range(11):
+        (tmp_path / form.format(number, number)).mkdir()
+    if form in ("{} {:x}", "{}"):
+        odd = form.format(10, 10)
+        with pytest.raises(ValueError, match=rf"not in the order .* \({odd} is class 2\): give"):
+            read_labels(tmp_path)
+    else:
+        assert read_labels(tmp_path) == tuple(sorted(path.name for path in tmp_path.iterdir()))
 
 
 def test_folders_that_are_no_classes(tmp_path: Path) -> None:
