@@ -232,18 +232,17 @@ class Search:
             closest: the closest preprocessing of an archive.
             off: how far it is off.
         """
-        kept = {name: getattr(closest, name) for name in ("mean", "std", "range", "channels")}
-        also = _also(self.declared, self.declared.model_copy(update=kept))
-        for words, resize in unserved.RESIZES.items():
-            for other in dict.fromkeys(
-                size.model_copy(update={"interpolation": "bilinear"}) for size in sizes(closest)
-            ):
+        kept = ("mean", "std", "range", "channels")
+        best = {key: getattr(closest, key) for key in kept}
+        bases = dict.fromkeys((self.declared, self.declared.model_copy(update=best)))
+        for (words, resize), base in itertools.product(unserved.RESIZES.items(), bases):
+            for other in sizes(base)[: len(sizes(base)) // 2]:
                 found = classify(self.network, other, self.images, resize)
                 if compare(found, self.figures).mean_difference <= min(CLOSE_ENOUGH, off / 3):
                     return (
                         f"Your figures fit {words} ({_size(other)}), which no archive does: train "
                         "on pictures that Pillow or torchvision resizes, or build without --expect "
-                        f"and measure what it costs. {also}"
+                        f"and measure what it costs. {_also(self.declared, base)}"
                     ).rstrip()
         return ""
 

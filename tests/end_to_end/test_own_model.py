@@ -473,7 +473,11 @@ UNSERVED = {
     "without antialiasing.*(squashed to 224 × 224)": unfiltered((224, 224)),
     "NEAREST": T.Compose([T.Resize(256, T.InterpolationMode.NEAREST), *steps().transforms[1:]]),
     "padded to a square (squashed to 224 × 224)": T.Compose(
-        [T.Lambda(lambda image: ImageOps.pad(image, (224, 224))), T.ToTensor(), IMAGENET]
+        [
+            T.Lambda(lambda image: ImageOps.pad(image, (224, 224), Image.Resampling.BILINEAR)),
+            T.ToTensor(),
+            IMAGENET,
+        ]
     ),
 }
 
