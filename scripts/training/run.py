@@ -89,7 +89,7 @@ def train(args: argparse.Namespace) -> None:
         )
     before = trained.read(args.weights)
     preprocessing = resolve_preprocessing(
-        arguments.declared(args), args.architecture, before and before.transforms
+        arguments.declared(args), args.architecture, before.transforms if before else None
     )
     convert.form(args.architecture, len(found.classes), preprocessing.transforms)
     data.check(found.classes, (label for _, label in found.photographs), "are there")
