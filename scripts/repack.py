@@ -25,8 +25,10 @@ def main() -> int:
     except (ArchiveError, HashError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    done = f"{len(replaced)} files of its handler are today's" if replaced else "is today's already"
-    print(f"{archive}: {done}.")
+    if replaced:
+        print(f"{archive}: {len(replaced)} files of its handler are today's now.")
+    else:
+        print(f"{archive}: its handler is today's already.")
     return 0
 
 

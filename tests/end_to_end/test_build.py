@@ -27,6 +27,7 @@ from scripts.archive.recipe import Recipe, build, fingerprint, served
 from scripts.archive.store import adopt, choose
 from scripts.archive.temperatures import Fitted, pack
 from scripts.archive.weights import WeightsError, WeightsUnavailableError, resolve
+from scripts.server.plan import of_names
 from scripts.server.torchserve import TorchServe
 from tests.helpers import RANDOM, REAL, SERVER_CONFIG
 from visionserve.config import ModelConfig
@@ -253,7 +254,7 @@ def test_an_archive_gets_todays_handler_or_is_made_again(
         text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{archive}: 3 files of its handler are today's.\n"
+    assert done.stdout == f"{archive}: 3 files of its handler are today's now.\n"
     after = content_of(archive)
     today = (paths.HANDLER / "visionserve" / "page.py").read_bytes()
     assert after.pop("visionserve/page.py") == today != before.pop("visionserve/page.py")
@@ -262,7 +263,7 @@ def test_an_archive_gets_todays_handler_or_is_made_again(
     kept = read_record(archive)
     assert kept and kept["sha256"] == hashlib.sha256(archive.read_bytes()).hexdigest()
     whole = archive.read_bytes()
-    said = (0, f"{archive}: is today's already.\n", "")
+    said = (0, f"{archive}: its handler is today's already.\n", "")
     assert run("repack", "random", "--store", store) == said
     assert archive.read_bytes() == whole
 
@@ -528,6 +529,31 @@ def test_a_build_overwrites_no_other_version_or_model(
     with pytest.raises(ValueError, match=re.escape(said)):
         build(wanted, tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_is_there_is_served_where_weights_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The user's own archive of the fallback's name, and an archive of other ingredients."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    memory = tmp_path / "hub" / "checkpoints" / "resnet18.unavailable.json"
+    memory.parent.mkdir(parents=True)
+    memory.write_text(json.dumps({"mirror": None, "path": "absent", "message": "not to be had"}))
+    store = tmp_path / "store"
+    store.mkdir()
+    server = TorchServe("local", tmp_path / "state", store)
+    own = packed(store / f"{REAL}.mar", REAL, "1.0").read_bytes()
+    plan = of_names(["resnet18"], server, None)
+    assert (list(plan.models), plan.asked) == ([REAL], {f"{REAL}.mar": "resnet18"})
+    assert capsys.readouterr().err == f"not to be had\nServing {REAL} in place of resnet18.\n"
+    old = packed(store / "resnet18.mar", "resnet18", "1.0", own=False).read_bytes()
+    plan = of_names(["resnet18"], server, None)
+    assert (list(plan.models), plan.asked) == (["resnet18"], {})
+    assert capsys.readouterr().err == "not to be had\n"
+    assert ((store / f"{REAL}.mar").read_bytes(), (store / "resnet18.mar").read_bytes()) == (
+        own,
+        old,
+    )
 
 
 def test_serve_finds_the_only_version_of_a_model(tmp_path: Path) -> None:

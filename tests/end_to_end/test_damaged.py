@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from scripts import paths, photos
+from scripts.archive.manifest import Archive
 from scripts.archive.weights import remembered
-from scripts.server.plan import DEFAULT, of_names, of_record
+from scripts.server.plan import DEFAULT, of_record
 from scripts.server.ports import free_port, free_ports
 from scripts.server.torchserve import TorchServe
 from tests.helpers import RANDOM, REAL
@@ -111,8 +112,12 @@ def test_the_state_of_a_server_that_runs(
     monkeypatch.setattr(paths, "STATE", tmp_path)
     file = server.state / name
     image = photos.greeting()
-    plan = of_names([REAL, RANDOM], server, None)
-    assert server.runs(plan.models, plan.hashes)
+    files = {model: f"{model}.mar" for model in (REAL, RANDOM)}
+    models = {
+        model: {"1.0": {"marName": file, "defaultVersion": True}} for model, file in files.items()
+    }
+    hashes = {file: Archive.read(server.store / file).sha256 for file in files.values()}
+    assert server.runs(models, hashes)
     for damage in OF_STATE:
         with damaged(file, damage):
             code, out, error = run("manage", "--state", server.state, "list")
@@ -122,7 +127,7 @@ def test_the_state_of_a_server_that_runs(
             assert name in error, (damage, error)
             if damage not in (nuls, folder):
                 continue  # A key is waited for a second, each time.
-            assert not server.runs(plan.models, plan.hashes), "so that a start starts it anew"
+            assert not server.runs(models, hashes), "so that a start starts it anew"
             code, out, error = run("serve", "status")
             (line,) = (line for line in out.splitlines() if "server:" in line)
             assert code == 0 and "stopped" not in line, (damage, out)
