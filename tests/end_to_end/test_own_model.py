@@ -201,25 +201,28 @@ def features(net: Any, image: Tensor) -> Tensor:
     return found
 
 
-def views(net: nn.Module, image: Tensor, mode: str, crop: int) -> Tensor:
+def views(net: Any, image: Tensor, mode: str, crop: int) -> Tensor:
     """The mean of the probabilities of the views of a resized picture, by torchvision's crops.
 
     `dense` looks through a window of the crop's size at each place of the largest centred part of
     whole strides of 32 pixels.
     """
     if mode == "five_crop":
-        return net(torch.stack(T.FiveCrop(crop)(image))).softmax(1).mean(0)
+        five: Tensor = net(torch.stack(T.FiveCrop(crop)(image)))
+        return five.softmax(1).mean(0)
     height, width = (crop + (side - crop) // 32 * 32 for side in image.shape[1:])
     top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
     found = features(net, image[:, top : top + height, left : left + width])
     pooled = functional.avg_pool2d(found, crop // 32, stride=1)[0].flatten(1).T
-    return net.fc(pooled).softmax(1).mean(0)
+    windows: Tensor = net.fc(pooled)
+    return windows.softmax(1).mean(0)
 
 
 @pytest.mark.parametrize("name", OWNERS)
 def test_an_archive_answers_as_its_owners_pytorch_does(name: str, owners: Owners) -> None:
     """From the bytes of a picture over HTTP, the probability of every class and in every view."""
-    transform, net = OWNERS[name][0], owners.networks[name]
+    transform: Any = OWNERS[name][0]
+    net = owners.networks[name]
     wanted = predict(net, transform, MORE)
     assert np.ptp(wanted, axis=0).max() > 0.3, "the pictures must differ"
     for path, row in zip(MORE, wanted, strict=True):
@@ -465,7 +468,10 @@ def test_groups_of_an_own_model_answer_as_its_owner_says(tmp_path: Path) -> None
 def unfiltered(size: Any) -> Callable[[Image.Image], Tensor]:
     """What cv2.resize, albumentations and tensors without antialiasing make of a picture."""
     resize = T.Resize(size, antialias=False)
-    return T.Compose([T.ToTensor(), resize, T.CenterCrop(224), IMAGENET])
+    found: Callable[[Image.Image], Tensor] = T.Compose(
+        [T.ToTensor(), resize, T.CenterCrop(224), IMAGENET]
+    )
+    return found
 
 
 UNSERVED = {
