@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV, calibration_curve
 from sklearn.frozen import FrozenEstimator
 
+from scripts.quality import plausible
 from scripts.quality.calibrate import fit
 from scripts.quality.evaluate import Judgements, judge
 from scripts.quality.statistics import (
@@ -157,3 +158,21 @@ class Logits(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, logits: NDArray[np.float64]) -> NDArray[np.int64]:
         return np.asarray(logits.argmax(axis=1))
+
+
+def test_the_names_that_count_are_as_probable_as_95_in_100_true_classes() -> None:
+    """By trying every threshold."""
+    draw = np.random.default_rng(0)
+    probabilities = draw.dirichlet(np.full(8, 0.3), 240).round(6)
+    labels = probabilities.argsort(axis=1)[
+        np.arange(240), draw.choice([5, 6, 7], 240, p=(0.1, 0.2, 0.7))
+    ]
+    right = probabilities[np.arange(240), labels]
+    expected = max(one for one in right if np.mean(right >= one) >= 0.95)
+    assert plausible.fit(probabilities, labels) == expected
+    three = -np.sort(-probabilities, axis=1)[:, :3]
+    found = plausible.shown(probabilities, labels, expected)
+    assert found.names == pytest.approx(np.maximum(1, (three >= expected).sum(axis=1)).mean())
+    rank = (probabilities > right[:, None]).sum(axis=1)
+    assert found.all_right == np.mean(rank < 3) == 1
+    assert found.right == np.mean((right >= expected) | (rank == 0)) >= 0.95
