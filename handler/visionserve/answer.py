@@ -17,11 +17,14 @@ class Explanation(TypedDict):
         grid: rows of numbers, what each position of the feature map adds to the class's logit.
         box: left, top, right and bottom of the view that the grid covers, in pixels of the
             upright photograph.
+        orientation: how the photograph lies in its file, from 1 (upright) to 8 as in EXIF data; 1
+            for TIFF, AVIF and HEIC, whatever they say, as who decodes them turns them.
     """
 
     method: str
     grid: list[list[float]]
     box: list[float]
+    orientation: int
 
 
 class Prediction(TypedDict):

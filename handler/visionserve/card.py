@@ -18,11 +18,11 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
         config: the `handler` section of its `model-config.yaml`.
 
     Returns:
-        A JSON object. `groups` names the classes of the network, by index, that each class is the
-        sum of; None where they are the network's own. `options` has a JSON schema for each option,
-        with its default. `limits` are the limits of a request. `temperatures`, `plausible`,
-        `proof`, `training` and `comparison` are as in `visionserve.metadata.Metadata`; `compared`
-        says the last in words.
+        A JSON object. `formats` are those that are read. `groups` names the classes of the network,
+        by index, that each class is the sum of; None where they are the network's own. `options`
+        has a JSON schema for each option, with its default. `limits` are the limits of a request.
+        `temperatures`, `plausible`, `proof`, `training` and `comparison` are as in
+        `visionserve.metadata.Metadata`; `compared` says the last in words.
     """
     classes = len(metadata.categories)
     options: dict[str, dict[str, Any]] = Options.model_json_schema()["properties"]
@@ -40,6 +40,7 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
         "runtime": config.runtime,
         "precision": config.precision,
         "decode": config.decode,
+        "formats": config.formats,
         "transforms": metadata.transforms.model_dump(),
         "classes": classes,
         "groups": dict(zip(metadata.categories, metadata.groups, strict=False)) or None,

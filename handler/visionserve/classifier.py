@@ -24,11 +24,11 @@ from visionserve.deadline import check, too_slow
 from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.metadata import Metadata
-from visionserve.preprocessing import decode, to_views
+from visionserve.preprocessing import decode, shrink_on_load, to_views
 from visionserve.runtimes import Passed, Runtime
 from visionserve.share import Share
 from visionserve.tta import Views
-from visionserve.validation import memory, validate, work
+from visionserve.validation import memory, open_image, work
 
 VIEW_BYTES = 224 * 224 * 3
 MAX_SUM_ERROR = 0.01
@@ -248,7 +248,7 @@ class Classifier:
         return image
 
     def _open(self, item: Item) -> Image:
-        return validate(item.data, self._config.max_image_bytes, self._config.max_image_pixels)
+        return open_image(item.data, self._config)
 
     def _views(self, item: Item, image: Image, deadline: float) -> Views:
         """Decode, resize and cut an image, once there is memory for it.
@@ -257,15 +257,17 @@ class Classifier:
             RequestError: as `decode` does; or 503 `request_too_slow`, there was no memory in time.
         """
         transforms, how, trace = self.metadata.transforms, self._config.decode, item.trace
-        with self._holding(image, deadline):
+        shrink_on_load(image, transforms, how, self._config.max_image_pixels)
+        with self._holding(image, item, deadline):
             with trace.stage("decode"):
-                rgb = decode(image, transforms, how)
-            trace.size = explanation.upright(trace.size, rgb.size)
+                rgb = decode(image, transforms, how, self._config.max_image_pixels)
+            trace.size = explanation.upright(image, trace.size, rgb.size)
+            trace.orientation = image.info.get("orientation", 1)
             with trace.stage("preprocess"):
                 return to_views(rgb, transforms, how, item.options.tta)
 
     @contextmanager
-    def _holding(self, image: Image, deadline: float) -> Iterator[None]:
+    def _holding(self, image: Image, item: Item, deadline: float) -> Iterator[None]:
         """Hold the memory that decoding an image takes.
 
         Raises:
@@ -273,7 +275,7 @@ class Classifier:
         """
         with ExitStack() as held:
             try:
-                held.enter_context(self._memory.holding(memory(image), deadline))
+                held.enter_context(self._memory.holding(memory(image, item.data), deadline))
             except TimeoutError:
                 raise too_slow() from None
             yield
@@ -294,7 +296,7 @@ class Classifier:
         """
         check(deadline)
         image = self._open(item)
-        with self._holding(image, deadline):
+        with self._holding(image, item, deadline):
             return explanation.overlay(image, answer["predictions"][0]["explanation"])
 
     def _answer_all(self, group: Sequence[Prepared | Outcome], deadline: float) -> list[Outcome]:
@@ -412,7 +414,7 @@ class Classifier:
         item.budget.check_bytes(explanation.least_bytes(contributions.shape[:2]) * len(predictions))
         if not np.isfinite(contributions).all():
             raise ValueError("The model's map is not finite.")
-        return explanation.explain(contributions, predictions, box)
+        return explanation.explain(contributions, predictions, box, item.trace.orientation)
 
     def _localize(self, answer: Answer, options: Options) -> Answer:
         """Localize an answer. In English it has names only if the archive has, which are rare."""

@@ -6,12 +6,15 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from visionserve.formats import FORMATS, Format
+
 TTA = Literal["none", "five_crop", "ten_crop", "dense"]
 Decode = Literal["exact", "fast"]
 Engine = Literal["openvino", "pytorch"]
 Precision = Literal["fp32", "fp16", "int8"]
 Language = Literal["en", "zh"]
 Positive = Annotated[int, Field(ge=1)]
+MEBIBYTE = 1024 * 1024
 
 PRECISIONS: dict[Engine, tuple[Precision, ...]] = {
     "openvino": ("fp32", "int8"),
@@ -71,9 +74,14 @@ class HandlerConfig(Strict):
             on a CPU, and as many as `threads` beside a GPU.
         decode: `exact` equals torchvision's transforms bit for bit. `fast` lets libjpeg shrink
             large photographs, and resizes within two levels of `exact`.
-        max_image_bytes: largest encoded image, in bytes.
+        max_image_bytes: largest encoded image, in bytes. TorchServe, nginx, the page and `classify`
+            follow it; see `max_body_bytes`.
+        formats: the image formats that are read; the decoders of others are never loaded.
         max_image_pixels: largest image, in pixels, by its header; a WebP may have half as many. A
             larger one is never decoded. 24 million pixels take at most 300 MB.
+        max_jpeg_pixels: largest JPEG, in pixels, by its header. One of more than
+            `max_image_pixels` is decoded at half its size or less, within the same memory; a
+            progressive one may have fewer, 41 million without subsampled colours.
         max_images: most images in one request.
         max_work: most work of one request's images together, in pixels times scans; see
             `visionserve.validation.work`. The default lets a single JPEG of the most pixels and
@@ -92,8 +100,10 @@ class HandlerConfig(Strict):
     threads: Positive | None = None
     decoders: Positive | None = None
     decode: Decode = "exact"
-    max_image_bytes: Positive = 5 * 1024 * 1024
+    max_image_bytes: Positive = 5 * MEBIBYTE
+    formats: tuple[Format, ...] = Field(default=FORMATS, min_length=1)
     max_image_pixels: Positive = 24_000_000
+    max_jpeg_pixels: Positive = 50_000_000
     max_images: Positive = 32
     max_work: Positive = 2_400_000_000
     max_answer_bytes: Positive = 6_553_500
@@ -101,6 +111,15 @@ class HandlerConfig(Strict):
     slow_request_ms: float = Field(default=1000, ge=0)
     defaults: Options = Options()
     cache: CacheConfig = CacheConfig()
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The largest body that servers in front of the handler have to let through.
+
+        It holds one image of the most bytes as base64, in JSON, and whole mebibytes; 7 at least,
+        which is what several images may have together.
+        """
+        return max(7, -(-(self.max_image_bytes * 4 // 3 + 65_536) // MEBIBYTE)) * MEBIBYTE
 
     @model_validator(mode="after")
     def _check_precision(self) -> Self:
@@ -131,6 +150,11 @@ class ModelConfig(Strict):
     def deadline(self) -> float:
         """Seconds after a batch's arrival from which no further stage of an image is begun."""
         return min(self.handler.deadline_seconds, self.responseTimeout / 2)
+
+    @classmethod
+    def of(cls, profile: Path) -> "ModelConfig":
+        """Read and check the file of a profile's folder; it raises the same errors as `load`."""
+        return cls.load(profile / "model-config.yaml")
 
     @classmethod
     def load(cls, path: Path) -> "ModelConfig":

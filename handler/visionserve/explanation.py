@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from visionserve import preprocessing, tta
 from visionserve.answer import Explanation, Prediction
@@ -46,7 +47,10 @@ def view_box(size: Size, transforms: Transforms, mode: TTA) -> Box:
 
 
 def explain(
-    contributions: NDArray[np.float32], predictions: Sequence[Prediction], box: Box
+    contributions: NDArray[np.float32],
+    predictions: Sequence[Prediction],
+    box: Box,
+    orientation: int = 1,
 ) -> list[Prediction]:
     """Add to each prediction the map of its class.
 
@@ -55,6 +59,7 @@ def explain(
             view's feature map adds to each class's logit.
         predictions: the image's predictions; they stay as they are.
         box: the first view's box, in pixels of the upright image.
+        orientation: of the image in its file, from 1 to 8 as in EXIF data.
 
     Returns:
         Copies of the predictions, each with its `explanation`.
@@ -67,6 +72,7 @@ def explain(
                 "method": METHOD,
                 "grid": _rounded(contributions[..., prediction["class_id"]]),
                 "box": rounded,
+                "orientation": orientation,
             },
         }
         for prediction in predictions
@@ -95,9 +101,11 @@ def overlay(image: Image.Image, explanation: Explanation) -> bytes:
         A PNG of the upright photograph, whose longer side has at most 1,024 pixels.
     """
     stored = image.size
-    image.draft("RGB", (LONGEST, LONGEST))
+    scale = LONGEST / max(stored)
+    image.draft("RGB", (max(1, int(stored[0] * scale)), max(1, int(stored[1] * scale))))
     photograph = preprocessing.to_rgb(image)
-    size = upright(stored, photograph.size)
+    size = upright(image, stored, photograph.size)
+    photograph.info = {}  # A profile or a comment of the client's would go into the PNG.
     photograph.thumbnail((LONGEST, LONGEST))
     box = _scaled(explanation["box"], size, photograph.size)
     grid = np.array(explanation["grid"], np.float32)
@@ -119,12 +127,15 @@ def _scaled(box: Box, size: Size, drawn: Size) -> tuple[int, int, int, int]:
     return left, top, max(round(box[2] * across), left + 1), max(round(box[3] * down), top + 1)
 
 
-def upright(stored: Size, decoded: Size) -> Size:
+def upright(image: Image.Image, stored: Size, decoded: Size) -> Size:
     """Return the width and height of an upright image at full size.
 
     Args:
+        image: the image, of which only a JPEG may have been shrunk.
         stored: width and height in the file, before the EXIF orientation is applied.
-        decoded: width and height of the decoded upright image, which may have been shrunk.
+        decoded: width and height of the decoded upright image.
     """
+    if not isinstance(image, JpegImageFile):
+        return decoded
     turned = (stored[0] < stored[1]) != (decoded[0] < decoded[1]) and stored[0] != stored[1]
     return (stored[1], stored[0]) if turned else stored

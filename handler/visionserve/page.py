@@ -80,9 +80,9 @@ def describe(directory: Path, metadata: Metadata) -> dict[str, Any]:
 
     Returns:
         `model` and `version`; `runtime` with its precision; `defaults`, the options of a request
-        that sets none; `max_image_bytes` and `max_images`; `modes`, the TTA modes that the model
-        has; `explains`, whether it can be explained; `names`, the classes' names
-        in English by label, if they have such names.
+        that sets none; `max_image_bytes` and `max_images`; the `formats` that are read; `modes`,
+        the TTA modes that the model has; `explains`, whether it can be explained; `names`, the
+        classes' names in English by label, if they have such names.
 
     Raises:
         OSError, KeyError, ValueError: the folder is not an archive of this handler.
@@ -97,6 +97,7 @@ def describe(directory: Path, metadata: Metadata) -> dict[str, Any]:
         "defaults": metadata.suited(config.defaults).model_dump(),
         "max_image_bytes": config.max_image_bytes,
         "max_images": config.max_images,
+        "formats": config.formats,
         "modes": metadata.modes(get_args(TTA)),
         "explains": metadata.explains,
         "names": dict(zip(metadata.categories, english, strict=False)),

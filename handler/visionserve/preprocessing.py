@@ -5,41 +5,61 @@ which all profiles but `server` use, shrinks large JPEGs while it decodes them, 
 another library, so its pixels differ a little.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
-from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
+from PIL import ExifTags, Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from visionserve import tta
 from visionserve.config import TTA, Decode
 from visionserve.errors import RequestError
+from visionserve.formats import (
+    FILE_ERRORS,
+    bmp,
+    heif,
+    png,
+    tiff,
+    too_many_pixels,
+    unsupported_pixels,
+)
+from visionserve.formats.samples import strips
 from visionserve.metadata import Transforms
-from visionserve.validation import FILE_ERRORS
 
 WHITE = (255, 255, 255, 255)
-STRIP = 256
+# Modes of numbers whose range is not known.
+UNBOUNDED = ("I", "F")
+LOADERS: Mapping[str, Callable[[Any], Image.Image]] = {
+    "PNG": png.load,
+    "TIFF": tiff.load,
+    "BMP": bmp.load,
+    "AVIF": heif.load,
+    "HEIF": heif.load,
+}
 MAX_EXIF_BYTES = 1_000_000
+XMP = ("xmp", "XML:com.adobe.xmp")
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 FAST_FILTERS = {"bilinear": FilterType.bilinear, "bicubic": FilterType.catmull_rom}
 
 
-def decode(image: Image.Image, transforms: Transforms, how: Decode) -> Image.Image:
+def decode(
+    image: Image.Image, transforms: Transforms, how: Decode, max_pixels: int | None = None
+) -> Image.Image:
     """Decode a validated image to RGB.
 
     Args:
         image: an image that is not decoded yet.
         transforms: the model's resize and crop.
-        how: `exact` decodes at full size; `fast` shrinks large JPEGs while it decodes them.
+        how: as for `shrink_on_load`.
+        max_pixels: as for `shrink_on_load`.
 
     Raises:
-        RequestError: as `to_rgb` does.
+        RequestError: as `shrink_on_load` and `to_rgb` do.
     """
-    if how == "fast":
-        shrink_on_load(image, transforms)
+    shrink_on_load(image, transforms, how, max_pixels)
     return to_rgb(image)
 
 
@@ -72,60 +92,52 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Decode an image's first frame, turn it upright by its EXIF data, and put it on white.
 
     Returns:
-        A PIL image of mode RGB.
+        A PIL image of mode RGB. The `info` of the given image gets the `orientation` that it had;
+        it is 1 for TIFF, AVIF and HEIC, which browsers turn as well where they show them.
 
     Raises:
         RequestError: 422 `truncated_image` or `corrupt_image`, 415 `unsupported_pixels`.
     """
+    # XMP's copy of the orientation is no more than that (XMP, part 2, section 3.4.2: EXIF's own
+    # value is the one that counts), and browsers pass it over as well.
+    for name in XMP:
+        image.info.pop(name, None)
+    load, stored = LOADERS.get(image.format or "", _load), image
     try:
-        image.load()
+        image = load(image)
     except FILE_ERRORS as error:
         if "truncated" in str(error).lower():
             raise RequestError(422, "truncated_image", "The image is truncated.") from None
         raise RequestError(422, "corrupt_image", "The image is corrupt.") from None
+    if image.mode in UNBOUNDED:
+        raise unsupported_pixels("An image of floats, signed or 32-bit numbers")
     try:
-        return _convert(_narrow(_upright(image)))
+        orientation = _upright(image)
+        stored.info["orientation"] = 1 if image.format == "AVIF" else orientation
+        return _convert(image)
     except ValueError:
-        raise RequestError(
-            415, "unsupported_pixels", f"Pixels of mode {image.mode} are not supported."
-        ) from None
+        raise unsupported_pixels(f"An image of mode {image.mode}") from None
 
 
-def _narrow(image: Image.Image) -> Image.Image:
-    """Scale grey pixels of 9 to 16 bits to 8 bits.
+def _load(image: Image.Image) -> Image.Image:
+    image.load()
+    return image
 
-    Raises:
-        ValueError: the pixels are floats, signed, or have 32 bits, so their range is not known.
+
+def _upright(image: Image.Image) -> int:
+    """Turn an image upright by its EXIF data; ignore EXIF data that is broken or very large.
+
+    Returns:
+        The orientation that it had, from 1 to 8, as EXIF 2.32 names it (section 4.6.4).
     """
-    if image.mode in ("I", "F"):
-        raise ValueError("The pixels' range is not known.")
-    if not image.mode.startswith("I;16"):
-        return image
-    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
-    bits = tags.get(BITSPERSAMPLE, (16,))[0]
-    narrow = Image.new("L", image.size)
-    for top in range(0, image.height, STRIP):
-        box = (0, top, image.width, min(top + STRIP, image.height))
-        grey = (np.asarray(image.crop(box)) >> (bits - 8)).astype(np.uint8)
-        narrow.paste(Image.fromarray(255 - grey if _white_is_zero(tags) else grey), box)
-    narrow.info = image.info
-    return narrow
-
-
-def _white_is_zero(tags: Mapping[int, Any]) -> bool:
-    """Tell whether a TIFF's zeros are white. Pillow inverts such pixels up to 8 bits itself."""
-    return bool(tags.get(PHOTOMETRIC_INTERPRETATION) == 0)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image upright by its EXIF data; ignore EXIF data that is broken or very large."""
-    if len(image.info.get("exif", b"")) > MAX_EXIF_BYTES:
-        return image
+    if len(image.info.get("exif") or b"") > MAX_EXIF_BYTES:
+        return 1
     try:
+        orientation: Any = image.getexif().get(ExifTags.Base.Orientation)
         ImageOps.exif_transpose(image, in_place=True)
     except FILE_ERRORS:
-        return image
-    return image
+        return 1
+    return int(orientation) if orientation in range(1, 9) else 1
 
 
 def _convert(image: Image.Image) -> Image.Image:
@@ -133,8 +145,7 @@ def _convert(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     rgb = Image.new("RGB", image.size)
-    for top in range(0, image.height, STRIP):
-        box = (0, top, image.width, min(top + STRIP, image.height))
+    for box in strips(image):
         rgb.paste(_convert_strip(image.crop(box)), box)
     return rgb
 
@@ -147,15 +158,36 @@ def _convert_strip(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def shrink_on_load(image: Image.Image, transforms: Transforms) -> None:
+def shrink_on_load(
+    image: Image.Image,
+    transforms: Transforms,
+    how: Decode = "fast",
+    max_pixels: int | None = None,
+) -> None:
     """Let libjpeg decode a large JPEG at 1/2, 1/4 or 1/8 scale, by its DCT coefficients.
 
     The decoded image is still at least twice as large as the resized one, so the resize, not the
     decoder, does the antialiasing. Images of other formats stay as they are.
+
+    Args:
+        image: an image that is not decoded yet.
+        transforms: the model's resize and crop.
+        how: `fast` takes the smallest scale that it can. `exact` decodes at full size, or at 1/2
+            scale where the full size has too many pixels.
+        max_pixels: the most pixels that a decoded image may have; None for any number.
+
+    Raises:
+        RequestError: 413 `too_many_pixels`, it has more, also at the scale that can be had.
     """
     resize = transforms.resize
     height, width = (resize, resize) if isinstance(resize, int) else resize
-    image.draft("RGB", (2 * width, 2 * height))
+    largest = max_pixels or image.width * image.height
+    if how == "fast":
+        image.draft("RGB", (2 * width, 2 * height))
+    elif image.width * image.height > largest and isinstance(image, JpegImageFile):
+        image.draft("RGB", (max(2 * width, image.width // 2), max(2 * height, image.height // 2)))
+    if image.width * image.height > largest:
+        raise too_many_pixels(largest)
 
 
 def resize(image: Image.Image, transforms: Transforms) -> NDArray[np.uint8]:

@@ -18,11 +18,13 @@ class Trace:
             pass each have its whole time as `infer`.
         size: width and height of the upright image, in pixels; (0, 0) until the header is read.
         luma_table: the steps to which a JPEG rounds its luminance; see `visionserve.hints`.
+        orientation: how the image lay in its file, from 1 to 8 as in EXIF data.
     """
 
     seconds: dict[Stage, float] = field(default_factory=dict)
     size: tuple[int, int] = (0, 0)
     luma_table: Sequence[int] = ()
+    orientation: int = 1
 
     @property
     def pixels(self) -> int:

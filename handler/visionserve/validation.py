@@ -1,56 +1,57 @@
 """From encoded bytes to an image that is safe to decode."""
 
 import io
-import re
-import struct
 import warnings
-import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 
-from PIL import Image, TiffTags, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.BmpImagePlugin import BmpImageFile
-from PIL.TiffImagePlugin import (
-    PREFIXES,
-    STRIPOFFSETS,
-    TILELENGTH,
-    TILEOFFSETS,
-    TILEWIDTH,
-    ImageFileDirectory_v2,
-)
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
+from visionserve.config import HandlerConfig
 from visionserve.errors import RequestError
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_ASPECT_RATIO = 50
-MAX_JPEG_SEGMENTS = 1000
-MAX_JPEG_SCANS = 100
-MAX_EXIF_SEGMENTS = 16
-MAX_PNG_CHUNKS = 120_000
-JPEG_SIGNATURE = b"\xff\xd8\xff"
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# How many Huffman scans take as long as an arithmetic one, and as a BMP of runs: of 24 megapixels,
-# an arithmetic scan takes 0.25 s of a core, and the runs 2.8 s.
-ARITHMETIC = 10
-RUNS = 50
-# The markers of a frame's header; the last seven are those of arithmetic coding.
-FRAMES = frozenset(bytes([code]) for code in range(0xC0, 0xD0) if code not in (0xC4, 0xC8, 0xCC))
-MAX_TIFF_LISTS = 500_000
-# What Pillow raises of a file's content. Anything else, such as a MemoryError, is no fault of the
-# file.
-FILE_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, OverflowError, NotImplementedError),
-    *(LookupError, TypeError, struct.error, zlib.error),
+from visionserve.formats import (
+    FILE_ERRORS,
+    FORMATS,
+    Format,
+    bmp,
+    corrupt_header,
+    foreign,
+    heif,
+    jpeg,
+    png,
+    tiff,
+    too_many_pixels,
 )
-OPAQUE = (TiffTags.BYTE, TiffTags.ASCII, TiffTags.UNDEFINED)
-# Markers followed by a length field, plus EOI (end of image); other markers have no payload.
-JPEG_MARKER = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")
+
+MAX_ASPECT_RATIO = 50
+# How much more memory a pixel takes than one of the most costly JPEG, for its decoder.
+COSTS = {"WEBP": 2, "AVIF": heif.COST, "HEIF": heif.COST}
 
 # Pillow warns of each broken tag, with text from the file, and Python remembers every distinct
 # warning for ever, so a client could fill the memory.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def validate(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
+def open_image(data: bytes, config: HandlerConfig) -> Image.Image:
+    """Open an image by its header, within a configuration's limits; see `validate`."""
+    return validate(
+        data,
+        config.max_image_bytes,
+        config.max_image_pixels,
+        config.max_jpeg_pixels,
+        config.formats,
+    )
+
+
+def validate(
+    data: bytes,
+    max_bytes: int,
+    max_pixels: int,
+    max_jpeg_pixels: int = 0,
+    formats: Sequence[Format] = FORMATS,
+) -> Image.Image:
     """Open an image by its header, without decoding it.
 
     Args:
@@ -58,10 +59,14 @@ def validate(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
         max_bytes: the most bytes that it may have.
         max_pixels: the most pixels, width times height, that its header may declare; also for a
             tile of a TIFF. A WebP may have half as many, as its decoder takes twice the memory.
+        max_jpeg_pixels: the most pixels that the header of a JPEG may declare where libjpeg can
+            decode it at half its size within the memory that `max_pixels` take.
+        formats: the formats that are read.
 
     Raises:
         RequestError: 400 `empty_image`, 413 `image_too_large` or `too_many_pixels`,
-            415 `unsupported_format`, 422 `corrupt_image` or `extreme_aspect_ratio`.
+            415 `unsupported_format` or `unsupported_pixels`, 422 `corrupt_image` or
+            `extreme_aspect_ratio`.
     """
     if not data:
         raise RequestError(400, "empty_image", "The image is empty.")
@@ -71,29 +76,13 @@ def validate(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
             "image_too_large",
             f"The image has {len(data)} bytes; at most {max_bytes} are allowed.",
         )
-    if data.startswith(JPEG_SIGNATURE):
-        _check_segments(data)
-    if data.startswith(PNG_SIGNATURE):
-        _check_chunks(data)
-    if data.startswith(tuple(PREFIXES)):
-        _check_directories(data, max_pixels)
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        if _has_known_signature(data):
-            raise _corrupt_header() from None
-        raise RequestError(
-            415, "unsupported_format", f"The image's format is none of {', '.join(FORMATS)}."
-        ) from None
-    except Image.DecompressionBombError:
-        raise _too_many_pixels(max_pixels) from None
-    except FILE_ERRORS:
-        raise _corrupt_header() from None
-    if image.format == "WEBP":
-        max_pixels //= 2
+    image = _open(data, max_pixels, formats)
+    if isinstance(image, JpegImageFile):
+        max_pixels = jpeg.most_pixels(image, jpeg.check_segments(data), max_pixels, max_jpeg_pixels)
+    max_pixels //= COSTS.get(image.format or "", 1)
     width, height = image.size
     if width * height > max_pixels:
-        raise _too_many_pixels(max_pixels)
+        raise too_many_pixels(max_pixels)
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise RequestError(
             422,
@@ -101,6 +90,89 @@ def validate(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
             f"One side of the image is over {MAX_ASPECT_RATIO} times the other.",
         )
     return image
+
+
+def _open(data: bytes, max_pixels: int, formats: Sequence[Format]) -> Image.Image:
+    """Open an image as its format asks for.
+
+    Raises:
+        RequestError: as `validate` does.
+    """
+    if data.startswith(tiff.SIGNATURES) and "TIFF" in formats:
+        return _open_tiff(data, max_pixels)
+    if heif.is_heif(data):
+        return heif.open_heif(data, max_pixels // heif.COST, formats)
+    if data.startswith(jpeg.SIGNATURE):
+        jpeg.check_segments(data)
+        data = jpeg.readable(data)
+    elif data.startswith(png.SIGNATURE):
+        data = png.pictorial(data)
+    elif data.startswith(bmp.SIGNATURE):
+        data = bmp.readable(data)
+    try:
+        return _by_pillow(data, max_pixels, formats)
+    except RequestError as error:
+        if error.status == 422 and data.startswith(bmp.SIGNATURE):
+            raise (bmp.unsupported(data) or error) from None
+        raise
+
+
+def _open_tiff(data: bytes, max_pixels: int) -> Image.Image:
+    """Open the page of a TIFF that is meant.
+
+    Raises:
+        RequestError: as `validate` does.
+    """
+    pages = tiff.pages(data)
+    chosen = tiff.picture(pages)
+    if chosen is None:
+        return _open_page(data, max_pixels, pages[:1])
+    page, is_certain = chosen
+    try:
+        image = _open_page(tiff.beginning_with(data, page), max_pixels, [page])
+    except RequestError:
+        if is_certain:
+            raise
+        return _open_page(data, max_pixels, pages[:1])
+    if not is_certain:
+        image.info["first page"] = data
+    return image
+
+
+def _open_page(data: bytes, max_pixels: int, pages: Sequence[tiff.Page]) -> Image.Image:
+    """Open the first page of a TIFF.
+
+    Raises:
+        RequestError: as `validate` does.
+    """
+    tiff.check_directories(data, max_pixels)
+    try:
+        image = _by_pillow(data, max_pixels, ("TIFF",))
+    except RequestError as error:
+        named = tiff.unsupported(pages[0]) if pages and error.status == 422 else None
+        raise named or error from None
+    if isinstance(image, TiffImageFile):
+        tiff.check_samples(image)
+    return image
+
+
+def _by_pillow(data: bytes, max_pixels: int, formats: Sequence[Format]) -> Image.Image:
+    """Have Pillow open an image.
+
+    Raises:
+        RequestError: 413 `too_many_pixels`, 415 `unsupported_format` or 422 `corrupt_image`.
+    """
+    others: list[str] = [format for format in formats if format not in ("AVIF", "HEIC")]
+    try:
+        return Image.open(io.BytesIO(data), formats=others)
+    except UnidentifiedImageError:
+        if _has_known_signature(data, others):
+            raise corrupt_header() from None
+        raise (foreign.named(data) or _unknown(formats)) from None
+    except Image.DecompressionBombError:
+        raise too_many_pixels(max_pixels) from None
+    except FILE_ERRORS:
+        raise corrupt_header() from None
 
 
 def work(image: Image.Image, data: bytes) -> int:
@@ -112,117 +184,40 @@ def work(image: Image.Image, data: bytes) -> int:
         which Pillow decodes in Python.
     """
     passes = 1
-    if data.startswith(JPEG_SIGNATURE):
-        passes = max(1, _check_segments(data)) * (ARITHMETIC if _is_arithmetic(data) else 1)
+    if data.startswith(jpeg.SIGNATURE):
+        slow = jpeg.ARITHMETIC if jpeg.is_arithmetic(data) else 1
+        passes = max(1, jpeg.check_segments(data)) * slow
     elif isinstance(image, BmpImageFile) and image.tile[0].codec_name == "bmp_rle":
-        passes = RUNS
+        passes = bmp.RUNS
     return image.width * image.height * passes
 
 
-def memory(image: Image.Image) -> int:
+def memory(image: Image.Image, data: bytes) -> int:
     """Estimate the memory that decoding a validated image takes.
 
+    Args:
+        image: an image that is not decoded yet, at the scale that `draft` has set.
+        data: the encoded image.
+
     Returns:
-        The number of pixels of a JPEG or PNG that takes as much. A WebP counts twice, for its
-        decoder. A TIFF counts as the largest image, because one of its tiles may be that large.
+        The number of pixels of the most costly JPEG that takes as much. A WebP counts twice, for
+        its decoder. A TIFF counts as the largest image, because one of its tiles may be that large.
     """
     pixels = image.width * image.height
+    if isinstance(image, JpegImageFile):
+        return jpeg.memory(image, jpeg.check_segments(data))
     if image.format == "TIFF":
         return max(pixels, Image.MAX_IMAGE_PIXELS or pixels)
-    return 2 * pixels if image.format == "WEBP" else pixels
+    return pixels * COSTS.get(image.format or "", 1)
 
 
-def _check_segments(data: bytes) -> int:
-    """Limit what a JPEG costs beyond its pixels, and return its number of scans.
-
-    libjpeg goes through the whole image for each scan, even for an empty one. Pillow keeps every
-    segment, and copies all EXIF data again for each EXIF segment.
-    """
-    scans = exif = position = 0
-    for _ in range(MAX_JPEG_SEGMENTS):
-        marker = JPEG_MARKER.search(data, position)
-        if marker is None or (scans and marker[1] == b"\xd9"):
-            return scans
-        position = marker.end()
-        scans += marker[1] == b"\xda"
-        exif += data.startswith(b"Exif\0\0", position + 2)
-        if scans > MAX_JPEG_SCANS or exif > MAX_EXIF_SEGMENTS:
-            break
-        if marker[1] != b"\xd9":
-            position += int.from_bytes(data[position : position + 2])
-    raise RequestError(422, "corrupt_image", "The JPEG has too many segments or scans.")
-
-
-def _is_arithmetic(data: bytes) -> bool:
-    """Tell whether a JPEG's first frame is coded arithmetically."""
-    position = 0
-    while marker := JPEG_MARKER.search(data, position):
-        if marker[1] in FRAMES:
-            return marker[1] >= b"\xc9"
-        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
-    return False
-
-
-def _check_chunks(data: bytes) -> None:
-    """Limit the chunks of a PNG: Pillow goes through them one by one."""
-    position = len(PNG_SIGNATURE)
-    for _ in range(MAX_PNG_CHUNKS):
-        if position >= len(data):
-            return
-        position += 12 + int.from_bytes(data[position : position + 4])
-    raise RequestError(422, "corrupt_image", "The PNG has too many chunks.")
-
-
-def _check_directories(data: bytes, max_pixels: int) -> None:
-    """Limit what a TIFF costs beyond its pixels.
-
-    Pillow keeps an object for each strip and for each number in a list. It decodes whole tiles,
-    which may be larger than the image.
-    """
-    try:
-        first, *others = _directories(data)
-        tile = int(first.get(TILEWIDTH, 0)) * int(first.get(TILELENGTH, 0))
-    except FILE_ERRORS:
-        raise _corrupt_header() from None
-    lists = sum(
-        len(value)
-        for directory in (first, *others)
-        for tag, value in directory._tagdata.items()
-        if directory.tagtype[tag] not in OPAQUE or tag in (STRIPOFFSETS, TILEOFFSETS)
-    )
-    if lists > MAX_TIFF_LISTS:
-        raise RequestError(422, "corrupt_image", "The TIFF has too many strips or tags.")
-    if tile > max_pixels:
-        raise _too_many_pixels(max_pixels)
-
-
-def _directories(data: bytes) -> Iterator[ImageFileDirectory_v2]:
-    """Yield the tags of a TIFF's first frame, then those of its EXIF data, read as by Pillow."""
-    file = io.BytesIO(data)
-    header = file.read(16 if data[2] == 43 else 8)
-    first = ImageFileDirectory_v2(header)
-    file.seek(first.next)
-    first.load(file)
-    yield first
-    for tag in TiffTags.TAGS_V2_GROUPS:
-        if tag in first:
-            directory = ImageFileDirectory_v2(header, group=tag)
-            file.seek(first[tag])
-            directory.load(file)
-            yield directory
-
-
-def _has_known_signature(data: bytes) -> bool:
+def _has_known_signature(data: bytes, formats: Sequence[str]) -> bool:
     """Tell whether the first bytes are those of a supported format, as `Image.open` does."""
-    plugins = (Image.OPEN[format][1] for format in FORMATS)
+    plugins = (Image.OPEN[format][1] for format in formats)
     return any(accepts is not None and accepts(data[:16]) is True for accepts in plugins)
 
 
-def _corrupt_header() -> RequestError:
-    return RequestError(422, "corrupt_image", "The image's header is corrupt.")
-
-
-def _too_many_pixels(max_pixels: int) -> RequestError:
+def _unknown(formats: Sequence[Format]) -> RequestError:
     return RequestError(
-        413, "too_many_pixels", f"The image has over {max_pixels} pixels, the limit."
+        415, "unsupported_format", f"The image's format is none of {', '.join(formats)}."
     )

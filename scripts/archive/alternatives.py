@@ -28,8 +28,8 @@ from scripts.archive.proof import LIMITS
 from visionserve.config import HandlerConfig
 from visionserve.errors import RequestError
 from visionserve.metadata import Comparison, Transforms
-from visionserve.preprocessing import to_rgb
-from visionserve.validation import validate
+from visionserve.preprocessing import decode
+from visionserve.validation import open_image
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,8 +114,8 @@ def _read(photographs: Sequence[Path], config: HandlerConfig) -> Iterator[Image.
     """
     for path in photographs:
         try:
-            image = validate(path.read_bytes(), config.max_image_bytes, config.max_image_pixels)
-            yield to_rgb(image)
+            image = open_image(path.read_bytes(), config)
+            yield decode(image, Transforms(), "exact", config.max_image_pixels)
         except RequestError as error:
             raise ValueError(f"{path}: would not be served. {error.message}") from None
 

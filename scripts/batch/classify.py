@@ -20,7 +20,7 @@ from scripts.batch.sinks import open_sink
 from scripts.batch.truth import Given
 from scripts.server.client import Client
 from scripts.server.torchserve import client_of
-from visionserve.config import Options
+from visionserve.config import ModelConfig, Options
 
 Engine = Callable[[Iterator[Path]], Generator[tuple[Path, Body]]]
 
@@ -78,11 +78,12 @@ def choose(args: argparse.Namespace) -> tuple[Engine, Provenance]:
     options |= {"features": "true"} if args.features else {}
     if args.engine == "server":
         client, model = connect(args)
+        largest = ModelConfig.of(paths.CONFIG / args.profile).handler.max_image_bytes
         profile = None if args.server else args.profile
         where = {"server": client.inference, "profile": profile, "model": model}
         return (
             lambda images: server_engine.classify(
-                client, model, options, images, args.concurrency, args.retries
+                client, model, options, images, args.concurrency, args.retries, largest
             ),
             {**where, **wanted},
         )

@@ -68,6 +68,7 @@ def classify(
     paths: Iterable[Path],
     concurrency: int,
     retries: int,
+    largest: int = LARGEST,
 ) -> Generator[tuple[Path, Body]]:
     """Send each file to the server.
 
@@ -81,6 +82,7 @@ def classify(
             or is busy (429, 503), or nginx finds none (502, 504). At most two of these may follow
             a fault of the server: a worker that died (500, 507), a timeout, or a connection that
             broke.
+        largest: the most bytes of a file that is sent.
 
     Yields:
         Each file, in order, with the JSON object of its answer or of its error.
@@ -94,13 +96,13 @@ def classify(
 
     def ask(path: Path) -> tuple[Path, Body]:
         try:
-            data = read_image(path, LARGEST)
+            data = read_image(path, largest)
         except (OSError, ValueError) as error:
             return path, unreadable(error)
-        if len(data) > LARGEST:
+        if len(data) > largest:
             size = path.stat().st_size
             return path, fault(
-                "image_too_large", f"The file has {size} bytes; at most {LARGEST} may be."
+                "image_too_large", f"The file has {size} bytes; at most {largest} may be."
             )
         send = partial(client.predict, model, data, None, **options)
         return path, _ask(client, send, retries, ended)

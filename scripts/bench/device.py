@@ -34,7 +34,7 @@ from visionserve.runtimes import Passed, Runtime
 from visionserve.runtimes.pytorch import BUCKETS, PyTorchRuntime
 from visionserve.runtimes.transfer import Transfer
 from visionserve.tta import Views
-from visionserve.validation import validate
+from visionserve.validation import open_image
 
 SEED = 0
 SIZE = (500, 375)
@@ -179,8 +179,8 @@ def alone(
     transforms = METADATA.transforms
 
     def prepare(data: bytes) -> Views:
-        image = validate(data, CONFIG.max_image_bytes, CONFIG.max_image_pixels)
-        rgb = decode(image, transforms, CONFIG.decode)
+        image = open_image(data, CONFIG)
+        rgb = decode(image, transforms, CONFIG.decode, CONFIG.max_image_pixels)
         return to_views(rgb, transforms, CONFIG.decode, mode)
 
     with ThreadPoolExecutor(decoders) as pool:

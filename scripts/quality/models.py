@@ -31,12 +31,12 @@ from visionserve.classifier import Classifier
 from visionserve.config import TTA, CacheConfig, Engine, HandlerConfig, ModelConfig, Precision
 from visionserve.errors import RequestError
 from visionserve.item import Item
-from visionserve.metadata import Metadata
+from visionserve.metadata import Metadata, Transforms
 from visionserve.models import IMAGENET_CATEGORIES
 from visionserve.postprocessing import temper
-from visionserve.preprocessing import decode, to_rgb, to_views
+from visionserve.preprocessing import decode, to_views
 from visionserve.runtimes import Runtime
-from visionserve.validation import validate
+from visionserve.validation import open_image
 
 THREADS = 2
 # What commands that measure a model tell in one line.
@@ -160,7 +160,7 @@ def gather(
     def fault(path: Path) -> LeftOut | None:
         try:
             data = read_image(path, config.max_image_bytes)
-            to_rgb(validate(data, config.max_image_bytes, config.max_image_pixels))
+            decode(open_image(data, config), Transforms(), "exact", config.max_image_pixels)
         except RequestError as error:
             return LeftOut(path, error.code, error.message)
         except (OSError, ValueError) as error:

@@ -21,6 +21,8 @@ import psutil
 from scripts import lock, paths
 from scripts.kept import check_file, read_file
 from scripts.server.processes import find, runs
+from scripts.server.torchserve import Started
+from visionserve.config import MEBIBYTE, HandlerConfig, ModelConfig
 
 START_TIMEOUT = 20
 STOP_TIMEOUT = 40
@@ -328,10 +330,24 @@ class Proxy:
             balancers=_lines("{} 1;", site.trusted),
             trusted=_lines("set_real_ip_from {};", site.trusted),
             names=", ".join(f'"{name}"' for name in names),
+            body=str(self._body(site) // MEBIBYTE),
             servers=_lines(f"server unix:{{}}.sock {limits};", names),
         )
         self._run("-t")
         return identity
+
+    @staticmethod
+    def _body(site: Site) -> int:
+        """Return the largest body, in bytes, that the upstreams' profiles need.
+
+        A state folder tells its server's profile; where there is none, it is the default.
+        """
+        sizes = [HandlerConfig().max_body_bytes]
+        for upstream in site.upstreams:
+            with suppress(OSError, ValueError):
+                profile = Started.read(upstream.key_file.parent).profile
+                sizes.append(ModelConfig.of(paths.CONFIG / profile).handler.max_body_bytes)
+        return max(sizes)
 
     def _keep_keys(self, *identities: str) -> None:
         """Remove the links to keys, except those of the configurations whose workers still run."""

@@ -26,7 +26,7 @@ from scripts.server.client import Client
 from scripts.server.private import make_private
 from scripts.server.properties import check_properties, read_properties, write_properties
 from scripts.server.snapshots import Models, each
-from visionserve.config import Strict
+from visionserve.config import ModelConfig, Strict
 
 START_TIMEOUT = 120
 STOP_TIMEOUT = 60
@@ -126,6 +126,9 @@ class TorchServe:
         self._unrecorded = profile == "local" if unrecorded is None else unrecorded
         self.admitted = self.state / "store"
         properties = read_properties(paths.CONFIG / profile / "config.properties")
+        needed = ModelConfig.of(paths.CONFIG / profile).handler.max_body_bytes
+        allowed = int(properties.get("max_request_size", 0))
+        properties["max_request_size"] = str(max(needed, allowed))
         properties |= overrides or {}
         for key in ADDRESSES:
             if (address := properties.get(key)) is None:

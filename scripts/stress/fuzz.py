@@ -10,8 +10,9 @@ from pathlib import Path
 import atheris
 import psutil
 
-with atheris.instrument_imports(include=["PIL", "visionserve"]):
-    from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401
+with atheris.instrument_imports(include=["PIL", "pillow_heif", "visionserve"]):
+    import pillow_heif  # noqa: F401
+    from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 
     Image.preinit()
     from visionserve import inputs
@@ -20,14 +21,14 @@ with atheris.instrument_imports(include=["PIL", "visionserve"]):
     from visionserve.item import Item
     from visionserve.metadata import Transforms
     from visionserve.preprocessing import decode, to_views
-    from visionserve.validation import validate
+    from visionserve.validation import open_image
 
 SECONDS = 10
 MEGABYTES = 300
 MAX_SEED_BYTES = 100_000
 # Few pixels make a run quick, and exclude large images as the cause if memory grows.
 MAX_PIXELS = 1_000_000
-CONFIG = HandlerConfig(max_image_pixels=MAX_PIXELS)
+CONFIG = HandlerConfig(max_image_pixels=MAX_PIXELS, max_jpeg_pixels=MAX_PIXELS)
 KEPT = Path(tempfile.gettempdir()) / "fuzz-"
 JSON = {"content-type": "application/json"}
 
@@ -47,8 +48,9 @@ def classify(data: bytes) -> None:
     Raises:
         RequestError: the image is refused.
     """
-    image = validate(data, CONFIG.max_image_bytes, CONFIG.max_image_pixels)
-    to_views(decode(image, Transforms(), "exact"), Transforms(), "exact", "ten_crop")
+    image = open_image(data, CONFIG)
+    rgb = decode(image, Transforms(), "exact", CONFIG.max_image_pixels)
+    to_views(rgb, Transforms(), "exact", "ten_crop")
 
 
 def try_bytes(data: bytes) -> None:

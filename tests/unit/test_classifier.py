@@ -29,7 +29,7 @@ from visionserve.metadata import Metadata, Transforms
 from visionserve.preprocessing import decode
 from visionserve.runtimes import Passed, Runtime
 from visionserve.share import Share
-from visionserve.validation import validate
+from visionserve.validation import open_image
 
 CAT = photos.greeting().read_bytes()
 CAT_JPEG = encode(Image.open(io.BytesIO(CAT)).convert("RGB"), "JPEG")
@@ -226,11 +226,11 @@ def test_a_pass_waits_for_no_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     runtime = Announced()
     first, second = (encode(Image.new("RGB", (256, side))) for side in (256, 257))
 
-    def late(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
+    def late(data: bytes, config: HandlerConfig) -> Image.Image:
         assert data == first or runtime.ran.wait(30)
-        return validate(data, max_bytes, max_pixels)
+        return open_image(data, config)
 
-    monkeypatch.setattr("visionserve.classifier.validate", late)
+    monkeypatch.setattr("visionserve.classifier.open_image", late)
     items = [Item(data, Options(top_k=2)) for data in (first, second)]
     answers = classifier(runtime, tmp_path, decoders=2).classify(items)
     assert all(isinstance(answer, dict) for answer in answers) and runtime.passes == [1, 1]

@@ -43,6 +43,11 @@ export class Failure extends Error {
     return !IMAGE_FAULTS.has(this.code);
   }
 
+  /** Whether the image itself is too large, so that a smaller copy may get an answer. */
+  get oversized() {
+    return TOO_LARGE.has(this.code) && IMAGE_FAULTS.has(this.code);
+  }
+
   /** Whether a smaller copy of the image may get an answer. */
   get shrinkable() {
     return TOO_LARGE.has(this.code);

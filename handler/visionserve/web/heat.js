@@ -1,4 +1,5 @@
 import { Failure } from "./failure.js";
+import { unturned } from "./unturned.js";
 
 const MAP_SIDE = 640;
 const OPACITY = 0.5;
@@ -10,23 +11,39 @@ const STOPS = [
 ];
 const PALETTE = Array.from({ length: 256 }, (_, value) => blend(value / 127.5));
 
+/** How to turn a stored picture of given sides upright, by its EXIF orientation, for a canvas. */
+const TURNS = {
+  1: () => [1, 0, 0, 1, 0, 0],
+  2: (width) => [-1, 0, 0, 1, width, 0],
+  3: (width, height) => [-1, 0, 0, -1, width, height],
+  4: (_, height) => [1, 0, 0, -1, 0, height],
+  5: () => [0, 1, 1, 0, 0, 0],
+  6: (_, height) => [0, 1, -1, 0, height, 0],
+  7: (width, height) => [0, -1, -1, 0, height, width],
+  8: (width) => [0, -1, 1, 0, 0, width],
+};
+
 /** A photograph with a map over it of where a model looked. */
 export class HeatMap {
   /**
    * @param data an encoded photograph.
+   * @param orientation how it is stored, from 1 (upright) to 8, as the server has turned it.
    * @throws {Failure} `undecodable` where the browser cannot read it.
    */
-  static async over(data) {
-    const bitmap = await createImageBitmap(data).catch(() => {
-      throw new Failure("undecodable");
-    });
+  static async over(data, orientation) {
+    const bitmap = await unturned(data)
+      .then(createImageBitmap)
+      .catch(() => {
+        throw new Failure("undecodable");
+      });
     const scale = Math.min(1, MAP_SIDE / Math.max(bitmap.width, bitmap.height));
     const sides = [bitmap.width, bitmap.height].map((side) =>
       Math.max(1, Math.round(side * scale)),
     );
-    const photograph = new OffscreenCanvas(...sides);
+    const photograph = new OffscreenCanvas(...(orientation > 4 ? [...sides].reverse() : sides));
     const context = photograph.getContext("2d");
     context.imageSmoothingQuality = "high";
+    context.setTransform(...TURNS[orientation](...sides));
     context.drawImage(bitmap, 0, 0, ...sides);
     bitmap.close();
     return Object.assign(new HeatMap(), { photograph, scale });

@@ -1,15 +1,21 @@
+import { facts } from "./facts.js";
 import { Failure } from "./failure.js";
 
 /** Longest sides of a copy, in pixels. Models see no more detail, and every server accepts it. */
 const LONGEST = 2048;
 const QUALITY = 0.9;
-const ONLY_HERE = /\.(avif|heic|heif)$/i;
+/** Formats that a server may leave out: how their files are named, and their types. */
+const OPTIONAL = { AVIF: /\.avif$|^image\/avif/i, HEIC: /\.hei[cf]$|^image\/hei[cf]/i };
 
 let last = Promise.resolve();
 
-/** Whether a file has a format that the server does not read, but the browser may. */
-export function isForeign(file) {
-  return ONLY_HERE.test(file.name) || /^image\/(avif|hei[cf])/.test(file.type);
+/** Whether a file has a format that a model of the server does not read, but the browser may. */
+export function isForeign({ name, type }) {
+  return Object.entries(OPTIONAL).some(
+    ([format, pattern]) =>
+      (pattern.test(name) || pattern.test(type)) &&
+      facts.models.some(({ formats }) => !formats.includes(format)),
+  );
 }
 
 /**

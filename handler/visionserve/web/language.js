@@ -43,6 +43,11 @@ export function megabytes(bytes) {
   return number(bytes / 2 ** 20, "megabyte");
 }
 
+/** One or another of some names. */
+export function listed(names) {
+  return new Intl.ListFormat(language.tag, { type: "disjunction" }).format(names);
+}
+
 /** The language of the names that the page asks the server for; labels are mostly in English. */
 export const NAMED = "zh";
 

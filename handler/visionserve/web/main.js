@@ -13,7 +13,7 @@ import { toCsv } from "./csv.js";
 import { factsOf, pageOf } from "./facts.js";
 import { draw, inFrames } from "./frames.js";
 import { isForeign, toJpeg } from "./jpeg.js";
-import { megabytes, t, watchLanguage } from "./language.js";
+import { listed, megabytes, t, watchLanguage } from "./language.js";
 import { countAnew, Picture } from "./picture.js";
 import { notify, tell } from "./progress.js";
 import { bringUpToDate, giveUp, isBusy } from "./runs.js";
@@ -73,6 +73,7 @@ function onState(picture, setup) {
   if (!picture.isSettled(setup)) return;
   keep(picture);
   if (picture.failure(setup)?.code === "unauthorized") askForToken();
+  if (picture.failure(setup)?.oversized && picture.canShrink) shrink(picture);
   refresh();
 }
 
@@ -276,7 +277,11 @@ function showSetup() {
   byId("fact-model").textContent = setup.model;
   byId("fact-version").textContent = setup.version;
   byId("fact-runtime").textContent = factsOf(setup).runtime;
-  byId("limits").textContent = t("limits", { limit: megabytes(factsOf(setup).max_image_bytes) });
+  const { formats, max_image_bytes } = factsOf(setup);
+  byId("limits").textContent = t("limits", {
+    formats: listed(formats.map((name) => (name === "WEBP" ? "WebP" : name))),
+    limit: megabytes(max_image_bytes),
+  });
 }
 
 list.addEventListener("click", ({ target }) => {

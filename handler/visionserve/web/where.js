@@ -31,9 +31,10 @@ export class Where {
   async show(setup, rank) {
     Object.assign(this, { setup, rank, state: "waiting" });
     this.render();
-    this.map ??= HeatMap.over(this.picture.data);
     try {
-      const [map, explanation] = await Promise.all([this.map, this.explanation()]);
+      const explanation = await this.explanation();
+      this.map ??= HeatMap.over(this.picture.data, explanation.orientation);
+      const map = await this.map;
       if (!this.isShown(setup, rank)) return;
       map.draw(this.canvas, explanation);
       this.state = "drawn";

@@ -1,0 +1,377 @@
+"""What Pillow would misread, against the samples that the files were written from."""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from scripts import photos
+from tests.corpus import bmp, chunk, png, sound_png, tiff
+from tests.helpers import encode
+from visionserve.errors import RequestError
+from visionserve.formats import Format
+from visionserve.preprocessing import to_rgb
+from visionserve.validation import validate
+
+CAT = Image.open(photos.greeting()).convert("RGB")
+SMALL = np.asarray(CAT.resize((23, 19)))
+Pixels = NDArray[Any]
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
+
+
+def decoded(data: bytes, formats: tuple[Format, ...] | None = None) -> Pixels:
+    limits = (10_000_000, 24_000_000, 50_000_000)
+    image = validate(data, *limits, formats) if formats else validate(data, *limits)
+    return np.asarray(to_rgb(image))
+
+
+def refusal(data: bytes) -> tuple[int, str, str]:
+    with pytest.raises(RequestError) as caught:
+        decoded(data)
+    return caught.value.status, caught.value.code, caught.value.message
+
+
+def rows(samples: Pixels, depth: int) -> bytes:
+    """Rows of a PNG, without a filter."""
+    flat = samples.reshape(len(samples), -1)
+    if depth == 16:
+        packed = flat.astype(">u2").view(np.uint8)
+    else:
+        bits = (flat[..., None] >> np.arange(depth - 1, -1, -1)) & 1
+        packed = np.packbits(bits.reshape(len(flat), -1).astype(np.uint8), axis=1)
+    return b"".join(b"\0" + row.tobytes() for row in packed)
+
+
+def written(samples: Pixels, depth: int, kind: int, *before: bytes, interlaced: bool) -> bytes:
+    """A PNG of samples of shape (height, width, samples of a pixel)."""
+    passes = [*ADAM7, (0, 1, 1, 2)] if interlaced else [(0, 0, 1, 1)]
+    parts = [samples[top::down, left::right] for left, top, right, down in passes]
+    body = zlib.compress(b"".join(rows(part, depth) for part in parts if part.size))
+    size = samples.shape[1::-1]
+    data = png(size, body, *before, kind=bytes([depth, kind]))
+    header = struct.pack(">II", *size) + bytes([depth, kind, 0, 0, interlaced])
+    return data[:8] + chunk(b"IHDR", header) + data[33:]
+
+
+def to_eight(samples: Pixels, bits: int) -> Pixels:
+    scaled = samples >> (bits - 8) if bits > 8 else samples * (255 // (2**bits - 1))
+    return np.broadcast_to(scaled, (*samples.shape[:2], 3)).astype(np.uint8)
+
+
+def transparent_pngs() -> Iterator[tuple[str, bytes, Pixels]]:
+    """PNGs with one transparent sample or colour, and what they look like on white."""
+    random = np.random.default_rng(0)
+    for kind, count in ((0, 1), (2, 3)):
+        for depth in (1, 2, 4, 8, 16) if kind == 0 else (8, 16):
+            levels = random.integers(0, 2**depth, 4)
+            samples = levels[random.integers(0, 4, (19, 23, count))].astype(np.uint16)
+            key = samples[3, 3]
+            # At 16 bits, another colour has the same high bytes.
+            samples[5] = key ^ (1 if depth == 16 else 0)
+            for above in {0, 2**depth % 2**16}:
+                told = chunk(
+                    b"tRNS", b"".join(struct.pack(">H", int(part) + above) for part in key)
+                )
+                expected = to_eight(samples, depth).copy()
+                expected[(samples == key).all(axis=-1)] = 255
+                for interlaced in (False, True):
+                    name = f"type {kind} of {depth} bits, {interlaced=}, {above} above"
+                    yield name, written(samples, depth, kind, told, interlaced=interlaced), expected
+
+
+def recorded_pngs() -> Iterator[tuple[str, bytes, Pixels]]:
+    """PNGs of 16 bits whose samples have fewer, at the low end or, as they should, spread."""
+    wide = SMALL.astype(np.uint16) << 4 | SMALL.astype(np.uint16) >> 4
+    alpha = np.full((*SMALL.shape[:2], 1), 4095, np.uint16)
+    for kind, samples in {0: wide[..., :1], 2: wide}.items():
+        colours = samples.shape[-1]
+        told = chunk(b"sBIT", b"\x0c" * colours)
+        yield f"{kind}", written(samples, 16, kind, told, interlaced=False), to_eight(samples, 12)
+        spread = samples << 4 | samples >> 8
+        yield (
+            f"{kind}, spread",
+            written(spread, 16, kind, told, interlaced=False),
+            to_eight(samples, 12),
+        )
+        yield f"{kind}, untold", written(samples, 16, kind, interlaced=True), to_eight(samples, 16)
+        with_alpha = np.concatenate([samples, alpha], axis=-1)
+        told = chunk(b"sBIT", b"\x0c" * (colours + 1))
+        yield (
+            f"{kind} and alpha",
+            written(with_alpha, 16, kind + 4, told, interlaced=False),
+            to_eight(samples, 12),
+        )
+
+
+@pytest.mark.parametrize("cases", [transparent_pngs, recorded_pngs])
+def test_the_samples_of_a_png_are_what_it_says(cases: Any) -> None:
+    wrong = {
+        name: np.abs(found.astype(int) - expected).max()
+        for name, data, expected in cases()
+        if not np.array_equal(found := decoded(data), expected)
+    }
+    assert wrong == {}
+
+
+def test_only_what_makes_the_picture_counts_in_a_png() -> None:
+    plain = decoded(sound_png())
+    large = zlib.compress(bytes(50_000_000))
+    wrong = bytearray(chunk(b"gAMA", struct.pack(">I", 45_455)))
+    wrong[-1] ^= 1
+    for chunks in (
+        [chunk(b"iCCP", b"a\0\0" + large)],
+        [chunk(b"zTXt", b"a\0\0" + large)],
+        [chunk(b"zTXt", b"Raw profile type exif\0\0" + large)],
+        [chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + large)],
+        [chunk(b"tEXt", b"transparency\0" + b"x")],
+        [chunk(b"tEXt", b"interlace\0" + b"x")],
+        [bytes(wrong)],
+        [chunk(b"tRNS", b"\0")],
+        [chunk(b"tRNS", bytes(6))[:-1] + b"x"],
+        [chunk(b"gAMA", b"")],
+        [chunk(b"cHRM", b"")],
+        [chunk(b"pHYs", b"")],
+        [chunk(b"sRGB", b"")],
+        [chunk(b"acTL", b""), chunk(b"fcTL", bytes(26))],
+        [chunk(b"eXIf", bytes(2_000_000))],
+        [chunk(b"sBIT", b"\0\0\0")],
+    ):
+        assert np.array_equal(decoded(sound_png(*chunks)), plain), chunks[0][4:40]
+    late = sound_png().replace(b"\0\0\0\0IEND", chunk(b"tRNS", bytes(6)) + b"\0\0\0\0IEND")
+    assert np.array_equal(decoded(late), plain)
+
+
+def test_an_apples_png_is_named() -> None:
+    data = sound_png()
+    status, code, message = refusal(data[:8] + chunk(b"CgBI", bytes(4)) + data[8:])
+    assert (status, code) == (415, "unsupported_format") and "Apple" in message
+
+
+def tiffs() -> Iterator[tuple[str, Pixels | None, dict[str, Any]]]:
+    """Samples and how tifffile writes them; None for what is to be refused."""
+    grey, colour = SMALL[..., 0], SMALL
+    planes = np.moveaxis(colour, -1, 0).copy()
+    for order in ("<", ">"):
+        for bits, kind in ((8, np.uint8), (16, np.uint16)):
+            factor = 257 if bits == 16 else 1
+            for tile in (None, (16, 16)):
+                for compression in (None, "zlib"):
+                    how = {"byteorder": order, "tile": tile, "compression": compression}
+                    label = f"{order} {bits} {tile} {compression}"
+                    for planar in ("contig", "separate"):
+                        pixels = (planes if planar == "separate" else colour).astype(kind) * factor
+                        yield (
+                            f"RGB {planar} {label}",
+                            pixels,
+                            {"photometric": "rgb", "planarconfig": planar, **how},
+                        )
+                    for shown in ("minisblack", "miniswhite"):
+                        yield (
+                            f"{shown} {label}",
+                            grey.astype(kind) * factor,
+                            {"photometric": shown, **how},
+                        )
+    for kind in (np.int8, np.int16, np.int32, np.uint32, np.float32, np.float64, np.float16):
+        for pixels, photometric in ((grey, "minisblack"), (colour, "rgb")):
+            yield (
+                f"{kind.__name__} {photometric}",
+                pixels.astype(kind),
+                {"photometric": photometric},
+            )
+
+
+def test_a_tiff_is_read_as_tifffile_reads_it_or_refused() -> None:
+    faults, refused = [], 0
+    for name, pixels, how in tiffs():
+        file = io.BytesIO()
+        try:
+            tifffile.imwrite(file, pixels, **how)
+        except (ValueError, ImportError, KeyError) as error:
+            pytest.fail(f"{name}: {error}")
+        theirs = tifffile.imread(io.BytesIO(file.getvalue()))
+        if how.get("planarconfig") == "separate":
+            theirs = np.moveaxis(theirs, 0, -1)
+        if theirs.dtype == np.uint16:
+            theirs = theirs >> 8
+        expected = theirs if theirs.ndim == 3 else np.stack([theirs] * 3, -1)
+        if how["photometric"] == "miniswhite":
+            expected = 255 - expected
+        try:
+            ours = decoded(file.getvalue())
+        except RequestError as error:
+            refused += 1
+            if (error.status, error.code) != (415, "unsupported_pixels"):
+                faults.append((name, error.code))
+        else:
+            if pixels.dtype not in (np.uint8, np.uint16) or not np.array_equal(ours, expected):
+                faults.append((name, np.abs(ours.astype(int) - expected).max()))
+    assert faults == [] and refused == 14 + 4
+
+
+def deflated(pages: list[dict[str, Any]], **options: Any) -> bytes:
+    """A TIFF of pages, each `data` and how tifffile writes it."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file, **options) as writer:
+        for page in pages:
+            writer.write(photometric="rgb", metadata=None, **page)
+    return file.getvalue()
+
+
+def test_a_thumbnail_is_not_what_a_tiff_shows() -> None:
+    """Whether the file says so or not, before its picture or around it, in a BigTIFF or not."""
+    full = np.asarray(CAT)
+    small, other = (np.asarray(image.resize((90, 60))) for image in (CAT, CAT.rotate(180)))
+    thumbnail = {"data": small, "subfiletype": 1}
+    for name, pages, expected in (
+        ("told", [thumbnail, {"data": full}], full),
+        ("in another shape, told", [{**thumbnail, "data": small[:40]}, {"data": full}], full),
+        ("untold", [{"data": small}, {"data": full}], full),
+        ("of two pages", [{"data": small}, {"data": other}, {"data": full}], full),
+        ("around", [{**thumbnail, "subifds": 1}, {"data": full}], full),
+        ("after", [{"data": full}, thumbnail], full),
+        ("alone", [thumbnail], small),
+        ("another picture", [{"data": other}, {"data": full}], other),
+        ("of other sides", [{"data": small[:40]}, {"data": full}], small[:40]),
+        (
+            "numbered pages",
+            [{"data": small, "subfiletype": 2}, {"data": full, "subfiletype": 2}],
+            small,
+        ),
+    ):
+        for options in ({}, {"byteorder": ">"}, {"bigtiff": True}):
+            assert np.array_equal(decoded(deflated(pages, **options)), expected), (name, options)
+
+
+def test_a_tiff_of_few_bits_is_scaled_by_what_it_says() -> None:
+    wide = SMALL.astype(np.uint16) << 4
+    expected = {2**12 - 1: SMALL, 2**16 - 1: SMALL >> 4, 3000: SMALL >> 4}
+    for pixels, photometric in ((wide, "rgb"), (wide[..., 0], "minisblack")):
+        for order in ("<", ">"):
+            for compression in (None, "zlib"):
+                for most, right in expected.items():
+                    file = io.BytesIO()
+                    count = 3 if photometric == "rgb" else 1
+                    tifffile.imwrite(
+                        file,
+                        pixels,
+                        photometric=photometric,
+                        compression=compression,
+                        byteorder=order,
+                        extratags=[(281, "H", count, (most,) * count, True)],
+                    )
+                    right = np.stack([right[..., 0]] * 3, -1) if count == 1 else right
+                    assert np.array_equal(decoded(file.getvalue()), right), (photometric, order)
+
+
+def test_subsampled_colours_without_compression_are_not_read_as_whole_ones() -> None:
+    """A block of 2 x 2 luma, then Cb and Cr (TIFF 6.0, section 21)."""
+    blocks = bytes([100, 100, 100, 100, 90, 160]) * 4
+    tags = {256: 4, 257: 4, 258: [8, 8, 8], 259: 1, 262: 6, 277: 3, 530: [2, 2]}
+    found = decoded(tiff({**tags, 273: 8, 278: 4, 279: len(blocks)}, blocks))
+    red, green, blue = 100 + 1.402 * 32, 100 + 0.344 * 38 - 0.714 * 32, 100 - 1.772 * 38
+    assert np.abs(found - np.array([red, green, blue])).max() <= 3
+
+
+def v5(pixels: bytes, masks: tuple[int, ...], bits: int = 32, header: int = 124) -> bytes:
+    """A BMP of 4 x 2 pixels with bit fields."""
+    fields = struct.pack("<IiiHHIIiiII", header, 4, 2, 1, bits, 3, len(pixels), 0, 0, 0, 0)
+    after = struct.pack(f"<{len(masks)}I", *masks)
+    info = (fields + after).ljust(max(header, 40 + len(after)), b"\0")
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + len(info)) + info + pixels
+
+
+def test_alpha_that_is_zero_everywhere_is_none_and_bit_fields_are_named() -> None:
+    masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    for header in (56, 108, 124):
+        bare, half = (struct.pack("<8I", *[alpha << 24 | 0x204060] * 8) for alpha in (0, 128))
+        assert (decoded(v5(bare, masks, header=header)) == (0x20, 0x40, 0x60)).all()
+        assert decoded(v5(half, masks, header=header))[0, 0].tolist() == [143, 159, 175]
+    deep = v5(bytes(32), (0x3FF00000, 0xFFC00, 0x3FF))
+    four = v5(bytes(16), (0xF00, 0xF0, 0xF), bits=16)
+    inner = [bmp((8, 8), bits=0)[:30] + bytes([kind]) + bytes(99) for kind in (4, 5)]
+    for data, words in (
+        (deep, "fields of 10, 10, 10 bits"),
+        (four, "fields of 4, 4, 4 bits"),
+        (inner[0], "A JPEG within a BMP"),
+        (inner[1], "A PNG within a BMP"),
+        (bmp((8, 8), bits=64), "64 bits"),
+    ):
+        status, code, message = refusal(data)
+        assert (status, code) == (415, "unsupported_pixels") and words in message
+
+
+def test_a_bmp_of_os2_may_leave_fields_of_its_header_out() -> None:
+    plain = encode(CAT, "BMP")
+    for size in (12, *range(16, 64, 4), 64):
+        fields = plain[18:54].ljust(60, b"\0")
+        if size == 12:
+            fields = struct.pack("<HHHH", *CAT.size, 1, 24)
+        elif size in (52, 56):
+            continue
+        info = struct.pack("<I", size) + fields[: size - 4]
+        file = plain[:10] + struct.pack("<I", 14 + size)
+        assert np.array_equal(decoded(file + info + plain[54:]), np.asarray(CAT)), size
+    runs = plain[:14] + struct.pack("<I", 64) + plain[18:30] + struct.pack("<I", 4) + bytes(99)
+    assert refusal(runs)[:2] == (415, "unsupported_pixels")
+
+
+def test_a_jpeg_gets_its_lines_after_its_first_scan_or_is_named() -> None:
+    data = encode(CAT, "JPEG")
+    frame = data.index(b"\xff\xc0") + 5
+    lines = data[frame : frame + 2]
+    late = data[:frame] + b"\0\0" + data[frame + 2 : -2] + b"\xff\xdc\0\4" + lines + data[-2:]
+    assert np.array_equal(decoded(late), decoded(data))
+    for change, words in (
+        ({-4: 0xC3}, "lossless"),
+        ({-4: 0xC7}, "lossless"),
+        ({-4: 0xC5}, "hierarchical"),
+        ({-4: 0xCE}, "hierarchical"),
+        ({-4: 0xF7}, "JPEG-LS"),
+        ({-1: 12}, "12 bits"),
+        ({4: 2}, "2 components"),
+    ):
+        changed = bytearray(data)
+        for place, value in change.items():
+            changed[frame + place] = value
+        status, code, message = refusal(bytes(changed))
+        assert (status, code) == (415, "unsupported_pixels") and words in message, words
+
+
+def test_what_a_file_is_that_is_not_read() -> None:
+    cfa = tiff({256: 4, 257: 4, 258: 8, 259: 1, 262: 32803, 273: 8, 277: 1, 279: 16}, bytes(16))
+    for raw in (
+        cfa,
+        b"II*\0\x10\0\0\0CR\2\0" + bytes(99),
+        b"IIU\0" + bytes(99),
+        b"FUJIFILMCCD-RAW " + bytes(99),
+        b"\0\0\0\x18ftypcrx " + bytes(99),
+        b"IIRO" + bytes(99),
+    ):
+        status, code, message = refusal(raw)
+        assert (status, code) == (415, "unsupported_format") and "export it as JPEG" in message, raw
+    for data, words in (
+        (b"\xff\x0a" + bytes(99), "JPEG XL"),
+        (encode(CAT, "JPEG2000"), "JPEG 2000"),
+        (b"8BPS" + bytes(99), "Photoshop"),
+        (b"%PDF-1.7", "PDF"),
+        (b"\0\0\0\x18ftypqt  " + bytes(99), "video"),
+        (b"hello", "none of JPEG, PNG"),
+    ):
+        status, code, message = refusal(data)
+        assert (status, code) == (415, "unsupported_format") and words in message
+    odd = tiff({256: 4, 257: 4, 258: 8, 259: 34712, 262: 1, 273: 8, 277: 1, 279: 16}, bytes(16))
+    status, code, message = refusal(odd)
+    assert (status, code) == (415, "unsupported_pixels") and "compression 34712" in message
+
+
+def test_formats_that_a_profile_leaves_out_are_not_read() -> None:
+    with pytest.raises(RequestError) as caught:
+        decoded(encode(CAT, "PNG"), ("JPEG",))
+    assert caught.value.code == "unsupported_format"
