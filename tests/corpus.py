@@ -70,7 +70,10 @@ def picture(mode: str = "RGB", size: tuple[int, int] = SIZE) -> Image.Image:
 
 def encode(image: Image.Image, format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format, **options)
+    if format == "HEIC":
+        pillow_heif.from_pillow(image).save(buffer, **options)
+    else:
+        image.save(buffer, format, **options)
     return buffer.getvalue()
 
 
@@ -199,9 +202,7 @@ def bmp(size: tuple[int, int], offset: int = 54, bits: int = 24, header: int = 4
 
 def heic(size: tuple[int, int] = SIZE, **options: Any) -> bytes:
     """A HEIC; `tile_size` makes it a grid."""
-    buffer = io.BytesIO()
-    pillow_heif.from_pillow(picture(size=size)).save(buffer, **options)
-    return buffer.getvalue()
+    return encode(picture(size=size), "HEIC", **options)
 
 
 def avif(size: tuple[int, int] = SIZE, **options: Any) -> bytes:

@@ -174,7 +174,7 @@ def shrink_on_load(
         transforms: the model's resize and crop.
         how: `fast` takes the smallest scale that it can. `exact` decodes at full size, or at 1/2
             scale where the full size has too many pixels.
-        max_pixels: the most pixels that a decoded image may have; None for any number.
+        max_pixels: the most pixels that a decoded JPEG may have; None for any number.
 
     Raises:
         RequestError: 413 `too_many_pixels`, it has more, also at the scale that can be had.
@@ -186,7 +186,7 @@ def shrink_on_load(
         image.draft("RGB", (2 * width, 2 * height))
     elif image.width * image.height > largest and isinstance(image, JpegImageFile):
         image.draft("RGB", (max(2 * width, image.width // 2), max(2 * height, image.height // 2)))
-    if image.width * image.height > largest:
+    if isinstance(image, JpegImageFile) and image.width * image.height > largest:
         raise too_many_pixels(largest)
 
 

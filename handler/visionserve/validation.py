@@ -26,8 +26,8 @@ from visionserve.formats import (
 )
 
 MAX_ASPECT_RATIO = 50
-# How much more memory a pixel takes than one of the most costly JPEG, for its decoder.
-COSTS = {"WEBP": 2, "AVIF": heif.COST, "HEIF": heif.COST}
+# Its decoder keeps the whole image, beside Pillow's.
+WEBP_PIXEL_BYTES = 24
 
 # Pillow warns of each broken tag, with text from the file, and Python remembers every distinct
 # warning for ever, so a client could fill the memory.
@@ -79,7 +79,7 @@ def validate(
     image = _open(data, max_pixels, formats)
     if isinstance(image, JpegImageFile):
         max_pixels = jpeg.most_pixels(image, jpeg.check_segments(data), max_pixels, max_jpeg_pixels)
-    max_pixels //= COSTS.get(image.format or "", 1)
+    max_pixels = max_pixels * jpeg.PIXEL_BYTES // _pixel_bytes(image)
     width, height = image.size
     if width * height > max_pixels:
         raise too_many_pixels(max_pixels)
@@ -101,7 +101,7 @@ def _open(data: bytes, max_pixels: int, formats: Sequence[Format]) -> Image.Imag
     if data.startswith(tiff.SIGNATURES) and "TIFF" in formats:
         return _open_tiff(data, max_pixels)
     if heif.is_heif(data):
-        return heif.open_heif(data, max_pixels // heif.COST, formats)
+        return heif.open_heif(data, max_pixels, formats)
     if data.startswith(jpeg.SIGNATURE):
         jpeg.check_segments(data)
         data = jpeg.readable(data)
@@ -200,15 +200,22 @@ def memory(image: Image.Image, data: bytes) -> int:
         data: the encoded image.
 
     Returns:
-        The number of pixels of the most costly JPEG that takes as much. A WebP counts twice, for
-        its decoder. A TIFF counts as the largest image, because one of its tiles may be that large.
+        The number of pixels of the most costly JPEG that takes as much. A TIFF counts as the
+        largest image, because one of its tiles may be that large.
     """
     pixels = image.width * image.height
     if isinstance(image, JpegImageFile):
         return jpeg.memory(image, jpeg.check_segments(data))
     if image.format == "TIFF":
         return max(pixels, Image.MAX_IMAGE_PIXELS or pixels)
-    return pixels * COSTS.get(image.format or "", 1)
+    return pixels * _pixel_bytes(image) // jpeg.PIXEL_BYTES
+
+
+def _pixel_bytes(image: Image.Image) -> int:
+    """Return how many bytes of memory a pixel takes at most."""
+    if image.format == "WEBP":
+        return WEBP_PIXEL_BYTES
+    return int(image.info.get("pixel bytes", jpeg.PIXEL_BYTES))
 
 
 def _has_known_signature(data: bytes, formats: Sequence[str]) -> bool:

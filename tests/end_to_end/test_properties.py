@@ -47,9 +47,9 @@ def outcome(data: bytes, mode: TTA = "none", how: Decode = "exact") -> tuple[int
     """Bring an image to the model's door: the status, and the code of the error."""
     transforms = Transforms()
     try:
-        image = validation.validate(data, CONFIG.max_image_bytes, CONFIG.max_image_pixels)
+        image = validation.open_image(data, CONFIG)
         Budget(CONFIG.max_work).spend(validation.work(image, data))
-        rgb = preprocessing.decode(image, transforms, how)
+        rgb = preprocessing.decode(image, transforms, how, CONFIG.max_image_pixels)
         views = preprocessing.to_views(rgb, transforms, how, mode).stacked()
     except RequestError as error:
         assert 400 <= error.status < 500
@@ -77,7 +77,7 @@ def test_the_corpus_has_its_status(case: Case, how: Decode) -> None:
 def test_what_is_answered_can_be_drawn_on(case: Case) -> None:
     """Pictures of explanations read the image anew, where nothing judges it."""
     explained: Explanation = {"method": "", "grid": [[0, 1], [2, 3]], "box": [0, 0, *SIZE]}
-    drawn = Image.open(io.BytesIO(overlay(Image.open(io.BytesIO(case.data)), explained)))
+    drawn = Image.open(io.BytesIO(overlay(validation.open_image(case.data, CONFIG), explained)))
     assert drawn.format == "PNG" and drawn.mode == "RGB"
 
 
@@ -188,9 +188,19 @@ def largest() -> Iterator[bytes]:
     turned = Image.Exif()
     turned[0x0112] = 6
     yield encode(Image.new("CMYK", square), "JPEG", progressive=True, subsampling=0)
+    # As many pixels as fit at half the size: of a phone, and with whole colours, in several scans.
+    for size, how in (((8160, 6120), {}), ((7400, 5540), {"progressive": True, "subsampling": 0})):
+        yield encode(Image.new("RGB", size), "JPEG", exif=turned, **how)
     yield encode(Image.new("RGB", square), "JPEG", exif=turned)
     yield encode(Image.new("RGBA", square), "PNG", exif=turned, compress_level=1)
     yield encode(Image.new("I;16", square), "PNG", compress_level=1)
+    row = b"\0" + bytes(side * 8)
+    for kind, told in ((2, chunk(b"tRNS", bytes(6))), (6, chunk(b"sBIT", b"\x0c" * 4))):
+        rows = zlib.compress((row[: 1 + side * 6] if kind == 2 else row) * side, 1)
+        yield png(square, rows, told, kind=bytes([16, kind]))
+    clear = Image.new("RGBA", (5200, 3900), (9, 9, 9, 100))
+    yield encode(clear, "AVIF", speed=10, subsampling="4:4:4", exif=turned)
+    yield encode(Image.new("RGB", (5712, 4284)), "HEIC", quality=20, tile_size=512)
     half = math.isqrt(CONFIG.max_image_pixels // 2)
     yield encode(Image.new("RGBA", (half, half)), "WEBP", lossless=True, method=0, exif=turned)
     strip = zlib.compress(bytes(side * side * 8), 1)

@@ -18,6 +18,7 @@ from PIL import Image
 from visionserve.formats import (
     FILE_ERRORS,
     corrupt_header,
+    jpeg,
     too_many_pixels,
     unsupported_format,
     unsupported_pixels,
@@ -25,11 +26,14 @@ from visionserve.formats import (
 
 MAX_BOXES = 10_000
 MAX_ITEMS = 2_000
+# A coded picture is padded to whole blocks, by less than this part of a large one.
+PADDING = 8
 # A coded picture's type, and the format that its file has.
 CODECS: dict[bytes, Literal["AVIF", "HEIC"]] = {b"av01": "AVIF", b"hvc1": "HEIC"}
 DERIVED = (b"grid", b"iovl", b"iden")
-# How much more memory a pixel takes than one of the most costly JPEG.
-COST = 2
+# Bytes of memory that a pixel takes at most, measured with alpha and full colours, of 8 bits and of
+# more; where HEIC keeps its tiles' colours subsampled and has no alpha, it takes 7.
+PIXEL_BYTES = {"AVIF": (14, 24), "HEIC": (10, 21)}
 
 
 @dataclass
@@ -84,7 +88,8 @@ def open_heif(data: bytes, max_pixels: int, formats: Sequence[str]) -> Image.Ima
 
     Args:
         data: the file.
-        max_pixels: the most pixels of its picture, and of each coded picture in it.
+        max_pixels: the most pixels of its picture, and of each coded picture in it, were they
+            those of the most costly JPEG.
         formats: the formats that are read.
 
     Raises:
@@ -96,23 +101,27 @@ def open_heif(data: bytes, max_pixels: int, formats: Sequence[str]) -> Image.Ima
         kinds = _kinds(items, primary)
     except FILE_ERRORS:
         raise corrupt_header() from None
-    coded = {kind for kind in kinds if kind not in DERIVED}
-    if len(coded) != 1 or not coded <= CODECS.keys():
-        names = ", ".join(sorted(kind.decode("latin-1") for kind in coded)) or "nothing"
+    codecs = {kind for kind in kinds if kind not in DERIVED}
+    if len(codecs) != 1 or not codecs <= CODECS.keys():
+        names = ", ".join(sorted(kind.decode("latin-1") for kind in codecs)) or "nothing"
         raise unsupported_pixels(f"A HEIF of {names}")
-    format = CODECS[coded.pop()]
+    format = CODECS[codecs.pop()]
     if format not in formats:
         raise unsupported_format(f"An {format}" if format == "AVIF" else f"A {format}")
     try:
-        largest = max(_sizes(data, items, properties), default=0)
+        pixel_bytes = PIXEL_BYTES[format][any(map(_is_deep, properties))]
+        shown, coded = (max(sizes, default=0) for sizes in _sizes(data, items, properties))
     except FILE_ERRORS:
         raise corrupt_header() from None
-    if largest > max_pixels:
+    max_pixels = max_pixels * jpeg.PIXEL_BYTES // pixel_bytes
+    if shown > max_pixels or coded > max_pixels + max_pixels // PADDING:
         raise too_many_pixels(max_pixels)
     try:
-        return _open_avif(data) if format == "AVIF" else _open_heic(data)
+        image = _open_avif(data) if format == "AVIF" else _open_heic(data)
     except (*FILE_ERRORS, RuntimeError):
         raise corrupt_header() from None
+    image.info["pixel bytes"] = pixel_bytes
+    return image
 
 
 def load(image: Image.Image) -> Image.Image:
@@ -154,6 +163,12 @@ def _open_heic(data: bytes) -> Image.Image:
     return image
 
 
+def _is_deep(property: tuple[bytes, bytes]) -> bool:
+    """Tell whether a property is a decoder configuration of more than 8 bits."""
+    kind, content = property
+    return bool((kind == b"hvcC" and content[17] & 7) or (kind == b"av1C" and content[2] & 64))
+
+
 def _kinds(items: dict[int, Item], primary: int) -> set[bytes]:
     """Return the types of an item and of those that it is derived from."""
     waiting, seen = [primary], set[int]()
@@ -165,9 +180,11 @@ def _kinds(items: dict[int, Item], primary: int) -> set[bytes]:
     return {items[index].kind for index in seen}
 
 
-def _sizes(data: bytes, items: dict[int, Item], properties: list[tuple[bytes, bytes]]) -> list[int]:
-    """Return how many pixels each picture of a file has, by its boxes and by its own word."""
-    found = []
+def _sizes(
+    data: bytes, items: dict[int, Item], properties: list[tuple[bytes, bytes]]
+) -> tuple[list[int], list[int]]:
+    """Return how many pixels the pictures of a file have, by its boxes and by their own word."""
+    found, coded = [], []
     for item in items.values():
         own = [properties[index - 1] for index in item.properties if 0 < index <= len(properties)]
         body = b"".join(data[start : start + length] for start, length in item.extents)
@@ -176,12 +193,12 @@ def _sizes(data: bytes, items: dict[int, Item], properties: list[tuple[bytes, by
                 width, height = struct.unpack_from(">II", content, 4)
                 found.append(width * height)
             if kind == b"hvcC" and item.kind == b"hvc1":
-                found.append(_hevc_pixels(content, body))
+                coded.append(_hevc_pixels(content, body))
         if item.kind == b"av01":
-            found.append(_av1_pixels(body))
+            coded.append(_av1_pixels(body))
         if item.kind in (b"grid", b"iovl"):
             found.append(_canvas_pixels(item.kind, body))
-    return found
+    return found, coded
 
 
 def _canvas_pixels(kind: bytes, body: bytes) -> int:

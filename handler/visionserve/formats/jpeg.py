@@ -17,7 +17,7 @@ MAX_EXIF_SEGMENTS = 16
 ARITHMETIC = 10
 # Bytes of memory that the most costly JPEG takes for a pixel, which is what limits are counted in:
 # four components of a progressive one, 2 bytes each, and 4 of the decoded image.
-BYTES = 12
+PIXEL_BYTES = 12
 # Markers followed by a length field, plus EOI (end of image); other markers have no payload.
 MARKER = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xf7\xfe])")
 # Table B.1: the markers of a frame's header, and JPEG-LS's own (ITU-T T.87).
@@ -106,11 +106,11 @@ def memory(image: JpegImageFile, scans: int) -> int:
         scans: its number of scans.
 
     Returns:
-        The memory in pixels of `BYTES`.
+        The memory in pixels of `PIXEL_BYTES`.
     """
     decoded = image.width * image.height
     scale = image.decoderconfig[0] if image.decoderconfig else 1
-    return max(decoded, round(decoded * (_coefficients(image, scans) * scale**2 + 4) / BYTES))
+    return max(decoded, round(decoded * (_coefficients(image, scans) * scale**2 + 4) / PIXEL_BYTES))
 
 
 def most_pixels(image: JpegImageFile, scans: int, whole: int, reduced: int) -> int:
@@ -123,7 +123,7 @@ def most_pixels(image: JpegImageFile, scans: int, whole: int, reduced: int) -> i
         reduced: the most pixels of a JPEG that is decoded at half its size, at least, within the
             same memory.
     """
-    fit = whole * BYTES // (_coefficients(image, scans) + 1)
+    fit = whole * PIXEL_BYTES // (_coefficients(image, scans) + 1)
     return max(whole, min(reduced, int(fit)))
 
 

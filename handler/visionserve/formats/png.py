@@ -25,9 +25,8 @@ EXIF_TEXTS = (b"Raw profile type exif", b"exif")
 # Section 11.2.1: the colour types, by their samples of one pixel.
 GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
 SAMPLES = {GREY: 1, RGB: 3, PALETTE: 3, GREY_ALPHA: 2, RGB_ALPHA: 4}
-# The modes that read the low bytes of 16-bit samples. Two samples of 16 bits lie in a file as four
-# of 8 do.
-LOW_BYTES = {RGB: "RGB;16L", RGB_ALPHA: "RGBA;16L", GREY_ALPHA: "RGBA"}
+# The modes that read the low bytes of 16-bit samples.
+LOW_BYTES = {RGB: "RGB;16L", RGB_ALPHA: "RGBA;16L"}
 
 
 class Chunk(NamedTuple):
@@ -82,6 +81,8 @@ def load(image: PngImageFile) -> Image.Image:
     if kind in (GREY, RGB) and transparent and depth < 16:
         scaled = [255 // (2**depth - 1) * sample for sample in transparent]
         image.info["transparency"] = scaled[0] if kind == GREY else tuple(scaled)
+    if kind == GREY_ALPHA and min(significant) < depth:
+        return _narrowed(image, significant)
     image.load()
     if depth < 16:
         return image
@@ -104,17 +105,24 @@ def _narrow(
     file = PngImageFile(io.BytesIO(data))
     file.tile = [tile._replace(args=LOW_BYTES[kind]) for tile in file.tile]
     file.load()
-    low: Image.Image = file
-    if kind == GREY_ALPHA:
-        _, grey, _, alpha = low.split()
-        low = Image.merge("RGBA", [grey, grey, grey, alpha])
-        significant = [significant[0]] * 3 + [significant[1]]
     most = [(band << 8) + 255 for band in samples.largest(image)]
     most[:3] = [max(most[:3])] * 3
     bits = [
         samples.recorded(band, 16, count) for band, count in zip(most, significant, strict=True)
     ]
-    samples.narrow_colour(image, low, bits, transparent)
+    samples.narrow_colour(image, file, bits, transparent)
+
+
+def _narrowed(image: PngImageFile, significant: Sequence[int]) -> Image.Image:
+    """Decode grey and alpha of 16 bits, which lie in a file as four bands of 8 do."""
+    image.tile = [tile._replace(args="RGBA") for tile in image.tile]
+    image.load()
+    high, _, high_alpha, _ = samples.largest(image)
+    bits = [
+        samples.recorded((band << 8) + 255, 16, count)
+        for band, count in zip((high, high_alpha), significant, strict=True)
+    ]
+    return samples.narrow_grey_alpha(image, bits)
 
 
 def _chunks(data: bytes) -> Iterator[Chunk]:

@@ -87,6 +87,23 @@ def narrow_colour(
     high.info.pop("transparency", None)
 
 
+def narrow_grey_alpha(image: Image.Image, bits: Sequence[int]) -> Image.Image:
+    """Scale grey and alpha of up to 16 bits to 8, in place.
+
+    Args:
+        image: of four bands: the high and the low bytes of grey, then those of alpha.
+        bits: how many bits the samples of grey fill, and those of alpha.
+
+    Returns:
+        The same image, whose bands are grey three times, and alpha.
+    """
+    for box in strips(image):
+        pairs = np.asarray(image.crop(box)).view(">u2").astype(np.uint16)
+        grey, alpha = (_scaled(pairs[..., band], count) for band, count in enumerate(bits))
+        image.paste(Image.fromarray(np.stack([grey, grey, grey, alpha], axis=-1)), box)
+    return image
+
+
 def largest(image: Image.Image) -> list[int]:
     """Return the largest sample of each band of an image of 8-bit bands."""
     extrema: list[Any] = [band.getextrema() for band in image.split()]
