@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scripts import paths
-from tests.corpus import CASES, OK, SIZE, Case, encode, picture, tiff
+from tests.corpus import CASES, OK, SIZE, Case, chunk, encode, picture, png, tiff
 from tests.helpers import REAL
 from visionserve import inputs, preprocessing, validation
 from visionserve.answer import Explanation

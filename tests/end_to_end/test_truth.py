@@ -28,6 +28,21 @@ CLASSES = len(IMAGENET_CATEGORIES)
 PHOTOGRAPHS = [path for path in photos.packaged() if path.name in ("coffee.png", "china.jpg")]
 # Largest difference of any class's probability: by rounding, by a resize of the centre alone,
 # by eight bits.
+ODD = paths.SAMPLES.parent / "odd-images"
+ODD_ANSWERED = (
+    *("01bmp24_os2v2short16.bmp", "01bmp32_v5_alphamask_alpha0.bmp", "02png_L4_trns_big.png"),
+    *("05rgb16_planar_tif.tif", "06exif6_webp.webp", "06xmp6_only.jpg", "30dnl_height0.jpg"),
+    *("30png_bad_crc_ancillary.png", "30png_big_ztxt_2mb.png", "31png_iccp_1.2mb.png"),
+)
+ODD_REFUSED = {
+    "01bmp32_bitfields_101010.bmp": ("unsupported_pixels", "10, 10, 10 bits"),
+    "05rgb32f_tif.tif": ("unsupported_pixels", "floats of 32 bits"),
+    "10jpg_12bit.jpg": ("unsupported_pixels", "12 bits"),
+    "10jpg_no_eoi.jpg": ("truncated_image", "truncated"),
+    "20cr2_header.cr2": ("unsupported_format", "export it as JPEG"),
+    "20dng_cfa_first.dng": ("unsupported_format", "export it as JPEG"),
+    "20jls.jls": ("unsupported_pixels", "JPEG-LS"),
+}
 PROFILES = {"server": 2e-5, "gpu-t4": 0.02, "local": 0.2}
 # Smallest cosine of features, by rounding to four digits, by a resize of the centre, by eight bits.
 COSINES = {"server": 0.99999, "gpu-t4": 0.99, "local": 0.9}
@@ -156,6 +171,31 @@ def test_the_whole_distribution_is_pytorchs(
         else:
             again = client.predict(served[profile], data, **asked).json()
             assert again == fresh | {"cached": True}
+
+
+@pytest.mark.skipif(not ODD.exists(), reason=f"{ODD} is absent")
+def test_odd_images_are_answered_like_what_they_show_or_named(
+    client: Client, server: TorchServe, expected: Callable[[Path, TTA], NDArray[np.float32]]
+) -> None:
+    """Through the whole chain, each against a plain PNG of its picture, or PyTorch."""
+
+    def probabilities(data: bytes) -> list[float]:
+        answer = client.predict(REAL, data, top_k=CLASSES, tta="none").json()
+        ranked = {one["class_id"]: one["probability"] for one in answer["predictions"]}
+        return [ranked[index] for index in range(CLASSES)]
+
+    for name, (code, words) in ODD_REFUSED.items():
+        response = client.predict(REAL, (ODD / name).read_bytes())
+        error = response.json()["error"]
+        assert response.status_code == (422 if code == "truncated_image" else 415), name
+        assert error["code"] == code and words in error["message"], name
+    for name in ODD_ANSWERED:
+        found = probabilities((ODD / name).read_bytes())
+        theirs = probabilities((ODD / "expected" / name).with_suffix(".png").read_bytes())
+        assert np.abs(np.subtract(found, theirs)).max() < PROFILES["server"], name
+    phone = ODD / "07iphone24mp_5712x4284.jpg"
+    reference = expected(phone, "none")
+    assert np.abs(probabilities(phone.read_bytes()) - reference).max() < 0.02
 
 
 def test_as_many_answers_are_confident_as_in_fp32(

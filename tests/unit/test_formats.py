@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
 from scripts import photos
-from tests.corpus import bmp, chunk, png, sound_png, tiff
-from tests.helpers import encode
+from tests.corpus import bmp, chunk, encode, png, sound_png, tiff
 from visionserve.errors import RequestError
 from visionserve.formats import Format
-from visionserve.preprocessing import to_rgb
-from visionserve.validation import validate
+from visionserve.metadata import Transforms
+from visionserve.preprocessing import shrink_on_load, to_rgb
+from visionserve.validation import memory, validate
 
 CAT = Image.open(photos.greeting()).convert("RGB")
 SMALL = np.asarray(CAT.resize((23, 19)))
@@ -375,3 +376,98 @@ def test_formats_that_a_profile_leaves_out_are_not_read() -> None:
     with pytest.raises(RequestError) as caught:
         decoded(encode(CAT, "PNG"), ("JPEG",))
     assert caught.value.code == "unsupported_format"
+
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIC"])
+def test_a_picture_is_turned_once_and_says_how_it_lay(format: str) -> None:
+    """By its EXIF data, or by `irot` and `imir`, which both encoders write; never by its XMP."""
+    xmp = b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    small = CAT.resize((96, 64))
+    for orientation, turn in {1: None, **TURNS}.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        stored = small if turn is None else small.transpose(turn)
+        told = exif.tobytes() if format in ("AVIF", "HEIC") else exif
+        data = encode(stored, format, exif=told, quality=95)
+        image = validate(data, 10_000_000, 24_000_000)
+        found = np.asarray(to_rgb(image)).astype(int)
+        assert found.shape == (64, 96, 3), orientation
+        assert np.abs(found - np.asarray(small)).mean() < 6, orientation
+        mine = 1 if format in ("TIFF", "AVIF", "HEIC") else orientation
+        assert image.info["orientation"] == mine
+    if format in ("JPEG", "WEBP", "AVIF"):
+        assert decoded(encode(small, format, xmp=xmp)).shape == (64, 96, 3)
+    if format == "PNG":
+        text = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+        assert decoded(sound_png(text)).shape == (64, 96, 3)
+    if format == "TIFF":
+        tags = {256: 6, 257: 4, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 279: 24}
+        whole = tiff(tags | {700: [int.from_bytes(b"    ")] * 4}, bytes(24))
+        assert decoded(whole).shape == (4, 6, 3)
+
+
+def test_an_avif_or_heic_is_read_as_its_own_decoder_reads_it() -> None:
+    """Grids, several pictures, alpha, ten bits."""
+    tolerance, cat = 6.0, CAT.resize((180, 120))
+    turned, clear = cat.rotate(180), cat.convert("RGBA")
+    clear.putalpha(0)
+    deep = pillow_heif.from_bytes(
+        "RGB;16", cat.size, (np.asarray(cat).astype(np.uint16) * 257).tobytes()
+    )
+    ten = io.BytesIO()
+    deep.save(ten, quality=95)
+    both = pillow_heif.from_pillow(turned)
+    both.add_from_pillow(cat)
+    several = io.BytesIO()
+    both.save(several, quality=95, primary_index=1)
+    for name, data, expected in (
+        ("grid", encode(cat, "HEIC", quality=95, tile_size=64), cat),
+        ("ten bits", ten.getvalue(), cat),
+        ("primary", several.getvalue(), cat),
+        ("animated", encode(cat, "AVIF", quality=95, save_all=True, append_images=[turned]), cat),
+        ("clear AVIF", encode(clear, "AVIF"), Image.new("RGB", cat.size, "white")),
+        ("clear HEIC", encode(clear, "HEIC"), Image.new("RGB", cat.size, "white")),
+    ):
+        found = decoded(data).astype(int)
+        assert np.abs(found - np.asarray(expected)).mean() < tolerance, name
+    for format in ("AVIF", "HEIC"):
+        with pytest.raises(RequestError) as caught:
+            decoded(encode(cat, format), ("JPEG", "PNG"))
+        assert (caught.value.status, caught.value.code) == (415, "unsupported_format")
+
+
+def test_a_jpeg_of_over_the_limit_is_decoded_at_half_its_size() -> None:
+    """The limits are a hundredth of the real ones: 240,000 pixels, and 500,000 of a JPEG.
+
+    A progressive one may have as many as its coefficients let it.
+    """
+    limits, transforms = (10_000_000, 240_000, 500_000), Transforms(resize=64, crop=64)
+    for subsampling, size in {"4:2:0": (806, 604), "4:4:4": (740, 550)}.items():
+        for how in ({}, {"progressive": True}):
+            data = encode(Image.new("RGB", size), "JPEG", subsampling=subsampling, **how)
+            image = validate(data, *limits)
+            shrink_on_load(image, transforms, "exact", limits[1])
+            assert image.size == (size[0] // 2, size[1] // 2)
+            assert memory(image, data) <= limits[1]
+    large = encode(Image.new("RGB", (806, 604)), "JPEG", progressive=True, subsampling="4:4:4")
+    with pytest.raises(RequestError) as caught:
+        validate(large, *limits)
+    assert caught.value.code == "too_many_pixels" and "411428" in caught.value.message
+    narrow = validate(encode(Image.new("L", (2000, 200)), "JPEG"), *limits)
+    with pytest.raises(RequestError) as caught:
+        shrink_on_load(narrow, transforms, "exact", limits[1])
+    assert caught.value.code == "too_many_pixels"
+    whole = validate(encode(Image.new("L", (600, 400)), "JPEG"), *limits)
+    shrink_on_load(whole, transforms, "exact", limits[1])
+    assert whole.size == (600, 400)
