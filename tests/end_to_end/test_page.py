@@ -30,6 +30,7 @@ from scripts.photos import greeting, packaged
 from scripts.server.client import Client
 from scripts.server.nginx import Proxy
 from scripts.server.torchserve import TorchServe
+from tests.corpus import chunk, encode
 from tests.end_to_end.browser import Browser
 from tests.helpers import RANDOM, REAL, site_of, spend
 from visionserve.models import MODELS
@@ -93,12 +94,11 @@ def notes(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def foreign(tmp_path: Path) -> dict[str, Path]:
-    """Images that the server does not read: one that the browser does, and one that it does not."""
-    images = {"avif": tmp_path / "cat.avif", "heic": tmp_path / "phone.heic"}
-    with Image.open(CAT) as cat:
-        cat.save(images["avif"], quality=90)
-    images["heic"].write_bytes(b"\0\0\0\x18ftypheic")
+def large(tmp_path: Path) -> dict[str, Path]:
+    """Files that are too large: one that the browser reads, and one that it does not."""
+    images = {"read": tmp_path / "cat.png", "unread": tmp_path / "cat.tiff"}
+    for path, data in {"read": CAT.read_bytes(), "unread": b"II*\0"}.items():
+        images[path].write_bytes(data + bytes(LIMIT))
     return images
 
 
@@ -249,7 +249,8 @@ def test_an_unfamiliar_picture_has_a_stronger_warning(page: Browser, client: Cli
 def test_error_in_plain_words(page: Browser, notes: Path) -> None:
     page.pick(notes)
     page.settle()
-    assert page.text(".failure") == "This file is not a JPEG, PNG, WebP, GIF, BMP or TIFF image."
+    reason = "The server does not read this format. Export the image as JPEG."
+    assert page.text(".failure") == reason
     assert page.texts(".actions button") == [], "Nothing could be better at a second try."
     page.until(lambda: page.console() == ["415"])
     assert page.faults() == []
@@ -260,7 +261,8 @@ def test_too_large_is_never_sent(page: Browser, tmp_path: Path) -> None:
     large.write_bytes(bytes(LIMIT + 1))
     page.pick(large)
     page.settle()
-    assert page.text(".failure") == "This file is too large. An image may have up to 5 MB."
+    reason = "This browser cannot read the image. Make it smaller with another program."
+    assert page.text(".failure") == reason
     assert page.run("return performance.getEntriesByType('resource').length") == 0
 
 
@@ -376,11 +378,11 @@ def test_clear_while_images_are_added(page: Browser) -> None:
     assert not page.one("#results").is_displayed()
 
 
-@pytest.mark.parametrize("kind", ["avif", "heic"])
-def test_clear_while_a_jpeg_is_made(page: Browser, foreign: dict[str, Path], kind: str) -> None:
+@pytest.mark.parametrize("kind", ["read", "unread"])
+def test_clear_while_a_jpeg_is_made(page: Browser, large: dict[str, Path], kind: str) -> None:
     """Whether the browser can read the image or not, nothing of it comes back."""
     page.run(HOLD)
-    page.pick(foreign[kind])
+    page.pick(large[kind])
     page.until(lambda: page.texts(".state") == ["Making a JPEG…"])
     page.one("#clear").click()
     page.run("go()")
@@ -680,6 +682,62 @@ def test_where_the_model_looked(page: Browser, client: Client, tmp_path: Path) -
     assert page.texts("canvas, .label input, .where-note") == []
 
 
+def test_the_map_lies_on_the_picture_that_the_model_saw(
+    page: Browser, client: Client, tmp_path: Path
+) -> None:
+    """However a format says how it lies, and whether the browser turns it or not."""
+    with Image.open(CAT) as cat:
+        whole = cat.convert("RGB")
+    turns = {
+        **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"},
+        **{6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"},
+    }
+    paths = []
+    for orientation, turn in turns.items():
+        stored = whole.transpose(Image.Transpose[turn])
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for format in ("JPEG", "WEBP", "PNG", "AVIF"):
+            if format in ("PNG", "AVIF") and orientation not in (5, 8):
+                continue
+            told = exif.tobytes() if format == "AVIF" else exif
+            data = encode(stored, format, exif=told, quality=95)
+            if orientation == 5 and format == "PNG":
+                raw = exif.tobytes()
+                text = f"\nexif\n{len(raw):8}\n{raw.hex()}\n".encode()
+                plain = encode(stored, "PNG")
+                data = plain[:33] + chunk(b"tEXt", b"Raw profile type exif\0" + text) + plain[33:]
+            paths.append(tmp_path / f"{orientation}.{format.lower()}")
+            paths[-1].write_bytes(data)
+    Select(page.one("#tta")).select_by_value("dense")
+    page.pick(*paths)
+    page.settle(len(paths))
+    page.run("for (const one of document.querySelectorAll('.where')) one.click()")
+    page.until(lambda: len(page.all("canvas")) == len(paths))
+    drawn = page.run(
+        "return [...document.querySelectorAll('.card')].map("
+        "(card) => [card.querySelector('.name').textContent,"
+        " card.querySelector('canvas').toDataURL()])"
+    )
+    wrong = {}
+    for path, (name, url) in zip(paths, drawn, strict=True):
+        assert path.name == name
+        ours = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB")
+        answer = requests.post(
+            f"{client.inference}/explanations/{REAL}",
+            path.read_bytes(),
+            headers={"Content-Type": "image/x", "Accept": "image/png", "X-Classify-TTA": "dense"}
+            | client.token("inference"),
+            timeout=60,
+        )
+        with Image.open(io.BytesIO(answer.content)) as image:
+            theirs = image.convert("RGB").resize(ours.size)
+        difference = np.abs(np.asarray(theirs, float) - np.asarray(ours, float)).mean()
+        if difference >= 4 or ours.size != (451, 300):
+            wrong[name] = (ours.size, difference)
+    assert wrong == {}
+
+
 def test_a_map_that_comes_too_late_is_not_shown(page: Browser) -> None:
     page.pick(CAT)
     page.settle()
@@ -965,29 +1023,44 @@ def test_an_address_is_not_loaded(page: Browser) -> None:
     assert not page.one("#results").is_displayed()
 
 
-def test_too_large_photographs_are_made_smaller(page: Browser, tmp_path: Path) -> None:
-    large, wide = tmp_path / "large.bmp", tmp_path / "wide.jpg"
+def test_too_large_photographs_are_made_smaller(
+    page: Browser, large: dict[str, Path], tmp_path: Path
+) -> None:
+    """Without being asked, and their cards say so; what the browser cannot read is told."""
+    heavy, wide = tmp_path / "large.bmp", tmp_path / "wide.png"
     with Image.open(CAT) as cat:
-        cat.resize((3000, 2000)).save(large)
-        cat.resize((6100, 4000)).save(wide, quality=70)
-    page.pick(large, wide)
-    page.settle(2)
-    assert [text[:26] for text in page.texts(".failure")] == [
-        "This file is too large. An",
-        "This image has too many pi",
-    ]
-    assert not page.texts(".retry, #retry-failed")
-    page.until(lambda: page.console() == ["413"])
-    assert page.faults() == []
-    page.one("#shrink-failed").click()
+        cat.resize((3000, 2000)).save(heavy)
+        cat.convert("P").resize((6100, 4000)).save(wide)
+    page.pick(heavy, wide, large["unread"])
     page.until(lambda: page.texts(".label")[::3] == ["Egyptian cat"] * 2)
+    page.settle(3)
+    assert page.text(".failure").startswith("This browser cannot read the image. Make it smaller")
+    page.until(lambda: page.console() == ["413"])
     assert page.texts(".note")[0].startswith("Sent as a JPEG of 2048 × 1365 pixels, 0.")
     assert page.texts(".note")[1].startswith("Sent as a JPEG of 2048 × 1343 pixels, 0.")
     assert page.faults() == []
 
 
-def test_formats_that_only_a_browser_reads(page: Browser, foreign: dict[str, Path]) -> None:
-    page.pick(*foreign.values())
+def test_avif_and_heic_are_sent_as_they_are_unless_a_profile_leaves_them_out(
+    page: Browser, tmp_path: Path
+) -> None:
+    cat, phone = tmp_path / "cat.avif", tmp_path / "phone.heic"
+    with Image.open(CAT) as image:
+        for path, format in ((cat, "AVIF"), (phone, "HEIC")):
+            path.write_bytes(encode(image.convert("RGB"), format, quality=90))
+    page.pick(cat, phone)
+    page.settle(2)
+    assert page.texts(".label")[::3] == ["Egyptian cat"] * 2 and not page.texts(".note")
+    assert "AVIF, or HEIC, up to 5 MB each" in page.text("#limits")
+    with page.at_load(
+        """document.addEventListener("readystatechange", () => {
+             const facts = document.getElementById("facts");
+             facts.textContent = facts.textContent.replace(', "AVIF", "HEIC"', "");
+           }, { once: true })"""
+    ):
+        page.driver.refresh()
+    page.one("#clear").click()
+    page.pick(cat, phone)
     page.settle(2)
     assert page.texts(".label")[0] == "Egyptian cat"
     (note,) = page.texts(".note")
@@ -996,10 +1069,10 @@ def test_formats_that_only_a_browser_reads(page: Browser, foreign: dict[str, Pat
 
 
 def test_another_model_is_chosen_while_a_jpeg_is_made(
-    page: Browser, client: Client, foreign: dict[str, Path]
+    page: Browser, client: Client, large: dict[str, Path]
 ) -> None:
     page.run(HOLD)
-    page.pick(foreign["avif"])
+    page.pick(large["read"])
     page.until(lambda: page.texts(".state") == ["Making a JPEG…"])
     choose_model(page, RANDOM)
     page.until(lambda: page.texts("dd")[0] == RANDOM)

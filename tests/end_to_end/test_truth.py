@@ -192,7 +192,8 @@ def test_odd_images_are_answered_like_what_they_show_or_named(
     for name in ODD_ANSWERED:
         found = probabilities((ODD / name).read_bytes())
         theirs = probabilities((ODD / "expected" / name).with_suffix(".png").read_bytes())
-        assert np.abs(np.subtract(found, theirs)).max() < PROFILES["server"], name
+        most = 0.02 if name.endswith(".jpg") else PROFILES["server"]  # A PNG has no loss.
+        assert np.abs(np.subtract(found, theirs)).max() < most, name
     phone = ODD / "07iphone24mp_5712x4284.jpg"
     reference = expected(phone, "none")
     assert np.abs(probabilities(phone.read_bytes()) - reference).max() < 0.02

@@ -1,6 +1,7 @@
 """What Pillow would misread, against the samples that the files were written from."""
 
 import io
+import itertools
 import struct
 import zlib
 from collections.abc import Iterator
@@ -214,6 +215,33 @@ def test_a_tiff_is_read_as_tifffile_reads_it_or_refused() -> None:
             if pixels.dtype not in (np.uint8, np.uint16) or not np.array_equal(ours, expected):
                 faults.append((name, np.abs(ours.astype(int) - expected).max()))
     assert faults == [] and refused == 14 + 4
+
+
+def test_planes_of_alpha_and_inks_are_read_as_pixels_of_them_are() -> None:
+    four = np.random.default_rng(0).integers(0, 256, (19, 23, 4), dtype=np.uint8)
+    alpha = four[..., 3:].astype(int)
+    multiplied = four.copy()
+    multiplied[..., :3] = (four[..., :3] * alpha + 127) // 255
+    on_white = (four[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+    inks = np.asarray(Image.fromarray(four, "CMYK").convert("RGB"))
+    for name, pixels, how, expected in (
+        ("alpha", four, {"photometric": "rgb", "extrasamples": ["unassalpha"]}, on_white),
+        (
+            "multiplied",
+            multiplied,
+            {"photometric": "rgb", "extrasamples": ["assocalpha"]},
+            on_white,
+        ),
+        ("inks", four, {"photometric": "separated"}, inks),
+    ):
+        for bits, compression in itertools.product((8, 16), (None, "zlib")):
+            for planar in ("contig", "separate"):
+                file = io.BytesIO()
+                wide = pixels.astype(np.uint16) * 257 if bits == 16 else pixels
+                data = np.moveaxis(wide, -1, 0).copy() if planar == "separate" else wide
+                tifffile.imwrite(file, data, planarconfig=planar, compression=compression, **how)
+                difference = np.abs(decoded(file.getvalue()).astype(int) - expected).max()
+                assert difference <= 3, (name, bits, compression, planar)
 
 
 def deflated(pages: list[dict[str, Any]], **options: Any) -> bytes:

@@ -12,6 +12,7 @@ from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
     COMPRESSION,
     COMPRESSION_INFO,
+    EXTRASAMPLES,
     PHOTOMETRIC_INTERPRETATION,
     PLANAR_CONFIGURATION,
     PREFIXES,
@@ -258,15 +259,17 @@ def _swapped(tile: _Tile) -> _Tile:
 def _prefer_libtiff(image: TiffImageFile) -> None:
     """Have libtiff read what Pillow's own reader of uncompressed pixels does not.
 
-    That reads planes of 16 bits as if they had 8, and YCbCr as if its colours were not subsampled.
+    That reads planes of 16 bits as if they had 8, has no plane of premultiplied alpha, and reads
+    YCbCr as if its colours were not subsampled.
     """
     tags = image.tag_v2
     planes = tags.get(PLANAR_CONFIGURATION, 1) == 2 and len(image.getbands()) > 1
-    deep = planes and tags.get(BITSPERSAMPLE, (1,))[0] == 16
+    deep = tags.get(BITSPERSAMPLE, (1,))[0] == 16
     subsampled = tags.get(PHOTOMETRIC_INTERPRETATION) == YCBCR and image.mode == "YCbCr"
-    if image.use_load_libtiff or not (deep or subsampled):
+    misread = subsampled or (planes and (deep or EXTRASAMPLES in tags))
+    if image.use_load_libtiff or not misread:
         return
-    mode = "RGBX" if subsampled else f"{image.mode};16N"
+    mode = "RGBX" if subsampled else f"{image.mode};16N" if deep else image.mode
     if subsampled:
         image._mode = "RGB"
     image.use_load_libtiff = True
