@@ -7,7 +7,10 @@ from PIL import Image
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_PIXELS = 80_000_000
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+SUFFIXES = {
+    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif"),
+}
 PACKAGED = {
     "scikit-image": (
         "skimage/data/astronaut.png",

@@ -280,6 +280,7 @@ def test_a_model_describes_itself(client: Client) -> None:
     assert found["limits"] == {
         "max_image_bytes": 5 * 1024 * 1024,
         "max_image_pixels": 24_000_000,
+        "max_jpeg_pixels": 50_000_000,
         "max_images": 32,
         "max_work": 2_400_000_000,
         "max_answer_bytes": 6_553_500,

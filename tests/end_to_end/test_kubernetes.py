@@ -18,6 +18,7 @@ from scripts import paths
 from scripts.server.properties import read_properties
 from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL
+from visionserve.config import HandlerConfig
 
 KUBERNETES, OLDEST = "1.37", "v1.33"
 MANIFESTS = paths.CONFIG / "kubernetes"
@@ -195,9 +196,7 @@ def test_a_pod_has_room_for_all_that_it_writes(manifests: dict[str, Manifest]) -
 
     # nginx keeps a body in a file for each connection, another one where it goes on to TorchServe,
     # and the answer.
-    nginx = (paths.CONFIG / "nginx" / "nginx.conf").read_text()
-    (body,) = re.findall(r"client_max_body_size (\d+)m;", nginx)
-    bodies = (1024 + 2 * 48) * int(body) * 2**20
+    bodies = (1024 + 2 * 48) * HandlerConfig().max_body_bytes
     assert bodies < amount(rooms["tmp"]["sizeLimit"]) < amount(limits["ephemeral-storage"])
 
     (log_bytes,) = re.findall(r"ENV LOG_MEGABYTES=(\d+)", DOCKERFILE.read_text())

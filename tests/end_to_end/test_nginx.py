@@ -636,3 +636,25 @@ def test_no_request_is_lost_when_a_server_dies(
     dead = "unix:torchserve-2.sock"
     assert any(entry["upstream"] == dead for entry in asked), "it never answered"
     assert any(f"{dead}, " in str(entry["upstream"]) for entry in asked), "nothing was asked again"
+
+
+def test_one_setting_of_a_profile_moves_the_size_of_an_image_everywhere(
+    server: TorchServe, store: Path, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TorchServe's bodies and nginx's follow it; the session's own archive still has 5 MB."""
+    config = tmp_path / "config"
+    shutil.copytree(paths.CONFIG, config)
+    for profile in ("edge", "server"):
+        file = config / profile / "model-config.yaml"
+        file.write_text(
+            file.read_text().replace("handler:", "handler:\n  max_image_bytes: 10000000")
+        )
+    monkeypatch.setattr(paths, "CONFIG", config)
+    edge = TorchServe("edge", tmp_path / "edge", store)
+    assert int(edge.properties["max_request_size"]) > 10_000_000 * 4 / 3
+    site = site_of(server)
+    proxy.start(site)
+    url = f"http://{site.listen}/predictions/{REAL}"
+    for size, code in ((9_000_000, "image_too_large"), (20_000_000, "body_too_large")):
+        response = requests.post(url, b"\xff\xd8\xff" + bytes(size), timeout=60)
+        assert (response.status_code, response.json()["error"]["code"]) == (413, code)

@@ -76,7 +76,12 @@ def test_the_corpus_has_its_status(case: Case, how: Decode) -> None:
 )
 def test_what_is_answered_can_be_drawn_on(case: Case) -> None:
     """Pictures of explanations read the image anew, where nothing judges it."""
-    explained: Explanation = {"method": "", "grid": [[0, 1], [2, 3]], "box": [0, 0, *SIZE]}
+    explained: Explanation = {
+        "method": "",
+        "grid": [[0, 1], [2, 3]],
+        "box": [0, 0, *SIZE],
+        "orientation": 1,
+    }
     drawn = Image.open(io.BytesIO(overlay(validation.open_image(case.data, CONFIG), explained)))
     assert drawn.format == "PNG" and drawn.mode == "RGB"
 
