@@ -180,8 +180,8 @@ def work(image: Image.Image, data: bytes) -> int:
 
     Returns:
         Its pixels times its scans, which only a JPEG has several of, times what makes a scan slow:
-        arithmetic coding, which goes on at full cost where the data end, or the runs of a BMP,
-        which Pillow decodes in Python.
+        arithmetic coding, which goes on at full cost where the data end, the runs of a BMP, which
+        Pillow decodes in Python, or the codecs of video in AVIF and HEIC.
     """
     passes = 1
     if data.startswith(jpeg.SIGNATURE):
@@ -189,6 +189,8 @@ def work(image: Image.Image, data: bytes) -> int:
         passes = max(1, jpeg.check_segments(data)) * slow
     elif isinstance(image, BmpImageFile) and image.tile[0].codec_name == "bmp_rle":
         passes = bmp.RUNS
+    elif image.format in heif.WORK:
+        passes = heif.WORK[image.format]
     return image.width * image.height * passes
 
 

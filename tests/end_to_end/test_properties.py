@@ -28,6 +28,7 @@ from visionserve.classifier import Classifier
 from visionserve.config import TTA, Decode, HandlerConfig, ModelConfig, Options
 from visionserve.errors import RequestError
 from visionserve.explanation import overlay
+from visionserve.formats import FORMATS, samples
 from visionserve.item import Budget, Item
 from visionserve.metadata import Transforms
 
@@ -116,7 +117,7 @@ def drawn(mode: str, size: tuple[int, int]) -> Image.Image:
 
 @settings(max_examples=200)
 @given(
-    st.sampled_from(sorted(validation.FORMATS)),
+    st.sampled_from(sorted(FORMATS)),
     st.sampled_from(MODES),
     st.tuples(st.integers(1, 300), st.integers(1, 300)),
     modes,
@@ -135,7 +136,7 @@ def test_any_size_and_mode(format: str, pixels: str, size: tuple[int, int], mode
 
 
 @settings(max_examples=30)
-@given(st.sampled_from(["RGBA", "LA", "P"]), st.integers(1, 3 * preprocessing.STRIP))
+@given(st.sampled_from(["RGBA", "LA", "P"]), st.integers(1, 3 * samples.STRIP))
 def test_strips_equal_the_whole(mode: str, height: int) -> None:
     image = picture("RGBA", (20, height))
     image.putalpha(picture("L", (20, height)))
@@ -221,7 +222,7 @@ def peak() -> float:
 
 def growth(folder: Path) -> dict[str, float]:
     """How far memory has risen after each image of a folder, in megabytes."""
-    for format in validation.FORMATS:
+    for format in FORMATS:
         outcome(encode(picture(), format), "ten_crop")
     before, risen = peak(), {}
     for path in sorted(folder.iterdir()):

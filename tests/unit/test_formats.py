@@ -156,8 +156,8 @@ def test_an_apples_png_is_named() -> None:
     assert (status, code) == (415, "unsupported_format") and "Apple" in message
 
 
-def tiffs() -> Iterator[tuple[str, Pixels | None, dict[str, Any]]]:
-    """Samples and how tifffile writes them; None for what is to be refused."""
+def tiffs() -> Iterator[tuple[str, Pixels, dict[str, Any]]]:
+    """Samples and how tifffile writes them."""
     grey, colour = SMALL[..., 0], SMALL
     planes = np.moveaxis(colour, -1, 0).copy()
     for order in ("<", ">"):
@@ -180,7 +180,7 @@ def tiffs() -> Iterator[tuple[str, Pixels | None, dict[str, Any]]]:
                             grey.astype(kind) * factor,
                             {"photometric": shown, **how},
                         )
-    for kind in (np.int8, np.int16, np.int32, np.uint32, np.float32, np.float64, np.float16):
+    for other in (np.int8, np.int16, np.int32, np.uint32, np.float32, np.float64, np.float16):
         for pixels, photometric in ((grey, "minisblack"), (colour, "rgb")):
             yield (
                 f"{kind.__name__} {photometric}",
@@ -257,8 +257,8 @@ def test_a_thumbnail_is_not_what_a_tiff_shows() -> None:
     """Whether the file says so or not, before its picture or around it, in a BigTIFF or not."""
     full = np.asarray(CAT)
     small, other = (np.asarray(image.resize((90, 60))) for image in (CAT, CAT.rotate(180)))
-    thumbnail = {"data": small, "subfiletype": 1}
-    for name, pages, expected in (
+    thumbnail: dict[str, Any] = {"data": small, "subfiletype": 1}
+    cases: list[tuple[str, list[dict[str, Any]], Pixels]] = [
         ("told", [thumbnail, {"data": full}], full),
         ("in another shape, told", [{**thumbnail, "data": small[:40]}, {"data": full}], full),
         ("untold", [{"data": small}, {"data": full}], full),
@@ -273,8 +273,10 @@ def test_a_thumbnail_is_not_what_a_tiff_shows() -> None:
             [{"data": small, "subfiletype": 2}, {"data": full, "subfiletype": 2}],
             small,
         ),
-    ):
-        for options in ({}, {"byteorder": ">"}, {"bigtiff": True}):
+    ]
+    choices: list[dict[str, Any]] = [{}, {"byteorder": ">"}, {"bigtiff": True}]
+    for name, pages, expected in cases:
+        for options in choices:
             assert np.array_equal(decoded(deflated(pages, **options)), expected), (name, options)
 
 
@@ -302,8 +304,9 @@ def test_a_tiff_of_few_bits_is_scaled_by_what_it_says() -> None:
 def test_subsampled_colours_without_compression_are_not_read_as_whole_ones() -> None:
     """A block of 2 x 2 luma, then Cb and Cr (TIFF 6.0, section 21)."""
     blocks = bytes([100, 100, 100, 100, 90, 160]) * 4
-    tags = {256: 4, 257: 4, 258: [8, 8, 8], 259: 1, 262: 6, 277: 3, 530: [2, 2]}
-    found = decoded(tiff({**tags, 273: 8, 278: 4, 279: len(blocks)}, blocks))
+    tags: dict[int, int | list[int]] = {256: 4, 257: 4, 258: [8, 8, 8], 259: 1, 262: 6, 277: 3}
+    place = {273: 8, 278: 4, 279: len(blocks), 530: [2, 2]}
+    found = decoded(tiff(tags | place, blocks))
     red, green, blue = 100 + 1.402 * 32, 100 + 0.344 * 38 - 0.714 * 32, 100 - 1.772 * 38
     assert np.abs(found - np.array([red, green, blue])).max() <= 3
 

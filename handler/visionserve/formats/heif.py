@@ -36,6 +36,11 @@ DERIVED = (b"grid", b"iovl", b"iden")
 PIXEL_BYTES = {"AVIF": (14, 24), "HEIC": (10, 21)}
 
 
+# How many Huffman scans of a JPEG take as long: a photograph of 2.7 megapixels took 11 ms of a core
+# as a JPEG, 55 ms as an AVIF, and 154 ms as a HEIC of few losses.
+WORK = {"AVIF": 5, "HEIF": 15}
+
+
 @dataclass
 class Item:
     """One item of a file: its type, the indices of its properties, and where its data lie."""
