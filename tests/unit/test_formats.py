@@ -183,8 +183,8 @@ def tiffs() -> Iterator[tuple[str, Pixels, dict[str, Any]]]:
     for other in (np.int8, np.int16, np.int32, np.uint32, np.float32, np.float64, np.float16):
         for pixels, photometric in ((grey, "minisblack"), (colour, "rgb")):
             yield (
-                f"{kind.__name__} {photometric}",
-                pixels.astype(kind),
+                f"{other.__name__} {photometric}",
+                pixels.astype(other),
                 {"photometric": photometric},
             )
 
@@ -305,8 +305,8 @@ def test_subsampled_colours_without_compression_are_not_read_as_whole_ones() -> 
     """A block of 2 x 2 luma, then Cb and Cr (TIFF 6.0, section 21)."""
     blocks = bytes([100, 100, 100, 100, 90, 160]) * 4
     tags: dict[int, int | list[int]] = {256: 4, 257: 4, 258: [8, 8, 8], 259: 1, 262: 6, 277: 3}
-    place = {273: 8, 278: 4, 279: len(blocks), 530: [2, 2]}
-    found = decoded(tiff(tags | place, blocks))
+    tags |= {273: 8, 278: 4, 279: len(blocks), 530: [2, 2]}
+    found = decoded(tiff(tags, blocks))
     red, green, blue = 100 + 1.402 * 32, 100 + 0.344 * 38 - 0.714 * 32, 100 - 1.772 * 38
     assert np.abs(found - np.array([red, green, blue])).max() <= 3
 
