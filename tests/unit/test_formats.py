@@ -146,6 +146,12 @@ def test_only_what_makes_the_picture_counts_in_a_png() -> None:
         [chunk(b"sBIT", b"\0\0\0")],
     ):
         assert np.array_equal(decoded(sound_png(*chunks)), plain), chunks[0][4:40]
+    palette = CAT.quantize(7)
+    colours = chunk(b"PLTE", bytes(palette.getpalette() or ())[:21])
+    rows_ = zlib.compress(rows(np.asarray(palette), 8))
+    opaque = decoded(png(CAT.size, rows_, colours, kind=b"\x08\x03"))
+    for told in ([colours, chunk(b"tRNS", bytes(8))], [chunk(b"tRNS", bytes(2)), colours]):
+        assert np.array_equal(decoded(png(CAT.size, rows_, *told, kind=b"\x08\x03")), opaque)
     late = sound_png().replace(b"\0\0\0\0IEND", chunk(b"tRNS", bytes(6)) + b"\0\0\0\0IEND")
     assert np.array_equal(decoded(late), plain)
 
@@ -378,8 +384,13 @@ def test_a_jpeg_gets_its_lines_after_its_first_scan_or_is_named() -> None:
 
 def test_what_a_file_is_that_is_not_read() -> None:
     cfa = tiff({256: 4, 257: 4, 258: 8, 259: 1, 262: 32803, 273: 8, 277: 1, 279: 16}, bytes(16))
+    nef = io.BytesIO()
+    with tifffile.TiffWriter(nef) as writer:
+        writer.write(SMALL, photometric="rgb", subfiletype=1, subifds=1, metadata=None)
+        writer.write(SMALL[..., 0].astype(np.uint16), photometric="cfa", metadata=None)
     for raw in (
         cfa,
+        nef.getvalue(),
         b"II*\0\x10\0\0\0CR\2\0" + bytes(99),
         b"IIU\0" + bytes(99),
         b"FUJIFILMCCD-RAW " + bytes(99),

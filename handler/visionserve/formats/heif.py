@@ -102,13 +102,16 @@ def open_heif(data: bytes, max_pixels: int, formats: Sequence[str]) -> Image.Ima
             `corrupt_image`.
     """
     try:
+        boxes = _within(data, 0, len(data))
+        if b"moov" in boxes and b"meta" not in boxes:
+            raise unsupported_format("A HEIF of moving pictures alone")
         primary, items, properties = _read(data)
         kinds = _kinds(items, primary)
     except FILE_ERRORS:
         raise corrupt_header() from None
     codecs = {kind for kind in kinds if kind not in DERIVED}
     if len(codecs) != 1 or not codecs <= CODECS.keys():
-        names = ", ".join(sorted(kind.decode("latin-1") for kind in codecs)) or "nothing"
+        names = ", ".join(sorted(map(_name, codecs))) or "nothing"
         raise unsupported_pixels(f"A HEIF of {names}")
     format = CODECS[codecs.pop()]
     if format not in formats:
@@ -166,6 +169,11 @@ def _open_heic(data: bytes) -> Image.Image:
     options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
     image: Image.Image = HeifImageFile(io.BytesIO(data))
     return image
+
+
+def _name(kind: bytes) -> str:
+    """Return an item's type for a message."""
+    return kind.decode("ascii") if kind.isalnum() else "an unknown type"
 
 
 def _is_deep(property: tuple[bytes, bytes]) -> bool:

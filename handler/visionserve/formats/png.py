@@ -36,6 +36,11 @@ class Chunk(NamedTuple):
     start: int
     end: int
 
+    @property
+    def length(self) -> int:
+        """Bytes of the body."""
+        return self.end - self.start - 12
+
     def checksum(self, data: bytes) -> int:
         """Return the CRC that the chunk ends with."""
         return int.from_bytes(data[self.end - 4 : self.end])
@@ -54,11 +59,12 @@ def pictorial(data: bytes) -> bytes:
         raise unsupported_format("A PNG in Apple's own form (CgBI)")
     if data[12:16] != b"IHDR" or len(data) < 33:
         raise corrupt_header()
-    kept, seen, end = [SIGNATURE], set[bytes](), len(SIGNATURE)
+    kept, end = [SIGNATURE], len(SIGNATURE)
+    seen: dict[bytes, int] = {}
     for chunk in _chunks(data):
         end = chunk.end
         if chunk.kind in CRITICAL:
-            seen.add(chunk.kind)
+            seen[chunk.kind] = chunk.length
         elif chunk.kind.isalpha() and not _counts(chunk, data, seen):
             continue
         kept.append(data[chunk.start : end])
@@ -141,13 +147,14 @@ def _chunks(data: bytes) -> Iterator[Chunk]:
     raise RequestError(422, "corrupt_image", "The PNG has too many chunks.")
 
 
-def _counts(chunk: Chunk, data: bytes, seen: set[bytes]) -> bool:
+def _counts(chunk: Chunk, data: bytes, seen: dict[bytes, int]) -> bool:
     """Tell whether an ancillary chunk makes the picture.
 
     Args:
         chunk: the chunk.
         data: the PNG.
-        seen: the critical chunks before it, and those before it that count, which it is added to.
+        seen: the lengths of the critical chunks before it, and of those before it that count, to
+            which its own is added.
     """
     name, body = chunk.kind, data[chunk.start + 8 : chunk.end - 4]
     if name in (b"tEXt", b"zTXt"):
@@ -157,18 +164,18 @@ def _counts(chunk: Chunk, data: bytes, seen: set[bytes]) -> bool:
         fits = _fits(name, body, data[24], data[25], seen)
     counts = fits and name not in seen and zlib.crc32(chunk.kind + body) == chunk.checksum(data)
     if counts:
-        seen.add(name)
+        seen[name] = chunk.length
     return counts
 
 
-def _fits(kind: bytes, body: bytes, depth: int, colours: int, seen: set[bytes]) -> bool:
+def _fits(kind: bytes, body: bytes, depth: int, colours: int, seen: dict[bytes, int]) -> bool:
     """Tell whether a chunk is of the length and in the place that section 11.3 gives it."""
     if kind == b"eXIf":
         return len(body) <= MAX_TEXT
     if b"IDAT" in seen:
         return False
     if kind == b"tRNS" and colours == PALETTE:
-        return b"PLTE" in seen and 0 < len(body) <= 256
+        return 0 < len(body) <= seen.get(b"PLTE", 0) // 3
     if kind == b"tRNS":
         return colours in (GREY, RGB) and len(body) == 2 * SAMPLES[colours]
     if kind == b"sBIT":
@@ -198,10 +205,10 @@ def _told(data: bytes) -> tuple[Sequence[int] | None, Sequence[int]]:
     """
     depth, colours = data[24], data[25]
     transparent, significant = None, [depth] * SAMPLES.get(colours, 1)
-    seen: set[bytes] = set()
+    seen: dict[bytes, int] = {}
     for chunk in _chunks(data):
         if chunk.kind in CRITICAL:
-            seen.add(chunk.kind)
+            seen[chunk.kind] = chunk.length
         elif _counts(chunk, data, seen):
             body = data[chunk.start + 8 : chunk.end - 4]
             if chunk.kind == b"tRNS":
