@@ -16,7 +16,9 @@ from PIL import Image
 
 from scripts import photos
 from tests.corpus import bmp, chunk, encode, png, sound_png, tiff
+from visionserve.answer import Explanation
 from visionserve.errors import RequestError
+from visionserve.explanation import overlay
 from visionserve.formats import Format
 from visionserve.metadata import Transforms
 from visionserve.preprocessing import shrink_on_load, to_rgb
@@ -513,3 +515,20 @@ def test_a_jpeg_of_over_the_limit_is_decoded_at_half_its_size() -> None:
     whole = validate(encode(Image.new("L", (600, 400)), "JPEG"), *limits)
     shrink_on_load(whole, transforms, "exact", limits[1])
     assert whole.size == (600, 400)
+
+
+def test_the_picture_of_an_explanation_holds_nothing_of_the_clients() -> None:
+    explained: Explanation = {
+        "method": "",
+        "grid": [[0, 1], [2, 3]],
+        "box": [0, 0, *CAT.size],
+        "orientation": 1,
+    }
+    told = {"icc_profile": b"profile", "comment": b"secret", "exif": b"Exif\0\0secret"}
+    for data in (
+        encode(CAT, "JPEG", **told),
+        encode(CAT, "PNG", icc_profile=b"profile"),
+        encode(CAT, "WEBP", icc_profile=b"profile", exif=b"Exif\0\0secret"),
+    ):
+        drawn = overlay(validate(data, 10_000_000, 24_000_000), explained)
+        assert b"iCCP" not in drawn and b"secret" not in drawn and b"eXIf" not in drawn

@@ -31,8 +31,9 @@ PADDING = 8
 # A coded picture's type, and the format that its file has.
 CODECS: dict[bytes, Literal["AVIF", "HEIC"]] = {b"av01": "AVIF", b"hvc1": "HEIC"}
 DERIVED = (b"grid", b"iovl", b"iden")
-# Bytes of memory that a pixel takes at most, measured with alpha and full colours, of 8 bits and of
-# more; where HEIC keeps its tiles' colours subsampled and has no alpha, it takes 7.
+# Bytes of memory that a pixel takes at most, with alpha and full colours, of 8 bits and of more: an
+# AVIF 13.2 and a HEIC 9.3 and 20 as measured (a phone's HEIC 7). No encoder here makes an AVIF of
+# more than 8 bits, whose samples take twice as much.
 PIXEL_BYTES = {"AVIF": (14, 24), "HEIC": (10, 21)}
 
 
