@@ -368,6 +368,8 @@ def test_a_jpeg_gets_its_lines_after_its_first_scan_or_is_named() -> None:
     lines = data[frame : frame + 2]
     late = data[:frame] + b"\0\0" + data[frame + 2 : -2] + b"\xff\xdc\0\4" + lines + data[-2:]
     assert np.array_equal(decoded(late), decoded(data))
+    status, code, message = refusal(data.replace(b"\n", b"\r\n"))
+    assert (status, code) == (422, "corrupt_image") and "send it as binary" in message
     for change, words in (
         ({-4: 0xC3}, "lossless"),
         ({-4: 0xC7}, "lossless"),

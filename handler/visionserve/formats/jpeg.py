@@ -11,6 +11,7 @@ from visionserve.formats import unsupported_pixels
 SIGNATURE = b"\xff\xd8\xff"
 MAX_SEGMENTS = 1000
 MAX_SCANS = 100
+LEAST_LINES = 16
 MAX_EXIF_SEGMENTS = 16
 # How many Huffman scans take as long as an arithmetic one: of 24 megapixels, it takes 0.25 s of a
 # core.
@@ -67,8 +68,15 @@ def readable(data: bytes) -> bytes:
     """Return a JPEG as libjpeg reads it: with its number of lines in its header.
 
     Raises:
-        RequestError: 415 `unsupported_pixels`, it is of a kind that Pillow does not read.
+        RequestError: 415 `unsupported_pixels`, it is of a kind that Pillow does not read; 422
+            `corrupt_image`, it was sent as a text.
     """
+    if _was_text(data):
+        raise RequestError(
+            422,
+            "corrupt_image",
+            "The JPEG's line ends were changed as of a text: send it as binary.",
+        )
     frame = _frame(data)
     if frame is None:
         return data
@@ -136,6 +144,21 @@ def _coefficients(image: JpegImageFile, scans: int) -> float:
         return 0
     widest, highest = (max(1, *(layer[axis] for layer in image.layer)) for axis in (1, 2))
     return 2 * sum(layer[1] * layer[2] for layer in image.layer) / (widest * highest)
+
+
+def _was_text(data: bytes) -> bool:
+    """Tell whether each LF got a CR before it, as on the way of a text; libjpeg reads on in noise.
+
+    The tables before the first scan have to be longer than they say, too, as pixels of one colour
+    may happen to repeat these two bytes.
+    """
+    lines = data.count(b"\n")
+    if lines < LEAST_LINES or lines != data.count(b"\r\n"):
+        return False
+    position = len(SIGNATURE) - 1
+    while (marker := MARKER.match(data, position)) and marker[1] not in (b"\xda", b"\xd9"):
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    return marker is None
 
 
 def _frame(data: bytes) -> Frame | None:
