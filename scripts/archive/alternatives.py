@@ -28,7 +28,7 @@ from scripts.archive.proof import LIMITS
 from visionserve.config import HandlerConfig
 from visionserve.errors import RequestError
 from visionserve.metadata import Comparison, Transforms
-from visionserve.preprocessing import decode
+from visionserve.preprocessing import decode, to_rgb
 from visionserve.validation import open_image
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _is_odd(path: Path) -> bool:
     """Tell whether most scripts decode a photograph otherwise than the archive does."""
     try:
         theirs = _decoded(path)
-        ours = to_rgb(Image.open(path))
+        ours = to_rgb(open_image(path.read_bytes(), HandlerConfig()))
     except (OSError, ValueError, RequestError):
         return False
     return theirs.size != ours.size or theirs.tobytes() != ours.tobytes()
