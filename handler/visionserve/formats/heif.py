@@ -15,6 +15,7 @@ from typing import Literal
 
 from PIL import Image
 
+from visionserve import heap
 from visionserve.formats import (
     FILE_ERRORS,
     corrupt_header,
@@ -143,6 +144,8 @@ def load(image: Image.Image) -> Image.Image:
         image.load()
     except RuntimeError as error:
         raise OSError(str(error)) from None
+    finally:
+        heap.trim()  # The decoders leave what they have freed in the heap.
     return image
 
 
