@@ -1,7 +1,7 @@
-"""Fit a temperature for each TTA mode on labelled photographs, and put it into an archive.
+"""Fit a temperature and a threshold of unfamiliar pictures for each TTA mode on photographs.
 
-The archive is written again with its temperatures, and so is its record; whoever serves it next
-serves them. They are also written to a file, for `build --temperatures`.
+The archive is written again with what was fitted, and so is its record; whoever serves it next
+serves it. It is also written to a file, for `build --temperatures`.
 
 It also fits the probability below which a name is not worth showing, which answers then count by.
 
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from scripts.archive.weights import FALLBACK
-from scripts.arguments import Parser
+from scripts.arguments import Parser, real
 from scripts.quality import arguments
 from scripts.quality.variants import MODES
 
@@ -26,6 +26,19 @@ def main() -> int:
     arguments.labelled(parser)
     parser.add_argument("--archive", type=Path, metavar="FILE.mar", help="put them into this one")
     arguments.named(parser, "local")
+    parser.add_argument(
+        "--false-alarms",
+        type=real(0.001, 0.5),
+        default=0.05,
+        metavar="SHARE",
+        help="of photographs that may be called unfamiliar (%(default)s)",
+    )
+    parser.add_argument(
+        "--unfamiliar",
+        type=Path,
+        metavar="FOLDER",
+        help="pictures of none of the classes, to choose the method by (made by the command)",
+    )
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--output", type=Path, help="a file (NAME-temperatures.json)")
     args = parser.parse_args()

@@ -58,10 +58,12 @@ class Answer(TypedDict):
         confident: whether the first prediction's probability reaches the request's threshold.
         plausible: how many of the first predictions are worth showing, at least 1; present if the
             archive has a threshold for it.
+        unfamiliar: whether the picture is probably of none of the model's classes; present if the
+            archive has a threshold for the views.
         features: what the network's last layer sees, one number for each channel of its last
             feature map, averaged over windows and views and rounded to four digits; present if
             the request asks for it.
-        warning: sentences for people, present if the answer is not confident.
+        warning: sentences for people, present if the answer is not confident, or unfamiliar.
         hints: faults of the picture that may explain it, present if there are any.
         cached: present, and true, if the answer comes from the cache.
     """
@@ -73,6 +75,7 @@ class Answer(TypedDict):
     predictions: list[Prediction]
     confident: bool
     plausible: NotRequired[int]
+    unfamiliar: NotRequired[bool]
     features: NotRequired[list[float]]
     warning: NotRequired[str]
     hints: NotRequired[list[Hint]]

@@ -3,7 +3,7 @@
 from typing import Any, get_args
 
 from visionserve.config import HandlerConfig, Language, Options
-from visionserve.metadata import Comparison, Metadata
+from visionserve.metadata import Comparison, Familiarity, Metadata
 
 LIMITS = ("max_", "deadline_")
 
@@ -21,8 +21,9 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
         A JSON object. `formats` are those that are read. `groups` names the classes of the network,
         by index, that each class is the sum of; None where they are the network's own. `options`
         has a JSON schema for each option, with its default. `limits` are the limits of a request.
-        `temperatures`, `plausible`, `proof`, `training` and `comparison` are as in
-        `visionserve.metadata.Metadata`; `compared` says the last in words.
+        `temperatures`, `plausible`, `familiarity`, `proof`, `training` and `comparison` are as in
+        `visionserve.metadata.Metadata`; `unfamiliar` and `compared` say the third and the last in
+        words.
     """
     classes = len(metadata.categories)
     options: dict[str, dict[str, Any]] = Options.model_json_schema()["properties"]
@@ -49,11 +50,24 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
         "limits": {key: value for key, value in config if key.startswith(LIMITS)},
         "temperatures": metadata.temperatures,
         "plausible": metadata.plausible,
+        "familiarity": metadata.familiarity and metadata.familiarity.model_dump(),
+        "unfamiliar": _unfamiliar(metadata.familiarity),
         "proof": metadata.proof and metadata.proof.model_dump(),
         "training": metadata.training and metadata.training.model_dump(),
         "comparison": metadata.comparison and metadata.comparison.model_dump(),
         "compared": _compared(metadata.comparison),
     }
+
+
+def _unfamiliar(familiarity: Familiarity | None) -> str:
+    """Say whether the model tells unfamiliar pictures, and what that is worth."""
+    if familiarity is None:
+        return "nobody calibrated the model: its answers do not say whether a picture is unfamiliar"
+    shares = ", ".join(
+        f"{one.caught.value:.0%} with {mode} at {one.false_alarms.value:.1%} false alarms"
+        for mode, one in familiarity.thresholds.items()
+    )
+    return f"unfamiliar pictures are told by {familiarity.method}: {shares}; {familiarity.about}"
 
 
 def _compared(comparison: Comparison | None) -> str:

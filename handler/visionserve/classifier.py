@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from visionserve import explanation, heap, hints, postprocessing, runtimes
+from visionserve import explanation, familiarity, heap, hints, postprocessing, runtimes
 from visionserve.answer import Answer, Hint, Outcome, Prediction, to_json
 from visionserve.cache import Cache
-from visionserve.config import HandlerConfig, ModelConfig, Options
+from visionserve.config import TTA, HandlerConfig, ModelConfig, Options
 from visionserve.deadline import check, too_slow
 from visionserve.errors import RequestError
 from visionserve.item import Item
@@ -60,6 +60,8 @@ class Classifier:
         files: a hash of the model's file and of this package's code. Cached answers depend on it.
         decoders: threads that decode a batch's images side by side. Together they use no more
             memory than the largest image may take.
+        unfamiliar: for each TTA mode that has a threshold, what tells whether features are
+            unfamiliar; see `visionserve.familiarity.load`.
 
     Attributes:
         metadata: as given.
@@ -76,6 +78,7 @@ class Classifier:
         name: str | None = None,
         files: str = "",
         decoders: int = 1,
+        unfamiliar: Mapping[TTA, Callable[[NDArray[np.float32]], bool]] | None = None,
     ) -> None:
         self._pool = ThreadPoolExecutor(decoders, "decoder") if decoders > 1 else None
         if self._pool:
@@ -83,6 +86,7 @@ class Classifier:
         self._memory = Share(config.max_image_pixels)
         self.failures = 0
         self._runtime = runtime
+        self._unfamiliar = unfamiliar or {}
         self.metadata = metadata
         self._config = config
         self._version = version
@@ -118,7 +122,9 @@ class Classifier:
         model = directory.glob(f"{Path(metadata.artifact).stem}.*")
         files = _hash([*model, *Path(__file__).parent.rglob("*.py")])
         decoders = config.handler.decoders or (1 if gpu_id is None else threads)
-        return cls(runtime, metadata, config.handler, version, name, files, decoders)
+        known = metadata.familiarity
+        unfamiliar = familiarity.load(directory, known, runtime) if known else {}
+        return cls(runtime, metadata, config.handler, version, name, files, decoders, unfamiliar)
 
     def classify(self, items: Sequence[Item], deadline: float = math.inf) -> list[Outcome]:
         """Classify images. One that fails does not affect the others.
@@ -368,7 +374,8 @@ class Classifier:
                 tempered, self.metadata.categories, options.top_k
             )
             is_confident = postprocessing.is_confident(predictions, options.threshold)
-            found = [] if is_confident else self._hints(image)
+            is_unfamiliar = self._is_unfamiliar(passed, options.tta)
+            found = [] if is_confident and not is_unfamiliar else self._hints(image)
         if options.explain:
             with trace.stage("explain"):
                 predictions = self._explain(image, predictions, deadline)
@@ -383,6 +390,8 @@ class Classifier:
         if options.tta in self.metadata.plausible:
             least = self.metadata.plausible[options.tta]
             answer["plausible"] = postprocessing.plausible(predictions, least)
+        if is_unfamiliar is not None:
+            answer["unfamiliar"] = is_unfamiliar
         if found:
             answer["hints"] = found
         if options.features:
@@ -390,6 +399,12 @@ class Classifier:
             image.item.budget.check_bytes(postprocessing.least_bytes(passed.features))
             answer["features"] = postprocessing.rounded(passed.features)
         return answer
+
+    def _is_unfamiliar(self, passed: Passed, mode: TTA) -> bool | None:
+        """Tell whether an image is probably of no class; None where the archive cannot tell."""
+        if (tell := self._unfamiliar.get(mode)) is None or passed.features is None:
+            return None
+        return tell(passed.features)
 
     def _hints(self, image: Prepared) -> list[Hint]:
         """Name the faults of an image that may explain a guess."""

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from visionserve.config import TTA, Language, Options, Strict
 
 FILE = "metadata.json"
+# The features of photographs that the method `neighbours` needs, in the same folder.
+KNOWN = "familiarity.npy"
 COLDEST, HOTTEST = 0.2, 5
 Temperature = Annotated[float, Field(ge=COLDEST, le=HOTTEST)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -114,6 +116,45 @@ class Share(Strict):
     high: float
 
 
+Method = Literal["react+ash", "neighbours"]
+Numbers = Literal["float", "int8", "int8 of half the range"]
+
+
+class Threshold(Strict):
+    """From which score on a picture is unfamiliar, in one TTA mode.
+
+    Attributes:
+        score: a picture whose features score less is unfamiliar.
+        clip: the largest value of a feature, of the method `react+ash` alone.
+        false_alarms: share of photographs of the classes that are called unfamiliar, of those that
+            the threshold was not fitted on (cross-validation).
+        caught: share of unfamiliar pictures that are called so.
+    """
+
+    score: Finite
+    clip: Finite | None = None
+    false_alarms: Share
+    caught: Share
+
+
+class Familiarity(Strict):
+    """How the archive tells pictures that are probably of none of its classes.
+
+    Attributes:
+        method: see `visionserve.familiarity`.
+        kept: share of the features that `react+ash` does not remove.
+        numbers: the arithmetic that the thresholds were fitted in; another one moves the scores.
+        thresholds: TTA mode to its threshold.
+        about: a text that says what they were fitted on.
+    """
+
+    method: Method
+    kept: float = 1
+    numbers: Numbers
+    thresholds: dict[TTA, Threshold]
+    about: str
+
+
 class Training(Strict):
     """What `visionserve train` trained the weights on, and what they are worth.
 
@@ -177,6 +218,7 @@ class Metadata(Strict):
             `visionserve.postprocessing.temper`.
         plausible: TTA mode to the probability, after its temperature, below which a name is not
             worth showing; a mode that has none shows all names.
+        familiarity: how unfamiliar pictures are told; None if nobody has fitted that.
         dense: whether the model has a fully convolutional form, which TTA `dense` needs.
         explains: whether its last layer is linear and follows a global pool, which explanations
             and features need.
@@ -197,6 +239,7 @@ class Metadata(Strict):
     names: dict[Language, tuple[str, ...]] = Field(default_factory=dict)
     temperatures: dict[TTA, Temperature] = Field(default_factory=dict)
     plausible: dict[TTA, Probability] = Field(default_factory=dict)
+    familiarity: Familiarity | None = None
     dense: bool = True
     explains: bool = True
     half_range: bool = False

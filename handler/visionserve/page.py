@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from visionserve.config import TTA, ModelConfig
 from visionserve.metadata import Metadata
-from visionserve.postprocessing import HINTS, WARNINGS
+from visionserve.postprocessing import HINTS, UNFAMILIAR, WARNINGS
 
 WEB = Path(__file__).with_name("web")
 STYLE = '<link rel="stylesheet" href="style.css">'
@@ -65,6 +65,7 @@ class Page:
             "version": own["version"],
             "models": ordered,
             "warning": WARNINGS["en"],
+            "unfamiliar": UNFAMILIAR["en"],
             "hints": HINTS,
         }
         data = json.dumps(facts, ensure_ascii=False).replace("<", r"\u003c")

@@ -29,6 +29,10 @@ HINTS: dict[Language, dict[Hint, str]] = {
     },
 }
 BETWEEN: dict[Language, str] = {"en": " ", "zh": ""}
+UNFAMILIAR: dict[Language, str] = {
+    "en": "Probably none of the model's classes, or a damaged picture.",
+    "zh": "可能不属于模型的任何类别，或图片已损坏。",
+}
 
 
 def temper(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.floating[Any]]:
@@ -103,7 +107,8 @@ def localize(answer: Answer, options: Options, names: Sequence[str] | None) -> A
 
     Returns:
         A copy in which each prediction has its `name`, if there are names, and which has a
-        `warning`, if the answer is not confident, with a sentence for each of its hints.
+        `warning`, if the answer is not confident or the picture is unfamiliar, which is said in
+        its place, with a sentence for each of its hints.
     """
     localized = answer.copy()
     if names:
@@ -111,11 +116,15 @@ def localize(answer: Answer, options: Options, names: Sequence[str] | None) -> A
             {"label": prediction["label"], "name": names[prediction["class_id"]], **prediction}
             for prediction in answer["predictions"]
         ]
-    if not answer["confident"]:
-        language = options.language
-        guess = WARNINGS[language].format(percent(options.threshold))
-        causes = (HINTS[language][hint] for hint in answer.get("hints", ()))
-        localized["warning"] = BETWEEN[language].join([guess, *causes])
+    language = options.language
+    if answer.get("unfamiliar"):
+        doubt = UNFAMILIAR[language]
+    elif not answer["confident"]:
+        doubt = WARNINGS[language].format(percent(options.threshold))
+    else:
+        return localized
+    causes = (HINTS[language][hint] for hint in answer.get("hints", ()))
+    localized["warning"] = BETWEEN[language].join([doubt, *causes])
     return localized
 
 

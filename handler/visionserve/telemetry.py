@@ -25,6 +25,7 @@ COUNTERS: dict[str, list[str]] = {
     "vision_stage_runs_total": ["Stage"],
     "vision_cache_hits_total": [],
     "vision_low_confidence_total": [],
+    "vision_unfamiliar_total": [],
     "vision_image_bytes_total": [],
     "vision_image_pixels_total": [],
 }
@@ -36,6 +37,7 @@ EXPORTED_AT_ZERO: tuple[tuple[str, ...], ...] = (
     ("vision_answers_total", "internal_error"),
     ("vision_cache_hits_total",),
     ("vision_low_confidence_total",),
+    ("vision_unfamiliar_total",),
 )
 
 requests_log = logging.getLogger("visionserve.requests")
@@ -92,6 +94,8 @@ class Telemetry:
                 self._sums["vision_image_pixels_total",] += item.trace.pixels
             self._sums["vision_cache_hits_total",] += sum("cached" in a for a in answers)
             self._sums["vision_low_confidence_total",] += sum(not a["confident"] for a in answers)
+            unfamiliar = sum(a.get("unfamiliar", False) for a in answers)
+            self._sums["vision_unfamiliar_total",] += unfamiliar
         failed = len(answers) < len(outcomes)
         if failed or seconds >= self._slow_seconds:
             self._log(request_id, items, codes, seconds, "failed" if failed else "slow")

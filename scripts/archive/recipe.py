@@ -43,7 +43,7 @@ MANY = 10
 MAKERS = (
     *("archive/checkpoint.py", "archive/fitting.py", "archive/convert.py", "archive/declared.py"),
     *("archive/groups.py", "archive/plain.py", "archive/proof.py"),
-    "photos.py",
+    *("photos.py", "archive/familiarity.json"),
 )
 
 
@@ -255,8 +255,23 @@ def build(
             source = recipe.labels or "ImageNet (give --labels FILE)"
             raise WeightsError(f"{error}, but {source} has {len(labels)} labels.") from None
         described = described.model_copy(update={"training": training, "names": names})
-        for one in filter(None, (fitted, carried)):
-            described = Metadata.model_validate(one.put_into(described.model_dump()))
+        numbers = temperatures.numbers(config.handler.precision, described.half_range)
+        for found in (
+            temperatures.registered(recipe.architecture, weights.sha256, numbers)
+            if recipe.declared == Declared()
+            else None,
+            *(given and given.suited(numbers) for given in (fitted, carried)),
+        ):
+            if found:
+                described = Metadata.model_validate(found.put_into(described.model_dump()))
+                for name, data in found.files().items():
+                    (content / name).write_bytes(data)
+        if fitted and fitted.familiarity and fitted.familiarity.numbers != numbers:
+            print(
+                f"{recipe.temperatures}: its threshold of unfamiliar pictures is of "
+                f"{fitted.familiarity.numbers}, not of {numbers}: calibrate {archive.name} itself.",
+                file=sys.stderr,
+            )
         if described.proof:
             print(f"{archive.name}: {proof.describe(described.proof)}.", file=sys.stderr)
         if described.comparison:

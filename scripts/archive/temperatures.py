@@ -1,5 +1,6 @@
 """Read the JSON file of what was fitted for a model's weights, and pack it."""
 
+import base64
 import hashlib
 import json
 import zipfile
@@ -7,14 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from scripts import lock
 from scripts.archive.rewrite import check_recorded, rewrite
 from scripts.kept import read_file
 from visionserve import metadata
-from visionserve.config import TTA, Strict
-from visionserve.metadata import Probability, Temperature
+from visionserve.config import TTA, Precision, Strict
+from visionserve.metadata import KNOWN, Familiarity, Numbers, Probability, Temperature
+
+# What this project has fitted for official weights, a list of `Fitted`.
+REGISTRY = Path(__file__).with_name("familiarity.json")
 
 
 class Fitted(Strict):
@@ -28,6 +32,8 @@ class Fitted(Strict):
         about: a text that says what the temperatures were fitted on.
         temperatures: the temperature of each TTA mode.
         plausible: the probability of each TTA mode below which a name is not worth showing.
+        familiarity: how unfamiliar pictures are told, if that was fitted.
+        known: base64 of the file that its method needs, if that is so.
     """
 
     architecture: str
@@ -36,12 +42,41 @@ class Fitted(Strict):
     about: str
     temperatures: dict[TTA, Temperature]
     plausible: dict[TTA, Probability] = Field(default_factory=dict)
+    familiarity: Familiarity | None = None
+    known: str | None = None
 
     def put_into(self, described: Mapping[str, Any]) -> dict[str, Any]:
         """Return an archive's `metadata.json` with it. Other modes keep what they have."""
         temperatures = described.get("temperatures", {}) | self.temperatures
         plausible = described.get("plausible", {}) | self.plausible
-        return {**described, "temperatures": temperatures, "plausible": plausible}
+        told = {"familiarity": self.familiarity.model_dump()} if self.familiarity else {}
+        return {**described, "temperatures": temperatures, "plausible": plausible, **told}
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files that belong beside `metadata.json`, by name."""
+        return {KNOWN: base64.b64decode(self.known)} if self.known else {}
+
+    def suited(self, wanted: Numbers) -> "Fitted":
+        """Return it without thresholds that were fitted in other arithmetic than an archive's."""
+        if self.familiarity is None or self.familiarity.numbers == wanted:
+            return self
+        return self.model_copy(update={"familiarity": None, "known": None})
+
+
+def numbers(precision: Precision, half_range: bool) -> Numbers:
+    """Name the arithmetic of an archive; FP16 scores as FP32 does."""
+    if precision != "int8":
+        return "float"
+    return "int8 of half the range" if half_range else "int8"
+
+
+def registered(architecture: str, weights_sha256: str, wanted: Numbers) -> Fitted | None:
+    """Return what this project has fitted for weights in an archive's arithmetic, if anything."""
+    for one in TypeAdapter(list[Fitted]).validate_json(REGISTRY.read_bytes()):
+        weights = (one.architecture, one.weights_sha256)
+        if weights == (architecture, weights_sha256) and one == one.suited(wanted):
+            return one
+    return None
 
 
 def hash_groups(groups: Sequence[Sequence[int]]) -> str:
@@ -91,14 +126,18 @@ def pack(archive: Path, fitted: Fitted) -> None:
         kept = check_recorded(archive)
         with zipfile.ZipFile(archive) as old:
             described = fitted.put_into(json.loads(old.read(metadata.FILE)))
+            if fitted.familiarity is None and KNOWN in old.namelist():
+                known = base64.b64encode(old.read(KNOWN)).decode()
+                fitted = fitted.model_copy(update={"known": known})
         # With what was fitted before, in other modes.
         together = {name: described[name] for name in Fitted.model_fields if name in described}
         fitted = Fitted.model_validate(fitted.model_dump() | together)
         rewrite(
             archive,
-            {metadata.FILE: json.dumps(described).encode()},
+            {metadata.FILE: json.dumps(described).encode(), **fitted.files()},
             with_fitted(kept["ingredients"], fitted),
             kept["made_of"] and kept["made_of"] | {"fitted": fitted.model_dump()},
+            left_out=[KNOWN],
         )
 
 

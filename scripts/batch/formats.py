@@ -33,8 +33,9 @@ class Table:
         else:
             ranks = [k for k in range(1, self._top_k + 1) if row[f"label_{k}"] is not None]
             text = ", ".join(f"{row[f'label_{k}']} {row[f'probability_{k}']:.1%}" for k in ranks)
+            doubt = "unfamiliar" if row["unfamiliar"] else "a guess"
             causes = f": {str(row['hints']).replace(' ', ', ')}" if row["hints"] else ""
-            text += "" if row["confident"] else f" (a guess{causes})"
+            text += f" ({doubt}{causes})" if row["unfamiliar"] or not row["confident"] else ""
         text += f"; is {row['truth']}" if row.get("truth") else ""
         return f"{_fitted(_printable(str(row['path'])))}  {_printable(text)}\n"
 

@@ -34,7 +34,7 @@ def columns(top_k: int, truth: bool = False) -> dict[str, type]:
         f"{name}_{rank}": kind for rank in range(1, top_k + 1) for name, kind in PREDICTION.items()
     }
     rest = {"model": str, "version": str, "tta": str, "confident": bool}
-    more = {"plausible": int, "hints": str, "error": str}
+    more = {"unfamiliar": bool, "plausible": int, "hints": str, "error": str}
     return {"path": str, **({"truth": str} if truth else {}), **predictions, **rest, **more}
 
 
@@ -73,6 +73,7 @@ def row(path: Path, body: Body, top_k: int, truth: Truth | None = None, named: b
         values |= {f"{key}_{rank}": shown[key] for key in PREDICTION}
     values |= {key: body[key] for key in ("model", "version", "tta", "confident")}
     return values | {
+        "unfamiliar": body.get("unfamiliar"),
         "plausible": body.get("plausible"),
         "hints": " ".join(body.get("hints", ())) or None,
     }

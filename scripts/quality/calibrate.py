@@ -1,7 +1,8 @@
 """The work of `visionserve calibrate`."""
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,18 @@ from tqdm import tqdm
 
 from scripts import paths
 from scripts.archive.rewrite import check_recorded
-from scripts.archive.temperatures import Fitted, hash_groups, pack
-from scripts.quality import output, plausible
+from scripts.archive.temperatures import Fitted, hash_groups, numbers, pack
+from scripts.quality import output, plausible, unfamiliar
 from scripts.quality.arguments import archive_of
 from scripts.quality.models import Loaded, gather, opened
 from scripts.quality.statistics import EPSILON, Interval, log_loss, reliability
 from scripts.report import circumstances
 from scripts.report.tables import table
 from visionserve.config import TTA
+from visionserve.errors import RequestError
 from visionserve.metadata import COLDEST, HOTTEST
 from visionserve.postprocessing import temper
+from visionserve.runtimes import Passed
 
 RESAMPLES = 1000
 GRID = np.geomspace(COLDEST, HOTTEST, 161)
@@ -78,11 +81,13 @@ class Scaled:
         probabilities: float32 of shape (answers, classes), averaged over the views.
         labels: int of shape (answers,).
         temperature: with its bootstrap interval.
+        features: float32 of shape (answers, channels); None if the model has none.
     """
 
     probabilities: NDArray[np.float32]
     labels: NDArray[np.int64]
     temperature: Interval
+    features: NDArray[np.float32] | None
 
     def at(self, temperature: float) -> tuple[NDArray[np.float64], NDArray[np.bool_], float, float]:
         """Return confidences, whether each answer is right, NLL and ECE at a temperature."""
@@ -116,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def calibrated(args: argparse.Namespace) -> Fitted:
-    """Fit the temperatures, print what they change, and put them into the archive.
+    """Fit the temperatures and thresholds, print what they change, and put them into the archive.
 
     Raises:
         ArchiveError, HashError, ProofError, RequestError, WeightsError, ValueError, OSError: the
@@ -125,13 +130,14 @@ def calibrated(args: argparse.Namespace) -> Fitted:
     archive = archive_of(args)
     check_recorded(archive)
     with opened(archive) as archived:
-        described = archived.metadata
-        given = gather(args, described.categories, archived.config)
+        described, config = archived.metadata, archived.config
+        given = gather(args, described.categories, config)
         name, fitted = str(archived), fit_all(archived, given.photographs, args.modes)
+        told = tell(archived, fitted, args)
     about = f"{args.folder.name}, {len(given.photographs)} photographs ({circumstances.here()})"
     print(f"{name}, {about}\n\n{summary(fitted)}\n\n{warnings(fitted)}\n")
     print(plausible.summary({mode: (one.tempered, one.labels) for mode, one in fitted.items()}))
-    print()
+    print(f"\n{told}\n" if told else "")
     found = Fitted(
         architecture=described.architecture,
         weights_sha256=described.weights_sha256,
@@ -139,6 +145,9 @@ def calibrated(args: argparse.Namespace) -> Fitted:
         about=about,
         temperatures={mode: one.packed for mode, one in fitted.items()},
         plausible={mode: one.plausible for mode, one in fitted.items()},
+        familiarity=told
+        and told.familiarity(numbers(config.precision, described.half_range), about),
+        known=told and told.known(),
     )
     pack(archive, found)
     print(f"{archive} has them; a server has them once it loads it anew.")
@@ -155,13 +164,55 @@ def fit_all(
         RequestError: the model fails.
     """
     modes = loaded.modes(wanted)
-    found: dict[TTA, list[NDArray[np.float32]]] = {mode: [] for mode in modes}
+    found: dict[TTA, list[Passed]] = {mode: [] for mode in modes}
     for path, _ in tqdm(photographs, desc=f"photographs, each {len(modes)} times", smoothing=0):
+        data = loaded.read(path)
         for mode in modes:
-            found[mode].append(loaded.probabilities(path, mode))
+            found[mode].append(loaded.passed(data, mode))
     labels = np.array([label for _, label in photographs])
-    stacked = {mode: np.stack(rows) for mode, rows in found.items()}
-    return {mode: Scaled(rows, labels, fit(rows, labels)) for mode, rows in stacked.items()}
+    stacked = {mode: Passed.stacked(rows) for mode, rows in found.items()}
+    return {
+        mode: Scaled(of.probabilities, labels, fit(of.probabilities, labels), of.features)
+        for mode, of in stacked.items()
+    }
+
+
+def tell(
+    loaded: Loaded, fitted: Mapping[TTA, Scaled], args: argparse.Namespace
+) -> unfamiliar.Told | None:
+    """Fit what tells unfamiliar pictures; None where that cannot be done, which is printed.
+
+    Raises:
+        ValueError, OSError: the unfamiliar pictures cannot be read.
+    """
+    known = {mode: one.features for mode, one in fitted.items() if one.features is not None}
+    count = len(next(iter(fitted.values())).labels)
+    if not known or count < unfamiliar.LEAST:
+        reason = (
+            f"it takes {unfamiliar.LEAST} photographs, better {unfamiliar.ENOUGH}"
+            if known
+            else f"{loaded.metadata.architecture} has no features"
+        )
+        print(f"Unfamiliar pictures will not be told: {reason}.", file=sys.stderr)
+        return None
+    if count < unfamiliar.ENOUGH:
+        few = f"With {count} photographs, fewer than {unfamiliar.ENOUGH}"
+        print(f"{few}, the rate of false alarms may be twice the wanted one.", file=sys.stderr)
+    pictures = unfamiliar.pictures(args.unfamiliar)
+    passed: dict[int, dict[TTA, Passed]] = {}
+    for index, data in enumerate(tqdm(pictures.data, desc="unfamiliar pictures", smoothing=0)):
+        try:
+            passed[index] = {mode: loaded.passed(data, mode) for mode in known}
+        except RequestError as error:
+            print(f"Left out: {pictures.names[index]}: {error.message}", file=sys.stderr)
+    if not passed:
+        raise ValueError("No unfamiliar picture is left.")
+    strange: dict[TTA, NDArray[np.float32]] = {
+        mode: np.array([one[mode].features for one in passed.values()], np.float32)
+        for mode in known
+    }
+    last, left = loaded.runtime.linear(), pictures.only([*passed])
+    return unfamiliar.fit(known, strange, last, args.false_alarms, left)
 
 
 def summary(fitted: dict[TTA, Scaled]) -> str:

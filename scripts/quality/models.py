@@ -35,7 +35,7 @@ from visionserve.metadata import Metadata, Transforms
 from visionserve.models import IMAGENET_CATEGORIES
 from visionserve.postprocessing import temper
 from visionserve.preprocessing import decode, to_views
-from visionserve.runtimes import Runtime
+from visionserve.runtimes import Passed, Runtime
 from visionserve.validation import open_image
 
 THREADS = 2
@@ -82,16 +82,30 @@ class Loaded:
         uncached = self.config.model_copy(update={"cache": CacheConfig(size_mb=0)})
         return Classifier(self.runtime, self.metadata, uncached, version="")
 
+    def passed(self, data: bytes, mode: TTA) -> Passed:
+        """Return what the model says of an encoded image, before any temperature.
+
+        Raises:
+            RequestError: a worker would refuse the image, too, or the model fails.
+        """
+        options = self.config.defaults.model_copy(update={"tta": mode, "top_k": 1})
+        return self._classifier.passed(Item(data, options))
+
+    def read(self, path: Path) -> bytes:
+        """Read a photograph, or as much of it as tells that it is too large.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        return read_image(path, self.config.max_image_bytes)
+
     def probabilities(self, path: Path, mode: TTA) -> NDArray[np.float32]:
         """Return a photograph's averaged probabilities before any temperature: one a class.
 
         Raises:
-            RequestError: a worker would refuse the photograph, too, or the model fails.
-            OSError: the file cannot be read.
+            RequestError, OSError: as `passed` and `read` do.
         """
-        options = self.config.defaults.model_copy(update={"tta": mode, "top_k": 1})
-        data = read_image(path, self.config.max_image_bytes)
-        return self._classifier.probabilities(Item(data, options))
+        return self.passed(self.read(path), mode).probabilities
 
     def classify(self, path: Path, modes: Iterable[TTA]) -> dict[TTA, NDArray[np.floating[Any]]]:
         """Return the probabilities of a photograph's answer in each mode, one a class.

@@ -106,6 +106,7 @@ def test_folder_to_csv(folder: Path, target: list[str], client: Client) -> None:
             assert float(line[f"probability_{rank}"]) == prediction["probability"]
         assert line["confident"] == str(answer["confident"]).lower()
         assert line["hints"] == " ".join(answer.get("hints", []))
+        assert line["unfamiliar"] == str(answer["unfamiliar"]).lower()
     assert [row["hints"] for row in rows] == ["dark", "", "", ""], "a rocket at night"
 
 

@@ -20,7 +20,7 @@ from scripts.server.client import Client
 from scripts.server.nginx import Proxy
 from scripts.server.properties import read_properties
 from scripts.server.torchserve import TorchServe
-from tests.helpers import REAL, encode, site_of
+from tests.helpers import RANDOM, REAL, encode, site_of
 from visionserve.config import TTA
 from visionserve.models import MODELS
 
@@ -287,4 +287,8 @@ def test_a_model_describes_itself(client: Client) -> None:
         "deadline_seconds": 8,
     }
     assert found["proof"]["agreement"] == 1 and found["proof"]["views"] > 0
+    assert found["familiarity"]["thresholds"].keys() <= {*get_args(TTA)}
+    assert found["unfamiliar"].startswith("unfamiliar pictures are told by react+ash: ")
+    assert client.card(RANDOM)["familiarity"] is None
+    assert client.card(RANDOM)["unfamiliar"].startswith("nobody calibrated the model")
     assert found.get("comparison") is None and found["compared"].startswith("nobody")

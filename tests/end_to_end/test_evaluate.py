@@ -19,20 +19,26 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import classification_report
+from sklearn.neighbors import NearestNeighbors
 from torchvision.transforms import InterpolationMode, v2
 
 from scripts import calibrate, evaluate, paths, photos, robustness
 from scripts.archive.hashes import read_record, sha256_of
 from scripts.archive.recipe import Recipe, build
 from scripts.archive.store import choose
+from scripts.archive.temperatures import Fitted, pack
 from scripts.archive.weights import load, resolve
 from scripts.bench import families
 from scripts.quality import labelled
 from scripts.quality.corruptions import CORRUPTIONS, SIDE, MotionBlur, corrupt, scaled
+from scripts.quality.models import opened
 from scripts.quality.robustness import CONDITIONS, Measured, record
+from scripts.quality.unfamiliar import Pictures, Told
 from scripts.server.ports import free_ports
 from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL, write_config
+from visionserve.familiarity import Neighbours
+from visionserve.metadata import Share, Threshold
 from visionserve.models import IMAGENET_CATEGORIES, MODELS
 
 
@@ -418,12 +424,16 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Own:
 def calibrated(own: Own) -> dict[str, float]:
     """The temperatures that `calibrate` put into the archive."""
     before = sha256_of(own.archive)
-    printed = command(
+    done = run_command(
         "calibrate", own.folder, "--archive", own.archive, "--modes", "none", "five_crop"
     )
-    assert "own 1.0 (resnet18, openvino fp32, exact decode)" in printed
+    assert done.returncode == 0, done.stderr
+    assert "own 1.0 (resnet18, openvino fp32, exact decode)" in done.stdout
+    assert "Unfamiliar pictures will not be told: it takes 100 photographs" in done.stderr
     with zipfile.ZipFile(own.archive) as packed:
-        found: dict[str, float] = json.loads(packed.read("metadata.json"))["temperatures"]
+        described = json.loads(packed.read("metadata.json"))
+        found: dict[str, float] = described["temperatures"]
+        assert described["familiarity"] is None
         assert len(packed.namelist()) == len(set(packed.namelist())) and packed.testzip() is None
     assert found.keys() == {"none", "five_crop"}
     kept = read_record(own.archive)
@@ -435,25 +445,81 @@ def calibrated(own: Own) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def answers(
-    own: Own, calibrated: dict[str, float], tmp_path_factory: pytest.TempPathFactory
-) -> dict[Path, Any]:
-    """What the calibrated archive answers over HTTP: each picture's probabilities."""
+def neighbours(own: Own, calibrated: dict[str, float]) -> Any:
+    """Have the archive tell unfamiliar pictures by neighbours; their features, and the threshold.
+
+    By hand, as that takes more pictures; a third of them scores below the threshold.
+    """
+    with opened(own.archive) as archived:
+        paths = [*own.probabilities["none"]]
+        passed = [archived.passed(path.read_bytes(), "none") for path in paths]
+        known = np.array([one.features for one in passed], np.float16)
+        weights = archived.metadata.weights_sha256
+    least = float(np.quantile([Neighbours(known)(row) for row in known], 0.33))
+    share = Share(value=0, low=0, high=1)
+    threshold = Threshold(score=least, false_alarms=share, caught=share)
+    told = Told("neighbours", {}, Pictures("", [], [], []), known)
+    familiarity = told.familiarity("float", "by hand").model_copy(
+        update={"thresholds": {"five_crop": threshold}}
+    )
+    fitted = Fitted(
+        architecture="resnet18",
+        weights_sha256=weights,
+        about="",
+        temperatures={},
+        familiarity=familiarity,
+        known=told.known(),
+    )
+    for _ in range(2):
+        pack(own.archive, fitted)
+    with zipfile.ZipFile(own.archive) as packed:
+        assert packed.namelist().count("familiarity.npy") == 1
+    return known, least
+
+
+@pytest.fixture(scope="module")
+def replies(own: Own, neighbours: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Any]:
+    """What the calibrated archive answers over HTTP."""
     state = tmp_path_factory.mktemp("own-server")
     server = TorchServe("server", state, own.archive.parent, free_ports())
     server.start(["own=own.mar"])
     try:
-        found = {}
-        for path in own.probabilities["five_crop"]:
-            answer = server.client.predict("own", path.read_bytes(), top_k=9).json()
-            assert answer["tta"] == "five_crop"
-            found[path] = np.zeros(9)
-            for one in answer["predictions"]:
-                assert one["label"] == OWN_LABELS[one["class_id"]]
-                found[path][one["class_id"]] = one["probability"]
-        return found
+        return {
+            path: server.client.predict("own", path.read_bytes(), top_k=9, features=True).json()
+            for path in own.probabilities["five_crop"]
+        }
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def answers(replies: dict[Path, Any]) -> dict[Path, Any]:
+    """Each picture's probabilities."""
+    found = {}
+    for path, answer in replies.items():
+        assert answer["tta"] == "five_crop"
+        found[path] = np.zeros(9)
+        for one in answer["predictions"]:
+            assert one["label"] == OWN_LABELS[one["class_id"]]
+            found[path][one["class_id"]] = one["probability"]
+    return found
+
+
+def test_a_picture_without_neighbours_is_unfamiliar(
+    replies: dict[Path, Any], neighbours: Any
+) -> None:
+    """By scikit-learn's search among the features that the archive holds."""
+    known, least = neighbours
+    known = known.astype(float)
+    mean = known.mean(axis=0)
+    search = NearestNeighbors(n_neighbors=3, metric="cosine").fit(known - mean)
+    told = []
+    for path, answer in replies.items():
+        score = 1 - search.kneighbors([np.array(answer["features"]) - mean])[0][0, 2]
+        if abs(score - least) > 0.001:
+            assert answer["unfamiliar"] == (score < least), path
+            told.append(answer["unfamiliar"])
+    assert {*told} == {True, False}
 
 
 def label_at(path: Path) -> int:

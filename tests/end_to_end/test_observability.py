@@ -104,6 +104,9 @@ class Sent:
         self.expected["Requests4XX",] += 400 <= response.status_code < 500
         for code in codes:
             self.expected["vision_answers_total", code] += 1
+        for answer in answers:
+            if answer.get("unfamiliar"):
+                self.expected["vision_unfamiliar_total",] += 1
         self.codes[response.headers["x-request-id"]] = codes
         return body
 
@@ -143,6 +146,7 @@ def sent(observed: Client, server: TorchServe) -> tuple[Sent, Samples]:
         assert raw("ok", solid(number), 0, 0, Threshold=1)["cached"]
     sent.expected["vision_low_confidence_total",] += 4
     sent.expected["vision_cache_hits_total",] += 2
+    assert sent.expected["vision_unfamiliar_total",] == 7
 
     raw("unsupported_format", b"nonsense", 0, 1)
     raw("image_too_large", CAT + bytes(5 * 1024 * 1024), 0, 1)
@@ -194,6 +198,7 @@ def test_counts_are_what_was_sent(sent: tuple[Sent, Samples]) -> None:
         "vision_stage_runs_total",
         "vision_cache_hits_total",
         "vision_low_confidence_total",
+        "vision_unfamiliar_total",
         "vision_image_bytes_total",
         "vision_image_pixels_total",
         "Requests4XX",

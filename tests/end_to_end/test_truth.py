@@ -17,6 +17,7 @@ from scripts.archive import convert
 from scripts.archive.groups import find_groups, read_groups
 from scripts.archive.recipe import Recipe, build
 from scripts.archive.weights import load, resolve
+from scripts.quality import generated
 from scripts.server.client import Client
 from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL, write_config
@@ -176,7 +177,7 @@ def test_the_whole_distribution_is_pytorchs(
 
 @pytest.mark.skipif(not ODD.exists(), reason=f"{ODD} is absent")
 def test_odd_images_are_answered_like_what_they_show_or_named(
-    client: Client, server: TorchServe, expected: Callable[[Path, TTA], NDArray[np.float32]]
+    client: Client, server: TorchServe, expected: Callable[[Path, TTA], Figures]
 ) -> None:
     """Through the whole chain, each against a plain PNG of its picture, or PyTorch."""
 
@@ -196,8 +197,43 @@ def test_odd_images_are_answered_like_what_they_show_or_named(
         most = 0.02 if name.endswith(".jpg") else PROFILES["server"]  # A PNG has no loss.
         assert np.abs(np.subtract(found, theirs)).max() < most, name
     phone = ODD / "07iphone24mp_5712x4284.jpg"
-    reference = expected(phone, "none")
+    reference, _ = expected(phone, "none")
     assert np.abs(probabilities(phone.read_bytes()) - reference).max() < 0.02
+
+
+@pytest.mark.parametrize("profile", ["server", "local"])
+def test_what_is_unfamiliar_is_so_by_pytorch(
+    client: Client,
+    served: dict[str, str],
+    network: Any,
+    expected: Callable[[Path, TTA], Figures],
+    tmp_path: Path,
+    profile: str,
+) -> None:
+    """ReAct, ASH-S and the energy of PyTorch's own features; INT8 may be off near the threshold."""
+    known = client.card(served[profile])["familiarity"]
+    pictures = [*PHOTOGRAPHS, *sorted(paths.SAMPLES.glob("*.JPEG"))[::60]]
+    for index, (kind, data) in enumerate(generated.pictures(2, seed=1)):
+        pictures.append(tmp_path / f"{kind}{index}.png")
+        pictures[-1].write_bytes(data)
+    told = []
+    for mode in ("none", "dense"):
+        threshold = known["thresholds"][mode]
+        for path in pictures:
+            features = torch.from_numpy(expected(path, mode)[1])
+            clipped, strongest = features.clip(max=threshold["clip"]), features.topk(448).indices
+            left = torch.zeros_like(features)
+            left[strongest] = clipped[strongest] * (clipped.sum() / clipped[strongest].sum()).exp()
+            with torch.inference_mode():
+                score = float(network._fc(left).logsumexp(0))
+            off = score / threshold["score"] - 1
+            answer = client.predict(served[profile], path.read_bytes(), tta=mode).json()
+            if abs(off) > (0.001 if profile == "server" else 0.15):
+                assert answer["unfamiliar"] == (off < 0), (path, mode)
+                told.append(off < 0)
+            if answer["unfamiliar"]:
+                assert answer["warning"].startswith("Probably none of the model's classes")
+    assert sum(told) >= 15 and len(told) - sum(told) >= 3
 
 
 def test_as_many_answers_are_confident_as_in_fp32(

@@ -44,6 +44,21 @@ def test_the_threshold_decides_on_the_warning() -> None:
     assert "61%" in localize(unsure, Options(threshold=0.61), None)["warning"]
 
 
+def test_an_unfamiliar_picture_has_a_warning_of_its_own() -> None:
+    """Also where the model is sure of a class."""
+    for threshold in (0.0, 1.0):
+        options = Options(threshold=threshold)
+        plain = answered(PROBABILITIES, options)
+        strange: Answer = {**plain, "unfamiliar": True}
+        assert localize(strange, options, None)["warning"].startswith("Probably none")
+        chinese = localize(strange, Options(threshold=threshold, language="zh"), None)
+        assert chinese["warning"].startswith("可能不属于")
+        known: Answer = {**plain, "unfamiliar": False}
+        assert localize(known, options, None).get("warning") == localize(plain, options, None).get(
+            "warning"
+        )
+
+
 def test_a_language_adds_names_and_changes_nothing_else() -> None:
     answer = answered(PROBABILITIES, Options(top_k=2))
     localized = localize(answer, Options(language="zh"), ("甲", "乙", "丙", "丁"))

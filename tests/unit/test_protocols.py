@@ -178,6 +178,12 @@ def test_v2_a_client_chooses_outputs() -> None:
     for answer, expected in ((ANSWER, ["[]", -1]), (warned, ['["dark", "blurred"]', 1])):
         outputs = request.form.reply([answer], request.many, "m", "1").body["outputs"]
         assert [data for o in outputs for data in o["data"]] == expected
+    request = read(tensor(data=[TEXT]) | {"outputs": [{"name": "unfamiliar"}]})
+    told: Answer = {**ANSWER, "unfamiliar": True}
+    (output,) = request.form.reply([told], request.many, "m", "1").body["outputs"]
+    assert (output["datatype"], output["data"]) == ("BOOL", [True])
+    untold = request.form.reply([ANSWER], request.many, "m", "1")
+    assert untold.status[0] == 400 and "has no threshold" in untold.body["error"]
 
 
 @pytest.mark.parametrize(

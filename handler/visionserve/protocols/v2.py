@@ -39,6 +39,10 @@ IMAGE_TENSORS: dict[str, tuple[str, Callable[[Outcome], Any]]] = {
         "BYTES",
         lambda o: "" if isinstance(o, RequestError) else json.dumps(o.get("hints", [])),
     ),
+    "unfamiliar": (
+        "BOOL",
+        lambda o: not isinstance(o, RequestError) and o.get("unfamiliar", False),
+    ),
     "error": ("BYTES", lambda o: message_of(o) if isinstance(o, RequestError) else ""),
 }
 FEATURES = "features"
@@ -99,8 +103,11 @@ class V2:
         rows = _rows(outcomes)
         if any("explanation" in row[0] for row in rows):
             names.append("explanation")
-        if any(FEATURES in outcome for outcome in outcomes if isinstance(outcome, dict)):
+        answers = [outcome for outcome in outcomes if not isinstance(outcome, RequestError)]
+        if any(FEATURES in answer for answer in answers):
             names.append(FEATURES)
+        if "unfamiliar" in names and not any("unfamiliar" in answer for answer in answers):
+            return failure(_invalid("unfamiliar: the model has no threshold for these views."))
         if errors:
             names.append("error")
         body = {

@@ -30,6 +30,15 @@ class Passed(NamedTuple):
     features: NDArray[np.float32] | None = None
 
     @classmethod
+    def stacked(cls, single: Sequence["Passed"]) -> "Passed":
+        """Stack what one model says of single views or images."""
+        features = [one.features for one in single if one.features is not None]
+        return cls(
+            np.stack([one.probabilities for one in single]),
+            np.stack(features) if features else None,
+        )
+
+    @classmethod
     def joined(cls, passes: Sequence["Passed"]) -> "Passed":
         """Join what one model says in several passes."""
         features = [one.features for one in passes if one.features is not None]
@@ -37,6 +46,18 @@ class Passed(NamedTuple):
             np.concatenate([one.probabilities for one in passes]),
             np.concatenate(features) if features else None,
         )
+
+
+class Linear(NamedTuple):
+    """A network's last layer: logits are features @ weight + bias.
+
+    Attributes:
+        weight: float32 of shape (channels, classes).
+        bias: float32 of shape (classes,).
+    """
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
 
 
 class Runtime:
@@ -88,6 +109,10 @@ class Runtime:
 
         features = None if passed.features is None else average(passed.features)
         return Passed(average(passed.probabilities), features)
+
+    def linear(self) -> Linear:
+        """Return the last layer of a model that has features, in INT8 as it was rounded."""
+        raise NotImplementedError
 
     def contributions(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return what each position of the last feature map adds to each class's logit.

@@ -17,7 +17,7 @@ from openvino import opset13 as opset
 
 from visionserve import heap
 from visionserve.metadata import LEAST
-from visionserve.runtimes import Passed, Runtime
+from visionserve.runtimes import Linear, Passed, Runtime
 
 # How many kernels OpenVINO keeps; it makes one for each layer and shape. 64 hold those of the crop
 # and of one size of `dense`. When these two shapes took turns, 32 made a pass 12 ms slower, and 128
@@ -70,6 +70,13 @@ class OpenVINORuntime(Runtime):
         """Explain a batch; see `visionserve.runtimes.Runtime`."""
         return self._infer(self._mapping_request, pixels)[0]
 
+    def linear(self) -> Linear:
+        """Return the last layer; see `visionserve.runtimes.Runtime`."""
+        layer = last_layer(openvino.Core().read_model(self._artifact))
+        weight, *bias = self._compile(layer).infer().values()
+        found = np.ascontiguousarray(weight.T)
+        return Linear(found, bias[0].ravel() if bias else np.zeros(found.shape[1], np.float32))
+
     def _infer(self, request: Any, pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         """Run a forward pass, and release its memory if it was much larger than a crop's.
 
@@ -115,6 +122,24 @@ def with_features(model: openvino.Model) -> openvino.Model:
     """
     outputs = [model.get_result().input_value(0), _linear(model).input_value(0)]
     return openvino.Model(outputs, model.get_parameters())
+
+
+def last_layer(model: openvino.Model) -> openvino.Model:
+    """Return a model without an input that outputs the last layer's weight, and its bias if any.
+
+    The weight is of shape (classes, channels).
+    """
+    after, node = None, model.get_result()
+    outputs = []
+    while node.get_type_name() != "AvgPool":
+        if node.get_type_name() == "MatMul":
+            outputs = [node.input_value(1)]
+            if not node.get_attributes()["transpose_b"]:
+                outputs = [opset.transpose(outputs[0], np.array([1, 0])).output(0)]
+            if after is not None and after.get_type_name() == "Add":
+                outputs.append(after.input_value(1))
+        after, node = node, node.input_value(0).get_node()
+    return openvino.Model(outputs, [])
 
 
 def with_contributions(model: openvino.Model) -> openvino.Model:

@@ -13,7 +13,7 @@ from visionserve import tta
 from visionserve.errors import RequestError
 from visionserve.metadata import Metadata
 from visionserve.models import FullyConvolutional
-from visionserve.runtimes import Passed, Runtime
+from visionserve.runtimes import Linear, Passed, Runtime
 from visionserve.runtimes.transfer import Transfer
 
 # Numbers of views for which a CUDA graph is recorded. A pass of another number uses the next
@@ -93,6 +93,16 @@ class PyTorchRuntime(Runtime):
         batch = torch.tensor(pixels, device=self._device)
         maps: NDArray[np.float32] = self._module.contributions(batch).cpu().numpy()
         return maps
+
+    def linear(self) -> Linear:
+        """Return the last layer; see `visionserve.runtimes.Runtime`."""
+        layer = self._module.linear
+        assert layer is not None
+        weight: NDArray[np.float32] = layer.weight.detach().float().T.cpu().contiguous().numpy()
+        bias = np.zeros(weight.shape[1], np.float32)
+        if layer.bias is not None:
+            bias = layer.bias.detach().float().cpu().numpy()
+        return Linear(weight, bias)
 
     def _pass(self, images: Sequence[tta.Views]) -> Passed:
         """Classify images that fit the buffer.

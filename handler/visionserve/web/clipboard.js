@@ -25,7 +25,8 @@ function warnedInEnglish(answer, setup) {
   if (!("warning" in answer)) return answer;
   const threshold = percent(factsOf(setup).defaults.threshold, 0);
   const causes = (answer.hints ?? []).map((hint) => facts.hints.en[hint]);
-  const warning = [facts.warning.replace("{}", threshold), ...causes].join(" ");
+  const doubt = answer.unfamiliar ? facts.unfamiliar : facts.warning.replace("{}", threshold);
+  const warning = [doubt, ...causes].join(" ");
   return { ...answer, warning };
 }
 

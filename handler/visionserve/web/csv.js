@@ -16,7 +16,7 @@ export function toCsv(rows) {
   const head = ranks.flatMap((rank) =>
     ["label", "class_id", "probability"].map((name) => `${name}_${rank + 1}`),
   );
-  const rest = ["model", "version", "tta", "confident", "plausible"];
+  const rest = ["model", "version", "tta", "confident", "unfamiliar", "plausible"];
   const lines = rows.map(({ path, answer = {}, error }) => [
     path,
     ...ranks.flatMap((rank) => {
