@@ -204,14 +204,17 @@ def test_odd_images_are_answered_like_what_they_show_or_named(
 @pytest.mark.parametrize("profile", ["server", "local"])
 def test_what_is_unfamiliar_is_so_by_pytorch(
     client: Client,
-    served: dict[str, str],
     network: Any,
     expected: Callable[[Path, TTA], Figures],
     tmp_path: Path,
     profile: str,
+    request: pytest.FixtureRequest,
 ) -> None:
     """ReAct, ASH-S and the energy of PyTorch's own features; INT8 may be off near the threshold."""
-    known = client.card(served[profile])["familiarity"]
+    if profile == "local" and overflows():
+        pytest.skip("no thresholds were fitted for INT8 of half the range")
+    model = REAL if profile == "server" else request.getfixturevalue("served")[profile]
+    known = client.card(model)["familiarity"]
     pictures = [*PHOTOGRAPHS, *sorted(paths.SAMPLES.glob("*.JPEG"))[::60]]
     for index, (kind, data) in enumerate(generated.pictures(2, seed=1)):
         pictures.append(tmp_path / f"{kind}{index}.png")
@@ -227,7 +230,7 @@ def test_what_is_unfamiliar_is_so_by_pytorch(
             with torch.inference_mode():
                 score = float(network._fc(left).logsumexp(0))
             off = score / threshold["score"] - 1
-            answer = client.predict(served[profile], path.read_bytes(), tta=mode).json()
+            answer = client.predict(model, path.read_bytes(), tta=mode).json()
             if abs(off) > (0.001 if profile == "server" else 0.15):
                 assert answer["unfamiliar"] == (off < 0), (path, mode)
                 told.append(off < 0)
