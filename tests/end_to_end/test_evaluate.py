@@ -9,6 +9,7 @@ import subprocess
 import sys
 import unicodedata
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +30,7 @@ from scripts.archive.store import choose
 from scripts.archive.temperatures import Fitted, pack
 from scripts.archive.weights import load, resolve
 from scripts.bench import families
-from scripts.quality import labelled
+from scripts.quality import generated, labelled
 from scripts.quality.corruptions import CORRUPTIONS, SIDE, MotionBlur, corrupt, scaled
 from scripts.quality.models import opened
 from scripts.quality.robustness import CONDITIONS, Measured, record
@@ -37,6 +38,7 @@ from scripts.quality.unfamiliar import Pictures, Told
 from scripts.server.ports import free_ports
 from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL, write_config
+from visionserve import familiarity
 from visionserve.familiarity import Neighbours
 from visionserve.metadata import Share, Threshold
 from visionserve.models import IMAGENET_CATEGORIES, MODELS
@@ -503,6 +505,34 @@ def answers(replies: dict[Path, Any]) -> dict[Path, Any]:
             assert one["label"] == OWN_LABELS[one["class_id"]]
             found[path][one["class_id"]] = one["probability"]
     return found
+
+
+def test_a_threshold_is_fitted_by_the_command(
+    store: Path, samples: list[Path], tmp_path: Path
+) -> None:
+    """On 100 photographs, at one false alarm in ten; judged on others, and on other pictures."""
+    archive, photographs = tmp_path / "fitted.mar", tmp_path / "photographs"
+    photographs.mkdir()
+    for path in samples[::5]:
+        (photographs / path.name).symlink_to(path)
+    for suffix in (".mar", ".json"):
+        shutil.copy(store / f"{REAL}{suffix}", archive.with_suffix(suffix))
+    options = ("--archive", archive, "--modes", "none", "--false-alarms", "0.1")
+    done = run_command("calibrate", photographs, *options)
+    assert done.returncode == 0, done.stderr
+    assert "With 100 photographs, fewer than 200, the rate" in done.stderr
+    assert "| TTA | false alarms | caught | documents | text |" in done.stdout
+    with opened(archive) as archived:
+        known = archived.metadata.familiarity
+        assert known and known.about.startswith("photographs, 100 photographs")
+        (tells,) = familiarity.load(archived.directory, known, archived.runtime).values()
+
+        def share(images: Iterable[bytes]) -> float:
+            passed = [archived.passed(data, "none").features for data in images]
+            return float(np.mean([tells(one) for one in passed if one is not None]))
+
+        assert 0.02 <= share(path.read_bytes() for path in samples[1::5]) <= 0.2
+        assert share(data for _, data in generated.pictures(5, seed=1)) >= 0.85
 
 
 def test_a_picture_without_neighbours_is_unfamiliar(
