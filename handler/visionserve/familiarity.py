@@ -4,6 +4,7 @@ A classifier names one of its classes for every picture, and is often sure of it
 tell more: an unfamiliar picture excites a few channels strongly, or lies far from every photograph.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,7 @@ def load(
     else:
         last = runtime.linear()
         scores = {
-            mode: Energy(last, threshold.clip, familiarity.kept)
+            mode: Energy(last, threshold.clip or math.inf, familiarity.kept)
             for mode, threshold in familiarity.thresholds.items()
         }
     return {mode: _below(scores[mode], t.score) for mode, t in familiarity.thresholds.items()}

@@ -52,10 +52,8 @@ class Pictures:
 
     def only(self, indices: Sequence[int]) -> "Pictures":
         """Return some of them."""
-        kinds, names, data = (
-            [of[index] for index in indices] for of in (self.kinds, self.names, self.data)
-        )
-        return Pictures(self.source, kinds, names, data)
+        kinds, names = ([of[index] for index in indices] for of in (self.kinds, self.names))
+        return Pictures(self.source, kinds, names, [self.data[index] for index in indices])
 
 
 def pictures(folder: Path | None) -> Pictures:

@@ -38,7 +38,8 @@ def test_a_neighbour_is_scikit_learns_third_nearest() -> None:
     mean = FEATURES[:25].mean(axis=0)
 
     def directions(features: np.ndarray) -> np.ndarray:
-        return (features - mean) / np.linalg.norm(features - mean, axis=1, keepdims=True)
+        lengths = np.linalg.norm(features - mean, axis=1, keepdims=True)
+        return np.asarray((features - mean) / lengths)
 
     search = NearestNeighbors(n_neighbors=4, metric="cosine").fit(directions(FEATURES[:25]))
     known = Neighbours(FEATURES[:25])
