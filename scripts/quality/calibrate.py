@@ -145,9 +145,10 @@ def calibrated(args: argparse.Namespace) -> Fitted:
         about=about,
         temperatures={mode: one.packed for mode, one in fitted.items()},
         plausible={mode: one.plausible for mode, one in fitted.items()},
-        familiarity=told
-        and told.familiarity(numbers(config.precision, described.half_range), about),
-        known=told and told.known(),
+        familiarity=told.familiarity(numbers(config.precision, described.half_range), about)
+        if told
+        else None,
+        known=told.known() if told else None,
     )
     pack(archive, found)
     print(f"{archive} has them; a server has them once it loads it anew.")

@@ -9,6 +9,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +114,7 @@ class Told:
     method: Method
     fitted: Mapping[TTA, Fitted]
     pictures: Pictures
-    bank: Features
+    bank: NDArray[np.floating[Any]]
 
     def __str__(self) -> str:
         """Return a table of the false alarms, and of the share that is caught, by kind."""
