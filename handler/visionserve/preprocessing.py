@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
-from visionserve import tta
+from visionserve import heap, tta
 from visionserve.config import TTA, Decode
 from visionserve.errors import RequestError
 from visionserve.formats import (
@@ -40,6 +40,7 @@ LOADERS: Mapping[str, Callable[[Any], Image.Image]] = {
     "HEIF": heif.load,
 }
 MAX_EXIF_BYTES = 1_000_000
+LARGE = 8_000_000
 XMP = ("xmp", "XML:com.adobe.xmp")
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 FAST_FILTERS = {"bilinear": FilterType.bilinear, "bicubic": FilterType.catmull_rom}
@@ -98,6 +99,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         RequestError: 422 `truncated_image` or `corrupt_image`, 415 `unsupported_pixels`.
     """
+    if image.width * image.height > LARGE:
+        heap.trim()  # What earlier images have left in the heap would add to what this one takes.
     # XMP's copy of the orientation is no more than that (XMP, part 2, section 3.4.2: EXIF's own
     # value is the one that counts), and browsers pass it over as well.
     for name in XMP:

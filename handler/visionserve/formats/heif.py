@@ -15,7 +15,6 @@ from typing import Literal
 
 from PIL import Image
 
-from visionserve import heap
 from visionserve.formats import (
     FILE_ERRORS,
     corrupt_header,
@@ -144,8 +143,6 @@ def load(image: Image.Image) -> Image.Image:
         image.load()
     except RuntimeError as error:
         raise OSError(str(error)) from None
-    finally:
-        heap.trim()  # The decoders leave what they have freed in the heap.
     return image
 
 
