@@ -17,12 +17,16 @@ import yaml
 from PIL import Image
 
 from scripts import paths, photos
+from scripts.archive.hashes import sha256_of
 from scripts.archive.recipe import Recipe, build
+from scripts.archive.temperatures import Fitted
 from scripts.server.client import Client
 from scripts.server.ports import free_port
 from scripts.server.properties import read_properties
 from scripts.server.torchserve import TorchServe
 from tests.helpers import RANDOM, encode, write_config
+from visionserve.config import TTA
+from visionserve.metadata import Familiarity, Share, Threshold
 
 PROMETHEUS = paths.CONFIG / "prometheus"
 DASHBOARD = paths.CONFIG / "grafana" / "dashboard.json"
@@ -63,7 +67,7 @@ def scrape(server: TorchServe) -> Samples:
 def observed(
     server: TorchServe, random_weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Client]:
-    """The server with another model, which caches, and to which every request is slow."""
+    """The server with another model: it caches, and finds all requests slow and all pictures odd."""
     folder = tmp_path_factory.mktemp(OBSERVED)
     config = write_config(
         folder,
@@ -71,7 +75,23 @@ def observed(
         defaults={"tta": "none"},
         slow_request_ms=0,
     )
-    build(Recipe("resnet18", OBSERVED, "1.0", config, random_weights), server.store)
+    share = Share(value=0, low=0, high=1)
+    thresholds: dict[TTA, Threshold] = {
+        "none": Threshold(score=1e6, false_alarms=share, caught=share)
+    }
+    fitted = Fitted(
+        architecture="resnet18",
+        weights_sha256=sha256_of(random_weights),
+        about="",
+        temperatures={},
+        familiarity=Familiarity(
+            method="react+ash", numbers="float", thresholds=thresholds, about="by hand"
+        ),
+    )
+    file = folder / "fitted.json"
+    file.write_text(fitted.model_dump_json())
+    recipe = Recipe("resnet18", OBSERVED, "1.0", config, random_weights, temperatures=file)
+    build(recipe, server.store)
     server.register(f"{OBSERVED}.mar", workers=2)
     client = server.client
     yield client
