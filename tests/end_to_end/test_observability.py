@@ -67,7 +67,7 @@ def scrape(server: TorchServe) -> Samples:
 def observed(
     server: TorchServe, random_weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Client]:
-    """The server with another model: it caches, and finds all requests slow and all pictures odd."""
+    """The server with another model, which caches, and finds requests slow and pictures odd."""
     folder = tmp_path_factory.mktemp(OBSERVED)
     config = write_config(
         folder,
