@@ -131,7 +131,7 @@ def last_layer(model: openvino.Model) -> openvino.Model:
     """
     after, node = None, model.get_result()
     outputs = []
-    while node.get_type_name() != "AvgPool":
+    while node.get_type_name() not in ("AvgPool", "Convolution"):
         if node.get_type_name() == "MatMul":
             outputs = [node.input_value(1)]
             if not node.get_attributes()["transpose_b"]:
