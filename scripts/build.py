@@ -2,11 +2,13 @@
 
 import sys
 from pathlib import Path
+from typing import get_args
 
 from scripts import paths
 from scripts.archive import arguments
 from scripts.archive.weights import MIRROR_HELP, WeightsError
 from scripts.arguments import Parser
+from visionserve.config import Activation
 
 WEIGHTS_HELP = (
     "a state dict or a training's checkpoint of your own, of torch.save or safetensors; no class "
@@ -48,6 +50,18 @@ def main() -> int:
         help='names shown beside labels: {"names": {"zh": {"alp": "高山"}}}',
     )
     parser.add_argument("--groups", metavar="FILE.json|NAME", help=GROUPS_HELP)
+    parser.add_argument(
+        "--activation",
+        default="softmax",
+        choices=get_args(Activation),
+        help="sigmoid: each label has a probability of its own (multi-label, or yes or no)",
+    )
+    parser.add_argument(
+        "--thresholds",
+        type=Path,
+        metavar="FILE",
+        help="of sigmoid: a CSV of label and threshold, or JSON (0.5 each)",
+    )
     parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
     parser.add_argument("--temperatures", type=Path, help="a file of visionserve calibrate")
     parser.add_argument("--expect", type=Path, metavar="FILE", help=EXPECT_HELP)
@@ -77,6 +91,8 @@ def main() -> int:
             expect=args.expect,
             file=args.file,
             groups=groups,
+            activation=args.activation,
+            thresholds=args.thresholds,
         )
         archive = build(recipe, args.store or paths.MODEL_STORE / args.profile, args.mirror)
     except (WeightsError, InstallError, ValueError, OSError) as error:

@@ -4,6 +4,8 @@ The archive is written again with what was fitted, and so is its record; whoever
 serves it. It is also written to a file, for `build --temperatures`.
 
 It also fits the probability below which a name is not worth showing, which answers then count by.
+Of a multi-label archive, it fits each label's threshold for the best F1 instead; its photographs
+are a CSV with the columns path and labels, separated by ; or |, or a column of 1 and 0 for each.
 
 Use photographs that resemble what clients send and that the model was not trained on. It is more
 confident on its training photographs, and temperatures that are fitted on them would leave it

@@ -2,7 +2,8 @@
 
 With --archive: Top-1 with its interval, precision and recall of each class, the confusion matrix
 (PNG and CSV) and the most confidently wrong photographs (HTML), in the views that the archive
-serves by default. Without, the ways in which a model that can be built may be served.
+serves by default; of a multi-label archive, mAP, F1 and the figures of each label. Without, the
+ways in which a model that can be built may be served.
 """
 
 import sys

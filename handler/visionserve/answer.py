@@ -55,7 +55,11 @@ class Answer(TypedDict):
         version: the archive's version.
         tta: the views whose probabilities were averaged.
         predictions: the most probable class first.
-        confident: whether the first prediction's probability reaches the request's threshold.
+        confident: whether the first prediction's probability reaches the request's threshold. Of a
+            multi-label model, whether there are `labels`; see
+            `visionserve.postprocessing.is_sure`.
+        labels: of a multi-label model: the labels whose probability reaches their threshold, the
+            most probable first, also those that `predictions` has no place for.
         plausible: how many of the first predictions are worth showing, at least 1; present if the
             archive has a threshold for it.
         unfamiliar: whether the picture is probably of none of the model's classes; present if the
@@ -74,6 +78,7 @@ class Answer(TypedDict):
     tta: TTA
     predictions: list[Prediction]
     confident: bool
+    labels: NotRequired[list[str]]
     plausible: NotRequired[int]
     unfamiliar: NotRequired[bool]
     features: NotRequired[list[float]]

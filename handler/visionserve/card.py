@@ -19,11 +19,12 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
 
     Returns:
         A JSON object. `formats` are those that are read. `groups` names the classes of the network,
-        by index, that each class is the sum of; None where they are the network's own. `options`
-        has a JSON schema for each option, with its default. `limits` are the limits of a request.
+        by index, that each class is the sum of; None where they are the network's own. `thresholds`
+        are those of a multi-label model, by label, or None. `options` has a JSON schema for each
+        option, with its default. `limits` are the limits of a request. `activation`,
         `temperatures`, `plausible`, `familiarity`, `proof`, `training` and `comparison` are as in
-        `visionserve.metadata.Metadata`; `unfamiliar` and `compared` say the third and the last in
-        words.
+        `visionserve.metadata.Metadata`; `unfamiliar` and `compared` say the familiarity and the
+        comparison in words.
     """
     classes = len(metadata.categories)
     options: dict[str, dict[str, Any]] = Options.model_json_schema()["properties"]
@@ -45,6 +46,8 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
         "transforms": metadata.transforms.model_dump(),
         "classes": classes,
         "groups": dict(zip(metadata.categories, metadata.groups, strict=False)) or None,
+        "activation": metadata.activation,
+        "thresholds": dict(zip(metadata.categories, metadata.thresholds, strict=False)) or None,
         "languages": languages,
         "options": {name: schema | {"default": defaults[name]} for name, schema in options.items()},
         "limits": {key: value for key, value in config if key.startswith(LIMITS)},

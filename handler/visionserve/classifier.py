@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from visionserve.validation import memory, open_image, work
 
 VIEW_BYTES = 224 * 224 * 3
 MAX_SUM_ERROR = 0.01
+ROUNDING = 1e-5
 MAX_AHEAD = 32
 
 Probabilities = NDArray[np.float32]
@@ -150,8 +152,9 @@ class Classifier:
             item: the image; its `top_k`, `threshold` and language do not matter.
 
         Returns:
-            Probabilities of shape (classes,) and features of shape (channels,), averaged over the
-            views; the probabilities are not tempered.
+            Probabilities of shape (classes,), summing to 1 unless the model is multi-label, and
+            features of shape (channels,), averaged over the views; the probabilities are not
+            tempered.
 
         Raises:
             RequestError: the image gets no answer.
@@ -234,6 +237,8 @@ class Classifier:
         classes, architecture = len(self.metadata.categories), self.metadata.architecture
         if options.top_k > classes:
             raise _invalid_option(f"top_k: the model has {classes} classes.")
+        if options.threshold is None and not self.metadata.multi_label:
+            raise _invalid_option("threshold: give a number from 0 to 1.")
         if options.tta == "dense" and not self.metadata.dense:
             raise _invalid_option(f"tta: {architecture} has no dense form.")
         if options.explain and not self.metadata.explains:
@@ -338,7 +343,7 @@ class Classifier:
                 for image in images:
                     stages.enter_context(image.item.trace.stage("infer"))
                 passed = self._runtime.averaged([image.views for image in images])
-            return _checked(passed)
+            return _checked(passed, self.metadata.multi_label)
         except RequestError as error:
             return [error.without_frames()] * len(images)
         except Exception:
@@ -369,11 +374,13 @@ class Classifier:
         options, trace = image.item.options, image.item.trace
         with trace.stage("postprocess"):
             temperature = self.metadata.temperatures.get(options.tta, 1)
-            tempered = postprocessing.temper(passed.probabilities, temperature)
+            tempered = postprocessing.temper(
+                passed.probabilities, temperature, self.metadata.activation
+            )
             predictions = postprocessing.most_probable(
                 tempered, self.metadata.categories, options.top_k
             )
-            is_confident = postprocessing.is_confident(predictions, options.threshold)
+            labels, is_confident = self._judge(tempered, predictions, options.threshold)
             is_unfamiliar = self._is_unfamiliar(passed, options.tta)
             found = [] if is_confident and not is_unfamiliar else self._hints(image)
         if options.explain:
@@ -387,6 +394,8 @@ class Classifier:
             "predictions": predictions,
             "confident": is_confident,
         }
+        if labels is not None:
+            answer["labels"] = labels
         if options.tta in self.metadata.plausible:
             least = self.metadata.plausible[options.tta]
             answer["plausible"] = postprocessing.plausible(predictions, least)
@@ -399,6 +408,25 @@ class Classifier:
             image.item.budget.check_bytes(postprocessing.least_bytes(passed.features))
             answer["features"] = postprocessing.rounded(passed.features)
         return answer
+
+    def _judge(
+        self,
+        probabilities: NDArray[np.floating[Any]],
+        predictions: Sequence[Prediction],
+        threshold: float | None,
+    ) -> tuple[list[str] | None, bool]:
+        """Hold an image's probabilities against the request's threshold, or the model's own.
+
+        Returns:
+            The labels of a multi-label model, otherwise None; and whether the answer is confident.
+        """
+        if not self.metadata.multi_label:
+            assert threshold is not None  # `_check_options` refused that.
+            return None, postprocessing.is_confident(predictions, threshold)
+        own = self.metadata.thresholds
+        thresholds = own if threshold is None else [threshold] * len(own)
+        labels = postprocessing.labels_above(probabilities, self.metadata.categories, thresholds)
+        return labels, postprocessing.is_sure(probabilities, labels, thresholds)
 
     def _is_unfamiliar(self, passed: Passed, mode: TTA) -> bool | None:
         """Tell whether an image is probably of no class; None where the archive cannot tell."""
@@ -449,17 +477,26 @@ def _ready(ahead: deque[Future[Prepared | Outcome]]) -> Iterator[Prepared | Outc
         yield ahead.popleft().result()
 
 
-def _checked(passed: Passed) -> list[Passed | RequestError]:
-    """Put an error in place of each row that does not sum to 1, such as one with NaN in it."""
-    checked: list[Passed | RequestError] = []
+def _checked(passed: Passed, multi_label: bool) -> list[Passed | RequestError]:
+    """Put an error in place of each row that is no distribution, such as one with NaN in it.
+
+    Its probabilities sum to 1; those of a multi-label model are each from 0 to 1.
+    """
     averages = passed.probabilities
+    if multi_label:
+        # An average of ones may round to a little more.
+        errors, most = (abs(averages - 0.5) - 0.5).max(axis=1), ROUNDING
+        averages = averages.clip(0, 1)
+    else:
+        errors, most = abs(averages.sum(axis=1) - 1), MAX_SUM_ERROR
     features = [None] * len(averages) if passed.features is None else passed.features
-    errors = abs(averages.sum(axis=1) - 1)
+    checked: list[Passed | RequestError] = []
     for average, error, of_image in zip(averages, errors, features, strict=True):
-        if error <= MAX_SUM_ERROR:
+        if error <= most:
             checked.append(Passed(average, of_image))
         else:
-            logger.error("The model's probabilities do not sum to 1.")
+            what = "are not from 0 to 1" if multi_label else "do not sum to 1"
+            logger.error("The model's probabilities %s.", what)
             checked.append(_unclassified())
     return checked
 
@@ -470,10 +507,8 @@ def _spend_bytes(item: Item, answer: Answer) -> None:
     Raises:
         RequestError: 413 `answer_too_large`.
     """
-    size = len(to_json(answer["predictions"]))
-    if "features" in answer:
-        size += len(to_json(answer["features"]))
-    item.budget.spend_bytes(size)
+    parts = (answer.get(part) for part in ("predictions", "labels", "features"))
+    item.budget.spend_bytes(sum(len(to_json(part)) for part in parts if part is not None))
 
 
 def _invalid_option(message: str) -> RequestError:

@@ -4,7 +4,14 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from visionserve.formats import FORMATS, Format
 
@@ -13,7 +20,12 @@ Decode = Literal["exact", "fast"]
 Engine = Literal["openvino", "pytorch"]
 Precision = Literal["fp32", "fp16", "int8"]
 Language = Literal["en", "zh"]
+Activation = Literal["softmax", "sigmoid"]
 Positive = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Threshold = Annotated[
+    Probability | None, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})
+]
 MEBIBYTE = 1024 * 1024
 
 PRECISIONS: dict[Engine, tuple[Precision, ...]] = {
@@ -35,7 +47,8 @@ class Options(Strict):
         tta: test-time augmentation, the views whose probabilities are averaged.
         top_k: number of predictions, from 1 to the number of classes.
         threshold: a probability from 0 to 1. An answer whose first prediction is below it is
-            not confident, and has a warning.
+            not confident, and has a warning. Of a multi-label model, it replaces each label's own
+            threshold; None, its default there, keeps those.
         language: the language of the warning, and of the names beside labels.
         explain: whether each prediction says where in the photograph the model looked.
         features: whether an answer has the numbers that the network's last layer sees.
@@ -44,7 +57,7 @@ class Options(Strict):
 
     tta: TTA = "none"
     top_k: Positive = 3
-    threshold: float = Field(default=0.5, ge=0, le=1)
+    threshold: Threshold = 0.5
     language: Language = "en"
     explain: bool = False
     features: bool = False
@@ -125,6 +138,12 @@ class HandlerConfig(Strict):
     def _check_precision(self) -> Self:
         if self.precision not in PRECISIONS[self.runtime]:
             raise ValueError(f"{self.runtime} has no precision {self.precision}.")
+        return self
+
+    @model_validator(mode="after")
+    def _check_threshold(self) -> Self:
+        if self.defaults.threshold is None:
+            raise ValueError("defaults.threshold has to be a number.")
         return self
 
 

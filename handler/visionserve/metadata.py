@@ -6,14 +6,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from visionserve.config import TTA, Language, Options, Strict
+from visionserve.config import TTA, Activation, Language, Options, Probability, Strict
 
 FILE = "metadata.json"
 # The features of photographs that the method `neighbours` needs, in the same folder.
 KNOWN = "familiarity.npy"
 COLDEST, HOTTEST = 0.2, 5
 Temperature = Annotated[float, Field(ge=COLDEST, le=HOTTEST)]
-Probability = Annotated[float, Field(ge=0, le=1)]
 LONGEST = 1024
 # A class is taken to be this probable at least where a group's map is a mean of its classes' maps:
 # a group whose probability is 0 in FP32 has a map, too.
@@ -91,10 +90,14 @@ class Proof(Strict):
     Attributes:
         photographs: how many photographs were compared.
         views: how many views of them; none of these calibrated the model.
-        mean_difference: mean of |p - p_fp32|, for the class that FP32 finds best.
-        largest_difference: maximum of the same.
-        agreement: share of the views, 0 to 1, whose best class is FP32's, or ties with it.
-        largest_sum_error: largest |sum of a view's probabilities - 1|.
+        mean_difference: mean of |p - p_fp32|, for the class that FP32 finds best; of a multi-label
+            model, for the class whose mean is largest.
+        largest_difference: maximum of the same; of a multi-label model, over all classes.
+        agreement: share of the views, 0 to 1, whose best class is FP32's, or ties with it; of a
+            multi-label model, whose labels are FP32's, but for those within a tie of their
+            threshold.
+        largest_sum_error: largest |sum of a view's probabilities - 1|; of a multi-label model, how
+            far a probability lies outside 0 to 1.
         feature_cosine: mean cosine of a view's features and PyTorch's; None of a model without
             features.
     """
@@ -189,10 +192,11 @@ class Comparison(Strict):
 
     Attributes:
         photographs: how many photographs were compared.
-        mean_difference: mean of |p - p of the owner|, for the class that the owner finds best.
+        mean_difference: mean of |p - p of the owner|, for the class that the owner finds best; of
+            a multi-label model, for the class whose mean is largest.
         largest_difference: maximum of the same, over all classes that the owner gives.
         agreement: share of the photographs, 0 to 1, whose best class is the owner's, or ties with
-            it.
+            it; of a multi-label model, whose labels are the owner's, as in `Proof`.
     """
 
     photographs: int
@@ -213,6 +217,11 @@ class Metadata(Strict):
         categories: labels in class-index order; with groups, the groups' names.
         groups: the classes of the network that each category is the sum of, by index; none where
             the categories are the network's classes.
+        activation: what turns the network's outputs into probabilities: `softmax` into those of one
+            class among all, `sigmoid` into each class's own, so that an image may have several
+            labels, or none (multi-label).
+        thresholds: of a multi-label model, in class-index order: the probability from which an
+            image has the label. Otherwise empty.
         names: what people call the classes in each language that has names, in the same order.
         temperatures: TTA mode to its temperature; 1 for a mode that has none. See
             `visionserve.postprocessing.temper`.
@@ -236,6 +245,8 @@ class Metadata(Strict):
     transforms: Transforms
     categories: tuple[str, ...]
     groups: tuple[tuple[int, ...], ...] = ()
+    activation: Activation = "softmax"
+    thresholds: tuple[Probability, ...] = ()
     names: dict[Language, tuple[str, ...]] = Field(default_factory=dict)
     temperatures: dict[TTA, Temperature] = Field(default_factory=dict)
     plausible: dict[TTA, Probability] = Field(default_factory=dict)
@@ -247,6 +258,24 @@ class Metadata(Strict):
     training: Training | None = None
     comparison: Comparison | None = None
 
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        """Refuse thresholds that are not one for each class, and groups of a multi-label model.
+
+        Raises:
+            ValueError: so it is.
+        """
+        if len(self.thresholds) != len(self.categories) * self.multi_label:
+            raise ValueError("a multi-label model has one threshold for each class, others none")
+        if self.multi_label and self.groups:
+            raise ValueError("a multi-label model has no groups")
+        return self
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether each class has a probability of its own."""
+        return self.activation == "sigmoid"
+
     @property
     def outputs(self) -> int:
         """How many classes the network has."""
@@ -256,11 +285,12 @@ class Metadata(Strict):
         """Return a profile's options, adapted to the model.
 
         `top_k` is at most the number of classes, and `five_crop` replaces a `dense` that the
-        model does not have.
+        model does not have. A multi-label model has thresholds of its own.
         """
         top_k = min(options.top_k, len(self.categories))
         tta = options.tta if self.modes([options.tta]) else "five_crop"
-        return options.model_copy(update={"top_k": top_k, "tta": tta})
+        threshold = None if self.multi_label else options.threshold
+        return options.model_copy(update={"top_k": top_k, "tta": tta, "threshold": threshold})
 
     def modes(self, wanted: Iterable[TTA]) -> list[TTA]:
         """Return the TTA modes that the model has, among the wanted ones."""

@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models as tv
 from torchvision.models import WeightsEnum
 
+from visionserve.config import Activation
 from visionserve.metadata import LEAST, Transforms
 
 IMAGENET_CATEGORIES: tuple[str, ...] = tuple(tv.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
@@ -54,7 +55,7 @@ class FullyConvolutional(nn.Module):
 
     In that form, the global average pool becomes a pool over every window of the feature map that
     corresponds to a crop. The layers after the pool are applied to each window, and the windows'
-    softmax is averaged (Sermanet et al., OverFeat, 2014, section 3.3). An input of exactly
+    probabilities are averaged (Sermanet et al., OverFeat, 2014, section 3.3). An input of exactly
     `crop` x `crop` has one window, and so gets the plain network's probabilities. A network
     without a global pool, or with a fixed input size, stays as it is.
 
@@ -66,7 +67,8 @@ class FullyConvolutional(nn.Module):
         transforms: give the crop, and what `normalize` does. One mean alone makes the network take
             one channel.
         groups: each group's classes, by index, each class in exactly one; none where the
-            probabilities are the classes'.
+            probabilities are the classes'. They are of a softmax alone.
+        activation: what `activate` does.
 
     Attributes:
         network: the plain network, whose state dict is loaded. Both forms share its parameters.
@@ -87,6 +89,7 @@ class FullyConvolutional(nn.Module):
         classes: int,
         transforms: Transforms,
         groups: Sequence[Sequence[int]] = (),
+        activation: Activation = "softmax",
     ) -> None:
         super().__init__()
         model = MODELS[name]
@@ -96,6 +99,7 @@ class FullyConvolutional(nn.Module):
             _take_one_channel(self.network)
         self.scale = transforms.scale
         self.channels = transforms.channels
+        self.activation = activation
         parts = _split(self.network) if model.any_size else None
         self.dense = parts is not None
         self.linear = None
@@ -115,7 +119,7 @@ class FullyConvolutional(nn.Module):
 
         Weights get channels-last layout, and each BatchNorm becomes a part of the convolution
         before it. If there is a fully convolutional form, the plain `network` is deleted.
-        Normalization and softmax stay FP32.
+        Normalization and activation stay FP32.
 
         Args:
             dtype: type that the weights are cast to.
@@ -135,7 +139,8 @@ class FullyConvolutional(nn.Module):
                 at least `crop`, and exactly `crop` if the network is not `dense`.
 
         Returns:
-            float of shape (N, classes), or (N, groups) if there are groups, each row summing to 1.
+            float of shape (N, classes), as `activate` returns them, or (N, groups) if there are
+            groups.
         """
         return self.classify(self.normalize(pixels))
 
@@ -168,13 +173,21 @@ class FullyConvolutional(nn.Module):
     def _of_classes(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Do what `passed` does, with the probabilities of the network's classes."""
         if not self.dense:
-            plain: Tensor = self.network(images).float().softmax(-1)
-            return plain, None
+            return self.activate(self.network(images)), None
         pooled = functional.avg_pool2d(self._features(images), self._window, stride=1)
         windows = pooled.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]
-        probabilities: Tensor = self._head(windows).float().softmax(-1)
+        probabilities = self.activate(self._head(windows))
         averaged = probabilities.reshape(images.shape[0], -1, probabilities.shape[1]).mean(1)
         return averaged, None if self.linear is None else pooled.float().mean((2, 3))
+
+    def activate(self, logits: Tensor) -> Tensor:
+        """Turn logits of shape (N, classes) into probabilities, in FP32.
+
+        Each row sums to 1 after a softmax; after a sigmoid, each class has a probability of its
+        own.
+        """
+        logits = logits.float()
+        return logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(-1)
 
     def contributions(self, pixels: Tensor) -> Tensor:
         """Return what each position of the feature map adds to each class's logit.

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from visionserve.config import TTA, ModelConfig
 from visionserve.metadata import Metadata
-from visionserve.postprocessing import HINTS, UNFAMILIAR, WARNINGS
+from visionserve.postprocessing import HINTS, NO_LABEL, UNFAMILIAR, WARNINGS
 
 WEB = Path(__file__).with_name("web")
 STYLE = '<link rel="stylesheet" href="style.css">'
@@ -66,6 +66,7 @@ class Page:
             "models": ordered,
             "warning": WARNINGS["en"],
             "unfamiliar": UNFAMILIAR["en"],
+            "noLabel": NO_LABEL["en"],
             "hints": HINTS,
         }
         data = json.dumps(facts, ensure_ascii=False).replace("<", r"\u003c")

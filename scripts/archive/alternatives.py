@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +25,15 @@ from scripts.archive.expected import (
     worst,
 )
 from scripts.archive.proof import LIMITS
-from visionserve.config import HandlerConfig
+from scripts.archive.thresholds import DEFAULT
+from visionserve.config import Activation, HandlerConfig
 from visionserve.errors import RequestError
 from visionserve.metadata import Comparison, Transforms
 from visionserve.preprocessing import decode, to_rgb
 from visionserve.validation import open_image
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 BATCH = 16
 # How many photographs each of some seventy ways to prepare them is tried on, and with how many of
@@ -51,6 +52,8 @@ def check(
     categories: Sequence[str],
     expected: Expected,
     config: HandlerConfig,
+    activation: Activation = "softmax",
+    thresholds: Sequence[float] = (),
 ) -> None:
     """Refuse a network that, in PyTorch and FP32, does not give its owner's figures.
 
@@ -60,29 +63,43 @@ def check(
         categories: labels in class-index order.
         expected: the owner's figures.
         config: gives the limits of an image that is served.
+        activation: what is declared or assumed to follow the network.
+        thresholds: of a multi-label model.
 
     Raises:
         ExpectationError: the figures differ by more than FP32's `LIMITS`. The message names the
-            worst photographs, and the preprocessing or order of labels that would fit.
-        ValueError: a photograph would not be served, or a label is not the archive's.
+            worst photographs, and the preprocessing, activation or order of labels that would fit.
+        ValueError: a photograph would not be served, a label is not the archive's, or the figures
+            sum to 1 after neither softmax nor, as they need not, sigmoid.
     """
     figures = expected.arranged(categories)
-    found = classify(network, transforms, _read(expected.photographs, config))
-    compared = compare(found, figures)
-    if fits(compared):
+    found = classify(network, transforms, _read(expected.photographs, config), activation)
+    compared = compare(found, figures, thresholds)
+    uneven = "" if activation == "sigmoid" else expected.uneven
+    if fits(compared) and not uneven:
         return
     print("The owner's figures differ: trying what would fit them ...", file=sys.stderr)
     odd = np.array([*map(_is_odd, expected.photographs)])
-    advice = _advice_on_decoding(network, transforms, figures, expected.photographs, odd)
+    advice = (
+        ""
+        if uneven
+        else _advice_on_decoding(
+            *(network, transforms, figures, expected.photographs, odd, activation, thresholds)
+        )
+    )
     if not advice:
         usable = np.flatnonzero(~odd) if not odd.all() else np.arange(len(odd))
         spread = usable[np.unique(np.linspace(0, len(usable) - 1, TRIED).astype(int))]
         images = [*_read([expected.photographs[index] for index in spread], config)]
-        advice = Search(network, transforms, images, figures[spread]).advice(categories)
+        search = Search(network, transforms, images, figures[spread], activation, thresholds)
+        fitting = search.with_other_activation() if uneven else search.advice(categories)
+        if uneven and not fitting:
+            raise ValueError(uneven)
+        advice = fitting or search.closest()
     raise ExpectationError(
         f"{expected.file}: these weights, so prepared, do not give their owner's figures, and no "
-        f"archive is written: {describe(compared)}. Worst: "
-        f"{worst(expected, figures, found, categories)}. {advice}"
+        f"archive is written: {describe(compared, activation)}. Worst: "
+        f"{worst(expected, figures, found, categories, activation)}. {advice}"
     )
 
 
@@ -96,14 +113,28 @@ def classify(
     network: nn.Module,
     transforms: Transforms,
     images: Iterable[Image.Image],
+    activation: Activation = "softmax",
     resize: plain.Resize | None = None,
 ) -> Probabilities:
     """Return the plain network's probabilities of RGB images: (images, classes)."""
+    return _activated(_logits(network, transforms, images, resize), activation)
+
+
+def _logits(
+    network: nn.Module,
+    transforms: Transforms,
+    images: Iterable[Image.Image],
+    resize: plain.Resize | None = None,
+) -> Tensor:
     tensors, answers = (plain.centre(image, transforms, resize) for image in images), []
     with torch.inference_mode():
         while batch := [*itertools.islice(tensors, BATCH)]:
-            answers.append(plain.classify(network, torch.stack(batch)).numpy())
-    return np.concatenate(answers).astype(np.float64)
+            answers.append(network(torch.stack(batch)))
+    return torch.cat(answers)
+
+
+def _activated(logits: Tensor, activation: Activation) -> Probabilities:
+    return plain.activate(logits, activation).numpy().astype(np.float64)
 
 
 def _read(photographs: Sequence[Path], config: HandlerConfig) -> Iterator[Image.Image]:
@@ -141,13 +172,17 @@ def _advice_on_decoding(
     figures: Probabilities,
     photographs: Sequence[Path],
     odd: NDArray[np.bool_],
+    activation: Activation,
+    thresholds: Sequence[float],
 ) -> str:
     """Say that some photographs are decoded otherwise, if that is all; otherwise nothing."""
+    if not odd.any():
+        return ""
     try:
-        found = classify(network, transforms, map(_decoded, photographs)) if odd.any() else None
+        found = classify(network, transforms, map(_decoded, photographs), activation)
     except (OSError, ValueError):
-        found = None
-    if found is None or not fits(compare(found, figures)):
+        return ""
+    if not fits(compare(found, figures, thresholds)):
         return ""
     return (
         f"{odd.sum()} of {len(odd)} pictures differ as PIL.Image.open(path).convert('RGB') decodes "
@@ -169,30 +204,50 @@ class Search:
         declared: the preprocessing that does not fit.
         images: RGB photographs.
         figures: the owner's probabilities of them, (photographs, classes).
+        activation: the activation that does not fit either.
+        thresholds: of a multi-label model.
     """
 
     network: nn.Module
     declared: Transforms
     images: list[Image.Image]
     figures: Probabilities
-    _known: dict[Transforms, Probabilities] = field(default_factory=dict)
+    activation: Activation = "softmax"
+    thresholds: Sequence[float] = ()
+    _known: dict[Transforms, Tensor] = field(default_factory=dict)
 
     def advice(self, categories: Sequence[str]) -> str:
-        """Say what would fit, or what comes closest."""
+        """Say what would fit; nothing if nothing does."""
         best = self._best(reorder=False)
-        if fits(compare(self._found(best), self.figures)):
+        if self._fits(self._found(best)):
             return f"Your figures fit {difference(self.declared, best)}"
+        if other := self.with_other_activation():
+            return other
         ordered = self._best(reorder=True)
         found = self._found(ordered)
         order = _order(found, self.figures)
-        if fits(compare(found[:, order], self.figures)):
+        if self._fits(found[:, order]):
             return (
                 f"Your figures fit the labels in another order, {_described(order, categories)}: "
                 f"put them so in --labels. {_also(self.declared, ordered)}"
             ).rstrip()
-        off = compare(self._found(best), self.figures).mean_difference
-        if other := self._unserved(best, off):
-            return other
+        off = compare(self._found(best), self.figures, self.thresholds).mean_difference
+        return self._unserved(best, off)
+
+    def with_other_activation(self) -> str:
+        """Say that the other activation would fit; its search has the same logits."""
+        other: Activation = "softmax" if self.activation == "sigmoid" else "sigmoid"
+        thresholds = (DEFAULT,) * self.figures.shape[1] if other == "sigmoid" else ()
+        search = replace(self, activation=other, thresholds=thresholds)
+        best = search._best(reorder=False)
+        if not search._fits(search._found(best)):
+            return ""
+        return f"Your figures fit --activation {other}. {_also(self.declared, best)}".rstrip(" .")
+
+    def closest(self) -> str:
+        """Say what comes closest, where nothing fits."""
+        best = self._best(reorder=False)
+        off = compare(self._found(best), self.figures, self.thresholds).mean_difference
         closest = "as it is" if best == self.declared else difference(self.declared, best)
         return (
             "No preprocessing that can be declared fits them, nor another order of labels "
@@ -205,9 +260,8 @@ class Search:
 
         def compared(transforms: Transforms) -> Comparison:
             found = self._found(transforms)
-            return compare(
-                found[:, _order(found, self.figures)] if reorder else found, self.figures
-            )
+            order = _order(found, self.figures) if reorder else range(found.shape[1])
+            return compare(found[:, order], self.figures, self.thresholds)
 
         tried: dict[Transforms, float] = {}
 
@@ -237,8 +291,9 @@ class Search:
         bases = dict.fromkeys((self.declared, self.declared.model_copy(update=best)))
         for (words, resize), base in itertools.product(unserved.RESIZES.items(), bases):
             for other in sizes(base)[: len(sizes(base)) // 2]:
-                found = classify(self.network, other, self.images, resize)
-                if compare(found, self.figures).mean_difference <= min(CLOSE_ENOUGH, off / 3):
+                found = classify(self.network, other, self.images, self.activation, resize)
+                compared = compare(found, self.figures, self.thresholds)
+                if compared.mean_difference <= min(CLOSE_ENOUGH, off / 3):
                     return (
                         f"Your figures fit {words} ({_size(other)}), which no archive does: train "
                         "on pictures that Pillow or torchvision resizes, or build without --expect "
@@ -248,8 +303,11 @@ class Search:
 
     def _found(self, transforms: Transforms) -> Probabilities:
         if transforms not in self._known:
-            self._known[transforms] = classify(self.network, transforms, self.images)
-        return self._known[transforms]
+            self._known[transforms] = _logits(self.network, transforms, self.images)
+        return _activated(self._known[transforms], self.activation)
+
+    def _fits(self, found: Probabilities) -> bool:
+        return fits(compare(found, self.figures, self.thresholds))
 
 
 def colours(declared: Transforms) -> list[Transforms]:

@@ -5,6 +5,7 @@ import logging
 import math
 import random
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,10 +23,11 @@ from scripts import photos
 from scripts.archive import alternatives, plain, proof, serving
 from scripts.archive.declared import one_channel
 from scripts.archive.expected import Expected
+from scripts.archive.thresholds import DEFAULT
 from scripts.archive.weights import ClassCountError, Weights, WeightsError, load
 from visionserve import runtimes
 from visionserve.classifier import Classifier
-from visionserve.config import CacheConfig, HandlerConfig
+from visionserve.config import Activation, CacheConfig, HandlerConfig
 from visionserve.metadata import Metadata, Proof, Transforms
 from visionserve.models import MODELS, FullyConvolutional
 from visionserve.processor import overflows
@@ -56,6 +58,8 @@ def convert(
     transforms: Transforms | None = None,
     expected: Expected | None = None,
     groups: Sequence[Sequence[int]] = (),
+    activation: Activation = "softmax",
+    thresholds: Sequence[float] = (),
 ) -> Metadata:
     """Write a model for a runtime and precision, and prove that its probabilities match PyTorch's.
 
@@ -70,6 +74,8 @@ def convert(
         expected: the owner's own predictions, if there are any.
         groups: the classes that each category is the sum of, by index; none where the categories
             are the network's classes.
+        activation: what follows the network.
+        thresholds: of a multi-label model, in class-index order; none means `thresholds.DEFAULT`.
 
     Returns:
         The archive's metadata about the model, with the name of its file, the proof and the
@@ -79,12 +85,19 @@ def convert(
         WeightsError: the weights do not fit the architecture.
         ExpectationError: the weights or the archive's answers are not those that the owner expects.
         ProofError: the model's probabilities differ too much from PyTorch's.
-        ValueError: a photograph cannot be read; the message names it.
+        ValueError: a photograph cannot be read, which the message names; or thresholds are given
+            for a model that is not multi-label.
     """
-    transforms = transforms or MODELS[architecture].transforms
-    module, transforms = _load(
-        *(architecture, weights, sum(map(len, groups)) or len(categories), transforms, groups)
+    module, transforms = _load_head(
+        *(architecture, weights, categories),
+        *(transforms or MODELS[architecture].transforms, groups, activation),
     )
+    multi_label = module.activation == "sigmoid"
+    if thresholds and not multi_label:
+        raise ValueError(
+            "One output with two labels has no thresholds: the better one is the answer. Leave out "
+            "--thresholds, or the first label."
+        )
     metadata = Metadata(
         architecture=architecture,
         weights=weights.source,
@@ -93,14 +106,18 @@ def convert(
         transforms=transforms,
         categories=categories,
         groups=tuple(map(tuple, groups)),
+        activation=module.activation,
+        thresholds=tuple(thresholds or [DEFAULT] * len(categories)) if multi_label else (),
         dense=module.dense,
         explains=module.linear is not None,
         half_range=config.precision == "int8" and overflows(),
     )
     check_form(module, transforms, groups)
     if expected:
-        network = plain.grouped(module.network, groups)
-        alternatives.check(network, transforms, categories, expected, config)
+        alternatives.check(
+            *(plain.grouped(module.network, groups), transforms, categories, expected, config),
+            *(module.activation, metadata.thresholds),
+        )
     calibration, judges = divide(photographs)
     if config.precision != "int8":
         judges = judges[:EXACT_PHOTOGRAPHS]
@@ -115,7 +132,7 @@ def convert(
     else:
         save(to_openvino(module, transforms.crop), directory / metadata.artifact)
         proved = _prove(directory, metadata, config, reference)
-    proof.check(proved, config.precision)
+    proof.check(proved, config.precision, module.activation)
     metadata = metadata.model_copy(update={"proof": proved})
     if expected:
         uncached = config.model_copy(update={"cache": CacheConfig()})
@@ -127,7 +144,11 @@ def convert(
 
 
 def form(
-    architecture: str, classes: int, transforms: Transforms, groups: Sequence[Sequence[int]] = ()
+    architecture: str,
+    classes: int,
+    transforms: Transforms,
+    groups: Sequence[Sequence[int]] = (),
+    activation: Activation = "softmax",
 ) -> FullyConvolutional:
     """Return an untrained network in its fully convolutional form.
 
@@ -138,12 +159,61 @@ def form(
     if fixed and transforms.crop != fixed:
         raise ValueError(f"{architecture} takes {fixed} × {fixed} pixels alone: give that --crop.")
     try:
-        return FullyConvolutional(architecture, classes, transforms, groups).eval()
+        return FullyConvolutional(architecture, classes, transforms, groups, activation).eval()
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"{architecture} cannot take {transforms.crop} × {transforms.crop} pixels "
             f"({str(error).splitlines()[0]})."
         ) from None
+
+
+def _load_head(
+    architecture: str,
+    weights: Weights,
+    categories: Sequence[str],
+    transforms: Transforms,
+    groups: Sequence[Sequence[int]],
+    activation: Activation,
+) -> tuple[FullyConvolutional, Transforms]:
+    """Load weights, and give a network of one output and two labels its second output.
+
+    The one output's sigmoid is the second label's probability, as in Keras and scikit-learn, and
+    the first label is the complement. Halves of the logit with opposite signs have the same
+    softmax: sigmoid(z) = softmax(-z/2, z/2). So such a network is served like any other of two
+    classes, and a map of either label shows what speaks for it.
+
+    Raises:
+        WeightsError, ValueError: as `_load`; or the network has one output, which is no softmax.
+    """
+    classes = sum(map(len, groups)) or len(categories)
+    if activation == "softmax" and classes == 1:
+        raise WeightsError(
+            f"A softmax of one output is 1 for every picture: give --activation sigmoid for "
+            f"{weights.path}."
+        )
+    try:
+        return _load(architecture, weights, classes, transforms, groups, activation)
+    except ClassCountError as error:
+        if error.classes != 1:
+            raise
+        if activation == "softmax":
+            raise WeightsError(
+                f"{weights.path} has one output, whose softmax is 1 for every picture: give "
+                "--activation sigmoid, and as --labels what it finds, alone or after its opposite."
+            ) from None
+        if classes != 2:
+            raise
+    one, transforms = _load(architecture, weights, 1, transforms, (), activation)
+    two = FullyConvolutional(architecture, 2, transforms).eval()
+    expected = two.network.state_dict()
+    state = {
+        name: of if of.shape == expected[name].shape else torch.cat([-of / 2, of / 2])
+        for name, of in one.network.state_dict().items()
+    }
+    two.network.load_state_dict(state)
+    no, yes = categories
+    print(f"One output and two labels: {yes} is sigmoid(z), {no} its complement.", file=sys.stderr)
+    return two.requires_grad_(False), transforms
 
 
 def _load(
@@ -152,6 +222,7 @@ def _load(
     classes: int,
     transforms: Transforms,
     groups: Sequence[Sequence[int]],
+    activation: Activation,
 ) -> tuple[FullyConvolutional, Transforms]:
     """Load weights into their network, which takes grey in three channels, or in one.
 
@@ -163,14 +234,14 @@ def _load(
             message says so.
         ValueError: the network takes no pictures of this size.
     """
-    module = form(architecture, classes, transforms, groups)
+    module = form(architecture, classes, transforms, groups, activation)
     try:
         state = load(weights, module.network.state_dict(), architecture)
     except WeightsError:
         grey = transforms.model_copy(
             update={"channels": "grey", "mean": (0.0,), "std": (1.0,), "range": "0-1"}
         )
-        module = FullyConvolutional(architecture, classes, grey, groups).eval()
+        module = FullyConvolutional(architecture, classes, grey, groups, activation).eval()
         try:
             state = load(weights, module.network.state_dict(), architecture)
         except ClassCountError:
@@ -184,7 +255,8 @@ def _load(
                 f"{weights.path}: its network takes one channel, grey: give --channels grey, and "
                 "--mean and --std of one number each."
             ) from None
-        module, transforms = FullyConvolutional(architecture, classes, one, groups).eval(), one
+        transforms = one
+        module = FullyConvolutional(architecture, classes, one, groups, activation).eval()
     module.network.load_state_dict(state)
     return module.requires_grad_(False), transforms
 
@@ -202,7 +274,8 @@ def check_form(
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise)
     with torch.inference_mode():
         images = module.normalize(pixels)
-        expected = plain.classify(plain.grouped(module.network, groups), images)
+        network = plain.grouped(module.network, groups)
+        expected = plain.classify(network, images, module.activation)
         difference = float((module.classify(images) - expected).abs().max())
     if difference > FORM_DIFFERENCE:
         raise proof.ProofError(
@@ -229,7 +302,8 @@ def _prove(
 ) -> Proof:
     """Load the written model, and prove it."""
     with _one_thread():
-        return proof.prove(_served(directory, metadata, config).passed, reference)
+        runtime = _served(directory, metadata, config)
+        return proof.prove(runtime.passed, reference, metadata.thresholds)
 
 
 def _served(directory: Path, metadata: Metadata, config: HandlerConfig) -> Runtime:

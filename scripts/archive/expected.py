@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.archive import multi_label
+from visionserve.config import Activation
 from visionserve.metadata import Comparison
 
 FORMS = 'columns "path" and one for each label, or "path", "label" and "probability"'
@@ -39,12 +41,14 @@ class Expected:
         photographs: the paths of the pictures.
         rows: for each picture, its probabilities by label; the best class's alone, or all.
         whole: whether every row has all classes.
+        uneven: says which row's probabilities do not sum to 1, as a softmax's do; otherwise empty.
     """
 
     file: Path
     photographs: tuple[Path, ...]
     rows: tuple[dict[str, float], ...]
     whole: bool
+    uneven: str = ""
 
     def arranged(self, categories: Sequence[str]) -> Probabilities:
         """Return the probabilities in class-index order, NaN where none is given.
@@ -80,6 +84,7 @@ def read(file: Path) -> Expected:
     photographs: dict[Path, int] = {}
     rows: list[dict[str, float]] = []
     forms: set[bool] = set()
+    uneven = ""
     try:
         for line, path, row, whole in readers[file.suffix.lower()](file):
             where = f"{file}, line {line}"
@@ -89,7 +94,8 @@ def read(file: Path) -> Expected:
             if photograph in photographs:
                 raise ValueError(f"{where}: {path} stands in line {photographs[photograph]} too.")
             photographs[photograph] = line
-            rows.append(_checked(row, where, whole))
+            rows.append(_checked(row, where))
+            uneven = uneven or (_uneven(rows[-1], where) if whole else "")
             forms.add(whole)
     except UnicodeDecodeError:
         raise ValueError(f"{file}: is not UTF-8.") from None
@@ -97,7 +103,7 @@ def read(file: Path) -> Expected:
         raise ValueError(f"{file}: holds no predictions; it takes {FORMS}.")
     if len(forms) > 1:
         raise ValueError(f"{file}: some rows have all probabilities, and others one.")
-    return Expected(file, tuple(photographs), tuple(rows), forms.pop())
+    return Expected(file, tuple(photographs), tuple(rows), forms.pop(), uneven)
 
 
 Row = tuple[int, str, dict[str, Any], bool]
@@ -149,7 +155,7 @@ def _jsonl(file: Path) -> Iterator[Row]:
         yield line, str(path), row, whole
 
 
-def _checked(row: dict[str, Any], where: str, whole: bool) -> dict[str, float]:
+def _checked(row: dict[str, Any], where: str) -> dict[str, float]:
     """Return a row's numbers as probabilities.
 
     Raises:
@@ -163,23 +169,45 @@ def _checked(row: dict[str, Any], where: str, whole: bool) -> dict[str, float]:
             number = math.nan
         if not 0 <= number <= 1 + SUM_ERROR:
             raise ValueError(
-                f"{where}: {label}: {value} is no probability from 0 to 1; write those of softmax."
+                f"{where}: {label}: {value} is no probability from 0 to 1; write those of softmax "
+                "or sigmoid."
             )
         found[label] = number
-    if whole and abs(sum(found.values()) - 1) > SUM_ERROR:
-        raise ValueError(
-            f"{where}: the probabilities sum to {sum(found.values()):.3g}, not 1; write those of "
-            "softmax, of all classes."
-        )
     return found
 
 
-def compare(found: Probabilities, expected: Probabilities) -> Comparison:
+def _uneven(row: dict[str, float], where: str) -> str:
+    """Say that a row's probabilities do not sum to 1, if so it is."""
+    total = sum(row.values())
+    if abs(total - 1) <= SUM_ERROR:
+        return ""
+    return (
+        f"{where}: the probabilities sum to {total:.3g}, not 1; write those of softmax, of all "
+        "classes."
+    )
+
+
+def compare(
+    found: Probabilities, expected: Probabilities, thresholds: Sequence[float] = ()
+) -> Comparison:
     """Compare probabilities with the owner's, both of shape (photographs, classes).
 
     A class of whose probability the owner says nothing, NaN, is left out.
+
+    Args:
+        found: the archive's.
+        expected: the owner's.
+        thresholds: of a multi-label model.
     """
     rows = np.arange(len(expected))
+    if thresholds:
+        close = multi_label.compare(found, expected, thresholds)
+        return Comparison(
+            photographs=len(rows),
+            mean_difference=close.mean,
+            largest_difference=close.largest,
+            agreement=close.agreement,
+        )
     best, chosen = np.nanargmax(expected, axis=1), found.argmax(axis=1)
     ours = found[rows, chosen] - found[rows, best] <= TIE
     theirs = expected[rows, best] - expected[rows, chosen] <= TIE
@@ -191,8 +219,14 @@ def compare(found: Probabilities, expected: Probabilities) -> Comparison:
     )
 
 
-def describe(figures: Comparison) -> str:
+def describe(figures: Comparison, activation: Activation = "softmax") -> str:
     """Describe a comparison in one line."""
+    if activation == "sigmoid":
+        return (
+            f"|p - p of its owner|: {figures.mean_difference:.6f} in the mean, of the worst class; "
+            f"{figures.largest_difference:.6f} at most; same labels: {figures.agreement:.1%}; "
+            f"{figures.photographs} photographs"
+        )
     return (
         f"|p - p of its owner| of the owner's best class: {figures.mean_difference:.6f} in the "
         f"mean; of any class: {figures.largest_difference:.6f} at most; same best class: "
@@ -201,13 +235,23 @@ def describe(figures: Comparison) -> str:
 
 
 def worst(
-    expected: Expected, figures: Probabilities, found: Probabilities, categories: Sequence[str]
+    expected: Expected,
+    figures: Probabilities,
+    found: Probabilities,
+    categories: Sequence[str],
+    activation: Activation = "softmax",
 ) -> str:
-    """Name the photographs whose probabilities differ most."""
-    differences = np.nanmax(np.abs(found - figures), axis=1)
+    """Name the photographs whose probabilities differ most.
+
+    Those of a multi-label model are compared for the class that differs most, others for the best
+    class.
+    """
+    differences = np.abs(found - figures)
     told = []
-    for index in differences.argsort()[::-1][:WORST]:
+    for index in np.nanmax(differences, axis=1).argsort()[::-1][:WORST]:
         theirs, ours = int(np.nanargmax(figures[index])), int(found[index].argmax())
+        if activation == "sigmoid":
+            theirs = ours = int(np.nanargmax(differences[index]))
         told.append(
             f"{expected.photographs[index]} ({categories[theirs]} {figures[index, theirs]:.3f}, "
             f"here {categories[ours]} {found[index, ours]:.3f})"

@@ -1,7 +1,7 @@
-"""The preprocessing as its owner would write it: with torchvision, before the network.
+"""What an owner would write around the network: torchvision before it, an activation after it.
 
-What an archive serves is compared with this, so nothing here uses the handler's own resize, crop
-or normalization.
+What an archive serves is compared with this, so nothing here uses the handler's own resize, crop,
+normalization or activation.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from visionserve.config import Activation
     from visionserve.metadata import Transforms
 
     Resize = Callable[[Image.Image, Transforms], Image.Image]
@@ -59,10 +60,14 @@ def centre(image: Image.Image, transforms: Transforms, resize: Resize | None = N
     return tensor(functional.center_crop(whole, [transforms.crop]), transforms)
 
 
-def classify(network: nn.Module, images: Tensor) -> Tensor:
+def classify(network: nn.Module, images: Tensor, activation: Activation = "softmax") -> Tensor:
     """Return the plain network's probabilities: float32 of shape (N, classes)."""
-    probabilities: Tensor = network(images).softmax(-1)
-    return probabilities
+    return activate(network(images), activation)
+
+
+def activate(logits: Tensor, activation: Activation) -> Tensor:
+    """Return the probabilities of logits, both of shape (N, classes)."""
+    return torch.sigmoid(logits) if activation == "sigmoid" else torch.softmax(logits, -1)
 
 
 class Grouped(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import functional
 
-from scripts.archive import plain
+from scripts.archive import multi_label, plain
 from visionserve import tta
-from visionserve.config import TTA, Precision
+from visionserve.config import TTA, Activation, Precision
 from visionserve.metadata import Proof, Transforms
 from visionserve.preprocessing import to_views
 
@@ -41,8 +41,9 @@ class Limits:
     They are alarms, not goals, and leave room for proofs on few photographs.
 
     Attributes:
-        difference: largest mean of |p - p_fp32|, for the class that FP32 finds best.
-        agreement: smallest share of views with the same best class.
+        difference: largest mean of |p - p_fp32|, for the class that FP32 finds best, or for any
+            class of a multi-label model.
+        agreement: smallest share of views with the same best class, or labels.
         cosine: smallest mean cosine of a view's features and PyTorch's.
     """
 
@@ -56,6 +57,18 @@ LIMITS: dict[Precision, Limits] = {
     "fp16": Limits(difference=0.01, agreement=0.98, cosine=0.999),
     "int8": Limits(difference=0.06, agreement=0.9, cosine=0.95),
 }
+
+
+# All labels of a view are right less often than its best class.
+MULTI_LABEL: dict[Precision, Limits] = LIMITS | {
+    "fp16": replace(LIMITS["fp16"], agreement=0.95),
+    "int8": replace(LIMITS["int8"], agreement=0.8),
+}
+
+
+def limits_of(precision: Precision, activation: Activation) -> Limits:
+    """Return the limits of a model."""
+    return (MULTI_LABEL if activation == "sigmoid" else LIMITS)[precision]
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,9 @@ def refer(
                 crops = _crops(resized, mode, transforms.crop)
                 images = torch.stack([plain.tensor(crop, transforms) for crop in crops])
                 classified = (
-                    module.classify(images) if mode == "dense" else plain.classify(network, images)
+                    module.classify(images)
+                    if mode == "dense"
+                    else plain.classify(network, images, module.activation)
                 )
                 views.append(to_views(photograph, transforms, "exact", mode).stacked())
                 answers.append(classified.numpy())
@@ -121,12 +136,33 @@ def _crops(resized: Image.Image, mode: TTA, crop: int) -> list[Image.Image]:
     return [centre, *corners]
 
 
-def prove(passed: Callable[[NDArray[np.uint8]], Passed], reference: Reference) -> Proof:
-    """Compare what a loaded model says with PyTorch, on the reference's views."""
+def prove(
+    passed: Callable[[NDArray[np.uint8]], Passed],
+    reference: Reference,
+    thresholds: Sequence[float] = (),
+) -> Proof:
+    """Compare what a loaded model says with PyTorch, on the reference's views.
+
+    Args:
+        passed: the model.
+        reference: what it is compared with.
+        thresholds: of a multi-label model.
+    """
     passes = [passed(views) for views in reference.views]
     found = np.concatenate([one.probabilities for one in passes])
     expected = np.concatenate(reference.probabilities)
     rows = np.arange(len(expected))
+    if thresholds:
+        close = multi_label.compare(found, expected, thresholds)
+        return Proof(
+            photographs=reference.photographs,
+            views=len(rows),
+            mean_difference=close.mean,
+            largest_difference=close.largest,
+            agreement=close.agreement,
+            largest_sum_error=float(np.maximum(np.abs(found - 0.5) - 0.5, 0).max()),
+            feature_cosine=_cosine(passes, reference),
+        )
     best, chosen = expected.argmax(axis=1), found.argmax(axis=1)
     differences = np.abs(found[rows, best] - expected[rows, best])
     ties = expected[rows, best] - expected[rows, chosen] <= TIE
@@ -137,12 +173,17 @@ def prove(passed: Callable[[NDArray[np.uint8]], Passed], reference: Reference) -
         largest_difference=float(differences.max()),
         agreement=float(ties.mean()),
         largest_sum_error=float(np.abs(found.sum(axis=1) - 1).max()),
-        feature_cosine=_cosine(passes, reference) if reference.features else None,
+        feature_cosine=_cosine(passes, reference),
     )
 
 
-def _cosine(passes: Sequence[Passed], reference: Reference) -> float:
-    """Return the mean cosine of a view's features and PyTorch's; 0 if the model gives none."""
+def _cosine(passes: Sequence[Passed], reference: Reference) -> float | None:
+    """Return the mean cosine of a view's features and PyTorch's, None if PyTorch has none.
+
+    It is 0 if the model gives none.
+    """
+    if not reference.features:
+        return None
     given = [one.features for one in passes if one.features is not None]
     if len(given) < len(passes):
         return 0.0
@@ -151,10 +192,17 @@ def _cosine(passes: Sequence[Passed], reference: Reference) -> float:
     return float(((found * expected).sum(axis=1) / lengths).mean())
 
 
-def describe(proof: Proof) -> str:
+def describe(proof: Proof, activation: Activation = "softmax") -> str:
     """Describe a proof's figures in one line."""
     known = proof.feature_cosine is not None
     cosine = f"features' cosine {proof.feature_cosine:.6f} in the mean; " if known else ""
+    if activation == "sigmoid":
+        return (
+            f"|p - p of PyTorch FP32|: {proof.mean_difference:.6f} in the mean, of the worst "
+            f"class; {proof.largest_difference:.6f} at most; same labels: {proof.agreement:.1%}; "
+            f"off 0 to 1 by at most {proof.largest_sum_error:.6f}; {cosine}"
+            f"{proof.views} views of {proof.photographs} photographs"
+        )
     return (
         f"|p - p of PyTorch FP32| of its best class: {proof.mean_difference:.6f} in the mean, "
         f"{proof.largest_difference:.6f} at most; same best class: {proof.agreement:.1%}; "
@@ -163,14 +211,14 @@ def describe(proof: Proof) -> str:
     )
 
 
-def check(proof: Proof, precision: Precision) -> None:
+def check(proof: Proof, precision: Precision, activation: Activation = "softmax") -> None:
     """Refuse a model whose probabilities differ too much from PyTorch's.
 
     Raises:
         ProofError: a sum of probabilities differs from 1 by more than `SUM_ERROR`, or a figure is
-            beyond its limit in `LIMITS`; NaN counts as beyond every limit.
+            beyond its limit; NaN counts as beyond every limit.
     """
-    limits = LIMITS[precision]
+    limits = limits_of(precision, activation)
     if not (
         proof.largest_sum_error <= SUM_ERROR
         and proof.mean_difference <= limits.difference
@@ -179,6 +227,6 @@ def check(proof: Proof, precision: Precision) -> None:
     ):
         raise ProofError(
             f"The {precision} model's probabilities are not those of its weights, and no archive "
-            f"is written: {describe(proof)}. Allowed are {limits.difference} in the mean, "
-            f"{limits.agreement:.0%}, {SUM_ERROR} and a cosine of {limits.cosine}."
+            f"is written: {describe(proof, activation)}. Allowed are {limits.difference} in the "
+            f"mean, {limits.agreement:.0%}, {SUM_ERROR} and a cosine of {limits.cosine}."
         )

@@ -16,7 +16,7 @@ from typing import Any, Self
 from pydantic import TypeAdapter
 
 from scripts import class_folders, environment, lock, paths, photos
-from scripts.archive import expected, handler, imagenet, temperatures, trained
+from scripts.archive import expected, handler, imagenet, temperatures, thresholds, trained
 from scripts.archive.categories import read_labels, read_map
 from scripts.archive.declared import Declared, assumed, resolve_preprocessing
 from scripts.archive.groups import read_groups
@@ -31,7 +31,7 @@ from scripts.archive.weights import (
     resolve,
 )
 from visionserve import metadata
-from visionserve.config import Language, ModelConfig
+from visionserve.config import Activation, Language, ModelConfig
 from visionserve.metadata import Metadata, Training
 from visionserve.processor import overflows
 
@@ -42,7 +42,7 @@ MANY = 10
 # A change to this code changes the archive, so its fingerprint includes these files.
 MAKERS = (
     *("archive/checkpoint.py", "archive/fitting.py", "archive/convert.py", "archive/declared.py"),
-    *("archive/groups.py", "archive/plain.py", "archive/proof.py"),
+    *("archive/groups.py", "archive/multi_label.py", "archive/plain.py", "archive/proof.py"),
     *("photos.py", "archive/familiarity.json"),
 )
 
@@ -74,6 +74,8 @@ class Recipe:
         averaged: whether the averaged weights (EMA) in the user's file are meant.
         groups: a file of groups of classes, see `scripts.archive.groups.read_groups`; None for the
             network's own classes.
+        activation: what follows the network; see `visionserve.metadata.Metadata`.
+        thresholds: a file of a multi-label model's thresholds; see `scripts.archive.thresholds`.
 
     Raises:
         ValueError: a name, version or file name would not be valid in a URL or for TorchServe.
@@ -93,6 +95,8 @@ class Recipe:
     file: str | None = None
     averaged: bool = False
     groups: Path | None = None
+    activation: Activation = "softmax"
+    thresholds: Path | None = None
 
     def __post_init__(self) -> None:
         """Check the names before anything is computed."""
@@ -207,12 +211,15 @@ def build(
         recipe.declared, recipe.architecture, report.transforms if report else None
     )
     labels = read_categories(recipe, training)
+    if recipe.groups and recipe.activation == "sigmoid":
+        raise ValueError("--groups sums up a softmax: give it without --activation sigmoid.")
     given = read_groups(recipe.groups, labels) if recipe.groups else None
     categories = tuple(given.members) if given else labels
     members = tuple(given.members.values()) if given else ()
     names = read_names(recipe, categories, given.names if given else None)
     if figures:
         figures.arranged(categories)
+    limits = read_thresholds(recipe, categories)
     weights = resolve(recipe.architecture, recipe.weights, mirror, recipe.averaged)
     fitted = (
         temperatures.read(recipe.temperatures, recipe.architecture, weights.sha256, members)
@@ -250,6 +257,8 @@ def build(
                 preprocessing.transforms,
                 figures,
                 members,
+                recipe.activation,
+                limits,
             )
         except ClassCountError as error:
             source = recipe.labels or "ImageNet (give --labels FILE)"
@@ -260,10 +269,13 @@ def build(
             temperatures.registered(recipe.architecture, weights.sha256, numbers)
             if recipe.declared == Declared()
             else None,
-            *(given and given.suited(numbers) for given in (fitted, carried)),
+            *(one and one.suited(numbers) for one in (fitted, carried)),
         ):
             if found:
-                described = Metadata.model_validate(found.put_into(described.model_dump()))
+                put = found.put_into(described.model_dump())
+                if limits and found is not carried:  # Thresholds that are given go before those.
+                    put["thresholds"] = limits
+                described = Metadata.model_validate(put)
                 for name, data in found.files().items():
                     (content / name).write_bytes(data)
         if fitted and fitted.familiarity and fitted.familiarity.numbers != numbers:
@@ -273,9 +285,11 @@ def build(
                 file=sys.stderr,
             )
         if described.proof:
-            print(f"{archive.name}: {proof.describe(described.proof)}.", file=sys.stderr)
+            proved = proof.describe(described.proof, described.activation)
+            print(f"{archive.name}: {proved}.", file=sys.stderr)
         if described.comparison:
-            print(f"{archive.name}: {expected.describe(described.comparison)}.", file=sys.stderr)
+            compared = expected.describe(described.comparison, described.activation)
+            print(f"{archive.name}: {compared}.", file=sys.stderr)
         (content / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
         built = _package(recipe, content, Path(scratch))
         own = recipe.is_own or carried is not None
@@ -372,6 +386,24 @@ def read_categories(recipe: Recipe, training: Training | None = None) -> tuple[s
             "classes for people by --label-map."
         )
     return given
+
+
+def read_thresholds(recipe: Recipe, categories: Sequence[str]) -> tuple[float, ...]:
+    """Read the thresholds of a multi-label model, in class-index order; empty if none are given.
+
+    Raises:
+        ValueError: the model is not multi-label, the file does not have the expected form, or a
+            label could not be told from several in a column of `visionserve classify`.
+        OSError: it cannot be read.
+    """
+    if recipe.activation == "sigmoid":
+        if joined := [label for label in categories if ";" in label]:
+            raise ValueError(f"{joined[0]}: a semicolon separates labels; rename it.")
+    elif recipe.thresholds:
+        raise ValueError(
+            "--thresholds are those of a multi-label model: give --activation sigmoid."
+        )
+    return thresholds.read(recipe.thresholds, categories) if recipe.thresholds else ()
 
 
 def read_names(

@@ -15,7 +15,7 @@ from scripts.archive.expected import (
     describe,
     worst,
 )
-from scripts.archive.proof import LIMITS, Limits
+from scripts.archive.proof import Limits, limits_of
 from visionserve.classifier import Classifier
 from visionserve.config import HandlerConfig, Options
 from visionserve.errors import RequestError
@@ -41,18 +41,19 @@ def check(classifier: Classifier, expected: Expected, config: HandlerConfig) -> 
         ExpectationError: they are further off; the message names the worst photographs.
         ValueError: a photograph is refused; the message names it.
     """
-    categories = classifier.metadata.categories
+    categories, activation = classifier.metadata.categories, classifier.metadata.activation
     figures = expected.arranged(categories)
     found = answers(classifier, expected.photographs)
-    compared = compare(found, figures)
-    limits, fast = LIMITS[config.precision], config.decode == "fast"
+    compared = compare(found, figures, classifier.metadata.thresholds)
+    limits, fast = limits_of(config.precision, activation), config.decode == "fast"
     difference = limits.difference + fast * FAST.difference
     agreement = limits.agreement - fast * FAST.agreement
     if not (compared.mean_difference <= difference and compared.agreement >= agreement):
         raise ExpectationError(
             f"{expected.file}: the {config.precision} archive would not answer as its owner "
-            f"expects, and is not written: {describe(compared)}. Allowed are {difference:g} in the "
-            f"mean and {agreement:.0%}. Worst: {worst(expected, figures, found, categories)}."
+            f"expects, and is not written: {describe(compared, activation)}. Allowed are "
+            f"{difference:g} in the mean and {agreement:.0%}. "
+            f"Worst: {worst(expected, figures, found, categories, activation)}."
         )
     return compared
 

@@ -14,8 +14,8 @@ from scripts import lock
 from scripts.archive.rewrite import check_recorded, rewrite
 from scripts.kept import read_file
 from visionserve import metadata
-from visionserve.config import TTA, Precision, Strict
-from visionserve.metadata import KNOWN, Familiarity, Numbers, Probability, Temperature
+from visionserve.config import TTA, Precision, Probability, Strict
+from visionserve.metadata import KNOWN, Familiarity, Numbers, Temperature
 
 # What this project has fitted for official weights, a list of `Fitted`.
 REGISTRY = Path(__file__).with_name("familiarity.json")
@@ -32,6 +32,7 @@ class Fitted(Strict):
         about: a text that says what the temperatures were fitted on.
         temperatures: the temperature of each TTA mode.
         plausible: the probability of each TTA mode below which a name is not worth showing.
+        thresholds: of a multi-label model, the threshold of each label.
         familiarity: how unfamiliar pictures are told, if that was fitted.
         known: base64 of the file that its method needs, if that is so.
     """
@@ -42,15 +43,31 @@ class Fitted(Strict):
     about: str
     temperatures: dict[TTA, Temperature]
     plausible: dict[TTA, Probability] = Field(default_factory=dict)
+    thresholds: dict[str, Probability] = Field(default_factory=dict)
     familiarity: Familiarity | None = None
     known: str | None = None
 
     def put_into(self, described: Mapping[str, Any]) -> dict[str, Any]:
-        """Return an archive's `metadata.json` with it. Other modes keep what they have."""
+        """Return an archive's `metadata.json` with it. Other modes keep what they have.
+
+        Raises:
+            ValueError: it was fitted for the other activation, as only a multi-label archive has
+                thresholds.
+        """
+        if self.thresholds and not described.get("thresholds"):
+            raise ValueError("Thresholds were fitted, too: give --activation sigmoid.")
+        if described.get("thresholds") and not self.thresholds:
+            raise ValueError("No thresholds were fitted: run visionserve calibrate.")
         temperatures = described.get("temperatures", {}) | self.temperatures
         plausible = described.get("plausible", {}) | self.plausible
-        told = {"familiarity": self.familiarity.model_dump()} if self.familiarity else {}
-        return {**described, "temperatures": temperatures, "plausible": plausible, **told}
+        labels = zip(described["categories"], described.get("thresholds", ()), strict=False)
+        thresholds = [self.thresholds.get(label, own) for label, own in labels]
+        more: dict[str, Any] = {"plausible": plausible, "thresholds": thresholds}
+        if self.familiarity:
+            more["familiarity"] = self.familiarity.model_dump()
+        # What an archive has no key for its older handler does not know, and would refuse.
+        known = {key: value for key, value in more.items() if key in described}
+        return {**described, "temperatures": temperatures, **known}
 
     def files(self) -> dict[str, bytes]:
         """Return the files that belong beside `metadata.json`, by name."""
@@ -131,6 +148,8 @@ def pack(archive: Path, fitted: Fitted) -> None:
                 fitted = fitted.model_copy(update={"known": known})
         # With what was fitted before, in other modes.
         together = {name: described[name] for name in Fitted.model_fields if name in described}
+        labels = zip(described["categories"], described.get("thresholds", ()), strict=False)
+        together["thresholds"] = dict(labels)
         fitted = Fitted.model_validate(fitted.model_dump() | together)
         rewrite(
             archive,

@@ -33,6 +33,8 @@ class Table:
         else:
             ranks = [k for k in range(1, self._top_k + 1) if row[f"label_{k}"] is not None]
             text = ", ".join(f"{row[f'label_{k}']} {row[f'probability_{k}']:.1%}" for k in ranks)
+            if row["labels"] is not None:
+                text = f"{row['labels'] or 'no label'} ({text})"
             doubt = "unfamiliar" if row["unfamiliar"] else "a guess"
             causes = f": {str(row['hints']).replace(' ', ', ')}" if row["hints"] else ""
             text += f" ({doubt}{causes})" if row["unfamiliar"] or not row["confident"] else ""

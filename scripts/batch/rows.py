@@ -26,6 +26,9 @@ class RunError(Exception):
 def columns(top_k: int, truth: bool = False) -> dict[str, type]:
     """Return the columns in order, each with the type of its values; any value may be None.
 
+    `labels` has the labels of a multi-label model's answer, joined by semicolons; "" is an answer
+    without a label, None one of another model.
+
     Args:
         top_k: number of predictions.
         truth: whether the label that the user gave stands before the predictions.
@@ -34,7 +37,7 @@ def columns(top_k: int, truth: bool = False) -> dict[str, type]:
         f"{name}_{rank}": kind for rank in range(1, top_k + 1) for name, kind in PREDICTION.items()
     }
     rest = {"model": str, "version": str, "tta": str, "confident": bool}
-    more = {"unfamiliar": bool, "plausible": int, "hints": str, "error": str}
+    more = {"labels": str, "unfamiliar": bool, "plausible": int, "hints": str, "error": str}
     return {"path": str, **({"truth": str} if truth else {}), **predictions, **rest, **more}
 
 
@@ -73,6 +76,7 @@ def row(path: Path, body: Body, top_k: int, truth: Truth | None = None, named: b
         values |= {f"{key}_{rank}": shown[key] for key in PREDICTION}
     values |= {key: body[key] for key in ("model", "version", "tta", "confident")}
     return values | {
+        "labels": ";".join(body["labels"]) if "labels" in body else None,
         "unfamiliar": body.get("unfamiliar"),
         "plausible": body.get("plausible"),
         "hints": " ".join(body.get("hints", ())) or None,

@@ -15,15 +15,15 @@ from tqdm import tqdm
 from scripts import paths
 from scripts.archive.rewrite import check_recorded
 from scripts.archive.temperatures import Fitted, hash_groups, numbers, pack
-from scripts.quality import output, plausible, unfamiliar
+from scripts.quality import output, plausible, thresholds, unfamiliar
 from scripts.quality.arguments import archive_of
-from scripts.quality.models import Loaded, gather, opened
+from scripts.quality.models import Loaded, gather, gather_multi_label, opened
 from scripts.quality.statistics import EPSILON, Interval, log_loss, reliability
 from scripts.report import circumstances
 from scripts.report.tables import table
-from visionserve.config import TTA
+from visionserve.config import TTA, Activation
 from visionserve.errors import RequestError
-from visionserve.metadata import COLDEST, HOTTEST
+from visionserve.metadata import COLDEST, HOTTEST, Metadata
 from visionserve.postprocessing import temper
 from visionserve.runtimes import Passed
 
@@ -39,9 +39,13 @@ def losses(
 
     Args:
         probabilities: float32 of shape (answers, classes).
-        labels: int of shape (answers,).
+        labels: int of shape (answers,); or, of a multi-label model, bool of shape (answers,
+            classes), whose mean over the classes is returned.
         temperature: a positive number.
     """
+    if labels.ndim == 2:
+        own = temper(probabilities, temperature, "sigmoid")
+        return thresholds.log_losses(own, labels.astype(bool))
     tempered = temper(probabilities, temperature)
     chosen = tempered[np.arange(len(labels)), labels].astype(float)
     lost: NDArray[np.float64] = -np.log(np.maximum(chosen, EPSILON))
@@ -53,7 +57,7 @@ def fit(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Interv
 
     Args:
         probabilities: float32 of shape (answers, classes), averaged over the views.
-        labels: int of shape (answers,).
+        labels: as for `losses`.
 
     Returns:
         The temperature; the bounds are percentiles of bootstrap resamples of the answers.
@@ -79,7 +83,7 @@ class Scaled:
 
     Attributes:
         probabilities: float32 of shape (answers, classes), averaged over the views.
-        labels: int of shape (answers,).
+        labels: as for `losses`.
         temperature: with its bootstrap interval.
         features: float32 of shape (answers, channels); None if the model has none.
     """
@@ -90,7 +94,15 @@ class Scaled:
     features: NDArray[np.float32] | None
 
     def at(self, temperature: float) -> tuple[NDArray[np.float64], NDArray[np.bool_], float, float]:
-        """Return confidences, whether each answer is right, NLL and ECE at a temperature."""
+        """Return confidences, whether each answer is right, NLL and ECE at a temperature.
+
+        Of a multi-label model, each label is an answer, and right where the photograph shows it.
+        """
+        if self.labels.ndim == 2:
+            own = temper(self.probabilities, temperature, "sigmoid").astype(float).ravel()
+            shown = self.labels.astype(bool).ravel()
+            lost = float(losses(self.probabilities, self.labels, temperature).mean())
+            return own, shown, lost, reliability(own, shown).ece
         tempered = temper(self.probabilities, temperature).astype(float)
         confidence = tempered.max(axis=1)
         right = self.probabilities.argmax(axis=1) == self.labels
@@ -100,7 +112,8 @@ class Scaled:
     @property
     def tempered(self) -> NDArray[np.floating[Any]]:
         """The probabilities at the temperature that is packed."""
-        return temper(self.probabilities, self.packed)
+        activation: Activation = "sigmoid" if self.labels.ndim == 2 else "softmax"
+        return temper(self.probabilities, self.packed, activation)
 
     @property
     def packed(self) -> float:
@@ -131,20 +144,23 @@ def calibrated(args: argparse.Namespace) -> Fitted:
     check_recorded(archive)
     with opened(archive) as archived:
         described, config = archived.metadata, archived.config
-        given = gather(args, described.categories, config)
+        find = gather_multi_label if described.multi_label else gather
+        given = find(args, described.categories, config)
         name, fitted = str(archived), fit_all(archived, given.photographs, args.modes)
         told = tell(archived, fitted, args)
+        served = described.suited(config.defaults).tta
     about = f"{args.folder.name}, {len(given.photographs)} photographs ({circumstances.here()})"
-    print(f"{name}, {about}\n\n{summary(fitted)}\n\n{warnings(fitted)}\n")
-    print(plausible.summary({mode: (one.tempered, one.labels) for mode, one in fitted.items()}))
-    print(f"\n{told}\n" if told else "")
+    print(f"{name}, {about}\n\n{summary(fitted)}\n")
+    if told:
+        print(f"{told}\n")
     found = Fitted(
         architecture=described.architecture,
         weights_sha256=described.weights_sha256,
         groups_sha256=hash_groups(described.groups),
         about=about,
         temperatures={mode: one.packed for mode, one in fitted.items()},
-        plausible={mode: one.plausible for mode, one in fitted.items()},
+        plausible={} if described.multi_label else fit_plausible(fitted),
+        thresholds=fit_thresholds(described, fitted, served) if described.multi_label else {},
         familiarity=told.familiarity(numbers(config.precision, described.half_range), about)
         if told
         else None,
@@ -155,8 +171,34 @@ def calibrated(args: argparse.Namespace) -> Fitted:
     return found
 
 
+def fit_plausible(fitted: Mapping[TTA, Scaled]) -> dict[TTA, float]:
+    """Fit the probability below which a name is not worth showing, and print what it leaves."""
+    print(f"{warnings(fitted)}\n")
+    print(plausible.summary({mode: (one.tempered, one.labels) for mode, one in fitted.items()}))
+    print()
+    return {mode: one.plausible for mode, one in fitted.items()}
+
+
+def fit_thresholds(
+    described: Metadata, fitted: Mapping[TTA, Scaled], served: TTA
+) -> dict[str, float]:
+    """Fit each label's threshold to the probabilities that answers will have, and print them.
+
+    Args:
+        described: the archive's metadata.
+        fitted: the answers in each mode.
+        served: the mode whose answers count, or else the first one.
+    """
+    mode = served if served in fitted else next(iter(fitted))
+    tempered, truth = fitted[mode].tempered, fitted[mode].labels.astype(bool)
+    own = thresholds.fit(tempered, truth)
+    print(thresholds.summary(described.categories, tempered, truth, described.thresholds, own))
+    print(f"by the views {mode}\n")
+    return dict(zip(described.categories, own, strict=True))
+
+
 def fit_all(
-    loaded: Loaded, photographs: Sequence[tuple[Path, int]], wanted: Sequence[TTA]
+    loaded: Loaded, photographs: Sequence[tuple[Path, Any]], wanted: Sequence[TTA]
 ) -> dict[TTA, Scaled]:
     """Classify all photographs in each mode, and fit each mode's temperature.
 
@@ -170,7 +212,11 @@ def fit_all(
         data = loaded.read(path)
         for mode in modes:
             found[mode].append(loaded.passed(data, mode))
-    labels = np.array([label for _, label in photographs])
+    truth = [label for _, label in photographs]
+    many = loaded.metadata.multi_label
+    labels: NDArray[Any] = (
+        thresholds.hot(truth, len(loaded.metadata.categories)) if many else np.array(truth)
+    )
     stacked = {mode: Passed.stacked(rows) for mode, rows in found.items()}
     return {
         mode: Scaled(of.probabilities, labels, fit(of.probabilities, labels), of.features)
@@ -183,9 +229,13 @@ def tell(
 ) -> unfamiliar.Told | None:
     """Fit what tells unfamiliar pictures; None where that cannot be done, which is printed.
 
+    A multi-label model needs nothing of the kind.
+
     Raises:
         ValueError, OSError: the unfamiliar pictures cannot be read.
     """
+    if loaded.metadata.multi_label:
+        return None  # A picture without a label is none of the classes'.
     known = {mode: one.features for mode, one in fitted.items() if one.features is not None}
     count = len(next(iter(fitted.values())).labels)
     if not known or count < unfamiliar.LEAST:
@@ -227,7 +277,7 @@ def summary(fitted: dict[TTA, Scaled]) -> str:
     return table(["TTA", "temperature", "NLL, 1 → fitted", "ECE, 1 → fitted"], rows)
 
 
-def warnings(fitted: dict[TTA, Scaled]) -> str:
+def warnings(fitted: Mapping[TTA, Scaled]) -> str:
     """Return a table of the shares of wrong and right answers below each threshold."""
     rows = []
     for mode, found in fitted.items():

@@ -29,7 +29,7 @@ from scripts.report.tables import table
 from visionserve.config import TTA, Options
 from visionserve.models import IMAGENET_CATEGORIES
 
-THRESHOLD = Options().threshold
+THRESHOLD = Options().threshold or 0.0
 QUICK = 100
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -25,6 +25,13 @@ FORMS = (
     "Give FOLDER/class name/picture.jpg, a CSV with the columns path and label, or, for class "
     "indices in the names of folders or files, --index-in-name."
 )
+
+
+MULTI_LABEL_FORMS = (
+    "Give a CSV with the columns path and labels, the labels separated by ; or |, or path and a "
+    "column of 1 and 0 for each label."
+)
+SEPARATORS = re.compile("[;|]")
 
 
 @dataclass(frozen=True)
@@ -93,12 +100,115 @@ def read(
     return Labelled(chosen, notes)
 
 
+def read_multi_label(
+    source: Path, categories: Sequence[str], count: int | None = None
+) -> list[tuple[Path, tuple[int, ...]]]:
+    """Read a CSV of photographs that have any number of labels each.
+
+    Its first line names the column `path`, and either `labels`, in which `;` or `|` separates the
+    labels of a photograph, or none are; or a column for each label of the model, in which 1 or
+    `true` says that the photograph has it, and 0 or `false` that it has not.
+
+    Args:
+        source: UTF-8; the paths in it are relative to its folder.
+        categories: the model's labels, in class-index order.
+        count: the largest number of photographs, spread evenly over all; None for all.
+
+    Returns:
+        Absolute paths with the class indices of their labels.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no photograph in it.
+        ValueError: it has another form, a path twice, or a label that the model does not have.
+        OSError: it cannot be read.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: no such CSV. {MULTI_LABEL_FORMS}")
+    if source.is_dir():
+        raise ValueError(f"{source}: the model gives several labels. {MULTI_LABEL_FORMS}")
+    normal = [unicodedata.normalize("NFC", category) for category in categories]
+    known = {category: index for index, category in enumerate(normal)}
+    found: dict[Path, tuple[int, ...]] = {}
+    head: list[str] = []
+    for where, cells in _lines(source):
+        if not head:
+            head = [unicodedata.normalize("NFC", cell) for cell in cells]
+            named = [column.lower() for column in head]
+            joint = next((named.index(one) for one in ("labels", "label") if one in named), None)
+            if "path" not in named:
+                raise ValueError(f"{where}: names no column path. {MULTI_LABEL_FORMS}")
+            place = named.index("path")
+            columns = [*head[:place], *head[place + 1 :]]
+            if joint is None and sorted(columns) != sorted(normal):
+                odd = [label for label in normal if label not in columns] or [
+                    column for column in columns if column not in known
+                ]
+                raise ValueError(
+                    f"{where}: has no column labels, nor one for each label: {_few(odd)}. "
+                    f"{_few_classes(normal)}{MULTI_LABEL_FORMS}"
+                )
+            continue
+        if len(cells) != len(head):
+            raise ValueError(f"{where}: has not {len(head)} fields.")
+        path = absolute(source.parent / cells[place])
+        if not cells[place] or path in found:
+            told = f"{cells[place]} stands in another line, too" if cells[place] else "has no path"
+            raise ValueError(f"{where}: {told}.")
+        if joint is None:
+            marks = dict(zip(head, cells, strict=True))
+            labels = [label for label in normal if _is_marked(marks[label], f"{where}: {label}")]
+        else:
+            parts = SEPARATORS.split(unicodedata.normalize("NFC", cells[joint]))
+            labels = [part.strip() for part in parts if part.strip()]
+        if unknown := [label for label in labels if label not in known]:
+            raise ValueError(
+                f"{where}: the model has no label {unknown[0]!r} (the closest is "
+                f"{_closest(unknown[0], normal)!r}). {_few_classes(normal)}"
+            )
+        found[path] = tuple(sorted({known[label] for label in labels}))
+    if not found:
+        raise FileNotFoundError(f"{source}: names no images.")
+    count = min(count or len(found), len(found))
+    pairs = list(found.items())
+    return [pairs[index * len(pairs) // count] for index in range(count)]
+
+
+def _is_marked(cell: str, where: str) -> bool:
+    marks = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+    if cell.lower() not in marks:
+        raise ValueError(f"{where}: {cell or 'nothing'} is neither 1 nor 0.")
+    return marks[cell.lower()]
+
+
+def _lines(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the lines of a CSV that are not blank: what errors call each, and its cells.
+
+    Raises:
+        ValueError: the file is no UTF-8 or no CSV.
+        OSError: it cannot be read.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: is no UTF-8 text.") from None
+    first = text.partition("\n")[0]
+    delimiter = ";" if ";" in first and "," not in first else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        for cells in reader:
+            if any(cells):
+                yield f"{file}, line {reader.line_num}", [cell.strip() for cell in cells]
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {reader.line_num}: is no CSV ({error}).") from None
+
+
 def read_csv(file: Path) -> dict[Path, str]:
     """Read a CSV of paths and labels.
 
     The first line names the columns `path` and `label`, among others, or there are two columns, of
-    paths and of labels. Where no comma is in the first line, semicolons separate, as they do where
-    spreadsheets have commas in numbers.
+    paths and of labels. A column `labels` holds any number of labels, and is read as it is. Where
+    no comma is in the first line, semicolons separate, as they do where spreadsheets have commas in
+    numbers.
 
     Args:
         file: UTF-8; the paths in it are relative to its folder.
@@ -111,39 +221,28 @@ def read_csv(file: Path) -> dict[Path, str]:
         FileNotFoundError: the file has no line below its head.
         OSError: the file cannot be read.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{file}: is no UTF-8 text.") from None
-    first = text.partition("\n")[0]
-    delimiter = ";" if ";" in first and "," not in first else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     labels: dict[Path, str] = {}
     columns: tuple[int, int] | None = None
-    try:
-        for cells in reader:
-            where = f"{file}, line {reader.line_num}"
-            if not any(cells):
+    many = False
+    for where, cells in _lines(file):
+        if columns is None:
+            head = [cell.lower() for cell in cells]
+            named = next((name for name in ("label", "labels") if name in head), None)
+            if "path" in head and named:
+                columns, many = (head.index("path"), head.index(named)), named == "labels"
                 continue
-            if columns is None:
-                head = [cell.strip().lower() for cell in cells]
-                if "path" in head and "label" in head:
-                    columns = head.index("path"), head.index("label")
-                    continue
-                if len(cells) != 2:
-                    raise ValueError(f"{where}: has to name the columns path and label.")
-                columns = 0, 1
-            if len(cells) <= max(columns):
-                raise ValueError(f"{where}: has no path and label.")
-            name, label = (cells[column].strip() for column in columns)
-            if not name or not label:
-                raise ValueError(f"{where}: has no {'label' if name else 'path'}.")
-            path = absolute(file.parent / name)
-            if path in labels:
-                raise ValueError(f"{where}: {name} stands in another line, too.")
-            labels[path] = unicodedata.normalize("NFC", label)
-    except csv.Error as error:
-        raise ValueError(f"{file}, line {reader.line_num}: is no CSV ({error}).") from None
+            if len(cells) != 2:
+                raise ValueError(f"{where}: has to name the columns path and label.")
+            columns = 0, 1
+        if len(cells) <= max(columns):
+            raise ValueError(f"{where}: has no path and label.")
+        name, label = (cells[column] for column in columns)
+        if not name or not (label or many):
+            raise ValueError(f"{where}: has no {'label' if name else 'path'}.")
+        path = absolute(file.parent / name)
+        if path in labels:
+            raise ValueError(f"{where}: {name} stands in another line, too.")
+        labels[path] = unicodedata.normalize("NFC", label)
     if not labels:
         raise FileNotFoundError(f"{file}: names no images.")
     return labels

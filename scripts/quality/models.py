@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ from visionserve.runtimes import Passed, Runtime
 from visionserve.validation import open_image
 
 THREADS = 2
+Truth = TypeVar("Truth")
 # What commands that measure a model tell in one line.
 CANNOT = (ArchiveError, HashError, ProofError, RequestError, WeightsError, ValueError, OSError)
 
@@ -113,9 +114,9 @@ class Loaded:
         Raises:
             RequestError, OSError: as `probabilities` does.
         """
-        temperatures = self.metadata.temperatures
+        temperatures, activation = self.metadata.temperatures, self.metadata.activation
         return {
-            mode: temper(self.probabilities(path, mode), temperatures.get(mode, 1))
+            mode: temper(self.probabilities(path, mode), temperatures.get(mode, 1), activation)
             for mode in modes
         }
 
@@ -136,16 +137,16 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class Gathered(Generic[Truth]):
     """The photographs that a command measures a model on.
 
     Attributes:
-        photographs: with their class indices.
+        photographs: with their class index, or, for a multi-label model, all of their labels'.
         left: those that a worker refuses.
         notes: what a person has to know about their labels.
     """
 
-    photographs: list[tuple[Path, int]]
+    photographs: list[tuple[Path, Truth]]
     left: list[LeftOut]
     notes: list[str]
 
@@ -155,7 +156,7 @@ def gather(
     categories: Sequence[str],
     config: HandlerConfig,
     count: int | None = None,
-) -> Gathered:
+) -> Gathered[int]:
     """Find a command's photographs, and tell on standard error what is left out.
 
     Args:
@@ -170,6 +171,35 @@ def gather(
     given = labelled.read(args.folder, categories, args.index_in_name, count)
     for note in given.notes:
         print(note, file=sys.stderr)
+    return _without_refused(given.photographs, given.notes, config)
+
+
+def gather_multi_label(
+    args: argparse.Namespace,
+    categories: Sequence[str],
+    config: HandlerConfig,
+    count: int | None = None,
+) -> Gathered[tuple[int, ...]]:
+    """Find the photographs of a multi-label model; see `gather`.
+
+    Raises:
+        ValueError, OSError: as `scripts.quality.labelled.read_multi_label`; or no photograph can be
+            decoded.
+    """
+    if args.index_in_name:
+        raise ValueError("A multi-label model takes labels, not --index-in-name.")
+    given = labelled.read_multi_label(args.folder, categories, count)
+    return _without_refused(given, [], config)
+
+
+def _without_refused(
+    photographs: Sequence[tuple[Path, Truth]], notes: list[str], config: HandlerConfig
+) -> Gathered[Truth]:
+    """Leave out photographs that a worker refuses, and tell which on standard error.
+
+    Raises:
+        ValueError: no photograph can be decoded.
+    """
 
     def fault(path: Path) -> LeftOut | None:
         try:
@@ -182,15 +212,15 @@ def gather(
         return None
 
     with ThreadPoolExecutor(THREADS) as pool:
-        faults = list(pool.map(fault, (path for path, _ in given.photographs)))
-    kept = [found for found, out in zip(given.photographs, faults, strict=True) if out is None]
+        faults = list(pool.map(fault, (path for path, _ in photographs)))
+    kept = [found for found, out in zip(photographs, faults, strict=True) if out is None]
     left = [out for out in faults if out is not None]
     for code, number in Counter(out.code for out in left).items():
         first = next(out for out in left if out.code == code)
         print(f"Left out, {code}: {number}, such as {first.path}: {first.message}", file=sys.stderr)
     if not kept:
         raise ValueError("No photograph is left.")
-    return Gathered(kept, left, given.notes)
+    return Gathered(kept, left, notes)
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,10 @@ def corrupted(args: argparse.Namespace, drawn: Path) -> tuple[dict[str, Any], li
     """
     here = circumstances.here()
     with opened(archive_of(args)) as archived:
+        if archived.metadata.multi_label:
+            raise ValueError(
+                f"{archived} is multi-label, and has no Top-1 that damage could lower."
+            )
         given = gather(args, archived.metadata.categories, archived.config, args.photographs)
         modes, every = archived.modes(args.modes or MODES), QUICK if args.quick else 1
         measured = measure(archived.directory, archived.config, modes, given.photographs, every)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from scripts import paths
 from scripts.batch.rows import name
-from scripts.quality import classes, labelled, output
+from scripts.quality import classes, labelled, multi_label, output
 from scripts.quality.classes import Answers
 from scripts.quality.evaluate import QUICK, Judgements, draw, judge
 from scripts.quality.models import Archived, Gathered, gather, opened
@@ -33,20 +33,32 @@ def run(args: argparse.Namespace) -> int:
 
 
 def evaluated(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[Path]]:
-    """Classify the photographs and return what `report` does.
+    """Classify the photographs, and return the figures and what is written beside them.
 
     Raises:
         ArchiveError, HashError, RequestError, ValueError, OSError: the archive or a photograph
             cannot be used.
     """
     with opened(args.archive) as archived:
-        count = QUICK if args.quick else None
-        gathered = gather(args, archived.metadata.categories, archived.config, count)
-        wanted = args.modes or [archived.metadata.suited(archived.config.defaults).tta]
-        answered = answer(archived, gathered.photographs, archived.modes(wanted))
-        asked = f"{len(gathered.photographs)} photographs of {name(args.folder)}"
-        about = f"{archived}, {asked} ({circumstances.here()})"
-        return report(answered, archived, about, gathered, args.folder, folder)
+        evaluate = multi_label.evaluate if archived.metadata.multi_label else single_label
+        return evaluate(archived, args, QUICK if args.quick else None, folder)
+
+
+def single_label(
+    archived: Archived, args: argparse.Namespace, count: int | None, folder: Path
+) -> tuple[dict[str, Any], list[Path]]:
+    """Classify photographs of one class each, and return what `report` does.
+
+    Raises:
+        ValueError, OSError: as `gather`.
+        RequestError: the model fails.
+    """
+    gathered = gather(args, archived.metadata.categories, archived.config, count)
+    wanted = args.modes or [archived.metadata.suited(archived.config.defaults).tta]
+    answered = answer(archived, gathered.photographs, archived.modes(wanted))
+    asked = f"{len(gathered.photographs)} photographs of {name(args.folder)}"
+    about = f"{archived}, {asked} ({circumstances.here()})"
+    return report(answered, archived, about, gathered, args.folder, folder)
 
 
 def answer(
@@ -73,7 +85,7 @@ def report(
     answered: Mapping[TTA, Answers],
     archived: Archived,
     about: str,
-    gathered: Gathered,
+    gathered: Gathered[int],
     source: Path,
     folder: Path,
 ) -> tuple[dict[str, Any], list[Path]]:
@@ -82,7 +94,7 @@ def report(
     Returns:
         All figures, for JSON, and the files' paths.
     """
-    threshold = archived.config.defaults.threshold
+    threshold = archived.config.defaults.threshold or 0.0
     judged = {
         (archived.name, mode): Judgements(
             [

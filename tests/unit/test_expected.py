@@ -88,7 +88,6 @@ def test_the_best_class_alone_is_enough(folder: Path, text: str, suffix: str) ->
         ("path,dog,cat\na.png,,1\n", ".csv", "line 2: dog:  is no probability"),
         ("path,dog,cat\na.png,-1.5,4\n", ".csv", "-1.5 is no probability from 0 to 1; write"),
         ("path,dog,cat\na.png,75,25\n", ".csv", "75 is no probability"),
-        ("path,dog,cat\na.png,0.9,0.8\n", ".csv", "line 2: the probabilities sum to 1.7"),
         ("{}", ".jsonl", "line 1: takes"),
         ("[1]", ".jsonl", "line 1: takes"),
         ("nonsense", ".jsonl", "line 1: takes"),
@@ -109,6 +108,14 @@ def test_what_is_wrong_with_a_file_is_told_in_one_line(
         expected.read(file)
     message = str(raised.value)
     assert message.startswith(str(file)) and complaint in message and "\n" not in message
+
+
+def test_figures_that_do_not_sum_to_1_are_those_of_a_sigmoid_or_none(folder: Path) -> None:
+    """Which of them, the network shows: see `tests/end_to_end/test_heads.py`."""
+    found = expected.read(write(folder, "path,dog,cat\na.png,0.5,0.46\nb.png,0.9,0.8\n"))
+    assert "line 3: the probabilities sum to 1.7, not 1; write those of softmax" in found.uneven
+    assert not expected.read(write(folder, "path,dog,cat\na.png,0.5,0.46\n")).uneven
+    assert not expected.read(write(folder, "path,label,probability\na.png,dog,0.7\n")).uneven
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def answered(probabilities: NDArray[np.float32], options: Options) -> Answer:
         "version": "1.0",
         "tta": "none",
         "predictions": predictions,
-        "confident": is_confident(predictions, options.threshold),
+        "confident": is_confident(predictions, options.threshold or 0),
     }
 
 

@@ -34,6 +34,7 @@ PREDICTION_TENSORS: dict[str, tuple[str, Callable[[Prediction], Any]]] = {
 }
 IMAGE_TENSORS: dict[str, tuple[str, Callable[[Outcome], Any]]] = {
     "confident": ("BOOL", lambda o: not isinstance(o, RequestError) and o["confident"]),
+    "labels": ("BYTES", lambda o: json.dumps(_labels(o), ensure_ascii=False)),
     "plausible": ("INT64", lambda o: -1 if isinstance(o, RequestError) else o.get("plausible", -1)),
     "hints": (
         "BYTES",
@@ -92,6 +93,9 @@ class V2:
     def reply(self, outcomes: Sequence[Outcome], many: bool, name: str, version: str) -> Reply:
         """Return tensors of shape [images, top_k], or [images, channels] of features.
 
+        A multi-label model's `labels` are as many as an image has, so that they are one string for
+        each image: a list in JSON, null for an image without an answer.
+
         The row of an image without an answer is filled with "", -1 and 0, and the tensor `error`
         has its message. The status is 200 even so, because clients of this protocol treat any
         other status as a failure of the whole request.
@@ -101,6 +105,8 @@ class V2:
             return failure(errors[0])
         names = [*self._outputs()]
         rows = _rows(outcomes)
+        if any("labels" in outcome for outcome in outcomes if isinstance(outcome, dict)):
+            names.append("labels")
         if any("explanation" in row[0] for row in rows):
             names.append("explanation")
         answers = [outcome for outcome in outcomes if not isinstance(outcome, RequestError)]
@@ -224,6 +230,10 @@ def _rows(outcomes: Sequence[Outcome]) -> list[list[Prediction]]:
     rows = [[] if isinstance(o, RequestError) else o["predictions"] for o in outcomes]
     top_k = max(len(row) for row in rows)
     return [row or [MISSING] * top_k for row in rows]
+
+
+def _labels(outcome: Outcome) -> list[str] | None:
+    return None if isinstance(outcome, RequestError) else outcome.get("labels")
 
 
 def _member(tensor: Any, name: str, kind: type) -> Any:

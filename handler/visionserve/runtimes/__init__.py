@@ -20,7 +20,8 @@ class Passed(NamedTuple):
     """What a model says of N views or images.
 
     Attributes:
-        probabilities: float32 of shape (N, classes), each row summing to 1.
+        probabilities: float32 of shape (N, classes), from 0 to 1; each row sums to 1, unless the
+            model is multi-label.
         features: float32 of shape (N, channels), what the network's last layer sees: its last
             feature map, averaged over the windows of a view; None of a network whose last layer is
             not linear, or is not the only one after a global pool.
@@ -77,7 +78,8 @@ class Runtime:
             pixels: uint8 of shape (N, height, width, 3), RGB, sides at least the crop's.
 
         Returns:
-            float32 of shape (N, classes), each row summing to 1.
+            float32 of shape (N, classes), from 0 to 1; each row sums to 1, unless the model is
+            multi-label.
         """
         raise NotImplementedError
 

@@ -57,7 +57,11 @@ class PyTorchRuntime(Runtime):
         torch.set_num_threads(threads)
         transforms = metadata.transforms
         module = FullyConvolutional(
-            metadata.architecture, metadata.outputs, transforms, metadata.groups
+            metadata.architecture,
+            metadata.outputs,
+            transforms,
+            metadata.groups,
+            metadata.activation,
         ).eval()
         module.network.load_state_dict(torch.load(artifact, weights_only=True, map_location="cpu"))
         module.freeze(torch.float16 if half and on_gpu else torch.float32)

@@ -55,7 +55,8 @@ export function isSorted() {
 
 /** Whether to show a picture. */
 export function isShown(picture, setups) {
-  if (label !== null && picture.label(setups[0]) !== label) return false;
+  const isLabelled = (prediction) => prediction.label === label;
+  if (label !== null && !picture.found(setups[0]).some(isLabelled)) return false;
   return KINDS[show.value](picture, setups);
 }
 
@@ -76,17 +77,17 @@ export function renderArrangement(pictures, setups, shown) {
   unfamiliar.hidden = !pictures.some((picture) => KINDS.unfamiliar(picture, setups));
   const isPart = shown < pictures.length || label !== null;
   document.getElementById("part").hidden = !isPart;
-  const best = pictures.map((picture) => picture.best(setups[0])).filter(Boolean);
-  const chosen = best.find((prediction) => prediction.label === label);
+  const found = pictures.flatMap((picture) => picture.found(setups[0]));
+  const chosen = found.find((prediction) => prediction.label === label);
   const part = { shown, total: pictures.length, label: chosen ? shortName(chosen) : label };
   document.getElementById("shown").textContent = t(label === null ? "shown" : "shownOf", part);
-  renderCounts(best);
+  renderCounts(found);
 }
 
-/** @param best the best prediction of each picture that has one. */
-function renderCounts(best) {
+/** @param found the predictions that the pictures are said to show. */
+function renderCounts(found) {
   const numbers = new Map();
-  for (const prediction of best) {
+  for (const prediction of found) {
     const { count = 0 } = numbers.get(prediction.label) ?? {};
     numbers.set(prediction.label, { prediction, count: count + 1 });
   }

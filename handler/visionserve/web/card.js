@@ -1,4 +1,4 @@
-import { Column, warning } from "./column.js";
+import { Column, labelled, warning } from "./column.js";
 import { isDisagreement } from "./comparison.js";
 import { factsOf } from "./facts.js";
 import { megabytes, percent, shortName, t } from "./language.js";
@@ -88,7 +88,8 @@ export class Card {
       if (failure) return failure.explain(factsOf(setup).max_image_bytes);
       const answer = picture.answer(setup);
       const [best] = answer.predictions;
-      return `${shortName(best)}, ${percent(best.probability)}. ${warning(setup, answer)}`.trim();
+      const found = labelled(picture, setup) || `${shortName(best)}, ${percent(best.probability)}.`;
+      return `${found} ${warning(setup, answer)}`.trim();
     });
     return `${picture.name}: ${said.join(" ")}`;
   }

@@ -23,11 +23,11 @@ function inLanguage({ label, name, english, ...rest }) {
 /** The page asks for answers in the other language. */
 function warnedInEnglish(answer, setup) {
   if (!("warning" in answer)) return answer;
-  const threshold = percent(factsOf(setup).defaults.threshold, 0);
+  const { threshold } = factsOf(setup).defaults;
+  const guess = answer.labels ? facts.noLabel : facts.warning.replace("{}", percent(threshold, 0));
   const causes = (answer.hints ?? []).map((hint) => facts.hints.en[hint]);
-  const doubt = answer.unfamiliar ? facts.unfamiliar : facts.warning.replace("{}", threshold);
-  const warning = [doubt, ...causes].join(" ");
-  return { ...answer, warning };
+  const doubt = answer.unfamiliar ? facts.unfamiliar : guess;
+  return { ...answer, warning: [doubt, ...causes].join(" ") };
 }
 
 /** curl commands for the same requests, one per line. They name the token, but do not show it. */

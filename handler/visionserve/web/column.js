@@ -17,8 +17,10 @@ export class Column {
     const { name, answer, failure } = picture.state(setup);
     this.say("setup", isNamed ? setupName(setup) : "");
     this.say("failure", failure ? failure.explain(factsOf(setup).max_image_bytes) : "");
+    this.say("labels", answer ? labelled(picture, setup) : "");
     this.say("warning", answer ? warning(setup, answer) : "");
     this.part("warning").classList.toggle("unfamiliar", Boolean(answer?.unfamiliar));
+    this.say("independent", answer?.labels ? t("independent") : "");
     this.say("details", answer ? details(answer) : "");
     this.part("state").hidden = Boolean(answer ?? failure);
     if (!answer && !failure) this.part("state").lastElementChild.textContent = t(`state.${name}`);
@@ -26,6 +28,9 @@ export class Column {
     if (failure) return;
     const none = Array(factsOf(setup).defaults.top_k).fill(null);
     this.bars(answer?.predictions ?? none, answer?.plausible);
+    for (const [rank, row] of [...this.part("predictions").children].entries()) {
+      row.classList.toggle("found", isFound(answer, rank));
+    }
   }
 
   /**
@@ -75,11 +80,28 @@ export class Column {
 
 /** What a person is to know before believing an answer, and what may be the cause; or "". */
 export function warning(setup, { confident, unfamiliar, hints = [] }) {
-  const threshold = percent(factsOf(setup).defaults.threshold, 0);
   const sentences = hints.map((hint) => facts.hints[isNamed() ? NAMED : "en"][hint]);
   if (unfamiliar) sentences.unshift(t("unfamiliar"));
-  else if (!confident) sentences.unshift(t("warning", { threshold }));
+  else if (!confident) sentences.unshift(guess(factsOf(setup).defaults.threshold));
   return sentences.join(isNamed() ? "" : " ");
+}
+
+/** What a low confidence means; a multi-label model has no one threshold, so null. */
+function guess(threshold) {
+  return threshold === null ? t("noLabel") : t("warning", { threshold: percent(threshold, 0) });
+}
+
+/** The labels that a multi-label model gives an image, in words; nothing for other models. */
+export function labelled(picture, setup) {
+  if (!picture.answer(setup).labels) return "";
+  const labels = picture.found(setup).map(shortName).join(t("comma"));
+  return labels ? t("labels", { labels }) : t("labels.none");
+}
+
+/** Whether the image is said to show a prediction's class. */
+function isFound(answer, rank) {
+  const prediction = answer?.predictions[rank];
+  return answer?.labels ? answer.labels.includes(prediction?.label) : rank === 0;
 }
 
 function details({ model, version, tta, milliseconds, together, cached }) {

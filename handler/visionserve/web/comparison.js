@@ -3,8 +3,8 @@ import { setupName } from "./setups.js";
 
 /** Whether several setups have answered an image, with different labels. */
 export function isDisagreement(picture, setups) {
-  const labels = setups.map((setup) => picture.label(setup)).filter(Boolean);
-  return labels.some((label) => label !== labels[0]);
+  const verdicts = setups.map((setup) => picture.verdict(setup)).filter(Boolean);
+  return verdicts.some((verdict) => verdict !== verdicts[0]);
 }
 
 /**
@@ -26,7 +26,7 @@ export function renderComparison(pictures, setups) {
   const rows = setups.map((setup) => {
     const answers = pictures.map((picture) => picture.answer(setup)).filter(Boolean);
     const both = pictures.filter((picture) => picture.answer(setup) && picture.answer(first));
-    const same = both.filter((picture) => picture.label(setup) === picture.label(first));
+    const same = both.filter((picture) => picture.verdict(setup) === picture.verdict(first));
     const timed = answers.filter(({ cached }) => !cached);
     return [
       setupName(setup),

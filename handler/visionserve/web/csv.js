@@ -16,7 +16,7 @@ export function toCsv(rows) {
   const head = ranks.flatMap((rank) =>
     ["label", "class_id", "probability"].map((name) => `${name}_${rank + 1}`),
   );
-  const rest = ["model", "version", "tta", "confident", "unfamiliar", "plausible"];
+  const rest = ["model", "version", "tta", "confident"];
   const lines = rows.map(({ path, answer = {}, error }) => [
     path,
     ...ranks.flatMap((rank) => {
@@ -24,10 +24,14 @@ export function toCsv(rows) {
       return [label, class_id, probability];
     }),
     ...rest.map((name) => answer[name]),
+    answer.labels?.join(";"),
+    answer.unfamiliar,
+    answer.plausible,
     answer.hints?.join(" "),
     error,
   ]);
-  return [["path", ...head, ...rest, "hints", "error"], ...lines]
+  const more = ["labels", "unfamiliar", "plausible", "hints", "error"];
+  return [["path", ...head, ...rest, ...more], ...lines]
     .map((line) => `${line.map(cell).join()}\r\n`)
     .join("");
 }

@@ -80,8 +80,16 @@ export class Picture {
     return this.answer(setup)?.predictions[0];
   }
 
-  /** Its label, or undefined. */
-  label(setup) {
-    return this.best(setup)?.label;
+  /** What the image is said to show: the best prediction, or each label of a multi-label model. */
+  found(setup) {
+    const { labels, predictions } = this.answer(setup) ?? { predictions: [] };
+    if (!labels) return predictions.slice(0, 1);
+    return labels.map((label) => predictions.find((one) => one.label === label) ?? { label });
+  }
+
+  /** The labels of that as one text, the same for the same labels; undefined without an answer. */
+  verdict(setup) {
+    const found = this.found(setup).map(({ label }) => label);
+    return this.answer(setup) && JSON.stringify(found.sort());
   }
 }
