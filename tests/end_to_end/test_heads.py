@@ -129,9 +129,9 @@ def archives(made: Path, store: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def served(archives: dict[str, Path], client: Client) -> Iterator[Client]:
-    for name, archive in archives.items():
-        client.register(archive.name, model_name=name)
+def served(archives: dict[str, Path], server: TorchServe, client: Client) -> Iterator[Client]:
+    for archive in archives.values():
+        server.register(archive.name)
     yield client
     for name in archives:
         client.unregister(name)
