@@ -485,7 +485,7 @@ def _checked(passed: Passed, multi_label: bool) -> list[Passed | RequestError]:
     averages = passed.probabilities
     if multi_label:
         # An average of ones may round to a little more.
-        errors, most = (abs(averages - 0.5) - 0.5).max(axis=1), ROUNDING
+        errors, most = np.abs(averages - averages.clip(0, 1)).max(axis=1), ROUNDING
         averages = averages.clip(0, 1)
     else:
         errors, most = abs(averages.sum(axis=1) - 1), MAX_SUM_ERROR
