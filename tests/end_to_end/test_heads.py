@@ -94,6 +94,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("heads")
     torch.save(several().state_dict(), root / "several.pt")
     torch.save(single().state_dict(), root / "one.pt")
+    (root / "pictures").mkdir()
+    for path in PICTURES:
+        shutil.copy(path, root / "pictures")
     (root / "nine.txt").write_text("\n".join(LABELS))
     (root / "defect.txt").write_text("defect\n")
     (root / "pair.txt").write_text("fine\ndefect\n")
@@ -124,10 +127,11 @@ def archives(made: Path, store: Path) -> dict[str, Path]:
         "defect": recipe(made, "defect", "one", "defect", handler={"runtime": "pytorch"}),
     }
     if TRAINED.exists():
-        int8 = {"handler": {"precision": "int8"}}
+        int8 = {"handler": {"precision": "int8"}, "calibration": made / "pictures"}
         recipes["tags8"] = recipe(made, "tags8", "several", "nine", **limits, **int8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convert, "SAMPLES", 60)
+        patch.setattr(convert, "CLOSE", 1)
         return {name: build(one, store) for name, one in recipes.items()}
 
 
