@@ -67,7 +67,7 @@ def rebuild(archive: Path, changed: bool = False, mirror: str | None = None) -> 
     if changes:
         print(told, file=sys.stderr)
     carried = made_of.fitted
-    if carried and changes.keys() & {"weights", "temperatures"}:
+    if carried and changes.keys() & {"weights", "groups", "temperatures", "thresholds"}:
         print(f"{archive}: loses its temperatures; visionserve calibrate.", file=sys.stderr)
         carried = None
     return build(recipe, archive.parent, mirror, carried=carried)

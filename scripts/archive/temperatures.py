@@ -62,12 +62,11 @@ class Fitted(Strict):
         plausible = described.get("plausible", {}) | self.plausible
         labels = zip(described["categories"], described.get("thresholds", ()), strict=False)
         thresholds = [self.thresholds.get(label, own) for label, own in labels]
-        more: dict[str, Any] = {"plausible": plausible, "thresholds": thresholds}
-        if self.familiarity:
-            more["familiarity"] = self.familiarity.model_dump()
-        # What an archive has no key for its older handler does not know, and would refuse.
-        known = {key: value for key, value in more.items() if key in described}
-        return {**described, "temperatures": temperatures, **known}
+        told = self.familiarity.model_dump() if self.familiarity else described.get("familiarity")
+        more = {"plausible": plausible, "thresholds": thresholds, "familiarity": told}
+        # An older handler would refuse a key that its archive does not have.
+        needed = {key: value for key, value in more.items() if value or key in described}
+        return {**described, "temperatures": temperatures, **needed}
 
     def files(self) -> dict[str, bytes]:
         """Return the files that belong beside `metadata.json`, by name."""

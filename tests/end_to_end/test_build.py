@@ -441,6 +441,11 @@ def test_only_an_openvino_archive_stands_in_for_torch(store: Path) -> None:
             1,
             "mine: no such file of groups, nor one of config/groups: everyday.",
         ),
+        (
+            ["--groups", "everyday", "--activation", "sigmoid"],
+            1,
+            "--groups sums up a softmax: give it without --activation sigmoid.",
+        ),
         (["--weights", "absent.pt"], 1, "absent.pt: no such file of weights."),
         (["--use-ema"], 2, "--use-ema chooses among the weights of a checkpoint: give --weights"),
     ],

@@ -209,6 +209,17 @@ def test_every_door_has_the_labels(served: Client) -> None:
     assert refused["error"]["code"] == "invalid_option"
 
 
+def test_features_are_what_the_last_layer_of_pytorch_gets(served: Client) -> None:
+    net = deepcopy(several())
+    net.fc = nn.Identity()
+    with torch.inference_mode():
+        wanted = net(steps()(Image.open(PICTURES[0]).convert("RGB"))[None])[0].numpy()
+    answer = served.predict("tags", PICTURES[0].read_bytes(), tta="none", features=True).json()
+    found = np.array(answer["features"])
+    assert found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted) > 0.9999
+    assert answer["labels"] and "plausible" not in answer
+
+
 def test_maps_are_of_the_logits(served: Client) -> None:
     """The mean of a label's grid over the crop, and the bias, are PyTorch's logit."""
     net = several()
@@ -369,6 +380,10 @@ def test_an_archive_is_measured_and_its_thresholds_are_fitted(
     assert run(calibrate, joined, "--archive", archive, "--modes", "none") == 0
     described = metadata_of(archive)
     fitted = described.temperatures["none"]
+    assert described.plausible == {}
+    kept = json.loads(archive.with_suffix(".json").read_text())["made_of"]
+    assert kept["recipe"]["activation"] == "sigmoid"
+    assert kept["fitted"]["thresholds"] == dict(zip(LABELS, described.thresholds, strict=True))
 
     def loss(temperature: float) -> float:
         logits = np.log(stacked / (1 - stacked)) / temperature

@@ -92,9 +92,15 @@ def test_labels_are_those_that_reach_their_own_thresholds(tmp_path: Path) -> Non
         ]
         none = ask(found, metadata, tmp_path, threshold=1)
         assert (none["labels"], none["confident"]) == ([], False)
-        assert none["warning"] == "No label reaches its threshold: treat the answer as a guess."
+        assert none["warning"] == (
+            "No label reaches its threshold: treat the answer as a guess. "
+            "The picture is dark. The picture is small."
+        )
+        assert none["hints"] == ["dark", "small"] and "hints" not in answer
+        assert "plausible" not in none and "plausible" not in answer
     chinese = ask(found, metadata, tmp_path, threshold=1, language="zh")
-    assert chinese["warning"] == "没有标签达到阈值，仅供参考。" and chinese["cached"]
+    assert chinese["warning"] == "没有标签达到阈值，仅供参考。图片太暗。图片尺寸太小。"
+    assert chinese["cached"]
     cool = described(thresholds=(0.9, 0.3, 0.5, 0.7), temperatures={"none": 0.5})
     assert ask(found, cool)["labels"] == ["beach", "dog", "bird"], "p² / (p² + (1 - p)²)"
 
@@ -169,7 +175,7 @@ def test_a_row_has_the_labels_in_one_column() -> None:
     assert row(Path("a.png"), softmax, 1)["labels"] is None
     lines = [Table(1).encode(one).split("  ")[-1].strip() for one in rows]
     assert lines[0] == "dog;cat;bird (dog 90.0%)"
-    assert lines[2] == "no label (dog 10.0%) (a guess)"
+    assert lines[2] == "no label (dog 10.0%) (a guess: dark, small)"
 
 
 def test_the_figures_are_those_of_the_worst_class_and_of_the_labels() -> None:
@@ -295,3 +301,11 @@ def test_what_was_fitted_goes_into_multi_label_metadata_alone() -> None:
     older = {key: value for key, value in softmax.items() if key != "thresholds"}
     kept = Fitted(**named, temperatures={"none": 2}).put_into(older)
     assert "thresholds" not in kept, "an older handler would refuse it"
+    softmaxed = Fitted(**named, temperatures={"none": 2}, plausible={"none": 0.1})
+    with pytest.raises(ValueError, match="No thresholds were fitted: run visionserve calibrate"):
+        softmaxed.put_into(described().model_dump())
+
+
+def test_groups_are_of_a_softmax_alone() -> None:
+    with pytest.raises(ValidationError, match="a multi-label model has no groups"):
+        described(groups=((0,), (1,), (2,), (3,)))
