@@ -1,16 +1,16 @@
 """Build an archive again from the recipe in its record, with today's handler."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from scripts import paths
 from scripts.archive.weights import MIRROR_HELP, WeightsError
+from scripts.arguments import Parser
 
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve rebuild", description=__doc__)
+    parser = Parser(prog="visionserve rebuild", description=__doc__)
     parser.add_argument("name", help="an archive of the store, without .mar")
     parser.add_argument("--profile", default="local", choices=paths.profiles())
     parser.add_argument("--store", type=Path, help="where it lies (model_store/PROFILE)")

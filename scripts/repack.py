@@ -1,15 +1,15 @@
 """Put today's handler and page around the model of an archive, in seconds and without PyTorch."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from scripts import paths
+from scripts.arguments import Parser
 
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="visionserve repack", description=__doc__)
+    parser = Parser(prog="visionserve repack", description=__doc__)
     parser.add_argument("name", help="an archive of the store, without .mar")
     parser.add_argument("--profile", default="local", choices=paths.profiles())
     parser.add_argument("--store", type=Path, help="where it lies (model_store/PROFILE)")

@@ -21,7 +21,7 @@ import psutil
 from scripts import lock, paths
 from scripts.kept import check_file, read_file
 from scripts.server.processes import find, runs
-from scripts.server.torchserve import Started
+from scripts.server.started import Started
 from visionserve.config import MEBIBYTE, HandlerConfig, ModelConfig
 
 START_TIMEOUT = 20

@@ -11,7 +11,8 @@ from scripts.archive.store import choose
 from scripts.archive.weights import FALLBACK
 from scripts.server import snapshots
 from scripts.server.snapshots import Models, each
-from scripts.server.torchserve import Started, TorchServe
+from scripts.server.started import Started
+from scripts.server.torchserve import TorchServe
 
 DEFAULT = "resnet18"
 

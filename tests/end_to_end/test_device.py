@@ -137,7 +137,7 @@ def test_groups_are_summed_up_on_the_device(
     grouped = start(metadata=METADATA.model_copy(update=groups))
     for mode in ("none", "dense"):
         views = to_views(images[0], TRANSFORMS, "exact", mode)
-        classes, found = (one.averaged([views])[0] for one in (runtime, grouped))
+        classes, found = (one.averaged([views]).probabilities[0] for one in (runtime, grouped))
         maps, of_groups = (one.contributions(views.stacked())[0] for one in (runtime, grouped))
         for group, members in enumerate((odd, even)):
             assert abs(found[group] - classes[list(members)].sum()) < 1e-6

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -226,7 +227,8 @@ def test_no_pipe_is_written_in_a_store(tmp_path: Path) -> None:
         built.write_bytes(b"archive")
         with pipe(tmp_path / name), pytest.raises(OSError, match=f"{name}: is no regular file"):
             record(archive, "", built=built)
-    archive.write_bytes(b"archive")
+    with zipfile.ZipFile(archive, "w") as empty:
+        empty.writestr("metadata.json", '{"categories": []}')
     record(archive, "")
     fitted = Fitted(architecture="x", weights_sha256="", about="", temperatures={})
     with pipe(tmp_path / "x.mar.new"), pytest.raises(OSError, match=r"x\.mar\.new: is no regular"):
