@@ -1,6 +1,10 @@
 """Rows of TorchServe to requests."""
 
 import base64
+import gzip
+import json
+import tracemalloc
+import zlib
 from typing import Any
 
 import pytest
@@ -93,6 +97,75 @@ def test_bad_base64_is_the_fault_of_that_image_alone() -> None:
     assert images(request) == [b"x", b"", b""]
     codes = [item.fault and item.fault.code for item in request.items]
     assert codes == [None, "invalid_base64", "invalid_data"]
+
+
+def test_base64_as_people_write_it() -> None:
+    """Without padding, for addresses (RFC 4648, section 5), and in lines as `base64` wraps it."""
+    data = bytes(range(256)) * 2
+    plain, urls = base64.b64encode(data), base64.urlsafe_b64encode(data)
+    wrapped = base64.encodebytes(data)
+    for text in (
+        *(plain, plain.rstrip(b"="), urls, urls.rstrip(b"="), wrapped),
+        *(wrapped.replace(b"\n", b"\r\n"), b" " + plain + b"\t", plain.replace(b"=", b"\n=")),
+        *(b"data:image/png;base64," + wrapped, plain + b"=="),
+    ):
+        assert images(read({"body": {"data": text.decode()}}, JSON)) == [data], text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("eA==&", "character 5 is '&'"),
+        ("&", "character 1 is '&'"),
+        ("eA==eA==", "character 5 is 'e'"),
+        ("data:image/png;base64,eAé", "character 25 is '\\xe9'"),
+        ("e\nA\0", "character 4 is '\\x00'"),
+        ("eAAAe", "ends amid a byte"),
+    ],
+)
+def test_what_is_no_base64_is_told_where_it_breaks(text: str, told: str) -> None:
+    (item,) = read({"body": {"data": text}}, JSON).items
+    assert item.fault and item.fault.code == "invalid_base64" and told in item.fault.message
+
+
+def packed(data: bytes, wbits: int) -> bytearray:
+    compressor = zlib.compressobj(9, zlib.DEFLATED, wbits)
+    return bytearray(compressor.compress(data) + compressor.flush())
+
+
+def test_a_packed_body_is_unpacked() -> None:
+    """By each of RFC 9110's names, section 8.4.1; two members of gzip are one body."""
+    body = json.dumps({"data": base64.b64encode(b"x").decode(), "top_k": 1}).encode()
+    two = bytearray(gzip.compress(body[:5]) + gzip.compress(body[5:]))
+    for coding, row in (
+        *(("gzip", packed(body, 31)), ("x-gzip", packed(body, 31)), (" GZip ", two)),
+        *(("deflate", packed(body, 15)), ("identity", bytearray(body)), ("", bytearray(body))),
+    ):
+        request = read({"body": row}, JSON | {"content-encoding": coding})
+        assert (images(request), options(request).top_k) == ([b"x"], 1), coding
+    assert images(read({"body": packed(b"x", 31)}, {"content-encoding": "gzip"})) == [b"x"]
+
+
+@pytest.mark.parametrize(
+    ("body", "coding", "status", "code"),
+    [
+        (b"x", "br", 415, "unsupported_encoding"),
+        (packed(b"x", 31), "gzip, gzip", 415, "unsupported_encoding"),
+        (b"x", "gzip", 400, "invalid_encoding"),
+        (b"", "gzip", 400, "invalid_encoding"),
+        (packed(b"x", 31)[:-4], "gzip", 400, "invalid_encoding"),
+        (packed(b"x", 31) + b"x", "gzip", 400, "invalid_encoding"),
+        (packed(b"", 31) * 300_000, "gzip", 400, "invalid_encoding"),
+        (packed(bytes(100_000_000), 31), "gzip", 413, "body_too_large"),
+        (packed(bytes(5_000_000), 31) * 20, "gzip", 413, "body_too_large"),
+    ],
+)
+def test_a_packed_body_is_bounded(body: bytes, coding: str, status: int, code: str) -> None:
+    tracemalloc.start()
+    fault = refused({"body": bytearray(body)}, {"content-encoding": coding})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (fault.status, fault.code) == (status, code) and peak < 20_000_000
 
 
 @pytest.mark.parametrize(

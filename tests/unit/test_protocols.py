@@ -145,14 +145,37 @@ def test_v2_strings_are_counted_before_they_are_split(shape: list[int]) -> None:
 
 
 @pytest.mark.parametrize("binary", [False, True])
-def test_v2_pixels_are_an_image(binary: bool) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
-    given = tensor(shape=[40, 30, 3], datatype="UINT8")
+@pytest.mark.parametrize("shape", [(40, 30, 3), (1, 40, 30, 3), (4, 40, 3, 3)])
+def test_v2_pixels_are_images(shape: tuple[int, ...], binary: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    given = tensor(shape=list(shape), datatype="UINT8")
     if not binary:
         given["inputs"][0]["data"] = pixels.ravel().tolist()
     request = read(given, pixels.tobytes() if binary else b"")
-    (image,) = images(request)
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(image))), pixels)
+    decoded = [np.asarray(Image.open(io.BytesIO(image))) for image in images(request)]
+    assert np.array_equal(decoded, pixels.reshape(-1, *shape[-3:]))
+
+
+def test_v2_pixels_of_too_many_images_are_refused() -> None:
+    request = read(tensor(shape=[5, 1, 1, 3], datatype="UINT8"), bytes(15))
+    assert fault(request).code == "too_many_images"
+
+
+def test_hugging_faces_form() -> None:
+    """The bodies that `huggingface_hub`'s client sends, and the lists that it reads."""
+    request = read({"inputs": TEXT, "parameters": {"top_k": 2}})
+    assert (images(request), options(request).top_k) == ([b"x"], 2)
+    labels = [{"label": "a", "score": 0.7}, {"label": "b", "score": 0.2}]
+    assert request.form.reply([ANSWER], request.many, "m", "1").body == labels
+    request = read({"inputs": [TEXT, TEXT]})
+    reply = request.form.reply([ANSWER, FAULT], request.many, "m", "1")
+    told = {"error": "corrupt_image: The image is corrupt."}
+    assert (reply.status[0], reply.body) == (207, [labels, told])
+    for body in ({"parameters": {"topk": 2}}, {"parameters": 2}, {"top_k": 2}):
+        request = read({"inputs": TEXT} | body)
+        assert fault(request).status == 400
+        reply = request.form.reply([fault(request)], request.many, "m", "1")
+        assert reply.status[0] == 400 and isinstance(reply.body["error"], str)
 
 
 def test_v2_a_fault_in_a_list_is_told_beside_the_answers() -> None:
@@ -205,6 +228,8 @@ def test_v2_a_client_chooses_outputs() -> None:
         tensor(data=[0, 0, "7"], shape=[1, 1, 3], datatype="UINT8"),
         tensor(data=[0, 0], shape=[1, 1, 3], datatype="UINT8"),
         tensor(data=[], shape=[0, 1, 3], datatype="UINT8"),
+        tensor(data=[], shape=[0, 1, 1, 3], datatype="UINT8"),
+        tensor(data=[0] * 4, shape=[1, 1, 1, 4], datatype="UINT8"),
         tensor(data=[[0], 0, [0, 1]], shape=[1, 1, 3], datatype="UINT8"),
         tensor(data=[TEXT]) | {"parameters": [1]},
         tensor(data=[TEXT]) | {"parameters": {"colour": 1}},
@@ -243,6 +268,9 @@ def test_json_is_bounded_before_it_is_parsed() -> None:
         ("fr,zh;q=0.2,en;q=0.4", "en"),
         ("fr", "en"),
         ("zh;q=0", "en"),
+        ("zh; q=0.9", "zh"),
+        ("en;q=0.5 ,\tZH-tw ; Q=0.6", "zh"),
+        ("zh ; q=0.3 , en", "en"),
         ("zh;q=x, , ;", "en"),
         ("", "en"),
     ],

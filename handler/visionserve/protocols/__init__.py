@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from visionserve.protocols.huggingface import HuggingFace
 from visionserve.protocols.plain import Plain
 from visionserve.protocols.reply import Form, Reply, check_count
 from visionserve.protocols.v1 import V1
@@ -21,4 +22,12 @@ def form_of(body: Mapping[str, Any], binary: bytes, max_images: int) -> Form:
     """
     if "instances" in body:
         return V1(body)
-    return V2(body, binary, max_images) if "inputs" in body else Plain(body)
+    if "inputs" not in body:
+        return Plain(body)
+    return HuggingFace(body) if _is_text(body["inputs"]) else V2(body, binary, max_images)
+
+
+def _is_text(inputs: Any) -> bool:
+    """Tell base64 strings, which are Hugging Face's, from tensors."""
+    first = inputs[0] if isinstance(inputs, list) and inputs else inputs
+    return isinstance(first, str)

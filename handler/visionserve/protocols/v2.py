@@ -54,9 +54,9 @@ class V2:
     """`{"inputs": [...]}` in, tensors of labels, class indices and probabilities out.
 
     The one input is a BYTES tensor of encoded images (base64 in JSON), or a UINT8 tensor of
-    shape [height, width, 3], an RGB image. The request's `parameters` are options. A client may
-    choose `outputs` among `PREDICTION_TENSORS`, `IMAGE_TENSORS` and `FEATURES`, which is the
-    option of that name, too.
+    shape [height, width, 3], an RGB image, or [images, height, width, 3]. The request's
+    `parameters` are options. A client may choose `outputs` among `PREDICTION_TENSORS`,
+    `IMAGE_TENSORS` and `FEATURES`, which is the option of that name, too.
 
     Args:
         body: the JSON object.
@@ -141,10 +141,12 @@ class V2:
             if not isinstance(images, list) or len(images) != math.prod(shape):
                 raise _invalid(f"The data do not fill the shape {shape}.")
             return images
-        if datatype == "UINT8" and len(shape) == 3 and shape[2] == 3:
-            return [self._encoded(tensor, shape)]
+        if datatype == "UINT8" and len(shape) in (3, 4) and shape[-1] == 3:
+            check_count(shape[0] if len(shape) == 4 else 1, self._max_images)
+            return [_encoded(pixels) for pixels in self._pixels(tensor, shape)]
         raise _invalid(
-            "An input must be BYTES, encoded images, or UINT8 of shape [height, width, 3]."
+            "An input must be BYTES, encoded images, or UINT8 of shape [height, width, 3] "
+            "or [images, height, width, 3]."
         )
 
     def _strings(self) -> list[bytes]:
@@ -161,8 +163,8 @@ class V2:
             raise _invalid("The binary data end in the middle of a string.")
         return strings
 
-    def _encoded(self, tensor: Mapping[str, Any], shape: list[int]) -> bytes:
-        """Encode pixels as BMP, which is lossless, so that they pass the checks of any image."""
+    def _pixels(self, tensor: Mapping[str, Any], shape: list[int]) -> NDArray[np.uint8]:
+        """Return pixels of shape [images, height, width, 3]."""
         try:
             if "data" in tensor:
                 values = _numbers(tensor["data"]).reshape(shape)
@@ -172,9 +174,14 @@ class V2:
                 raise ValueError
         except ValueError:
             raise _invalid(f"The data are not values from 0 to 255 in the shape {shape}.") from None
-        file = io.BytesIO()
-        Image.fromarray(values).save(file, "BMP")
-        return file.getvalue()
+        return values.reshape(-1, *shape[-3:])
+
+
+def _encoded(pixels: NDArray[np.uint8]) -> bytes:
+    """Encode an image as BMP, which is lossless, so that it passes the checks of any image."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "BMP")
+    return file.getvalue()
 
 
 def _numbers(given: Any) -> NDArray[np.uint8]:
