@@ -21,6 +21,7 @@ from visionserve.errors import RequestError
 from visionserve.item import Budget
 from visionserve.metadata import Metadata
 from visionserve.page import Page, describe
+from visionserve.protocols import v2
 from visionserve.protocols.reply import OK
 from visionserve.responses import Response
 from visionserve.telemetry import Telemetry
@@ -115,7 +116,7 @@ class VisionHandler:
         """
         try:
             if request.describes:
-                return Response(to_json(self._card))
+                return Response(to_json(self._describe(request.describes)))
             if not request.items:
                 return self._show_page()
             request.items[0].budget.check_bytes()
@@ -149,14 +150,27 @@ class VisionHandler:
         Each archive lies in a folder beside this one. A folder that holds another handler, or
         that is being removed, cannot be described, and is left out.
         """
+        policy = {"content-security-policy": self._page.content_security_policy}
+        html = self._page.render(self._facts, self._models())
+        return Response(html, "text/html; charset=utf-8", headers=policy)
+
+    def _models(self) -> list[dict[str, Any]]:
+        """Describe this model, and the others whose archives TorchServe has unpacked."""
         models = [self._facts]
         for directory in self._directory.parent.iterdir():
             if directory != self._directory:
                 with suppress(OSError, KeyError, ValueError):
                     models.append(describe(directory, Metadata.load(directory)))
-        policy = {"content-security-policy": self._page.content_security_policy}
-        html = self._page.render(self._facts, models)
-        return Response(html, "text/html; charset=utf-8", headers=policy)
+        return models
+
+    def _describe(self, wanted: inputs.Description) -> dict[str, Any]:
+        if wanted == "card":
+            return self._card
+        if wanted == "ready":
+            return {"name": self._name, "ready": True}
+        versions = {facts["version"] for facts in self._models() if facts["model"] == self._name}
+        features = self._classifier.metadata.explains
+        return v2.metadata(self._name, sorted(versions), self._config.runtime, features)
 
     def _end(self) -> None:
         """End this worker shortly after it has responded, so that TorchServe starts another.

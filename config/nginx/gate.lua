@@ -27,6 +27,7 @@ local FILES = 5
 local KEPT = {
     ["accept"] = true,
     ["accept-language"] = true,
+    ["content-encoding"] = true,
     ["content-length"] = true,
     ["content-type"] = true,
     ["inference-header-content-length"] = true,
@@ -72,8 +73,12 @@ end
 
 -- Refuse a form that TorchServe could read in another way, and write the content type in one way.
 local function settle_type()
-    local type = ngx.req.get_headers(0)["content-type"] or ""
+    local headers = ngx.req.get_headers(0)
+    local type, coding = headers["content-type"] or "", headers["content-encoding"] or "identity"
     if type:lower():find("multipart/form-data", 1, true) then
+        if coding ~= "identity" then
+            return refuse(415, "unsupported_encoding", "A form is sent without Content-Encoding.")
+        end
         local boundary, fault = form.boundary(type)
         local preamble, status
         if boundary then
@@ -120,8 +125,8 @@ function gate.admit(uri)
     local size = 0
     for name, value in pairs(ngx.req.get_headers(0)) do
         if KEPT[name] or name:find("^x%-classify%-") then
-            if name == "content-type" and type(value) == "table" then
-                return refuse(400, "bad_request", "A request has one Content-Type.")
+            if name:find("^content%-") and type(value) == "table" then
+                return refuse(400, "bad_request", "A request has one Content-Type and one Content-Encoding.")
             end
             local text = type(value) == "table" and table.concat(value) or value
             if text:find("[^\t\32-\126]") then
@@ -271,7 +276,8 @@ local function leave()
     end
 end
 
--- Set the real status of a response whose status was replaced, and the header Retry-After.
+-- Set the real status of a response whose status was replaced, the header Retry-After, and whether
+-- `rewrite` is to look at the body.
 function gate.finish()
     leave()
     if ngx.header["X-Status"] then
@@ -281,6 +287,30 @@ function gate.finish()
     if ngx.status == 429 or ngx.status == 502 or ngx.status == 503 then
         ngx.header["Retry-After"] = 2
     end
+    if ngx.status >= 400 and (ngx.var.request_uri or ""):find("^/v[12]%f[/?%z]") then
+        ngx.ctx.error = ""
+        ngx.header["Content-Length"] = nil
+    end
+end
+
+-- Write an error as the Open Inference Protocol does, `{"error": "..."}`, whether nginx, TorchServe or
+-- the handler said it. Clients of the protocol fail over any other form.
+function gate.rewrite()
+    local text = ngx.ctx.error
+    if not text then
+        return
+    end
+    text = text .. (ngx.arg[1] or "")
+    ngx.ctx.error = text
+    if not ngx.arg[2] then
+        ngx.arg[1] = nil
+        return
+    end
+    local code, message = text:match('^{"error":%s*{"code":%s*"([^"]*)",%s*"message":%s*"(.*)"}}%s*$')
+    if not code then
+        code, message = text:match('^{%s*"code":%s*%d+,%s*"type":%s*"(%w+)",%s*"message":%s*"(.*)"%s*}%s*$')
+    end
+    ngx.arg[1] = code and '{"error":"' .. code .. ": " .. message .. '"}' or text
 end
 
 local function ready()
@@ -303,7 +333,10 @@ end
 -- Tell whether any server can classify images, by having one classified.
 gate.ping = guarded(function()
     local healthy = ready()
-    local text = healthy and '{"status":"Healthy"}' or '{"status":"Unhealthy"}'
+    local text = string.format('{"status":"%s"}', healthy and "Healthy" or "Unhealthy")
+    if ngx.var.uri == "/v2/health/ready" then
+        text = string.format('{"ready":%s}', healthy)
+    end
     ngx.status = healthy and 200 or 503
     ngx.header["Content-Type"] = "application/json"
     ngx.header["Content-Length"] = #text

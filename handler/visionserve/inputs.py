@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
@@ -22,6 +22,7 @@ from visionserve.protocols.v2 import LENGTH_HEADER, split
 
 OPTION_PREFIX = "x-classify-"
 PROBE_HEADER = "x-visionserve-probe"
+DESCRIBE_HEADER = "x-visionserve-describe"
 ENCODING_HEADER = "content-encoding"
 # A body holds an image as base64, and options: 7 MiB for an image of 5, as nginx lets through.
 BODY_OF_IMAGE = 1.4
@@ -32,6 +33,8 @@ MAX_SHOWN_NAME = 50
 MAX_SHOWN_FAULTS = 5
 MAX_FIELDS = 100
 SURROGATE = re.compile(rb"\\ud[89a-f]", re.IGNORECASE)
+
+Description = Literal["card", "metadata", "ready"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,15 +50,16 @@ class Request:
         many: whether the client sent a list of images, and so gets a list in return.
         form: how the response is written.
         probe: whether nginx sent it to check the model's health. Probes are not counted.
-        describes: whether it comes through the management API and asks for the model card. It has
-            no items either.
+        describes: what it asks about the model, or None: the model card, through the management
+            API; or what the Open Inference Protocol has about a model, through nginx. It has no
+            items either.
     """
 
     items: list[Item]
     many: bool
     form: Form
     probe: bool
-    describes: bool = False
+    describes: Description | None = None
 
 
 def read(
@@ -72,6 +76,7 @@ def read(
         headers: HTTP headers, names in lower case. `x-classify-<option>` sets an option, and
             `accept-language` sets the language if no option does. TorchServe adds `explain` to a
             request to /explanations, for which `accept: image/png` sets the option `format`.
+            `content-encoding` tells how a raw body is compressed.
         config: the limits, and the defaults of options that the client does not set.
         deadline: time, by `time.monotonic`, after which it is not read.
 
@@ -83,7 +88,10 @@ def read(
     probe = PROBE_HEADER in headers
     # A client may send this header, too, but its row has a body.
     if not row and headers.get("describe") == "True":
-        return Request([], many=False, form=form, probe=probe, describes=True)
+        return Request([], many=False, form=form, probe=probe, describes="card")
+    asked = headers.get(DESCRIBE_HEADER)
+    if asked == "metadata" or asked == "ready":
+        return Request([], many=False, form=form, probe=probe, describes=asked)
     if _opens_page(row, headers):
         return Request([], many=False, form=form, probe=probe)
     try:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -327,6 +328,7 @@ class Proxy:
             probes=site.probes,
             model=site.model,
             rate=site.rate,
+            version=version("visionserve"),
             balancers=_lines("{} 1;", site.trusted),
             trusted=_lines("set_real_ip_from {};", site.trusted),
             names=", ".join(f'"{name}"' for name in names),

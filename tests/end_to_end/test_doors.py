@@ -1,6 +1,7 @@
 """The ways into the archive besides /predictions, on a real TorchServe, and through nginx."""
 
 import base64
+import gzip
 import io
 import json
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from visionserve.models import MODELS
 
 CAT = photos.greeting().read_bytes()
 TEXT = base64.b64encode(CAT).decode()
+JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True)
@@ -156,11 +158,102 @@ def test_a_length_that_is_none_is_the_requests_fault(client: Client, length: str
 def test_nginx_leads_tritons_client_to_a_version(answer: Any, nginx: Entrance) -> None:
     """TorchServe itself has no address for it."""
     triton, given = triton_client(nginx), tensor(np.array([CAT], dtype=object), True)
-    assert triton.is_server_ready()
     agrees(triton.infer(REAL, [given], model_version="1.0"), answer)
-    for name, version in (("absent", ""), (REAL, "9.9")):
-        with pytest.raises(InferenceServerException):
-            triton.infer(name, [given], model_version=version)
+
+
+def test_nginx_tells_tritons_client_what_there_is(nginx: Entrance) -> None:
+    client = triton_client(nginx)
+    assert client.is_server_live() and client.is_server_ready()
+    assert client.get_server_metadata()["name"] == "visionserve"
+    for version in ("", "1.0"):
+        assert client.is_model_ready(REAL, version)
+        found = client.get_model_metadata(REAL, version)
+        assert (found["name"], found["versions"], found["platform"]) == (REAL, ["1.0"], "openvino")
+        assert found["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+        types = {
+            output["name"]: (output["datatype"], output["shape"]) for output in found["outputs"]
+        }
+        assert types["probability"] == ("FP32", [-1, -1]) and types["confident"] == ("BOOL", [-1])
+        wanted = [triton.InferRequestedOutput(name) for name in types]
+        given = tensor(np.array([CAT, CAT], dtype=object), True)
+        result = client.infer(REAL, [given], version, outputs=wanted)
+        for name, (datatype, shape) in types.items():
+            got = result.get_output(name)
+            assert (got["datatype"], len(got["shape"])) == (datatype, len(shape)), name
+    assert not client.is_model_ready("absent") and not client.is_model_ready(REAL, "9.9")
+    ready = requests.get(f"{nginx.url}/v1/models/{REAL}", timeout=60)
+    assert ready.json() == {"name": REAL, "ready": True}
+
+
+def test_every_error_of_the_protocol_is_one_string(nginx: Entrance) -> None:
+    """Triton's client knows no other; what nginx, TorchServe and the handler say is told so."""
+    client, given = triton_client(nginx), tensor(np.array([CAT], dtype=object), True)
+    for call, told in (
+        (lambda: client.infer("absent", [given]), "ModelNotFoundException: "),
+        (lambda: client.infer(REAL, [given], model_version="9.9"), "ModelVersionNotFoundException"),
+        (lambda: client.get_model_metadata("absent"), "ModelNotFoundException: "),
+        (lambda: client.get_model_config(REAL), "not_found: There are "),
+        (lambda: client.infer(REAL, [given], query_params={"a": 1}), "query_not_supported: "),
+        (lambda: client.infer(REAL, [given], parameters={"tta": "x"}), "invalid_option: "),
+    ):
+        with pytest.raises(InferenceServerException, match=told):
+            call()
+    for path, request, told in (
+        (f"/v2/models/{REAL}/infer", {"data": b"{", "headers": JSON}, "invalid_json: "),
+        (f"/v2/models/{REAL}/infer", {"data": b"", "headers": JSON}, "invalid_json: "),
+        (f"/v2/models/{REAL}/infer", {"data": bytes(8 << 20)}, "body_too_large: "),
+        (f"/v2/models/{REAL}", {}, "method_not_allowed: "),
+        ("/v1/models/absent:predict", {"json": {}}, "ModelNotFoundException: "),
+        ("/v2/absent", {}, "not_found: "),
+    ):
+        response = nginx.post(path, **request)
+        assert response.status_code >= 400
+        assert response.headers["Content-Type"] == "application/json"
+        assert response.json()["error"].startswith(told), response.text
+    assert nginx.post("/absent").json()["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_tritons_client_compresses(entrance: Entrance, answer: Any, coding: str) -> None:
+    given = tensor(np.array([CAT], dtype=object), True)
+    codings = {"request_compression_algorithm": coding, "response_compression_algorithm": coding}
+    headers = dict(entrance.headers)
+    agrees(triton_client(entrance).infer(REAL, [given], headers=headers, **codings), answer)
+
+
+def test_a_compressed_body_is_read_or_refused_by_its_name(entrance: Entrance, answer: Any) -> None:
+    path, image = f"/predictions/{REAL}", {"Content-Type": "image/png"}
+    packed = gzip.compress(CAT)
+    headers = image | {"Content-Encoding": "gzip"}
+    assert entrance.post(path, data=packed, headers=headers).json() == answer
+    for body, coding, expected in (
+        (CAT, "br", (415, "unsupported_encoding")),
+        (packed[:-9], "gzip", (400, "invalid_encoding")),
+        (gzip.compress(bytes(50_000_000)), "gzip", (413, "body_too_large")),
+    ):
+        refused = entrance.post(path, data=body, headers=image | {"Content-Encoding": coding})
+        assert (refused.status_code, refused.json()["error"]["code"]) == expected
+
+
+def test_a_form_has_no_content_encoding(nginx: Entrance) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=b", "Content-Encoding": "gzip"}
+    refused = nginx.post(f"/predictions/{REAL}", data=gzip.compress(b"--b"), headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (415, "unsupported_encoding")
+
+
+def test_v2_pixels_of_several_images(entrance: Entrance, answer: Any) -> None:
+    pixels = np.asarray(Image.open(photos.greeting()).convert("RGB"))
+    given = tensor(np.stack([pixels, pixels[:, ::-1]]), True)
+    result = triton_client(entrance).infer(REAL, [given], headers=dict(entrance.headers))
+    classes = result.as_numpy("class_id").tolist()
+    assert len(classes) == 2
+    assert classes[0] == [prediction["class_id"] for prediction in answer["predictions"]]
+
+
+def test_hugging_faces_form(entrance: Entrance, answer: Any) -> None:
+    body = {"inputs": TEXT, "parameters": {"top_k": 2}}
+    expected = [{"label": p["label"], "score": p["probability"]} for p in answer["predictions"]]
+    assert entrance.post(f"/predictions/{REAL}", json=body).json() == expected[:2]
 
 
 @pytest.mark.parametrize("path", ["/v2", "/v2/health/ready", f"/v2/models/{REAL}", "/v1/models"])

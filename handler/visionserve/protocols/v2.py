@@ -214,6 +214,37 @@ def split(body: bytes, length: str) -> tuple[bytes, bytes]:
     return body[: int(length)], body[int(length) :]
 
 
+def metadata(name: str, versions: Sequence[str], platform: str, features: bool) -> dict[str, Any]:
+    """Describe a model as the protocol does: -1 is a size that differs from request to request.
+
+    Args:
+        name: the model's name in the server.
+        versions: its versions there.
+        platform: the inference engine.
+        features: whether its answers may have features.
+
+    Returns:
+        A JSON object. The input is the one that every image has; pixels go in by the same name.
+        The outputs are those that a client may ask for by their names alone.
+    """
+    outputs = {
+        **{key: (kind, [-1, -1]) for key, (kind, _) in PREDICTION_TENSORS.items()},
+        **{key: (kind, [-1]) for key, (kind, _) in IMAGE_TENSORS.items()},
+        **({FEATURES: ("FP32", [-1, -1])} if features else {}),
+    }
+    del outputs["explanation"]
+    return {
+        "name": name,
+        "versions": list(versions),
+        "platform": platform,
+        "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [
+            {"name": key, "datatype": kind, "shape": shape}
+            for key, (kind, shape) in outputs.items()
+        ],
+    }
+
+
 def _tensor(
     name: str, outcomes: Sequence[Outcome], rows: Sequence[Sequence[Prediction]]
 ) -> dict[str, Any]:
