@@ -13,6 +13,7 @@ from scripts.batch.rows import Row, Value, columns
 
 _FORMULA = re.compile(r"(^|[;\t\r\n])(?=[ \"]*[=+\-@\t\r\n＝＋－＠])")
 NAME_WIDTH = 40
+MARK = "\ufeff"
 
 
 class Table:
@@ -86,11 +87,17 @@ def defused(text: str) -> str:
 
 
 class CSV:
-    """CSV: one `record` for each image, after a record of the columns' names."""
+    """CSV: one `record` for each image, after a record of the columns' names.
 
-    def __init__(self, top_k: int, truth: bool = False) -> None:
+    Args:
+        top_k: number of predictions.
+        truth: as for `columns`.
+        marked: whether a byte order mark comes first, by which Excel knows UTF-8.
+    """
+
+    def __init__(self, top_k: int, truth: bool = False, marked: bool = False) -> None:
         self._columns = list(columns(top_k, truth))
-        self.head = self.start = record(self._columns)
+        self.head = self.start = MARK * marked + record(self._columns)
 
     def encode(self, row: Row) -> str:
         """Return one record."""

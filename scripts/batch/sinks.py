@@ -1,5 +1,6 @@
 """Where rows go: standard output, or a file that an interrupted run can go on with."""
 
+import codecs
 import csv
 import json
 import sys
@@ -21,6 +22,7 @@ from scripts.kept import check_file
 
 CHUNK = 1 << 20
 ROW_GROUP = 10_000
+MARK = codecs.BOM_UTF8
 MAKER = ("model", "version", "tta")
 
 
@@ -135,6 +137,10 @@ class File(Stream):
         if self._overwrite:
             return Kept()
         start, head = self._format.start.encode(), self._format.head.encode()
+        self._file.seek(0)
+        if not MARK.startswith(self._file.read(len(MARK))):
+            # An older file, or no CSV.
+            start, head = start.removeprefix(MARK), head.removeprefix(MARK)
         self._file.seek(0)
         if not start.startswith(self._file.read(len(start))):
             raise RunError(f"{self._shown}: holds other columns, or no rows of this command.")
@@ -403,7 +409,7 @@ def open_sink(
     output = lock.named(output)
     match output.suffix.lower():
         case ".csv":
-            return File(output, CSV(top_k, truth), made_with, overwrite)
+            return File(output, CSV(top_k, truth, marked=True), made_with, overwrite)
         case ".jsonl":
             return File(output, JSONLines(top_k, truth), made_with, overwrite)
         case ".parquet":

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import codecs
 import csv
 import fcntl
 import json
@@ -80,7 +81,7 @@ def run(*arguments: str | Path, stdin: str | None = None) -> subprocess.Complete
 
 
 def read_csv(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(text.splitlines()))
+    return list(csv.DictReader(text.removeprefix("\ufeff").splitlines()))
 
 
 def test_folder_to_csv(folder: Path, target: list[str], client: Client) -> None:
@@ -153,6 +154,13 @@ def test_a_cut_file_is_gone_on_with(
     output = tmp_path / f"rows{suffix}"
     assert run(folder, *target, "--output", output).returncode == 1
     whole = output.read_bytes()
+    assert whole.startswith(codecs.BOM_UTF8) == (suffix == ".csv"), "Excel knows UTF-8 by it."
+    if suffix == ".csv":
+        whole = whole.removeprefix(codecs.BOM_UTF8)
+        output.write_bytes(whole)
+        assert run(folder, *target, "--output", output).returncode == 1
+        assert output.read_bytes() == whole, "an older file has no byte order mark"
+        whole = codecs.BOM_UTF8 + whole
     lines = whole.splitlines(keepends=True)
     output.write_bytes(b"".join(lines[:-2]) + lines[-2][:20])
     again = run(folder, *target, "--output", output)

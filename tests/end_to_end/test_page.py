@@ -622,7 +622,7 @@ def test_languages(page: Browser, client: Client, notes: Path) -> None:
     assert page.texts("#counts button")[0].startswith("埃及猫")
     page.one("#counts button").click()
     assert page.text("#shown") == "显示 1/2：埃及猫。"
-    assert saved_csv(page)[1][1] == "Egyptian cat"
+    assert saved_csv(page)[1][1] == chinese[0]["name"]
     assert page.run("return performance.getEntriesByType('resource').length") == 2
     page.one("#show-all").click()
     page.one("#language").click()
@@ -777,7 +777,7 @@ def canvas(page: Browser) -> Image.Image:
 def test_two_classes_with_long_names_of_their_own(
     page: Browser, server: TorchServe, client: Client, exact_config: Path, tmp_path: Path
 ) -> None:
-    """Names are shown, in both languages; labels stay, in answers, tensors and CSV."""
+    """Names are shown and saved, in both languages; labels stay, in answers and tensors."""
     weights, labels, named = (tmp_path / name for name in ("weights.pt", "labels.txt", "map.json"))
     torch.save(MODELS["resnet18"].build(2).state_dict(), weights)
     labels.write_text("alp\nvalley\n")
@@ -808,7 +808,7 @@ def test_two_classes_with_long_names_of_their_own(
         assert page.texts(".faded .label") == page.texts(".label")[1:], "The second is no name."
         head, row = saved_csv(page)
         assert head == list(columns(2))
-        assert row[1] == order[0] and row[head.index("plausible")] == "1"
+        assert row[1] == whole[0] and row[head.index("plausible")] == "1"
         page.one(".where").click()
         page.until(lambda: page.texts("canvas"))
         assert len(page.texts(".label input")) == 2

@@ -9,8 +9,9 @@ const FORMULA = /(^|[;\t\r\n])(?=[ "]*[=+\-@\t\r\n＝＋－＠])/g;
  * `scripts/batch/formats.py` has the same rule.
  *
  * @param rows objects of `path`, and of `answer` or `error`, a text.
+ * @param named what a prediction's class is called.
  */
-export function toCsv(rows) {
+export function toCsv(rows, named) {
   const count = Math.max(0, ...rows.map(({ answer }) => answer?.predictions?.length ?? 0)) || 3;
   const ranks = Array.from({ length: count }, (_, index) => index);
   const head = ranks.flatMap((rank) =>
@@ -20,8 +21,8 @@ export function toCsv(rows) {
   const lines = rows.map(({ path, answer = {}, error }) => [
     path,
     ...ranks.flatMap((rank) => {
-      const { label, class_id, probability } = answer.predictions?.[rank] ?? {};
-      return [label, class_id, probability];
+      const prediction = answer.predictions?.[rank];
+      return [prediction && named(prediction), prediction?.class_id, prediction?.probability];
     }),
     ...rest.map((name) => answer[name]),
     answer.labels?.join(";"),

@@ -13,7 +13,7 @@ import { toCsv } from "./csv.js";
 import { factsOf, pageOf } from "./facts.js";
 import { draw, inFrames } from "./frames.js";
 import { isForeign, toJpeg } from "./jpeg.js";
-import { listed, megabytes, t, watchLanguage } from "./language.js";
+import { listed, megabytes, t, watchLanguage, wholeName } from "./language.js";
 import { countAnew, Picture } from "./picture.js";
 import { notify, tell } from "./progress.js";
 import { bringUpToDate, giveUp, isBusy } from "./runs.js";
@@ -251,7 +251,7 @@ function download() {
   );
   const link = document.createElement("a");
   // Excel recognizes UTF-8 by its byte order mark.
-  const blob = new Blob(["\ufeff", toCsv(rows)], { type: "text/csv" });
+  const blob = new Blob(["\ufeff", toCsv(rows, wholeName)], { type: "text/csv" });
   link.href = URL.createObjectURL(blob);
   link.download = "classifications.csv";
   link.click();
