@@ -24,7 +24,7 @@ from visionserve.page import Page, describe
 from visionserve.protocols import v2
 from visionserve.protocols.reply import OK
 from visionserve.responses import Response
-from visionserve.telemetry import Telemetry
+from visionserve.telemetry import Telemetry, trace_of
 from visionserve.workarounds.response_size import max_response_size
 
 MAX_FAILURES = 10
@@ -73,7 +73,11 @@ class VisionHandler:
         """Respond to a batch of requests, to each with its own HTTP status, headers and body."""
         started = time.monotonic()
         deadline = started + self._config.deadline_seconds
-        requests = [self._read(row, context, index, deadline) for index, row in enumerate(rows)]
+        headers = [_headers(context, index) for index in range(len(rows))]
+        requests = [
+            inputs.read(row, given, self._config, deadline)
+            for row, given in zip(rows, headers, strict=True)
+        ]
         items = [item for request in requests for item in request.items]
         classified = iter(self._classifier.classify(items, deadline))
         bodies = []
@@ -88,21 +92,11 @@ class VisionHandler:
             if request.items and not request.probe:
                 seconds = time.monotonic() - started
                 request_id = context.get_request_id(index)
-                self._telemetry.observe(request_id, request.items, outcomes, seconds)
+                trace = trace_of(headers[index])
+                self._telemetry.observe(request_id, request.items, outcomes, seconds, trace)
         if self._classifier.failures >= MAX_FAILURES:
             self._end()
         return bodies
-
-    def _read(
-        self, row: Mapping[str, Any], context: Context, index: int, deadline: float
-    ) -> inputs.Request:
-        """Read a request. TorchServe adds the headers of form parts, as dicts, to its headers."""
-        headers = {
-            name.lower(): value
-            for name, value in context.get_all_request_header(index).items()
-            if isinstance(value, str)
-        }
-        return inputs.read(row, headers, self._config, deadline)
 
     def _respond(
         self, request: inputs.Request, outcomes: Sequence[Outcome], deadline: float
@@ -181,6 +175,12 @@ class VisionHandler:
         logger.error("%d forward passes in a row failed: this worker ends.", MAX_FAILURES)
         self._telemetry.flush()
         threading.Timer(SECONDS_TO_RESPOND, os._exit, (1,)).start()
+
+
+def _headers(context: Context, index: int) -> dict[str, str]:
+    """Return a request's headers. TorchServe adds those of form parts to them, as dicts."""
+    given = context.get_all_request_header(index).items()
+    return {name.lower(): value for name, value in given if isinstance(value, str)}
 
 
 def _send(response: Response, context: Context, index: int) -> bytes:

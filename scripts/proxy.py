@@ -41,6 +41,13 @@ def main() -> int:
             metavar="NETWORK",
             help="load balancers whose X-Forwarded-For names the client",
         )
+        command.add_argument(
+            "--allow-origin",
+            nargs="+",
+            default=[],
+            metavar="ORIGIN",
+            help="other web pages that browsers may let ask, such as https://app.example",
+        )
     args = parser.parse_args()
     proxy = Proxy(args.state)
     try:
@@ -48,8 +55,8 @@ def main() -> int:
             print(proxy.stop())
             return 0
         upstreams = tuple(Upstream(url.rstrip("/"), Path(file)) for url, file in args.upstream)
-        trusted = tuple(args.trust)
-        site = Site(upstreams, args.listen, args.probes, args.model, args.rate, trusted)
+        lists = tuple(args.trust), tuple(args.allow_origin)
+        site = Site(upstreams, args.listen, args.probes, args.model, args.rate, *lists)
         if args.command == "run":
             proxy.run(site)
         # A `stop` meanwhile waits, so that it is not taken for a server that is not there.

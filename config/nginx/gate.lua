@@ -6,8 +6,16 @@
 
 local ffi = require("ffi")
 local process = require("ngx.process")
+local base = require("resty.core.base")
 
-ffi.cdef("int kill(int pid, int sig);")
+ffi.cdef([[
+    int kill(int pid, int sig);
+    long recv(int socket, void *buffer, unsigned long length, int flags);
+
+    // The first fields of nginx's structures, the same in each of its releases.
+    typedef struct { void *data, *read, *write; int socket; } visionserve_connection;
+    typedef struct { uint32_t signature; visionserve_connection *connection; } visionserve_request;
+]])
 
 local clock = dofile(ngx.config.prefix() .. "clock.lua")
 local form = dofile(ngx.config.prefix() .. "form.lua")
@@ -22,6 +30,7 @@ local RECENT = 3 -- A server counts as ready for so many seconds after an answer
 local HEADERS = 4000 -- Most bytes of headers; TorchServe takes 8,192 with those that nginx adds.
 local WORKER = "x-visionserve-worker" -- Which worker has answered, by process id and batch size.
 local SIGHUP, SIGUSR1 = 1, 10
+local MSG_PEEK_DONTWAIT = 0x42
 local FILES = 5
 
 local KEPT = {
@@ -31,8 +40,12 @@ local KEPT = {
     ["content-length"] = true,
     ["content-type"] = true,
     ["inference-header-content-length"] = true,
+    ["traceparent"] = true,
     ["transfer-encoding"] = true,
 }
+
+-- https://www.w3.org/TR/trace-context/#traceparent-header
+local TRACE = "^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$"
 
 local UNAVAILABLE = '{"error":{"code":"unavailable","message":"No server can answer now."}}'
 local TIMEOUT = '{"error":{"code":"timeout","message":"No server answered in 30 s."}}'
@@ -99,6 +112,15 @@ local function settle_type()
     end
 end
 
+-- Tell whether the client has hung up. TorchServe 0.12 classifies all that it gets, whether anybody
+-- waits for the answer or not, so that such a request is not passed on. `ngx.on_abort` cannot tell it:
+-- an abort after the access phase would have nginx pass the request on a second time.
+local byte = ffi.new("char[1]")
+local function gone()
+    local request = ffi.cast("visionserve_request *", base.get_request())
+    return ffi.C.recv(request.connection.socket, byte, 1, MSG_PEEK_DONTWAIT) == 0
+end
+
 -- Tell whether no server has answered requests to this address of a model for long.
 local function stuck(uri)
     local late = false
@@ -124,7 +146,9 @@ function gate.admit(uri)
     end
     local size = 0
     for name, value in pairs(ngx.req.get_headers(0)) do
-        if KEPT[name] or name:find("^x%-classify%-") then
+        if name == "traceparent" and (type(value) == "table" or not ngx.re.find(value, TRACE, "jo")) then
+            ngx.req.clear_header(name)
+        elseif KEPT[name] or name:find("^x%-classify%-") then
             if name:find("^content%-") and type(value) == "table" then
                 return refuse(400, "bad_request", "A request has one Content-Type and one Content-Encoding.")
             end
@@ -142,8 +166,10 @@ function gate.admit(uri)
     end
     ngx.req.read_body()
     settle_type()
-    local place = turns.wait(ngx.var.network, uri, stuck)
-    if not place and stuck(uri) then
+    local place = turns.wait(ngx.var.network, uri, stuck, gone)
+    if not place and gone() then
+        return ngx.exit(499)
+    elseif not place and stuck(uri) then
         return refuse(503, "unavailable", "No server can answer now.")
     elseif not place then
         return refuse(429, "too_many_requests", "Send fewer requests at a time.")

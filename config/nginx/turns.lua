@@ -143,9 +143,9 @@ local lines = {}
 
 -- Wait until a client may send a request to an address of a model.
 -- Where `stuck` says that no server answers there, nobody waits: the client's requests that are at
--- the servers will tell.
--- Returns its place, which `leave` gives back; nil where its turn does not come in time.
-function turns.wait(client, uri, stuck)
+-- the servers will tell. Where `gone` says that the client has hung up, it does not go.
+-- Returns its place, which `leave` gives back; nil where its turn does not come in time, or too late.
+function turns.wait(client, uri, stuck, gone)
     local model, latest = uri:match("^/%a+/([^/]+)"), now() + PATIENCE
     turns.note(client)
     local seen = held:get(client .. " seen")
@@ -157,12 +157,12 @@ function turns.wait(client, uri, stuck)
     lines[client] = line
     line[#line + 1] = own
     if line[1] == own or own:wait(PATIENCE) then
-        place = take(client, model, uri)
+        place = not gone() and take(client, model, uri)
         local step = FIRST
-        while not place and now() < latest and not stuck(uri) do
+        while not place and now() < latest and not stuck(uri) and not gone() do
             ngx.sleep(step)
             step = math.min(LAST, 1.2 * step)
-            place = take(client, model, uri)
+            place = not gone() and take(client, model, uri)
         end
     end
     for number, other in ipairs(line) do

@@ -2,10 +2,11 @@
 
 import json
 import logging
+import re
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ts.metrics.metric_abstract import MetricAbstract
 from ts.metrics.metric_cache_abstract import MetricCacheAbstract
@@ -17,6 +18,7 @@ from visionserve.errors import RequestError
 from visionserve.item import Item
 
 FLUSH_SECONDS = 1.0
+TRACE_HEADER = "traceparent"
 
 # Name of each counter to its dimensions beside the model's name.
 COUNTERS: dict[str, list[str]] = {
@@ -39,6 +41,9 @@ EXPORTED_AT_ZERO: tuple[tuple[str, ...], ...] = (
     ("vision_low_confidence_total",),
     ("vision_unfamiliar_total",),
 )
+
+# A version, and ids of a trace and of a span that are not all zeros; https://www.w3.org/TR/trace-context/
+_TRACE = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 requests_log = logging.getLogger("visionserve.requests")
 
@@ -71,7 +76,12 @@ class Telemetry:
         threading.Thread(target=self._flush_for_ever, daemon=True, name="telemetry").start()
 
     def observe(
-        self, request_id: str, items: Sequence[Item], outcomes: Sequence[Outcome], seconds: float
+        self,
+        request_id: str,
+        items: Sequence[Item],
+        outcomes: Sequence[Outcome],
+        seconds: float,
+        trace: str = "",
     ) -> None:
         """Count a request's images, and log the request if it failed or was slow.
 
@@ -80,6 +90,7 @@ class Telemetry:
             items: the request's images.
             outcomes: what each of them came to.
             seconds: time from the batch's arrival in the worker to the request's response.
+            trace: the trace that the request belongs to, as `trace_of` returns it.
         """
         codes = [o.code if isinstance(o, RequestError) else "ok" for o in outcomes]
         answers = [outcome for outcome in outcomes if not isinstance(outcome, RequestError)]
@@ -98,10 +109,11 @@ class Telemetry:
             self._sums["vision_unfamiliar_total",] += unfamiliar
         failed = len(answers) < len(outcomes)
         if failed or seconds >= self._slow_seconds:
-            self._log(request_id, items, codes, seconds, "failed" if failed else "slow")
+            about = {"reason": "failed" if failed else "slow", "request_id": request_id}
+            self._log(about | {TRACE_HEADER: trace}, items, codes, seconds)
 
     def _log(
-        self, request_id: str, items: Sequence[Item], codes: list[str], seconds: float, reason: str
+        self, about: Mapping[str, str], items: Sequence[Item], codes: list[str], seconds: float
     ) -> None:
         stages: Counter[str] = Counter()
         for item in items:
@@ -109,8 +121,7 @@ class Telemetry:
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "event": "request",
-            "reason": reason,
-            "request_id": request_id,
+            **about,
             "model": self._model,
             "version": self._version,
             "outcomes": dict(Counter(codes)),
@@ -132,6 +143,12 @@ class Telemetry:
         while True:
             time.sleep(FLUSH_SECONDS)
             self.flush()
+
+
+def trace_of(headers: Mapping[str, str]) -> str:
+    """Return the header `traceparent` (W3C Trace Context); "" where it is absent or malformed."""
+    given = headers.get(TRACE_HEADER, "").strip()
+    return given if _TRACE.fullmatch(given) else ""
 
 
 def _counter(metrics: MetricCacheAbstract, name: str, dimensions: list[str]) -> MetricAbstract:

@@ -23,7 +23,7 @@ from scripts import lock, paths
 from scripts.kept import check_file, read_file
 from scripts.server.processes import find, runs
 from scripts.server.started import Started
-from visionserve.config import MEBIBYTE, HandlerConfig, ModelConfig
+from visionserve.config import MEBIBYTE, HandlerConfig, ModelConfig, Options
 
 START_TIMEOUT = 20
 STOP_TIMEOUT = 40
@@ -33,6 +33,13 @@ MOST_FILES = 16_384
 FILES_OF_A_CLIENT = 8
 LUA = ("clock.lua", "form.lua", "turns.lua", "gate.lua")
 LOGS = ("access.log", "error.log")
+ORIGIN = r"https?://([a-z\d.-]+|\[[\da-f:]+\])(:\d+)?"
+# What a page may send: what `gate.lua` lets through.
+HEADERS = (
+    *("Accept", "Accept-Language", "Content-Encoding", "Content-Type", "Traceparent"),
+    "Inference-Header-Content-Length",
+    *(f"X-Classify-{name.replace('_', '-')}" for name in Options.model_fields),
+)
 MODULES = ("ndk_http_module", "ngx_http_lua_module", "ngx_stream_module")
 
 
@@ -65,6 +72,7 @@ class Site:
         rate: the rate of requests that one client may send, in nginx's notation: ``20r/s``,
             ``30r/m``.
         trusted: networks of load balancers; nginx trusts the X-Forwarded-For that they send.
+        origins: origins of other web pages that browsers may let ask.
     """
 
     upstreams: tuple[Upstream, ...]
@@ -73,6 +81,7 @@ class Site:
     model: str = "resnet18"
     rate: str = "20r/s"
     trusted: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise `ProxyError` for a value that nginx would refuse or misread."""
@@ -84,6 +93,7 @@ class Site:
             ("model", self.model, r"[\w.-]+"),
             ("rate", self.rate, r"[1-9]\d{0,6}r/[sm]"),
             *(("upstream", upstream.url, url) for upstream in self.upstreams),
+            *(("allow-origin", origin, ORIGIN) for origin in self.origins),
         ):
             if not re.fullmatch(pattern, value, re.ASCII):
                 raise ProxyError(f"{name}: {value!r} does not look like {pattern}")
@@ -331,6 +341,9 @@ class Proxy:
             version=version("visionserve"),
             balancers=_lines("{} 1;", site.trusted),
             trusted=_lines("set_real_ip_from {};", site.trusted),
+            origins=_lines('"{0}" "{0}";', site.origins),
+            varies="Origin" if site.origins else "",
+            headers=", ".join(HEADERS),
             names=", ".join(f'"{name}"' for name in names),
             body=str(self._body(site) // MEBIBYTE),
             servers=_lines(f"server unix:{{}}.sock {limits};", names),

@@ -34,6 +34,7 @@ from scripts.server.nginx import Proxy, ProxyError, Site, Upstream
 from scripts.server.ports import free_port, free_ports
 from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL, encode, site_of, spend, upstream_of
+from visionserve.config import Options
 
 TIMEOUT = 60
 PREDICTIONS = f"/predictions/{REAL}"
@@ -306,6 +307,113 @@ def test_a_server_gets_no_more_large_images_than_it_holds(proxy: Proxy, server: 
     assert shed[0].headers["Retry-After"] and len(shed) <= 72
 
 
+def test_nobody_works_for_a_client_that_hung_up(
+    proxy: Proxy, server: TorchServe, cat: bytes, tmp_path: Path
+) -> None:
+    """TorchServe would classify what it has, so nginx passes on no request whose client is gone."""
+    site = site_of(server)
+    proxy.start(site)
+    with ThreadPoolExecutor(30) as pool:
+
+        def hang_up(_: int) -> None:
+            connection = half_sent(site, cat, tta="ten_crop")
+            connection.send(cat[1000:])
+            time.sleep(0.05)
+            connection.close()
+
+        list(pool.map(hang_up, range(30)))
+    url = f"http://{site.listen}{PREDICTIONS}"
+    assert requests.post(url, data=cat, headers=PNG, timeout=TIMEOUT).status_code == 200
+    proxy.stop()
+    asked = [entry["upstream"] for entry in access_log(tmp_path)]
+    assert len(asked) <= 10 and {*asked} == {"unix:torchserve-1.sock"}
+
+
+def test_a_trace_finds_its_request(
+    proxy: Proxy, server: TorchServe, client: Client, tmp_path: Path
+) -> None:
+    site = site_of(server)
+    proxy.start(site)
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    url = f"http://{site.listen}{PREDICTIONS}"
+    identities = []
+    for given in (
+        trace,
+        "00-" + "0" * 32 + "-b7ad6b7169203331-01",
+        trace.upper(),
+        f"{trace}-x",
+        None,
+    ):
+        headers = PNG | ({"traceparent": given} if given else {})
+        response = requests.post(url, data=b"x", headers=headers, timeout=TIMEOUT)
+        assert response.status_code == 415
+        identities.append(response.headers["X-Request-Id"])
+    proxy.stop()
+    written = (server.state / "logs" / "request_log.log").read_text().splitlines()
+    for lines in (access_log(tmp_path), [json.loads(line) for line in written]):
+        found = {line["request_id"]: line["traceparent"] for line in lines}
+        assert [found[identity] for identity in identities] == [trace, "", "", "", ""]
+
+
+def test_a_page_of_another_origin_asks_where_it_is_allowed(
+    proxy: Proxy, server: TorchServe, cat: bytes
+) -> None:
+    """As a browser does (https://fetch.spec.whatwg.org/#http-cors-protocol); nobody by default."""
+    site = site_of(server)
+    app, other = "https://app.example", "https://other.example:8443"
+    preflight = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type,x-classify-top-k",
+    }
+
+    def ask(method: str, origin: str, **request: Any) -> requests.Response:
+        headers = {"Origin": origin} | request.pop("headers", {})
+        url = f"http://{site.listen}{request.pop('path', PREDICTIONS)}"
+        return requests.request(method, url, headers=headers, timeout=TIMEOUT, **request)
+
+    proxy.start(site)
+    assert ask("OPTIONS", app, headers=preflight).status_code == 405
+    response = ask("POST", app, data=cat, headers=PNG)
+    assert not [name for name in response.headers if name.startswith("Access-Control-")]
+    proxy.start(replace(site, origins=(app, other)))
+    for origin in (app, other):
+        told = ask("OPTIONS", origin, headers=preflight)
+        assert (told.status_code, told.content) == (204, b"")
+        assert told.headers["Access-Control-Allow-Origin"] == origin
+        assert {"POST", "PUT"} <= {*told.headers["Access-Control-Allow-Methods"].split(", ")}
+        allowed = {*told.headers["Access-Control-Allow-Headers"].lower().split(", ")}
+        options = {f"x-classify-{name.replace('_', '-')}" for name in Options.model_fields}
+        assert {"content-type", "inference-header-content-length"} | options <= allowed
+        for answer in (
+            ask("POST", origin, data=cat, headers=PNG),
+            ask("POST", origin, data=b"x", headers=PNG),
+            ask("GET", origin, path="/absent"),
+            ask("GET", origin, path="/v2"),
+        ):
+            assert answer.headers["Access-Control-Allow-Origin"] == origin
+            assert "x-request-id" in answer.headers["Access-Control-Expose-Headers"].lower()
+            assert "Origin" in answer.headers["Vary"]
+            assert "Access-Control-Allow-Credentials" not in answer.headers
+    for stranger in (
+        "https://app.example.evil",
+        "http://app.example",
+        "https://app.example:1",
+        "*",
+    ):
+        assert ask("OPTIONS", stranger, headers=preflight).status_code == 405
+        assert "Access-Control-Allow-Origin" not in ask("GET", stranger, path="/ping").headers
+    for bad in (
+        "*",
+        "null",
+        "app.example",
+        "https://app.example/",
+        'https://a" 1; b',
+        "https://*.x",
+    ):
+        with pytest.raises(ProxyError, match="allow-origin"):
+            proxy.start(replace(site, origins=(bad,)))
+
+
 def test_no_server_is_an_error_of_its_own(proxy: Proxy, server: TorchServe) -> None:
     absent = Upstream(f"http://127.0.0.1:{free_port()}", server.state / "key_file.json")
     site = replace(site_of(server), upstreams=(absent, absent))
@@ -540,11 +648,11 @@ def nginxes(state: Path) -> set[int]:
     return {p.pid for p in found if (p.info["name"], p.info["cwd"]) == ("nginx", str(state))}
 
 
-def half_sent(site: Site, cat: bytes) -> http.client.HTTPConnection:
+def half_sent(site: Site, cat: bytes, tta: str = "none") -> http.client.HTTPConnection:
     """A request whose body is not complete, so that a worker of nginx has to wait for it."""
     connection = http.client.HTTPConnection(site.listen, timeout=TIMEOUT)
     connection.putrequest("POST", PREDICTIONS)
-    for name, value in (PNG | {"X-Classify-TTA": "none", "Content-Length": len(cat)}).items():
+    for name, value in (PNG | {"X-Classify-TTA": tta, "Content-Length": len(cat)}).items():
         connection.putheader(name, str(value))
     connection.endheaders()
     connection.send(cat[:1000])
