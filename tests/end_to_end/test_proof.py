@@ -60,6 +60,7 @@ def test_views_are_those_of_the_worker() -> None:
     """Five crops of 224 × 224 pixels, then one dense view of 256 × 320."""
 
     class Dark(torch.nn.Module):
+        activation = "softmax"
         dense = True
         linear = None
 
