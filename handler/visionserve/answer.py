@@ -1,7 +1,9 @@
 """What the service says about one image: the JSON that a client reads."""
 
 import json
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
 
 from visionserve.config import TTA
 from visionserve.errors import RequestError

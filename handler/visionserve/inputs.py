@@ -35,6 +35,7 @@ MAX_FIELDS = 100
 SURROGATE = re.compile(rb"\\ud[89a-f]", re.IGNORECASE)
 
 Description = Literal["card", "metadata", "ready"]
+ASKED: tuple[Description, ...] = ("metadata", "ready")
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +90,9 @@ def read(
     # A client may send this header, too, but its row has a body.
     if not row and headers.get("describe") == "True":
         return Request([], many=False, form=form, probe=probe, describes="card")
-    asked = headers.get(DESCRIBE_HEADER)
-    if asked == "metadata" or asked == "ready":
-        return Request([], many=False, form=form, probe=probe, describes=asked)
+    for asked in ASKED:
+        if headers.get(DESCRIBE_HEADER) == asked:
+            return Request([], many=False, form=form, probe=probe, describes=asked)
     if _opens_page(row, headers):
         return Request([], many=False, form=form, probe=probe)
     try:

@@ -32,6 +32,7 @@ LOG_BYTES = 100_000_000
 MOST_FILES = 16_384
 FILES_OF_A_CLIENT = 8
 LUA = ("clock.lua", "form.lua", "turns.lua", "gate.lua")
+DESCRIPTION = "openapi.json"
 LOGS = ("access.log", "error.log")
 ORIGIN = r"https?://([a-z\d.-]+|\[[\da-f:]+\])(:\d+)?"
 # What a page may send: what `gate.lua` lets through.
@@ -306,7 +307,7 @@ class Proxy:
         # A missing key file is told before anything of an earlier configuration is changed.
         for upstream in site.upstreams:
             read_file(upstream.key_file)
-        for name in ("identity", "nginx.conf", *LUA):
+        for name in ("identity", "nginx.conf", DESCRIPTION, *LUA):
             check_file(self._state / name)
         for log in LOGS:
             # `run` has links there, to this process's streams.
@@ -326,6 +327,7 @@ class Proxy:
         files = min(MOST_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         for module in LUA:
             self._render(module, module)
+        shutil.copyfile(paths.CONFIG / DESCRIPTION, self._state / DESCRIPTION)
         self._render(
             "nginx.conf",
             "nginx.conf",

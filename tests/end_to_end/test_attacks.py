@@ -92,16 +92,17 @@ OTHER_PATHS = r"""
 /keys/torchserve-1.key  /probe
 /torchserve/predictions/M  /error  http://x/models  http://x/predictions/../models
 http://x//predictions/M  *  predictions/M  ../models
-/v1  /v1/models  /v1/models/  /v1/models/M  /v1/models/M:  /v1/models/:predict  /v1/models/M:Predict
+/v1  /v1/models  /v1/models/  /v1/models/M/ready  /v1/models/M:  /v1/models/:predict
+/v1/models/M:Predict
 /v1/models/M:predict:explain  /v1/models/M:explain:predict  /v1/models/M/1.0:predict
 /v1/models/..:predict  /v1/models/.:predict  /v1/models/..:explain  /v1/models/../M:predict
 /v1/models/M%3apredict  /v1/models/%2e%2e:predict  /v1/models/M:predict%3a  /v1/M:predict
-/v2  /v2/  /v2/models  /v2/models/M  /v2/models/M/  /v2/models/M/ready  /v2/models/M/config
-/v2/models/infer  /v2/models//infer  /v2/models/../infer  /v2/models/./infer  /v2/models/M/x/infer
+/v2/  /v2/models  /v2/models/M/config  /v2/models/M/versions  /v2/models//infer
+/v2/models/../infer  /v2/models/./infer  /v2/models/M/x/infer
 /v2/models/%2e%2e/infer  /v2/models/M/versions/infer  /v2/models/M/versions//infer
 /v2/models/M/versions/../infer  /v2/models/M/versions/./infer  /v2/models/M/versions/1.0/1.0/infer
 /v2/models/M/versions/%2e%2e/infer  /v2/models/M/1.0/infer  /v2/models/M/infer/explain
-/v2/models/M/versions/1.0/ready  /v2/repository/index  /v2/health/live  /v2/health  /v2/health/
+/v2/repository/index  /v2/health  /v2/health/  /v2/health/live/
 /v2/health/ready/  /v2/health/ready?x  /v2/health/%72eady  /v2/./health/ready  /v2/x/../health/ready
 /v2//health/ready  /invocations?model_name=M  /invocations/M  /models/M/invoke
 """
@@ -109,6 +110,10 @@ DOORS = """
 /predictions/M  /predictions/M/1.0  /explanations/M  /explanations/M/1.0  /invocations
 /v1/models/M:predict  /v1/models/M:explain  /v2/models/M/infer  /v2/models/M/explain
 /v2/models/M/versions/1.0/infer  /v2/models/M/versions/1.0/explain
+""".replace("M", REAL).split()
+ASKED = """
+/v1/models/M  /v2/models/M  /v2/models/M/ready  /v2/models/M/versions/1.0/ready  /v2
+/v2/health/live  /openapi.json
 """.replace("M", REAL).split()
 TAILS = (
     *(
@@ -145,13 +150,14 @@ def disguises(path: str) -> Iterator[str]:
 
 def test_no_other_path_reaches_a_server(site: Site, state: Path) -> None:
     """A path is matched as it is written, and the log has each request that went upstream."""
-    paths = [*OTHER_PATHS.replace("M", REAL).split(), *chain(*map(disguises, DOORS))]
+    paths = [*OTHER_PATHS.replace("M", REAL).split(), *chain(*map(disguises, DOORS + ASKED))]
     assert len(paths) > 500
     before = len(logged(state))
     for path in paths:
         for method in ("GET", "POST"):
             status, _ = send(site, f"{method} {path}", CAT)
             assert status in (400, 404, 405), path
+    assert {send(site, f"POST {asked}", CAT)[0] for asked in ASKED} == {405}
     assert [send(site, f"GET {door}")[0] for door in DOORS] == [400] * len(DOORS)
     assert [entry["path"] for entry in logged(state)[before:]] == DOORS
 

@@ -4,11 +4,12 @@ import base64
 import gzip
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import grpc
+import jsonschema
 import numpy as np
 import pytest
 import requests
@@ -28,6 +29,7 @@ from visionserve.models import MODELS
 CAT = photos.greeting().read_bytes()
 TEXT = base64.b64encode(CAT).decode()
 JSON = {"Content-Type": "application/json"}
+TOO_LARGE = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @dataclass(frozen=True)
@@ -185,17 +187,44 @@ def test_nginx_tells_tritons_client_what_there_is(nginx: Entrance) -> None:
     assert ready.json() == {"name": REAL, "ready": True}
 
 
+def test_answers_are_as_the_description_says(nginx: Entrance, answer: Any) -> None:
+    described = requests.get(f"{nginx.url}/openapi.json", timeout=60).json()
+    components = {"components": described["components"]}
+    image = {"Content-Type": "image/png"}
+    explained = image | {"X-Classify-Features": "true", "X-Classify-Threshold": "1"}
+    for path, place, request in (
+        (f"/predictions/{REAL}", "/predictions/{model}", {"data": CAT, "headers": explained}),
+        (
+            f"/explanations/{REAL}/1.0",
+            "/explanations/{model}/{version}",
+            {"data": CAT, "headers": image},
+        ),
+        ("/invocations", "/invocations", {"files": [("data", CAT), ("data", b"x")]}),
+        (f"/predictions/{REAL}", "/predictions/{model}", {"data": b"x", "headers": image}),
+        ("/predictions/absent", "/predictions/{model}", {"data": b"x", "headers": image}),
+        ("/v1/models/absent:predict", "/v1/models/{model}:predict", {"json": {"instances": []}}),
+        (f"/v2/models/{REAL}/infer", "/v2/models/{model}/infer", {"json": {"inputs": []}}),
+    ):
+        response = nginx.post(path, **request)
+        reply = described["paths"][place]["post"]["responses"][str(response.status_code)]
+        if "$ref" in reply:
+            reply = described["components"]["responses"][reply["$ref"].rpartition("/")[2]]
+        schema = reply["content"]["application/json"]["schema"]
+        jsonschema.validate(response.json(), schema | components, jsonschema.Draft202012Validator)
+
+
 def test_every_error_of_the_protocol_is_one_string(nginx: Entrance) -> None:
     """Triton's client knows no other; what nginx, TorchServe and the handler say is told so."""
     client, given = triton_client(nginx), tensor(np.array([CAT], dtype=object), True)
-    for call, told in (
+    calls: list[tuple[Callable[[], Any], str]] = [
         (lambda: client.infer("absent", [given]), "ModelNotFoundException: "),
         (lambda: client.infer(REAL, [given], model_version="9.9"), "ModelVersionNotFoundException"),
         (lambda: client.get_model_metadata("absent"), "ModelNotFoundException: "),
         (lambda: client.get_model_config(REAL), "not_found: There are "),
         (lambda: client.infer(REAL, [given], query_params={"a": 1}), "query_not_supported: "),
         (lambda: client.infer(REAL, [given], parameters={"tta": "x"}), "invalid_option: "),
-    ):
+    ]
+    for call, told in calls:
         with pytest.raises(InferenceServerException, match=told):
             call()
     for path, request, told in (
@@ -269,11 +298,13 @@ def grpc_port(server: TorchServe) -> str:
     return read_properties(server.state / "config.properties")["grpc_inference_port"]
 
 
-def predict_by_grpc(server: TorchServe, token: dict[str, str], fields: dict[str, bytes]) -> Any:
+def predict_by_grpc(
+    server: TorchServe, token: dict[str, str], fields: dict[str, bytes], model: str = REAL
+) -> Any:
     protos, services = grpc.protos_and_services("config/inference.proto")
     metadata = [("protocol", "gRPC"), *((k.lower(), v) for k, v in token.items())]
     with grpc.insecure_channel(f"127.0.0.1:{grpc_port(server)}") as channel:
-        request = protos.PredictionsRequest(model_name=REAL, input=fields)
+        request = protos.PredictionsRequest(model_name=model, input=fields)
         stub = services.InferenceAPIsServiceStub(channel)
         answered = stub.Predictions(request, metadata=metadata)
     return json.loads(answered.prediction)
@@ -289,6 +320,25 @@ def test_grpc(server: TorchServe, client: Client, answer: Any) -> None:
         with pytest.raises(grpc.RpcError) as refused:
             predict_by_grpc(server, wrong, {"data": CAT})
         assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_grpc_errors(server: TorchServe, client: Client, answer: Any) -> None:
+    """The handler's are JSON under the status OK, as the README says; TorchServe has few others."""
+    token = client.token("inference")
+    assert predict_by_grpc(server, token, {"data": b"x"})["error"]["code"] == "unsupported_format"
+    noise = np.random.default_rng(0).integers(0, 256, (1260, 1290, 3), dtype=np.uint8)
+    large = encode(Image.fromarray(noise), "PNG", compress_level=0)
+    assert 4_800_000 < len(large) < 5_000_000
+    assert len(predict_by_grpc(server, token, {"data": large})["predictions"]) == 3
+    for fields, model, status in (
+        ({"data": CAT}, "absent", [grpc.StatusCode.INTERNAL]),
+        # Whichever comes first: TorchServe's status, or the end of the stream.
+        (*({"data": bytes(40_000_000)}, REAL), [TOO_LARGE, grpc.StatusCode.CANCELLED]),
+    ):
+        with pytest.raises(grpc.RpcError) as refused:
+            predict_by_grpc(server, token, fields, model)
+        assert refused.value.code() in status
+    assert predict_by_grpc(server, token, {"data": CAT}) == answer
 
 
 def test_answers_in_the_readers_language(entrance: Entrance, answer: Any) -> None:

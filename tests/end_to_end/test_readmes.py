@@ -175,7 +175,7 @@ def test_images_are_classified(printed: Printed) -> None:
 
 def test_each_door_answers(printed: Printed, clone: Path) -> None:
     answer = json.loads(printed["README.md"]["curl -T $CAT $URL"])
-    explained, invoked, first, second = (
+    explained, invoked, first, second, labelled = (
         json.loads(text) for text in printed["handler/README.md"].values() if text
     )
     assert all(prediction.pop("explanation")["grid"] for prediction in explained["predictions"])
@@ -183,6 +183,7 @@ def test_each_door_answers(printed: Printed, clone: Path) -> None:
         assert other | {"cached": True} == answer | {"cached": True}
     labels = [prediction["label"] for prediction in answer["predictions"]]
     assert second["outputs"][0]["data"] == labels
+    assert [found["label"] for found in labelled] == labels[:2]
     assert Image.open(clone / "where.png").format == "PNG"
 
 
@@ -215,12 +216,14 @@ def test_the_plan_is_the_one_that_is_printed(printed: Printed) -> None:
     assert table and set(table[1].splitlines()) <= set(plan.splitlines())
 
 
-def test_nginx_answers(printed: Printed) -> None:
-    image, tensors = (
+def test_nginx_answers(printed: Printed, clone: Path) -> None:
+    image, described, tensors = (
         json.loads(text)
         for command, text in printed["config/README.md"].items()
-        if "curl" in command
+        if "curl" in command and text
     )
+    assert described["name"] == "resnet18" and described["versions"] == ["1.0"]
+    assert json.loads((clone / "openapi.json").read_text())["openapi"] == "3.1.0"
     assert image["model"] == "resnet18" and len(image["predictions"]) == 3
     assert tensors["outputs"][0]["shape"] == [1, 3]
 
@@ -257,16 +260,22 @@ def test_commands_in_the_text_exist(readme: str) -> None:
                 assert (paths.ROOT / script).is_file(), code
 
 
-def test_the_grpc_client(server: TorchServe, client: Client) -> None:
+def test_the_grpc_client(server: TorchServe, client: Client, tmp_path: Path) -> None:
+    """It runs in any folder, and tells an image's error."""
     code, *_ = itertools.chain.from_iterable(blocks(readme, "python") for readme in READMES)
     for old, new in (
         ("Bearer KEY", client.token("inference")["Authorization"]),
-        ("cat.jpg", str(photos.greeting())),
+        ("/path/to/visionserve", str(paths.ROOT)),
+        ("cat.jpg", str(tmp_path / "cat.jpg")),
         ("127.0.0.1:7070", f"127.0.0.1:{grpc_port(server)}"),
     ):
         assert old in code
         code = code.replace(old, new)
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+    shutil.copy(photos.greeting(), tmp_path / "cat.jpg")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     answer = client.predict(REAL, photos.greeting().read_bytes()).json()
     assert done.stdout == f"{answer['predictions'][:1]}\n", done.stderr
+    (tmp_path / "cat.jpg").write_bytes(b"x")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "") and "format" in done.stderr
