@@ -99,7 +99,7 @@ http://x//predictions/M  *  predictions/M  ../models
 /v1/models/M%3apredict  /v1/models/%2e%2e:predict  /v1/models/M:predict%3a  /v1/M:predict
 /v2/  /v2/models  /v2/models/M/config  /v2/models/M/versions  /v2/models//infer
 /v2/models/../infer  /v2/models/./infer  /v2/models/M/x/infer
-/v2/models/%2e%2e/infer  /v2/models/M/versions/infer  /v2/models/M/versions//infer
+/v2/models/%2e%2e/infer  /v2/models/M/versions//infer
 /v2/models/M/versions/../infer  /v2/models/M/versions/./infer  /v2/models/M/versions/1.0/1.0/infer
 /v2/models/M/versions/%2e%2e/infer  /v2/models/M/1.0/infer  /v2/models/M/infer/explain
 /v2/repository/index  /v2/health  /v2/health/  /v2/health/live/

@@ -504,6 +504,7 @@ def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], No
         monkeypatch.setenv(f"FAKETIME_{name}", value)
     # nginx's workers have the variables of their environment that its configuration names.
     shutil.copytree(paths.CONFIG / "nginx", tmp_path / "config" / "nginx")
+    shutil.copy(paths.CONFIG / "openapi.json", tmp_path / "config")
     config = tmp_path / "config" / "nginx" / "nginx.conf"
     names = "".join(f"env FAKETIME_{name};\n" for name in settings)
     config.write_text(names + config.read_text())
