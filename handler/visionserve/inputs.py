@@ -24,8 +24,6 @@ OPTION_PREFIX = "x-classify-"
 PROBE_HEADER = "x-visionserve-probe"
 DESCRIBE_HEADER = "x-visionserve-describe"
 ENCODING_HEADER = "content-encoding"
-# A body holds an image as base64, and options: 7 MiB for an image of 5, as nginx lets through.
-BODY_OF_IMAGE = 1.4
 MAX_JSON_MEMBERS = 1000
 MAX_JSON_NUMBERS = 3_000_000
 MAX_OPTION_LENGTH = 100
@@ -146,8 +144,7 @@ def _form(row: Mapping[str, Any], headers: Mapping[str, str], config: HandlerCon
         return Plain(row)
     body, binary = row["body"], b""
     if ENCODING_HEADER in headers and isinstance(body, bytes | bytearray):
-        most = int(BODY_OF_IMAGE * config.max_image_bytes)
-        body = unpack(body, headers[ENCODING_HEADER], most)
+        body = unpack(body, headers[ENCODING_HEADER], config.max_body_bytes)
     if LENGTH_HEADER in headers:
         body, binary = split(bytes(body), headers[LENGTH_HEADER])
     elif _media_type(headers) != "application/json":
