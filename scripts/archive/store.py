@@ -73,6 +73,8 @@ def choose(
     replaced = []
     for name in dict.fromkeys(name.removesuffix(".mar") for name in names):
         wanted = grouped(name, groups)
+        if groups and (path := _own(name, store) or _of_groups(name, store)):
+            raise ArchiveError(f"{path} has its classes: give groups to visionserve build.")
         try:
             path = obtain(name, profile, store, mirror, groups)
         except WeightsUnavailableError as error:
@@ -109,17 +111,12 @@ def obtain(
         groups: as for `choose`.
 
     Raises:
-        ArchiveError: there is no archive of this name, or there are several versions; or with
-            groups, the name is an archive's.
+        ArchiveError: there is no archive of this name, or there are several versions.
         WeightsUnavailableError: the model's weights cannot be had.
         WeightsError, InstallError, OSError: the archive cannot be built.
     """
-    path = _own(name, store) or _of_groups(name, store)
-    if groups and path:
-        raise ArchiveError(f"{path} has its classes: give groups to visionserve build.")
-    if groups:
-        path = _own(grouped(name, groups), store)
-    if path:
+    path = _own(grouped(name, groups), store)
+    if path or (not groups and (path := _of_groups(name, store))):
         return path
     config = paths.CONFIG / profile / "model-config.yaml"
     try:
