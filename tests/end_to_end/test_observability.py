@@ -299,7 +299,7 @@ def test_a_failed_or_slow_request_is_one_line(
     for identity, codes in requests.codes.items():
         (line,) = logged(server, identity)
         assert set(line) == {
-            *("time", "event", "reason", "request_id", "model", "version"),
+            *("time", "event", "reason", "request_id", "traceparent", "model", "version"),
             *("outcomes", "images", "bytes", "milliseconds", "stages"),
         }
         assert line["reason"] == ("slow" if set(codes) == {"ok"} else "failed")
