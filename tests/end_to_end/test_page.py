@@ -35,7 +35,7 @@ from tests.end_to_end.browser import Browser
 from tests.helpers import RANDOM, REAL, site_of, spend
 from visionserve.models import MODELS
 from visionserve.page import WEB, Page, bundle
-from visionserve.postprocessing import WARNINGS
+from visionserve.postprocessing import HINTS, NO_LABEL, UNFAMILIAR, WARNINGS
 
 CAT = greeting()
 LIMIT = 5 * 1024 * 1024
@@ -915,7 +915,8 @@ def test_facts_cannot_end_their_block() -> None:
     html = Page().render(facts, [facts]).decode()
     block = re.search(r'<script type="application/json" id="facts">(.*?)</script>', html)
     assert block is not None
-    assert json.loads(block[1]) == {**facts, "models": [facts], "warning": WARNINGS["en"]}
+    texts = {"warning": WARNINGS["en"], "unfamiliar": UNFAMILIAR["en"], "noLabel": NO_LABEL["en"]}
+    assert json.loads(block[1]) == {**facts, "models": [facts], **texts, "hints": HINTS}
 
 
 def test_size() -> None:
