@@ -45,9 +45,11 @@ class Energy:
         count = round(self.kept * len(features))
         strongest = np.argpartition(-features, count - 1)[:count]
         clipped = np.minimum(features, self.clip)
-        left = clipped[strongest]
+        # Zeros, and not a part of the weight, which would be copied for each image.
+        left = np.zeros_like(clipped)
+        left[strongest] = clipped[strongest]
         scale = np.exp(clipped.sum() / max(left.sum(), np.finfo(np.float32).tiny))
-        logits = scale * left @ self.last.weight[strongest] + self.last.bias
+        logits = scale * left @ self.last.weight + self.last.bias
         highest = logits.max()
         return float(highest + np.log(np.exp(logits - highest).sum()))
 

@@ -22,7 +22,7 @@ from PIL import Image
 from scripts import paths
 from tests.corpus import CASES, OK, SIZE, Case, chunk, encode, picture, png, tiff
 from tests.helpers import REAL
-from visionserve import inputs, preprocessing, validation
+from visionserve import heap, inputs, preprocessing, validation
 from visionserve.answer import Explanation
 from visionserve.classifier import Classifier
 from visionserve.config import TTA, Decode, HandlerConfig, ModelConfig, Options
@@ -267,8 +267,15 @@ def test_no_list_of_images_takes_over_300_mb(store: Path, tmp_path: Path) -> Non
     assert risen[0] > 20 and max(risen) < MEGABYTES
 
 
+# The activations of a crop and of a dense view of two, and 64 kernels with what they have packed.
+GROWTH = 65
+
+
 def memory_by_shape(archive: Path, folder: Path) -> list[float]:
-    """A worker's memory with its model loaded, after a large shape and after many, in megabytes."""
+    """A worker's memory with its model loaded, after a large shape and after many, in megabytes.
+
+    What loading has freed does not count.
+    """
     with zipfile.ZipFile(archive) as file:
         file.extractall(folder)
     config = ModelConfig.load(folder / "model-config.yaml")
@@ -281,6 +288,7 @@ def memory_by_shape(archive: Path, folder: Path) -> list[float]:
         items = [Item(encode(picture(size=size), "PNG"), Options(tta=mode))] * count
         assert all(isinstance(answer, dict) for answer in classify(items))
 
+    heap.trim()
     loaded = memory()
     for _ in range(3):
         ask((1024, 256), "dense")
@@ -295,7 +303,7 @@ def memory_by_shape(archive: Path, folder: Path) -> list[float]:
 def test_memory_does_not_grow_with_the_shapes_that_were_seen(store: Path, tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         loaded, large, many = pool.apply(memory_by_shape, (store / f"{REAL}.mar", tmp_path))
-    assert max(large, many) <= 1.2 * loaded
+    assert max(large, many) - loaded <= GROWTH
 
 
 def test_the_fuzzer_finds_nothing_in_the_corpus_and_its_next_of_kin() -> None:

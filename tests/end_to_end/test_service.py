@@ -259,7 +259,7 @@ def test_temperatures_are_applied_to_the_averaged_probabilities(
 
 
 def test_a_warned_answer_names_what_is_wrong_with_the_picture(client: Client) -> None:
-    """At a threshold of 1 every answer is warned, at 0 none is."""
+    """At a threshold of 1 every answer is warned, at 0 those of unfamiliar pictures alone."""
     sentences = {
         "dark": ("The picture is dark.", "图片太暗。"),
         "blurred": ("The picture is blurred.", "图片模糊。"),
@@ -290,7 +290,8 @@ def test_a_warned_answer_names_what_is_wrong_with_the_picture(client: Client) ->
             )
             found = hints.split()
             assert warned.get("hints", []) == chinese.get("hints", []) == found, path
-            assert "hints" not in sure and "warning" not in sure
+            assert sure.get("hints", []) == (found if sure["unfamiliar"] else [])
+            assert ("warning" in sure) == sure["unfamiliar"]
             for answer, language, space in ((warned, 0, " "), (chinese, 1, "")):
                 told = space.join(sentences[hint][language] for hint in found)
                 assert answer["warning"].endswith(told)
@@ -305,7 +306,7 @@ def test_answers_of_sound_photographs_have_no_hint(client: Client, samples: list
     warned = [answer for answer in answers if "warning" in answer]
     assert len(warned) > 10
     assert sum("hints" in answer for answer in warned) <= 2
-    assert not any("hints" in answer for answer in answers if answer["confident"])
+    assert not any("hints" in answer for answer in answers if "warning" not in answer)
 
 
 def test_a_model_of_a_fixed_size_refuses_what_it_cannot_do(
