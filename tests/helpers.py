@@ -19,6 +19,16 @@ from scripts.server.torchserve import TorchServe
 REAL = "efficientnet_lite0"
 RANDOM = "random_weights_resnet18"
 SERVER_CONFIG = paths.CONFIG / "server" / "model-config.yaml"
+# How an upright picture is turned to lie in its file by an EXIF orientation.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:

@@ -131,8 +131,8 @@ def read(
 def pack(archive: Path, fitted: Fitted) -> None:
     """Write an archive again with what was fitted, and its record with it.
 
-    All else in it stays. It counts as the user's own from
-    then on, so that `make serve` takes it as it is.
+    All else in it stays. It counts as the user's own from then on, so that `make serve` takes it
+    as it is.
 
     Raises:
         FileNotFoundError, HashError: as `check_recorded`.

@@ -16,6 +16,7 @@ from PIL import Image
 
 from scripts import photos
 from tests.corpus import bmp, chunk, encode, png, sound_png, tiff
+from tests.helpers import TURNS
 from visionserve.answer import Explanation
 from visionserve.errors import RequestError
 from visionserve.explanation import overlay
@@ -422,17 +423,6 @@ def test_formats_that_a_profile_leaves_out_are_not_read() -> None:
     with pytest.raises(RequestError) as caught:
         decoded(encode(CAT, "PNG"), ("JPEG",))
     assert caught.value.code == "unsupported_format"
-
-
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIC"])

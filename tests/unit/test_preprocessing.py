@@ -15,7 +15,7 @@ from torchvision.transforms import functional
 
 from scripts import photos
 from tests.corpus import png, tiff
-from tests.helpers import encode
+from tests.helpers import TURNS, encode
 from visionserve import preprocessing, tta
 from visionserve.errors import RequestError
 from visionserve.metadata import Transforms
@@ -137,16 +137,7 @@ def test_the_first_frame_of_an_animation_is_read() -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_honoured(orientation: int) -> None:
     upright = gradient()
-    turns = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
-    stored = upright.transpose(turns[orientation]) if orientation > 1 else upright
+    stored = upright.transpose(TURNS[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert np.array_equal(np.asarray(decode(encode(stored, exif=exif))), np.asarray(upright))

@@ -1,7 +1,7 @@
 """Inference engines with one interface: from uint8 pixels to probabilities and features."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,20 +33,22 @@ class Passed(NamedTuple):
     @classmethod
     def stacked(cls, single: Sequence["Passed"]) -> "Passed":
         """Stack what one model says of single views or images."""
-        features = [one.features for one in single if one.features is not None]
-        return cls(
-            np.stack([one.probabilities for one in single]),
-            np.stack(features) if features else None,
-        )
+        return cls._put_together(np.stack, single)
 
     @classmethod
     def joined(cls, passes: Sequence["Passed"]) -> "Passed":
         """Join what one model says in several passes."""
+        return cls._put_together(np.concatenate, passes)
+
+    @classmethod
+    def _put_together(
+        cls,
+        how: Callable[[list[NDArray[np.float32]]], NDArray[np.float32]],
+        passes: Sequence["Passed"],
+    ) -> "Passed":
         features = [one.features for one in passes if one.features is not None]
-        return cls(
-            np.concatenate([one.probabilities for one in passes]),
-            np.concatenate(features) if features else None,
-        )
+        probabilities = how([one.probabilities for one in passes])
+        return cls(probabilities, how(features) if features else None)
 
 
 class Linear(NamedTuple):
