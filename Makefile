@@ -34,6 +34,11 @@ help:
 	@echo 'make audit     ask for known advisories of what is installed, and of the libraries in TorchServe'
 	@echo 'make clean     stop every server; remove .venv, logs, tokens and caches, but no archive'
 
+# A word that is not read would be ignored in silence.
+ifeq ($(origin MODEL),command line)
+$(error MODEL=$(MODEL): give MODELS="NAME ...", in the plural)
+endif
+
 serve: $(SERVES)
 	$(VISIONSERVE) serve start --profile $(PROFILE) $(if $(ARCHIVE),--archive "$(ARCHIVE)",$(if $(MODELS),--models $(MODELS))) $(if $(GROUPS),--groups "$(GROUPS)")
 

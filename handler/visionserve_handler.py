@@ -66,7 +66,9 @@ class VisionHandler:
             context.metrics, self._name, self._version, self._config.slow_request_ms / 1000
         )
         self._page = Page()
-        self._card = card(self._name, self._version, metadata, self._config)
+        self._card = card(
+            self._name, self._version, metadata, self._config, self._classifier.checked
+        )
         self._facts = describe(self._directory, metadata) | {"model": self._name}
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:

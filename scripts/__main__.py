@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,7 +32,7 @@ def modules() -> dict[str, Path]:
 
 def overview() -> str:
     """List each command with the first line of its module's docstring, without importing it."""
-    lines = [f"usage: {PROGRAM} COMMAND …, each with --help", ""]
+    lines = [f"usage: {PROGRAM} COMMAND …, each with --help; {PROGRAM} --version", ""]
     for name, path in modules().items():
         about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         lines.append(f"  {name:16}{about.splitlines()[0]}")
@@ -91,6 +92,9 @@ def _run() -> int:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print(overview())
+        return 0
+    if name == "--version":
+        print(PROGRAM, version(PROGRAM))
         return 0
     if name not in modules():
         print(f"{name} is no command; {PROGRAM} --help lists them.", file=sys.stderr)

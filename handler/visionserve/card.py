@@ -4,11 +4,18 @@ from typing import Any, get_args
 
 from visionserve.config import HandlerConfig, Language, Options
 from visionserve.metadata import Comparison, Familiarity, Metadata
+from visionserve.self_check import Checked
 
 LIMITS = ("max_", "deadline_")
 
 
-def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> dict[str, Any]:
+def card(
+    name: str,
+    version: str,
+    metadata: Metadata,
+    config: HandlerConfig,
+    checked: Checked | None = None,
+) -> dict[str, Any]:
     """Describe a model.
 
     Args:
@@ -16,6 +23,7 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
         version: the model's version.
         metadata: the archive's `metadata.json`.
         config: the `handler` section of its `model-config.yaml`.
+        checked: what the model's self-check found on this machine.
 
     Returns:
         A JSON object. `formats` are those that are read. `groups` names the classes of the network,
@@ -25,6 +33,7 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
         `temperatures`, `plausible`, `familiarity`, `proof`, `training` and `comparison` are as in
         `visionserve.metadata.Metadata`; `unfamiliar` and `compared` say the familiarity and the
         comparison in words.
+        `self_check` is what `visionserve.self_check` found on this machine, or None.
     """
     classes = len(metadata.categories)
     options: dict[str, dict[str, Any]] = Options.model_json_schema()["properties"]
@@ -59,6 +68,7 @@ def card(name: str, version: str, metadata: Metadata, config: HandlerConfig) -> 
         "training": metadata.training and metadata.training.model_dump(),
         "comparison": metadata.comparison and metadata.comparison.model_dump(),
         "compared": _compared(metadata.comparison),
+        "self_check": checked and checked.model_dump(),
     }
 
 

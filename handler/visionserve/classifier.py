@@ -17,7 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from visionserve import explanation, familiarity, heap, hints, postprocessing, runtimes
+from visionserve import (
+    explanation,
+    familiarity,
+    heap,
+    hints,
+    postprocessing,
+    runtimes,
+    self_check,
+)
 from visionserve.answer import Answer, Hint, Outcome, Prediction, to_json
 from visionserve.cache import Cache
 from visionserve.config import TTA, HandlerConfig, ModelConfig, Options
@@ -25,7 +33,7 @@ from visionserve.deadline import check, too_slow
 from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.metadata import Metadata
-from visionserve.preprocessing import decode, shrink_on_load, to_views
+from visionserve.preprocessing import HAS_RESIZER, decode, shrink_on_load, to_views
 from visionserve.runtimes import Passed, Runtime
 from visionserve.share import Share
 from visionserve.tta import Views
@@ -64,9 +72,11 @@ class Classifier:
             memory than the largest image may take.
         unfamiliar: for each TTA mode that has a threshold, what tells whether features are
             unfamiliar; see `visionserve.familiarity.load`.
+        checked: what the model's self-check found.
 
     Attributes:
         metadata: as given.
+        checked: as given.
         defaults: the options of a request that names none, adapted to the model.
         failures: how many forward passes in a row have failed for all of their images.
     """
@@ -81,6 +91,7 @@ class Classifier:
         files: str = "",
         decoders: int = 1,
         unfamiliar: Mapping[TTA, Callable[[NDArray[np.float32]], bool]] | None = None,
+        checked: self_check.Checked | None = None,
     ) -> None:
         self._pool = ThreadPoolExecutor(decoders, "decoder") if decoders > 1 else None
         if self._pool:
@@ -90,6 +101,7 @@ class Classifier:
         self._runtime = runtime
         self._unfamiliar = unfamiliar or {}
         self.metadata = metadata
+        self.checked = checked
         self._config = config
         self._version = version
         self._name = name or metadata.architecture
@@ -116,17 +128,26 @@ class Classifier:
             gpu_id: CUDA device index; None for the CPU.
             version: the archive's version.
             name: the model's name in the server; None means the architecture's name.
+
+        Raises:
+            SelfCheckError: the model may not be served on this machine.
         """
         metadata = Metadata.load(directory)
         cores = len(os.sched_getaffinity(0))
         threads = config.handler.threads or max(1, cores // config.maxWorkers)
         runtime = runtimes.load(directory, metadata, config.handler, gpu_id, threads)
-        model = directory.glob(f"{Path(metadata.artifact).stem}.*")
-        files = _hash([*model, *Path(__file__).parent.rglob("*.py")])
+        if config.handler.decode == "fast" and not HAS_RESIZER:
+            logger.info("cykooz-resizer is not installed, so `decode: fast` resizes with Pillow.")
+        checked = self_check.check(directory, metadata, config.handler, runtime)
+        model = self_check.model_files(directory, metadata.artifact)
+        files = self_check.sha256_of([*model, *Path(__file__).parent.rglob("*.py")])
         decoders = config.handler.decoders or (1 if gpu_id is None else threads)
         known = metadata.familiarity
         unfamiliar = familiarity.load(directory, known, runtime) if known else {}
-        return cls(runtime, metadata, config.handler, version, name, files, decoders, unfamiliar)
+        return cls(
+            *(runtime, metadata, config.handler, version, name),
+            *(files, decoders, unfamiliar, checked),
+        )
 
     def classify(self, items: Sequence[Item], deadline: float = math.inf) -> list[Outcome]:
         """Classify images. One that fails does not affect the others.
@@ -522,12 +543,3 @@ def _unprepared() -> RequestError:
 
 def _unclassified() -> RequestError:
     return RequestError(500, "internal_error", "The image could not be classified.")
-
-
-def _hash(paths: Sequence[Path]) -> str:
-    """Return one SHA-256 of files, in hex."""
-    digests = []
-    for path in sorted(paths):
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return hashlib.sha256("".join(digests).encode()).hexdigest()

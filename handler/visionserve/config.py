@@ -106,6 +106,8 @@ class HandlerConfig(Strict):
         slow_request_ms: milliseconds in the worker from which a request is logged as slow.
         defaults: options of a request that sets none.
         cache: the cache of answers.
+        self_check: what a worker does whose model computes otherwise on this machine than where it
+            was built: it refuses to load, or warns and serves; see `visionserve.self_check`.
     """
 
     runtime: Engine = "openvino"
@@ -124,6 +126,7 @@ class HandlerConfig(Strict):
     slow_request_ms: float = Field(default=1000, ge=0)
     defaults: Options = Options()
     cache: CacheConfig = CacheConfig()
+    self_check: Literal["refuse", "warn"] = "refuse"
 
     @property
     def max_body_bytes(self) -> int:

@@ -205,6 +205,20 @@ class Comparison(Strict):
     agreement: float
 
 
+class SelfCheck(Strict):
+    """What a worker holds a model's answers against when it loads; see `visionserve.self_check`.
+
+    Attributes:
+        sha256: SHA-256 in hex of the model's files, as `visionserve.self_check.sha256_of` makes it.
+        difference: largest mean of |p - p of PyTorch FP32| that is allowed.
+        agreement: smallest share of pictures with PyTorch's best class that is allowed, 0 to 1.
+    """
+
+    sha256: str
+    difference: float
+    agreement: float
+
+
 class Metadata(Strict):
     """The archive's `metadata.json`.
 
@@ -236,6 +250,7 @@ class Metadata(Strict):
         proof: how close the model is to its weights. The builder always writes it.
         training: what the weights were trained on, where `visionserve train` made them.
         comparison: how close its answers are to its owner's figures; None if nobody compared them.
+        self_check: what a worker holds the model against; None from an earlier builder.
     """
 
     architecture: str
@@ -257,6 +272,7 @@ class Metadata(Strict):
     proof: Proof | None = None
     training: Training | None = None
     comparison: Comparison | None = None
+    self_check: SelfCheck | None = None
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
@@ -29,6 +28,14 @@ from visionserve.formats import (
 from visionserve.formats.samples import strips
 from visionserve.metadata import Transforms
 
+try:
+    from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
+except ImportError:  # There is none for Linux on ARM64, for one.
+    HAS_RESIZER = False
+else:
+    HAS_RESIZER = True
+    FAST_FILTERS = {"bilinear": FilterType.bilinear, "bicubic": FilterType.catmull_rom}
+
 WHITE = (255, 255, 255, 255)
 # Modes of numbers whose range is not known.
 UNBOUNDED = ("I", "F")
@@ -43,7 +50,6 @@ MAX_EXIF_BYTES = 1_000_000
 LARGE = 8_000_000
 XMP = ("xmp", "XML:com.adobe.xmp")
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-FAST_FILTERS = {"bilinear": FilterType.bilinear, "bicubic": FilterType.catmull_rom}
 
 
 def decode(
@@ -71,7 +77,8 @@ def to_views(image: Image.Image, transforms: Transforms, how: Decode, mode: TTA)
         image: an image of mode RGB.
         transforms: the model's resize and crop.
         how: `exact` equals torchvision's transforms bit for bit. `fast` differs by rounding, and
-            for `none` resizes only the part of the image that the centre crop shows.
+            for `none` resizes only the part of the image that the centre crop shows; where its
+            library is not installed, it resizes as `exact` does.
         mode: which views.
 
     Returns:
@@ -80,7 +87,7 @@ def to_views(image: Image.Image, transforms: Transforms, how: Decode, mode: TTA)
     """
     if transforms.channels == "grey":
         image = image.convert("L")
-    if how == "fast":
+    if how == "fast" and HAS_RESIZER:
         pixels = resize_fast(image, transforms, centre=mode == "none")
     else:
         pixels = resize(image, transforms)

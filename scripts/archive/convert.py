@@ -20,7 +20,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from scripts import photos
-from scripts.archive import alternatives, plain, proof, serving
+from scripts.archive import alternatives, plain, proof, self_check, serving
 from scripts.archive.declared import one_channel
 from scripts.archive.expected import Expected
 from scripts.archive.thresholds import DEFAULT
@@ -133,7 +133,9 @@ def convert(
         save(to_openvino(module, transforms.crop), directory / metadata.artifact)
         proved = _prove(directory, metadata, config, reference)
     proof.check(proved, config.precision, module.activation)
-    metadata = metadata.model_copy(update={"proof": proved})
+    network = plain.grouped(module.network, groups)
+    checked = self_check.write(network, metadata, config, directory)
+    metadata = metadata.model_copy(update={"proof": proved, "self_check": checked})
     if expected:
         uncached = config.model_copy(update={"cache": CacheConfig()})
         with _one_thread():

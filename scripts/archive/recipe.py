@@ -1,5 +1,6 @@
 """Define what an archive is made of, and build it."""
 
+import difflib
 import hashlib
 import json
 import os
@@ -43,7 +44,7 @@ MANY = 10
 MAKERS = (
     *("archive/checkpoint.py", "archive/fitting.py", "archive/convert.py", "archive/declared.py"),
     *("archive/groups.py", "archive/multi_label.py", "archive/plain.py", "archive/proof.py"),
-    *("photos.py", "archive/familiarity.json"),
+    *("archive/self_check.py", "photos.py", "archive/familiarity.json"),
 )
 
 
@@ -359,7 +360,11 @@ def check_architecture(name: str) -> None:
     from visionserve.models import MODELS
 
     if name not in MODELS:
-        raise UnknownModelError(f"{name} is no model that can be built: {', '.join(MODELS)} are.")
+        like = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f" (is it {like[0]}?)" if like else ""
+        raise UnknownModelError(
+            f"{name} is no model that can be built{hint}: {', '.join(MODELS)} are."
+        )
 
 
 def read_categories(recipe: Recipe, training: Training | None = None) -> tuple[str, ...]:

@@ -1,10 +1,7 @@
 """Models that are ready to classify photographs, without a server."""
 
 import argparse
-import json
 import sys
-import tempfile
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,17 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from scripts.archive import convert, handler
-from scripts.archive.hashes import HashError, admit
-from scripts.archive.manifest import FAULTS, MANIFEST, ArchiveError
+from scripts.archive import convert
+from scripts.archive.hashes import HashError
+from scripts.archive.manifest import ArchiveError
 from scripts.archive.proof import ProofError
+from scripts.archive.unpacked import unpacked
 from scripts.archive.weights import WeightsError, resolve
 from scripts.batch.rows import read_image, unreadable
 from scripts.quality import labelled
 from scripts.quality.variants import VARIANTS
 from visionserve import runtimes
 from visionserve.classifier import Classifier
-from visionserve.config import TTA, CacheConfig, Engine, HandlerConfig, ModelConfig, Precision
+from visionserve.config import TTA, CacheConfig, Engine, HandlerConfig, Precision
 from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.metadata import Metadata, Transforms
@@ -253,25 +251,14 @@ def opened(archive: Path) -> Iterator[Archived]:
         HashError: the archive was changed since it was built.
         ArchiveError: the file is no archive of this project.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(scratch) / "content"
-        admit(archive, Path(scratch), unrecorded=True)
-        try:
-            zipfile.ZipFile(Path(scratch) / archive.name).extractall(directory)
-            manifest = json.loads((directory / MANIFEST).read_bytes())["model"]
-            config = ModelConfig.load(directory / manifest["configFile"])
-            metadata = Metadata.load(directory)
-            name, version = manifest["modelName"], str(manifest["modelVersion"])
-        except FAULTS as error:
-            reason = " ".join(str(error).split())
-            raise ArchiveError(f"{archive}: is no archive of this project ({reason}).") from None
-        if any(name.endswith(".py") for name in handler.differing(Path(scratch) / archive.name)):
-            print(
-                f"{archive.name} has another handler; it is measured with today's.", file=sys.stderr
-            )
-        gpu_id = 0 if config.deviceType == "gpu" else None
-        runtime = runtimes.load(directory, metadata, config.handler, gpu_id, THREADS)
-        yield Archived(runtime, metadata, config.handler, name, version, directory)
+    with unpacked(archive) as one:
+        runtime = runtimes.load(
+            one.directory, one.metadata, one.config.handler, one.gpu_id, THREADS
+        )
+        yield Archived(
+            *(runtime, one.metadata, one.config.handler),
+            *(one.name, one.version, one.directory),
+        )
 
 
 def prepare(

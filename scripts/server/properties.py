@@ -1,9 +1,11 @@
 """Read and write `config.properties`, and check for keys that TorchServe does not know."""
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from scripts.kept import read_file
 
@@ -30,6 +32,7 @@ ts_open_inference_protocol unregister_model_timeout use_env_allowed_urls use_nat
 workflow_store
 """
 KNOWN = frozenset(KEYS.split())
+ADDRESSES = ("inference_address", "management_address", "metrics_address")
 WHITESPACE = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
 
 
@@ -48,6 +51,39 @@ def check_properties(keys: Iterable[str]) -> None:
             like = difflib.get_close_matches(key, KNOWN, n=1)
             hint = f" (is it {like[0]}?)" if like else ""
             raise UnknownPropertyError(f"TorchServe has no property {key}{hint}.")
+
+
+def check_addresses(properties: Mapping[str, str]) -> None:
+    """Refuse addresses that TorchServe could not read, and an open door without a token.
+
+    Args:
+        properties: all properties of a server.
+
+    Raises:
+        ValueError: an address has another form than `http://HOST:PORT` or `unix:PATH`; or an API
+            that asks for no token would listen on more than loopback.
+    """
+    for key in ADDRESSES:
+        address = properties[key]
+        if address.startswith("unix:"):
+            continue
+        if re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", address) is None:
+            raise ValueError(f"{key}={address}: give http://HOST:PORT, or unix:PATH.")
+        host = str(urlsplit(address).hostname)
+        is_open = properties.get("disable_token_authorization") == "true"
+        if is_open and key != "metrics_address" and not _is_loopback(host):
+            raise ValueError(
+                f"{key}={address}: this profile asks for no token, so it listens on 127.0.0.1 "
+                "alone. Take a profile with a token (server, edge), or add "
+                "--set disable_token_authorization=false."
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def read_properties(path: Path) -> dict[str, str]:

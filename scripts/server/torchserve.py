@@ -22,7 +22,13 @@ from scripts.archive.manifest import Archive, ArchiveError, read_config
 from scripts.server import java, processes, snapshots
 from scripts.server.client import Client
 from scripts.server.private import make_private
-from scripts.server.properties import check_properties, read_properties, write_properties
+from scripts.server.properties import (
+    ADDRESSES,
+    check_addresses,
+    check_properties,
+    read_properties,
+    write_properties,
+)
 from scripts.server.snapshots import Models, each
 from scripts.server.started import Started, StateError
 from visionserve.config import ModelConfig
@@ -31,7 +37,6 @@ START_TIMEOUT = 120
 STOP_TIMEOUT = 60
 # A Unix socket's path has at most 107 bytes; TorchServe's longest is `TEMP/.ts.sock.65535`.
 LONGEST_TEMP = 107 - len("/.ts.sock.65535")
-ADDRESSES = ("inference_address", "management_address", "metrics_address")
 GRPC = {"grpc_inference_port": "7070", "grpc_management_port": "7071"}
 
 
@@ -61,6 +66,7 @@ class TorchServe:
 
     Raises:
         UnknownPropertyError: TorchServe has no property of an override's name.
+        ValueError: an address cannot be used; see `scripts.server.properties.check_addresses`.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class TorchServe:
                 raise ValueError(f"{paths.CONFIG / profile}/config.properties: lacks {key}.")
             if address.startswith("unix:") and not address.startswith("unix:/"):
                 properties[key] = f"unix:{self.temp / address.removeprefix('unix:')}"
+        check_addresses(properties)
         self.properties = properties | {
             "model_store": str(self.admitted),
             "metrics_config": str(paths.CONFIG / "metrics.yaml"),

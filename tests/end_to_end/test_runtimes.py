@@ -146,18 +146,6 @@ def test_weights_of_half_the_range_fit_processors_without_vnni(half_range: bool)
     assert (max(weights) <= 64) == half_range
 
 
-@pytest.mark.parametrize("half_range", [False, True])
-def test_an_archive_for_other_processors_says_so(
-    int8_archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, half_range: bool
-) -> None:
-    with zipfile.ZipFile(int8_archive) as archive:
-        archive.extractall(tmp_path)
-    metadata = Metadata.load(tmp_path)
-    assert metadata.half_range == overflows()
-    runtimes.load(tmp_path, metadata.model_copy(update={"half_range": half_range}), INT8, None, 1)
-    assert ("VNNI" in caplog.text) == (overflows() and not half_range)
-
-
 def test_int8_with_fast_decode_answers_as_fp32_does(
     fp32: tuple[Runtime, Metadata], int8: tuple[Runtime, Metadata], samples: list[Path]
 ) -> None:

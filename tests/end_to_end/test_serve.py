@@ -310,10 +310,29 @@ def test_what_stops_a_start_is_told_at_once(tmp_path: Path, mountains: Path, cau
             subprocess.run(["umount", str(server.state)], check=True)
 
 
-def test_an_unknown_property_leaves_the_server_alone() -> None:
-    done = run("scripts.serve", "start", "--set", "job_queue_sizes=3")
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("job_queue_sizes=3", "TorchServe has no property job_queue_sizes (is it job_queue_size?)"),
+        ("inference_address=127.0.0.1:9080", "give http://HOST:PORT, or unix:PATH"),
+        ("management_address=http://127.0.0.1", "give http://HOST:PORT, or unix:PATH"),
+        ("inference_address=http://0.0.0.0:8080", "asks for no token, so it listens on 127.0.0.1"),
+        ("management_address=http://[::]:8081", "asks for no token, so it listens on 127.0.0.1"),
+    ],
+)
+def test_a_property_that_cannot_be_leaves_the_server_alone(given: str, told: str) -> None:
+    done = run("scripts.serve", "start", "--set", given)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == ("TorchServe has no property job_queue_sizes (is it job_queue_size?).\n")
+    assert done.stderr.count("\n") == 1 and told in done.stderr
+
+
+def test_make_serve_refuses_a_word_that_it_does_not_read() -> None:
+    made = subprocess.run(
+        ["make", "serve", "MODEL=resnet18"], cwd=paths.ROOT, capture_output=True, text=True
+    )
+    assert made.returncode == 2 and 'give MODELS="NAME ..."' in made.stderr
+    told = run("scripts.serve", "start", "--models", "resnet_18")
+    assert told.returncode == 1 and "is it resnet18?" in told.stderr
 
 
 def test_only_local_takes_an_archive_without_a_record(tmp_path: Path, mountains: Path) -> None:

@@ -1,6 +1,5 @@
 """Inference engines with one interface: from uint8 pixels to probabilities and features."""
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +9,7 @@ from numpy.typing import NDArray
 
 from visionserve.config import HandlerConfig
 from visionserve.metadata import Metadata
-from visionserve.processor import overflows
 from visionserve.tta import Views
-
-logger = logging.getLogger(__name__)
 
 
 class Passed(NamedTuple):
@@ -147,11 +143,6 @@ def load(
         threads: inference threads on the CPU.
     """
     artifact = directory / metadata.artifact
-    if config.precision == "int8" and not metadata.half_range and overflows():
-        logger.warning(
-            "The INT8 weights use their whole range, and this processor has no VNNI, so sums "
-            "overflow and answers are less exact: run `visionserve build` on this machine."
-        )
     if config.runtime == "openvino":
         from visionserve.runtimes.openvino import OpenVINORuntime
 

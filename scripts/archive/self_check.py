@@ -1,0 +1,90 @@
+"""Give an archive what its workers check their model with: pictures, and PyTorch's answers."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.functional import pad
+
+from scripts import photos
+from scripts.archive import plain
+from scripts.archive.proof import limits_of
+from scripts.archive.serving import FAST
+from visionserve.metadata import SelfCheck
+from visionserve.self_check import FILE, model_files, sha256_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from visionserve.config import HandlerConfig
+    from visionserve.metadata import Metadata, Transforms
+
+PICTURES = 6
+# A picture is larger than the resized one, so that the resize is checked as well.
+LARGER = 1.25
+QUALITY = 90
+
+
+def write(
+    network: nn.Module, metadata: Metadata, config: HandlerConfig, directory: Path
+) -> SelfCheck:
+    """Write `visionserve.self_check.FILE`, and return what the metadata says of it.
+
+    The pictures are parts of scikit-image's photographs, as JPEG, those that PyTorch is surest of,
+    so that rounding does not change their best class. A user's own photographs never get into an
+    archive.
+
+    Args:
+        network: the plain network, with its groups.
+        metadata: the model's transforms, activation and artifact.
+        config: gives the precision and the decoding, which decide how far answers may be off.
+        directory: where the model's files are.
+    """
+    transforms = metadata.transforms
+    parts = [part for path in photos.packaged("scikit-image") for part in _parts(photos.read(path))]
+    jpegs = [_jpeg(part, transforms) for part in parts]
+    images = [Image.open(io.BytesIO(jpeg)) for jpeg in jpegs]
+    with torch.inference_mode():
+        inputs = torch.stack([plain.centre(image, transforms) for image in images])
+        probabilities = plain.classify(network, inputs, metadata.activation)
+    # A multi-label model may have one class, so that there is no second one.
+    best = pad(probabilities.sort(1, descending=True).values, (0, 1))
+    surest = (best[:, 0] - best[:, 1]).argsort(descending=True)[:PICTURES].tolist()
+    arrays: dict[str, Any] = {
+        f"picture_{number}": np.frombuffer(jpegs[index], np.uint8)
+        for number, index in enumerate(surest)
+    }
+    np.savez(directory / FILE, **arrays, probabilities=probabilities[surest].numpy())
+    limits, fast = limits_of(config.precision, metadata.activation), config.decode == "fast"
+    return SelfCheck(
+        sha256=sha256_of(model_files(directory, metadata.artifact)),
+        difference=limits.difference + fast * FAST.difference,
+        agreement=limits.agreement - fast * FAST.agreement,
+    )
+
+
+def _parts(photograph: Image.Image) -> list[Image.Image]:
+    """Return a photograph, and each of its quarters."""
+    width, height = photograph.size
+    x, y = width // 2, height // 2
+    boxes = ((0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height))
+    return [photograph, *(photograph.crop(box) for box in boxes)]
+
+
+def _jpeg(photograph: Image.Image, transforms: Transforms) -> bytes:
+    """Return a photograph as a small JPEG."""
+    size = transforms.resize
+    shortest = round(LARGER * (size if isinstance(size, int) else max(size)))
+    scale = shortest / min(photograph.size)
+    width, height = (round(scale * side) for side in photograph.size)
+    written = io.BytesIO()
+    photograph.resize((width, height), Image.Resampling.LANCZOS).save(
+        written, "JPEG", quality=QUALITY
+    )
+    return written.getvalue()

@@ -1,0 +1,140 @@
+"""An archive that computes otherwise on this machine is not served."""
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional
+
+from scripts import verify
+from scripts.archive.weights import load, resolve
+from tests.helpers import REAL
+from visionserve import runtimes, self_check
+from visionserve.config import HandlerConfig
+from visionserve.metadata import Metadata, Transforms
+from visionserve.models import MODELS
+from visionserve.runtimes import Passed, Runtime
+from visionserve.self_check import SelfCheckError
+
+INT8 = HandlerConfig(runtime="openvino", precision="int8", decode="fast")
+
+
+class Other(Runtime):
+    """A processor on which each answer is the next picture's, or no number."""
+
+    capacity = 16
+
+    def __init__(self, runtime: Runtime, change: Callable[[Passed], Passed]) -> None:
+        self._runtime = runtime
+        self._change = change
+
+    def passed(self, pixels: np.ndarray) -> Passed:
+        return self._change(self._runtime.passed(pixels))
+
+
+@pytest.fixture(scope="module")
+def unpacked(int8_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("self-check")
+    with zipfile.ZipFile(int8_archive) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture
+def runtime(unpacked: Path) -> Runtime:
+    return runtimes.load(unpacked, Metadata.load(unpacked), INT8, None, 1)
+
+
+def test_the_pictures_have_pytorchs_answers(unpacked: Path) -> None:
+    """By torchvision's own preprocessing, and a network that it has not been converted from."""
+    transforms, network = MODELS[REAL].transforms, MODELS[REAL].build(1000).eval()
+    network.load_state_dict(load(resolve(REAL), network.state_dict()))
+    with np.load(unpacked / self_check.FILE) as kept:
+        assert kept["probabilities"].shape == (6, 1000)
+        assert sum(array.nbytes for array in kept.values()) < 600_000
+        for number, expected in enumerate(kept["probabilities"]):
+            image = Image.open(io.BytesIO(kept[f"picture_{number}"].tobytes()))
+            assert not image.getexif() and image.mode == "RGB"
+            resized = functional.resize(
+                image, [transforms.resize], functional.InterpolationMode(transforms.interpolation)
+            )
+            crop = functional.to_tensor(functional.center_crop(resized, [transforms.crop]))
+            given = functional.normalize(crop, list(transforms.mean), list(transforms.std))
+            with torch.inference_mode():
+                found = network(given.unsqueeze(0)).softmax(1)[0].numpy()
+            assert np.abs(found - expected).max() < 1e-5
+
+
+def test_a_sound_archive_passes_by_its_own_figures(unpacked: Path, runtime: Runtime) -> None:
+    metadata = Metadata.load(unpacked)
+    found = self_check.check(unpacked, metadata, INT8, runtime)
+    assert found is not None and found.passed and found.pictures == 6
+    assert 0 < found.mean_difference < 0.06 and found.agreement == 1
+    assert (
+        self_check.check(unpacked, metadata.model_copy(update={"self_check": None}), INT8, runtime)
+        is None
+    )
+
+
+def test_wrong_answers_are_refused_or_warned_of(
+    unpacked: Path, runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    metadata = Metadata.load(unpacked)
+    shifted = Other(runtime, lambda one: Passed(np.roll(one.probabilities, 1, axis=1)))
+    unknown = Other(runtime, lambda one: Passed(one.probabilities * np.nan))
+    for other in (shifted, unknown):
+        with pytest.raises(SelfCheckError, match=r"wrong on this machine.*visionserve rebuild"):
+            self_check.check(unpacked, metadata, INT8, other)
+    warned = INT8.model_copy(update={"self_check": "warn"})
+    found = self_check.check(unpacked, metadata, warned, shifted)
+    assert found is not None and not found.passed
+    assert "wrong on this machine" in caplog.text
+
+
+def test_other_preprocessing_is_refused(unpacked: Path, runtime: Runtime) -> None:
+    metadata = Metadata.load(unpacked)
+    for change in ({"resize": 1024}, {"channels": "grey"}):
+        other = Transforms.model_validate(metadata.transforms.model_dump() | change)
+        changed = metadata.model_copy(update={"transforms": other})
+        with pytest.raises(SelfCheckError, match="wrong on this machine"):
+            self_check.check(unpacked, changed, INT8, runtime)
+
+
+def test_int8_that_overflows_is_refused(
+    unpacked: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of half the range never overflow."""
+    monkeypatch.setattr(self_check, "overflows", lambda: True)
+    metadata = Metadata.load(unpacked)
+    whole, half = (metadata.model_copy(update={"half_range": one}) for one in (False, True))
+    with pytest.raises(SelfCheckError, match="VNNI"):
+        self_check.check(unpacked, whole, INT8, runtime)
+    assert self_check.check(unpacked, half, INT8, runtime)
+
+
+def test_one_flipped_bit_is_found_by_hand(
+    int8_archive: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a file without a record; one that has it is refused by its hash."""
+    sound, flipped = tmp_path / "sound.mar", tmp_path / "flipped.mar"
+    with zipfile.ZipFile(int8_archive) as old, zipfile.ZipFile(flipped, "w") as new:
+        for entry in old.infolist():
+            data = bytearray(old.read(entry))
+            if entry.filename == "model.bin":
+                data[len(data) // 2] ^= 0x80
+            new.writestr(entry, bytes(data))
+    sound.write_bytes(int8_archive.read_bytes())
+    for archive, code in ((sound, 0), (flipped, 1)):
+        monkeypatch.setattr("sys.argv", ["visionserve verify", str(archive)])
+        assert verify.main() == code
+    out, err = capsys.readouterr()
+    assert "6 pictures differ from PyTorch" in out
+    assert err.count("\n") == 1 and "not those that were built" in err
