@@ -147,13 +147,23 @@ def _form(row: Mapping[str, Any], headers: Mapping[str, str], config: HandlerCon
         body = unpack(body, headers[ENCODING_HEADER], config.max_body_bytes)
     if LENGTH_HEADER in headers:
         body, binary = split(bytes(body), headers[LENGTH_HEADER])
-    elif _media_type(headers) != "application/json":
+    elif not _is_json(body, _media_type(headers)):
         return Plain({"data": body})
     if isinstance(body, bytes | bytearray):
         body = _parse(body)
     if not isinstance(body, dict):
         raise RequestError(400, "invalid_json", 'The JSON body must be {"data": ...}.')
     return form_of(body, binary, config.max_images)
+
+
+def _is_json(body: Any, media_type: str) -> bool:
+    """Tell JSON by its type, or by its brace, with which no image begins.
+
+    Triton's client names no type, and `curl -d` a form's.
+    """
+    if media_type == "application/json" or media_type.startswith("image/"):
+        return media_type == "application/json"
+    return isinstance(body, bytes | bytearray) and body[:100].lstrip().startswith(b"{")
 
 
 def _media_type(headers: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ from visionserve.answer import Outcome, to_json
 from visionserve.errors import RequestError
 from visionserve.inputs import Request
 from visionserve.protocols.reply import OK, Reply
+from visionserve.protocols.v2 import LENGTH_HEADER
 
 
 @dataclass(frozen=True)
@@ -44,4 +45,8 @@ def refuse(request: Request, error: RequestError, name: str, version: str) -> Re
 
 
 def _from_reply(reply: Reply) -> Response:
-    return Response(to_json(reply.body), status=reply.status)
+    body = to_json(reply.body)
+    if reply.binary is None:
+        return Response(body, status=reply.status)
+    length = {LENGTH_HEADER: str(len(body))}
+    return Response(body + reply.binary, "application/octet-stream", reply.status, length)

@@ -93,7 +93,11 @@ def describe() -> dict[str, Any]:
         for word in ("infer", "explain"):
             body = {"application/json": {"schema": _object(inputs={"type": "array"})}}
             body["application/octet-stream"] = {"schema": IMAGE}
-            paths_of[f"{at}/{word}"] = _door(at, body, {"200": _object(outputs={"type": "array"})})
+            door = _door(at, body, {"200": _object(outputs={"type": "array"})})
+            door["post"]["responses"]["200"]["content"]["application/octet-stream"] = {
+                "schema": IMAGE
+            }
+            paths_of[f"{at}/{word}"] = door
         paths_of[at] = _asked(at, _object(name=TEXT, inputs={"type": "array"}))
         paths_of[f"{at}/ready"] = _asked(at, _object(ready={"type": "boolean"}))
     paths_of["/v1/models/{model}"] = _asked("{model}", _object(ready={"type": "boolean"}))

@@ -112,18 +112,28 @@ def agrees(result: triton.InferResult, answer: Any) -> None:
 def test_v2_with_tritons_own_client(entrance: Entrance, answer: Any, kind: str) -> None:
     pixels = np.asarray(Image.open(photos.greeting()).convert("RGB"))
     array = np.array([CAT], dtype=object) if kind == "bytes" else pixels
-    features = triton.InferRequestedOutput("features")
-    names = [triton.InferRequestedOutput(name) for name in ("label", "class_id", "probability")]
-    result = triton_client(entrance).infer(
-        *(REAL, [tensor(array, True)]),
-        outputs=[*names, features],
-        request_id="7",
-        headers=dict(entrance.headers),
-    )
+    names, client = ("label", "class_id", "probability", "features"), triton_client(entrance)
+    for binary in (False, True):
+        outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in names]
+        headers = dict(entrance.headers)
+        given = [tensor(array, True)]
+        result = client.infer(REAL, given, outputs=outputs, request_id="7", headers=headers)
+        agrees(result, answer)
+        assert result.as_numpy("features").shape == (1, 1280)
+        assert result.get_response()["id"] == "7"
+        assert result.get_response()["model_name"] == REAL
+        assert all(("data" in result.get_output(name)) != binary for name in names)
+
+
+def test_v2_plain_from_tritons_own_client(entrance: Entrance, answer: Any) -> None:
+    """All is JSON, in a request that names no type; without a word of outputs, they are binary."""
+    client, given = triton_client(entrance), tensor(np.array([TEXT], dtype=object), False)
+    outputs = [triton.InferRequestedOutput("label", binary_data=False)]
+    result = client.infer(REAL, [given], outputs=outputs, headers=dict(entrance.headers))
+    assert result.get_output("label")["data"] == [p["label"] for p in answer["predictions"]]
+    result = client.infer(REAL, [given], headers=dict(entrance.headers))
     agrees(result, answer)
-    assert result.as_numpy("features").shape == (1, 1280)
-    assert result.get_response()["id"] == "7"
-    assert result.get_response()["model_name"] == REAL
+    assert result.get_output("label")["parameters"]["binary_data_size"] > 12
 
 
 def test_v2_pixels_in_json(entrance: Entrance) -> None:
@@ -167,6 +177,7 @@ def test_nginx_tells_tritons_client_what_there_is(nginx: Entrance) -> None:
     client = triton_client(nginx)
     assert client.is_server_live() and client.is_server_ready()
     assert client.get_server_metadata()["name"] == "visionserve"
+    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
     for version in ("", "1.0"):
         assert client.is_model_ready(REAL, version)
         found = client.get_model_metadata(REAL, version)

@@ -23,9 +23,10 @@ from scripts import paths, photos
 from scripts.__main__ import modules
 from scripts.archive.recipe import Recipe, build
 from scripts.server.client import Client
+from scripts.server.nginx import Proxy
 from scripts.server.torchserve import TorchServe
 from tests.end_to_end.test_doors import grpc_port
-from tests.helpers import REAL
+from tests.helpers import REAL, site_of
 from visionserve.models import MODELS
 
 READMES = ("README.md", "handler/README.md", "scripts/README.md", "config/README.md")
@@ -279,3 +280,15 @@ def test_the_grpc_client(server: TorchServe, client: Client, tmp_path: Path) -> 
     (tmp_path / "cat.jpg").write_bytes(b"x")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "") and "format" in done.stderr
+
+
+def test_tritons_client(server: TorchServe, client: Client, proxy: Proxy, tmp_path: Path) -> None:
+    (code,) = [code for code in blocks("handler/README.md", "python") if "triton" in code]
+    site = site_of(server)
+    proxy.start(site)
+    assert "127.0.0.1:8080" in code
+    shutil.copy(photos.greeting(), tmp_path / "cat.jpg")
+    command = [sys.executable, "-c", code.replace("127.0.0.1:8080", site.listen)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    answer = client.predict(REAL, photos.greeting().read_bytes()).json()
+    assert all(p["label"] in done.stdout for p in answer["predictions"]), done.stderr

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tritonclient.http import InferResult
 
-from visionserve import inputs
+from visionserve import inputs, responses
 from visionserve.answer import Answer
 from visionserve.config import HandlerConfig, Options
 from visionserve.errors import RequestError
@@ -209,6 +210,51 @@ def test_v2_a_client_chooses_outputs() -> None:
     assert untold.status[0] == 400 and "has no threshold" in untold.body["error"]
 
 
+@pytest.mark.parametrize("chosen", [False, True])
+def test_v2_outputs_are_binary_as_tritons_client_reads_them(chosen: bool) -> None:
+    """Those that are not asked for by name, too, and beside them one that is to be JSON."""
+    known: Answer = {**ANSWER, "features": [0.5, 2.0]}
+    plain = {"name": "probability", "parameters": {"binary_data": False}}
+    asked: dict[str, Any] = {"parameters": {"binary_data_output": True, "features": True}}
+    names = ["label", "class_id", "confident"]
+    asked |= {"outputs": [*({"name": name} for name in names), plain]} if chosen else {}
+    request = read(tensor(data=[TEXT, TEXT], shape=[2]) | asked)
+    response = responses.respond(request, [known, FAULT], "m", "1")
+    length = response.headers["inference-header-content-length"]
+    assert response.content_type == "application/octet-stream"
+    result = InferResult.from_response_body(response.body, header_length=int(length))
+    found = {output["name"]: output for output in result.get_response()["outputs"]}
+    assert ("data" in found["probability"]) == chosen
+    assert sum("data" in output for output in found.values()) == chosen
+    assert result.as_numpy("label").tolist() == [[b"a", b"b"], [b"", b""]]
+    assert result.as_numpy("class_id").tolist() == [[0, 1], [-1, -1]]
+    assert np.allclose(result.as_numpy("probability"), [[0.7, 0.2], [0, 0]])
+    assert result.as_numpy("features").tolist() == [[0.5, 2], [0, 0]]
+    assert result.as_numpy("error").tolist() == [b"", b"corrupt_image: The image is corrupt."]
+    if chosen:
+        assert result.as_numpy("confident").tolist() == [True, False]
+
+
+def test_v2_one_output_is_binary() -> None:
+    outputs = [{"name": "name", "parameters": {"binary_data": True}}, {"name": "class_id"}]
+    chinese: Answer = {**ANSWER, "predictions": [{**ANSWER["predictions"][0], "name": "猫"}]}
+    request = read(tensor(data=[TEXT]) | {"outputs": outputs})
+    response = responses.respond(request, [chinese], "m", "1")
+    length = int(response.headers["inference-header-content-length"])
+    of_name, of_class = json.loads(response.body[:length])["outputs"]
+    assert of_name["parameters"] == {"binary_data_size": 7} and of_class["data"] == [0]
+    assert response.body[length:] == b"\x03\0\0\0" + "猫".encode()
+
+
+@pytest.mark.parametrize("media_type", [None, "application/octet-stream", "text/plain"])
+def test_json_is_told_by_its_brace(media_type: str | None) -> None:
+    """Triton's client names no type, curl and browsers name others."""
+    headers = {"content-type": media_type} if media_type else {}
+    body = b"\r\n " + json.dumps(tensor(data=[TEXT])).encode()
+    assert images(inputs.read({"body": body}, headers, CONFIG)) == [b"x"]
+    assert images(inputs.read({"body": b"{"}, {"content-type": "image/png"}, CONFIG)) == [b"{"]
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -235,6 +281,11 @@ def test_v2_a_client_chooses_outputs() -> None:
         tensor(data=[TEXT]) | {"parameters": {"colour": 1}},
         tensor(data=[TEXT]) | {"outputs": [{"name": "heat"}]},
         tensor(data=[TEXT]) | {"outputs": 7},
+        tensor(data=[TEXT]) | {"outputs": ["label"]},
+        tensor(data=[TEXT]) | {"outputs": [{"name": "label", "parameters": 7}]},
+        tensor(data=[TEXT]) | {"outputs": [{"name": "label", "parameters": {"binary_data": 1}}]},
+        tensor(data=[TEXT]) | {"outputs": [{"name": "label", "parameters": {"classification": 2}}]},
+        tensor(data=[TEXT]) | {"parameters": {"binary_data_output": "yes"}},
     ],
 )
 def test_v2_errors_are_the_protocols(body: dict[str, Any]) -> None:

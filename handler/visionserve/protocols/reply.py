@@ -18,10 +18,12 @@ class Reply:
     Attributes:
         status: HTTP status code and reason phrase.
         body: what is encoded as JSON.
+        binary: what follows the JSON, or None where the body is JSON alone.
     """
 
     status: tuple[int, str]
     body: Any
+    binary: bytes | None = None
 
 
 class Form(Protocol):

@@ -1,4 +1,4 @@
-"""Version 2 of the Open Inference Protocol, with its binary tensor data extension for inputs.
+"""Version 2 of the Open Inference Protocol, with its binary tensor data extension.
 
 Source: https://github.com/kserve/open-inference-protocol
 """
@@ -21,7 +21,7 @@ from visionserve.protocols.reply import OK, Reply, check_count, errors_of, failu
 LENGTH_HEADER = "inference-header-content-length"
 MAX_DIGITS = 9
 MAX_RANK, MAX_SIDE = 8, 2**31
-BINARY_OUTPUT = "binary_data_output"
+BINARY_OUTPUT, BINARY = "binary_data_output", "binary_data"
 MISSING: Prediction = {"label": "", "name": "", "class_id": -1, "probability": 0.0}
 
 # Each output's datatype, and how its values are read from a prediction, or from an outcome.
@@ -48,6 +48,7 @@ IMAGE_TENSORS: dict[str, tuple[str, Callable[[Outcome], Any]]] = {
 }
 FEATURES = "features"
 DEFAULT_OUTPUTS = ("label", "class_id", "probability")
+ENCODED = {"INT64": "<i8", "FP32": "<f4", "BOOL": "?"}
 
 
 class V2:
@@ -56,7 +57,9 @@ class V2:
     The one input is a BYTES tensor of encoded images (base64 in JSON), or a UINT8 tensor of
     shape [height, width, 3], an RGB image, or [images, height, width, 3]. The request's
     `parameters` are options. A client may choose `outputs` among `PREDICTION_TENSORS`,
-    `IMAGE_TENSORS` and `FEATURES`, which is the option of that name, too.
+    `IMAGE_TENSORS` and `FEATURES`, which is the option of that name, too. The parameter
+    `binary_data_output` asks for all of them as binary data after the JSON, and an output's
+    parameter `binary_data` for that one.
 
     Args:
         body: the JSON object.
@@ -85,7 +88,6 @@ class V2:
         outputs = set(self._outputs())
         if outputs - {*known}:
             raise _invalid(f"Unknown outputs; there are {', '.join(known)}.")
-        # A client may ask for binary outputs. It gets JSON, which every client can read.
         options = {key: value for key, value in parameters.items() if key != BINARY_OUTPUT}
         options |= {FEATURES: True} if FEATURES in outputs else {}
         return options | {"data": self._images(inputs[0])}
@@ -103,8 +105,8 @@ class V2:
         errors = errors_of(outcomes)
         if len(errors) == len(outcomes):
             return failure(errors[0])
-        names = [*self._outputs()]
-        rows = _rows(outcomes)
+        wanted = self._outputs()
+        names, rows = [*wanted], _rows(outcomes)
         if any("labels" in outcome for outcome in outcomes if isinstance(outcome, dict)):
             names.append("labels")
         if any("explanation" in row[0] for row in rows):
@@ -116,20 +118,34 @@ class V2:
             return failure(_invalid("unfamiliar: the model has no threshold for these views."))
         if errors:
             names.append("error")
-        body = {
-            "model_name": name,
-            "model_version": version,
-            "outputs": [_tensor(output, outcomes, rows) for output in dict.fromkeys(names)],
-        }
-        return Reply(OK, body | ({"id": self._body["id"]} if "id" in self._body else {}))
+        tensors = {output: _tensor(output, outcomes, rows) for output in names}
+        binary = [
+            _pack(tensor)
+            for output, tensor in tensors.items()
+            if wanted.get(output, self._binary_output)
+        ]
+        body = {"model_name": name, "model_version": version, "outputs": [*tensors.values()]}
+        body |= {"id": self._body["id"]} if "id" in self._body else {}
+        return Reply(OK, body, b"".join(binary) if binary else None)
 
-    def _outputs(self) -> Sequence[str]:
-        if not self._body.get("outputs"):
-            return DEFAULT_OUTPUTS
-        outputs = self._body["outputs"]
+    @property
+    def _binary_output(self) -> bool:
+        return _flag(self._body.get("parameters", {}), BINARY_OUTPUT, False)
+
+    def _outputs(self) -> dict[str, bool]:
+        """Return the outputs that the client wants, each with whether it is to be binary."""
+        outputs, binary = self._body.get("outputs") or [], self._binary_output
         if not isinstance(outputs, list):
             raise _invalid("outputs must be a list.")
-        return [str(_member(output, "name", str)) for output in outputs]
+        if not outputs:
+            return dict.fromkeys(DEFAULT_OUTPUTS, binary)
+        wanted = dict[str, bool]()
+        for output in outputs:
+            parameters = output.get("parameters", {}) if isinstance(output, dict) else {}
+            wanted[_member(output, "name", str)] = _flag(parameters, BINARY, binary)
+            if parameters.keys() - {BINARY}:
+                raise _invalid(f"An output's one parameter is {BINARY}.")
+        return wanted
 
     def _images(self, tensor: Any) -> list[Any]:
         shape, datatype = _member(tensor, "shape", list), _member(tensor, "datatype", str)
@@ -263,6 +279,18 @@ def _tensor(
     return {"name": name, "datatype": datatype, "shape": shape, "data": data}
 
 
+def _pack(tensor: dict[str, Any]) -> bytes:
+    """Take a tensor's data out of its JSON: numbers are little-endian, strings as in requests."""
+    data = tensor.pop("data")
+    if tensor["datatype"] == "BYTES":
+        strings = [value.encode() for value in data]
+        packed = b"".join(len(text).to_bytes(4, "little") + text for text in strings)
+    else:
+        packed = np.array(data, ENCODED[tensor["datatype"]]).tobytes()
+    tensor["parameters"] = {"binary_data_size": len(packed)}
+    return packed
+
+
 def _rows(outcomes: Sequence[Outcome]) -> list[list[Prediction]]:
     """Return each image's predictions, as many for an error as for an answer."""
     rows = [[] if isinstance(o, RequestError) else o["predictions"] for o in outcomes]
@@ -278,6 +306,13 @@ def _member(tensor: Any, name: str, kind: type) -> Any:
     if not isinstance(tensor, dict) or not isinstance(tensor.get(name), kind):
         raise _invalid(f"Each tensor must have a {name}.")
     return tensor[name]
+
+
+def _flag(parameters: Any, name: str, default: bool) -> bool:
+    value = parameters.get(name, default) if isinstance(parameters, dict) else None
+    if not isinstance(value, bool):
+        raise _invalid(f"parameters must be an object, and {name} in it true or false.")
+    return value
 
 
 def _invalid(message: str) -> RequestError:
