@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from PIL.JpegImagePlugin import JpegImageFile
 
 from visionserve import preprocessing, tta
 from visionserve.answer import Explanation, Prediction
@@ -131,11 +130,11 @@ def upright(image: Image.Image, stored: Size, decoded: Size) -> Size:
     """Return the width and height of an upright image at full size.
 
     Args:
-        image: the image, of which only a JPEG may have been shrunk.
+        image: the image, which may have been shrunk where it is a JPEG or a HEIC in tiles.
         stored: width and height in the file, before the EXIF orientation is applied.
         decoded: width and height of the decoded upright image.
     """
-    if not isinstance(image, JpegImageFile):
+    if not isinstance(image, preprocessing.REDUCIBLE):
         return decoded
     turned = (stored[0] < stored[1]) != (decoded[0] < decoded[1]) and stored[0] != stored[1]
     return (stored[1], stored[0]) if turned else stored

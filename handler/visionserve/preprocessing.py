@@ -19,12 +19,14 @@ from visionserve.errors import RequestError
 from visionserve.formats import (
     FILE_ERRORS,
     bmp,
+    gif,
     heif,
     png,
     tiff,
     too_many_pixels,
     unsupported_pixels,
 )
+from visionserve.formats.heif_tiles import TiledImage
 from visionserve.formats.samples import strips
 from visionserve.metadata import Transforms
 
@@ -42,10 +44,13 @@ UNBOUNDED = ("I", "F")
 LOADERS: Mapping[str, Callable[[Any], Image.Image]] = {
     "PNG": png.load,
     "TIFF": tiff.load,
+    "GIF": gif.load,
     "BMP": bmp.load,
     "AVIF": heif.load,
     "HEIF": heif.load,
 }
+# Images that `draft` makes smaller.
+REDUCIBLE = (JpegImageFile, TiledImage)
 MAX_EXIF_BYTES = 1_000_000
 LARGE = 8_000_000
 XMP = ("xmp", "XML:com.adobe.xmp")
@@ -161,6 +166,8 @@ def _convert(image: Image.Image) -> Image.Image:
 
 
 def _convert_strip(image: Image.Image) -> Image.Image:
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, WHITE)
         opaque.alpha_composite(image.convert("RGBA"))
@@ -177,14 +184,16 @@ def shrink_on_load(
     """Let libjpeg decode a large JPEG at 1/2, 1/4 or 1/8 scale, by its DCT coefficients.
 
     The decoded image is still at least twice as large as the resized one, so the resize, not the
-    decoder, does the antialiasing. Images of other formats stay as they are.
+    decoder, does the antialiasing. The tiles of a very large HEIC are averaged to such a scale.
+    Other images stay as they are.
 
     Args:
         image: an image that is not decoded yet.
         transforms: the model's resize and crop.
         how: `fast` takes the smallest scale that it can. `exact` decodes at full size, or at 1/2
             scale where the full size has too many pixels.
-        max_pixels: the most pixels that a decoded JPEG may have; None for any number.
+        max_pixels: the most pixels that a decoded JPEG, or HEIC in tiles, may have; None for any
+            number.
 
     Raises:
         RequestError: 413 `too_many_pixels`, it has more, also at the scale that can be had.
@@ -194,9 +203,9 @@ def shrink_on_load(
     largest = max_pixels or image.width * image.height
     if how == "fast":
         image.draft("RGB", (2 * width, 2 * height))
-    elif image.width * image.height > largest and isinstance(image, JpegImageFile):
+    elif image.width * image.height > largest and isinstance(image, REDUCIBLE):
         image.draft("RGB", (max(2 * width, image.width // 2), max(2 * height, image.height // 2)))
-    if isinstance(image, JpegImageFile) and image.width * image.height > largest:
+    if isinstance(image, REDUCIBLE) and image.width * image.height > largest:
         raise too_many_pixels(largest)
 
 

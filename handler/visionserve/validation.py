@@ -24,6 +24,7 @@ from visionserve.formats import (
     tiff,
     too_many_pixels,
 )
+from visionserve.formats.heif_tiles import TiledImage
 
 MAX_ASPECT_RATIO = 50
 # Its decoder keeps the whole image, beside Pillow's.
@@ -60,7 +61,8 @@ def validate(
         max_pixels: the most pixels, width times height, that its header may declare; also for a
             tile of a TIFF. A WebP may have half as many, as its decoder takes twice the memory.
         max_jpeg_pixels: the most pixels that the header of a JPEG may declare where libjpeg can
-            decode it at half its size within the memory that `max_pixels` take.
+            decode it at half its size within the memory that `max_pixels` take; also of a HEIC
+            in tiles.
         formats: the formats that are read.
 
     Raises:
@@ -76,9 +78,11 @@ def validate(
             "image_too_large",
             f"The image has {len(data)} bytes; at most {max_bytes} are allowed.",
         )
-    image = _open(data, max_pixels, formats)
+    image = _open(data, max_pixels, max_jpeg_pixels, formats)
     if isinstance(image, JpegImageFile):
         max_pixels = jpeg.most_pixels(image, jpeg.check_segments(data), max_pixels, max_jpeg_pixels)
+    elif isinstance(image, TiledImage):
+        max_pixels = max_jpeg_pixels
     max_pixels = max_pixels * jpeg.PIXEL_BYTES // _pixel_bytes(image)
     width, height = image.size
     if width * height > max_pixels:
@@ -92,7 +96,9 @@ def validate(
     return image
 
 
-def _open(data: bytes, max_pixels: int, formats: Sequence[Format]) -> Image.Image:
+def _open(
+    data: bytes, max_pixels: int, max_tiled_pixels: int, formats: Sequence[Format]
+) -> Image.Image:
     """Open an image as its format asks for.
 
     Raises:
@@ -101,7 +107,7 @@ def _open(data: bytes, max_pixels: int, formats: Sequence[Format]) -> Image.Imag
     if data.startswith(tiff.SIGNATURES) and "TIFF" in formats:
         return _open_tiff(data, max_pixels)
     if heif.is_heif(data):
-        return heif.open_heif(data, max_pixels, formats)
+        return heif.open_heif(data, max_pixels, max_tiled_pixels, formats)
     if data.startswith(jpeg.SIGNATURE):
         jpeg.check_segments(data)
         data = jpeg.readable(data)

@@ -21,6 +21,7 @@ from visionserve.answer import Explanation
 from visionserve.errors import RequestError
 from visionserve.explanation import overlay
 from visionserve.formats import Format
+from visionserve.formats.heif_tiles import TiledImage
 from visionserve.metadata import Transforms
 from visionserve.preprocessing import shrink_on_load, to_rgb
 from visionserve.validation import memory, validate
@@ -106,6 +107,10 @@ def recorded_pngs() -> Iterator[tuple[str, bytes, Pixels]]:
             to_eight(samples, 12),
         )
         yield f"{kind}, untold", written(samples, 16, kind, interlaced=True), to_eight(samples, 16)
+        if kind == 2:  # fewer bits of green than of the others
+            mixed = samples >> np.array([0, 2, 0], np.uint16)
+            told = chunk(b"sBIT", b"\x0c\x0a\x0c")
+            yield "mixed", written(mixed, 16, 2, told, interlaced=False), to_eight(samples, 12)
         with_alpha = np.concatenate([samples, alpha], axis=-1)
         told = chunk(b"sBIT", b"\x0c" * (colours + 1))
         yield (
@@ -155,6 +160,9 @@ def test_only_what_makes_the_picture_counts_in_a_png() -> None:
     opaque = decoded(png(CAT.size, rows_, colours, kind=b"\x08\x03"))
     for told in ([colours, chunk(b"tRNS", bytes(8))], [chunk(b"tRNS", bytes(2)), colours]):
         assert np.array_equal(decoded(png(CAT.size, rows_, *told, kind=b"\x08\x03")), opaque)
+    with pytest.raises(RequestError) as caught:
+        decoded(png(CAT.size, rows_, kind=b"\x08\x03"))
+    assert caught.value.code == "corrupt_image"
     late = sound_png().replace(b"\0\0\0\0IEND", chunk(b"tRNS", bytes(6)) + b"\0\0\0\0IEND")
     assert np.array_equal(decoded(late), plain)
 
@@ -251,6 +259,61 @@ def test_planes_of_alpha_and_inks_are_read_as_pixels_of_them_are() -> None:
                 tifffile.imwrite(file, data, planarconfig=planar, compression=compression, **how)
                 difference = np.abs(decoded(file.getvalue()).astype(int) - expected).max()
                 assert difference <= 3, (name, bits, compression, planar)
+
+
+def test_grey_with_alpha_and_colour_maps_of_tiffs() -> None:
+    """What libtiff does, and answers rightly or not at all; WebP is not compiled into Pillow's."""
+    grey, alpha = SMALL[..., 0], np.random.default_rng(0).integers(0, 256, (19, 23), dtype=np.uint8)
+    multiplied = ((grey.astype(int) * alpha + 127) // 255).astype(np.uint8)
+    on_white = (grey.astype(int) * alpha + 255 * (255 - alpha.astype(int)) + 127) // 255
+    for compression in (None, "zlib"):
+        for kind, pixels in (("unassalpha", grey), ("assocalpha", multiplied)):
+            how = {"photometric": "minisblack", "extrasamples": [kind], "compression": compression}
+            both = np.stack([pixels, alpha])
+            file, planes = io.BytesIO(), io.BytesIO()
+            tifffile.imwrite(file, np.moveaxis(both, 0, -1).copy(), planarconfig="contig", **how)
+            found = decoded(file.getvalue()).astype(int)
+            assert np.abs(found - on_white[..., None]).max() <= 3, (compression, kind)
+            tifffile.imwrite(planes, both, planarconfig="separate", **how)
+            assert refusal(planes.getvalue())[:2] == (415, "unsupported_pixels"), compression
+        five = np.stack([*np.moveaxis(SMALL, -1, 0), alpha, grey])
+        how = {"photometric": "rgb", "planarconfig": "separate", "compression": compression}
+        file = io.BytesIO()
+        tifffile.imwrite(file, five, extrasamples=["unassalpha", "unspecified"], **how)
+        if compression:
+            assert refusal(file.getvalue())[:2] == (415, "unsupported_pixels")
+        else:
+            on_paper = (SMALL.astype(int) - 255) * (alpha[..., None] / 255) + 255
+            assert np.abs(decoded(file.getvalue()) - on_paper).max() <= 1
+    palette = CAT.resize((23, 19)).quantize(256)
+    colours = np.array(palette.getpalette(), np.uint16).reshape(-1, 3).T
+    colours = np.pad(colours, ((0, 0), (0, 256 - colours.shape[1])))
+    for factor in (1, 257):  # Old programs wrote 8 bits of each colour.
+        file = io.BytesIO()
+        how = {"photometric": "palette", "colormap": colours * factor}
+        tifffile.imwrite(file, np.asarray(palette), **how)
+        assert np.array_equal(decoded(file.getvalue()), np.asarray(palette.convert("RGB"))), factor
+    webp = {256: 4, 257: 4, 258: 8, 259: 50_001, 262: 1, 273: 8, 277: 1, 279: 16}
+    status, code, message = refusal(tiff(webp, bytes(16)))
+    assert (status, code) == (415, "unsupported_pixels") and "50001" in message
+
+
+def test_what_a_gif_leaves_free_of_its_screen_is_white() -> None:
+    """As browsers show it: neither the colour that it names for that, nor its first one."""
+    small = CAT.resize((20, 10)).quantize(16)
+    data = encode(small, "GIF")
+    place = data.index(b"\x2c\0\0\0\0")
+    head = data[:6] + struct.pack("<HH", 30, 24) + data[10:11] + b"\3" + data[12:place]
+    offset = head + b"\x2c" + struct.pack("<HH", 7, 5) + data[place + 5 :]
+    expected = np.full((24, 30, 3), 255, np.uint8)
+    expected[5:15, 7:27] = np.asarray(small.convert("RGB"))
+    assert np.array_equal(decoded(offset), expected)
+    clear = encode(small, "GIF", transparency=int(np.asarray(small)[4, 4]))
+    place = clear.index(b"\x2c\0\0\0\0")
+    head = clear[:6] + struct.pack("<HH", 30, 24) + clear[10:place]
+    expected[5:15, 7:27][np.asarray(small) == np.asarray(small)[4, 4]] = 255
+    found = decoded(head + b"\x2c" + struct.pack("<HH", 7, 5) + clear[place + 5 :])
+    assert np.array_equal(found, expected)
 
 
 def deflated(pages: list[dict[str, Any]], **options: Any) -> bytes:
@@ -463,6 +526,11 @@ def test_an_avif_or_heic_is_read_as_its_own_decoder_reads_it() -> None:
     )
     ten = io.BytesIO()
     deep.save(ten, quality=95)
+    grey = pillow_heif.from_bytes(
+        "I;16", cat.size, (np.asarray(cat.convert("L")).astype(np.uint16) * 257).tobytes()
+    )
+    deep_grey = io.BytesIO()
+    grey.save(deep_grey, quality=95)
     both = pillow_heif.from_pillow(turned)
     both.add_from_pillow(cat)
     several = io.BytesIO()
@@ -470,6 +538,7 @@ def test_an_avif_or_heic_is_read_as_its_own_decoder_reads_it() -> None:
     for name, data, expected in (
         ("grid", encode(cat, "HEIC", quality=95, tile_size=64), cat),
         ("ten bits", ten.getvalue(), cat),
+        ("ten bits of grey", deep_grey.getvalue(), cat.convert("L").convert("RGB")),
         ("primary", several.getvalue(), cat),
         ("animated", encode(cat, "AVIF", quality=95, save_all=True, append_images=[turned]), cat),
         ("clear AVIF", encode(clear, "AVIF"), Image.new("RGB", cat.size, "white")),
@@ -507,6 +576,39 @@ def test_a_jpeg_of_over_the_limit_is_decoded_at_half_its_size() -> None:
     whole = validate(encode(Image.new("L", (600, 400)), "JPEG"), *limits)
     shrink_on_load(whole, transforms, "exact", limits[1])
     assert whole.size == (600, 400)
+
+
+def test_a_heic_in_tiles_of_over_the_limit_is_decoded_tile_by_tile() -> None:
+    """As libheif decodes it whole. The limits are a thousandth of the real ones."""
+    limits, transforms = (10_000_000, 24_000, 50_000), Transforms(resize=32, crop=32)
+    cat = CAT.resize((240, 160))
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for picture in (cat, cat.convert("L")) if orientation == 1 else (cat,):
+            data = encode(picture, "HEIC", quality=90, tile_size=64, exif=exif.tobytes())
+            whole = to_rgb(validate(data, *limits[:1], 24_000_000))
+            image = validate(data, *limits)
+            assert isinstance(image, TiledImage) and image.size == whole.size
+            shrink_on_load(image, transforms, "exact", limits[1])
+            assert memory(image, data) <= limits[1]
+            found, expected = np.asarray(to_rgb(image)).astype(int), np.asarray(whole.reduce(2))
+            assert found.shape == expected.shape, orientation
+            assert np.abs(found - expected).mean() < 1, orientation
+    place = data.index(b"\0\0\2\3" + struct.pack(">HH", 240, 160))
+    for at, value in ((place + 2, 1), (place + 3, 9)):  # too few rows; more columns than tiles
+        lying = bytearray(data)
+        lying[at] = value
+        with pytest.raises(RequestError) as caught:
+            validate(bytes(lying), *limits)
+        assert caught.value.code == "too_many_pixels"
+    with pytest.raises(RequestError) as caught:
+        validate(data[:-3000], *limits)
+    assert caught.value.code == "corrupt_image"
+    narrow = encode(CAT.resize((640, 64)), "HEIC", tile_size=64)
+    with pytest.raises(RequestError) as caught:
+        shrink_on_load(validate(narrow, *limits), Transforms(resize=64, crop=64), "exact", 24_000)
+    assert caught.value.code == "too_many_pixels"
 
 
 def test_the_picture_of_an_explanation_holds_nothing_of_the_clients() -> None:

@@ -7,6 +7,7 @@ repeats that (section 6.5.10).
 """
 
 import io
+import math
 import struct
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -19,10 +20,12 @@ from visionserve.formats import (
     FILE_ERRORS,
     corrupt_header,
     jpeg,
+    samples,
     too_many_pixels,
     unsupported_format,
     unsupported_pixels,
 )
+from visionserve.formats.heif_tiles import Property, TiledImage, alone
 
 MAX_BOXES = 10_000
 MAX_ITEMS = 2_000
@@ -35,7 +38,12 @@ DERIVED = (b"grid", b"iovl", b"iden")
 # AVIF 13.2 and a HEIC 9.3 and 20 as measured (a phone's HEIC 7). No encoder here makes an AVIF of
 # more than 8 bits, whose samples take twice as much.
 PIXEL_BYTES = {"AVIF": (14, 24), "HEIC": (10, 21)}
-
+# The largest tile that is decoded by itself; phones write tiles of 512 x 512 pixels.
+MAX_TILE_PIXELS = 2048 * 2048
+# The properties that a tile's pixels depend on, and those that turn a picture.
+TILES_OWN = (b"hvcC", b"ispe", b"colr", b"pixi")
+TURNS = (b"irot", b"imir")
+ALPHA = (b"urn:mpeg:hevc:2015:auxid:1\0", b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0")
 
 # How many Huffman scans of a JPEG take as long: a photograph of 2.7 megapixels took 11 ms of a core
 # as a JPEG, 55 ms as an AVIF, and 154 ms as a HEIC of few losses.
@@ -89,13 +97,16 @@ def is_heif(data: bytes) -> bool:
     return bool(brands & {b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"heim", b"heis"})
 
 
-def open_heif(data: bytes, max_pixels: int, formats: Sequence[str]) -> Image.Image:
+def open_heif(
+    data: bytes, max_pixels: int, max_tiled_pixels: int, formats: Sequence[str]
+) -> Image.Image:
     """Open an AVIF or HEIC by its header, without decoding it.
 
     Args:
         data: the file.
         max_pixels: the most pixels of its picture, and of each coded picture in it, were they
             those of the most costly JPEG.
+        max_tiled_pixels: the most pixels of a HEIC in tiles, where it is decoded tile by tile.
         formats: the formats that are read.
 
     Raises:
@@ -124,7 +135,10 @@ def open_heif(data: bytes, max_pixels: int, formats: Sequence[str]) -> Image.Ima
         raise corrupt_header() from None
     max_pixels = max_pixels * jpeg.PIXEL_BYTES // pixel_bytes
     if shown > max_pixels or coded > max_pixels + max_pixels // PADDING:
-        raise too_many_pixels(max_pixels)
+        tiled = _tiled(data, items, properties, items[primary])
+        if tiled is None or tiled.width * tiled.height > max_tiled_pixels:
+            raise too_many_pixels(max_pixels)
+        return tiled
     try:
         image = _open_avif(data) if format == "AVIF" else _open_heic(data)
     except (*FILE_ERRORS, RuntimeError):
@@ -134,7 +148,7 @@ def open_heif(data: bytes, max_pixels: int, formats: Sequence[str]) -> Image.Ima
 
 
 def load(image: Image.Image) -> Image.Image:
-    """Decode an AVIF or HEIC.
+    """Decode an AVIF or HEIC to samples of 8 bits, which pillow-heif does but for grey.
 
     Raises:
         OSError: it is broken, which its decoder calls an error of its own.
@@ -143,7 +157,7 @@ def load(image: Image.Image) -> Image.Image:
         image.load()
     except RuntimeError as error:
         raise OSError(str(error)) from None
-    return image
+    return samples.narrow_grey(image, 16, 16) if image.mode == "I;16" else image
 
 
 def _open_avif(data: bytes) -> Image.Image:
@@ -172,12 +186,57 @@ def _open_heic(data: bytes) -> Image.Image:
     return image
 
 
+def _tiled(
+    data: bytes, items: dict[int, Item], properties: list[Property], grid: Item
+) -> TiledImage | None:
+    """Return a HEIC whose tiles can be decoded one by one, or None.
+
+    The tiles are to have the place that the grid gives them, no larger coded pictures than that,
+    no transparency, and nothing that turns or cuts them.
+    """
+    own, tiles = _own(grid, properties), [items[index] for index in grid.inputs]
+    cut = any(kind == b"clap" for kind, _ in own)
+    clear = any(kind == b"auxC" and content[4:].startswith(ALPHA) for kind, content in properties)
+    if grid.kind != b"grid" or not 0 < len(tiles) <= MAX_ITEMS or cut or clear:
+        return None
+    colours = [property for property in own if property[0] == b"colr"]
+    known = [_own(tile, properties) for tile in tiles]
+    try:
+        body = _body(grid, data)
+        places, size = (body[3] + 1, body[2] + 1), _canvas_size(b"grid", body)
+        tile: tuple[int, int] = struct.unpack_from(">II", dict(known[0])[b"ispe"], 4)
+        coded = max(_sizes(data, {index: items[index] for index in grid.inputs}, properties)[1])
+    except FILE_ERRORS:
+        return None
+    fits = all(
+        0 <= count * side - full < side
+        for count, side, full in zip(places, tile, size, strict=True)
+    )
+    area = tile[0] * tile[1]
+    if (
+        not fits
+        or len(tiles) != places[0] * places[1]
+        or max(area, coded) > min(MAX_TILE_PIXELS, 2 * area)
+        or any(tile.kind != b"hvc1" for tile in tiles)
+        or any(kind in (*TURNS, b"clap") for mine in known for kind, _ in mine)
+    ):
+        return None
+
+    def decode(index: int) -> Image.Image:
+        mine = [property for property in known[index] if property[0] in TILES_OWN]
+        mine += [] if any(kind == b"colr" for kind, _ in mine) else colours
+        return load(_open_heic(alone(mine, _body(tiles[index], data))))
+
+    turns = [property for property in own if property[0] in TURNS]
+    return TiledImage(places, tile, size, turns, decode)
+
+
 def _name(kind: bytes) -> str:
     """Return an item's type for a message."""
     return kind.decode("ascii") if kind.isalnum() else "an unknown type"
 
 
-def _is_deep(property: tuple[bytes, bytes]) -> bool:
+def _is_deep(property: Property) -> bool:
     """Tell whether a property is a decoder configuration of more than 8 bits."""
     kind, content = property
     return bool((kind == b"hvcC" and content[17] & 7) or (kind == b"av1C" and content[2] & 64))
@@ -194,15 +253,24 @@ def _kinds(items: dict[int, Item], primary: int) -> set[bytes]:
     return {items[index].kind for index in seen}
 
 
+def _own(item: Item, properties: list[Property]) -> list[Property]:
+    """Return an item's properties."""
+    return [properties[index - 1] for index in item.properties if 0 < index <= len(properties)]
+
+
+def _body(item: Item, data: bytes) -> bytes:
+    """Return an item's data."""
+    return b"".join(data[start : start + length] for start, length in item.extents)
+
+
 def _sizes(
-    data: bytes, items: dict[int, Item], properties: list[tuple[bytes, bytes]]
+    data: bytes, items: dict[int, Item], properties: list[Property]
 ) -> tuple[list[int], list[int]]:
     """Return how many pixels the pictures of a file have, by its boxes and by their own word."""
     found, coded = [], []
     for item in items.values():
-        own = [properties[index - 1] for index in item.properties if 0 < index <= len(properties)]
-        body = b"".join(data[start : start + length] for start, length in item.extents)
-        for kind, content in own:
+        body = _body(item, data)
+        for kind, content in _own(item, properties):
             if kind == b"ispe":
                 width, height = struct.unpack_from(">II", content, 4)
                 found.append(width * height)
@@ -211,15 +279,15 @@ def _sizes(
         if item.kind == b"av01":
             coded.append(_av1_pixels(body))
         if item.kind in (b"grid", b"iovl"):
-            found.append(_canvas_pixels(item.kind, body))
+            found.append(math.prod(_canvas_size(item.kind, body)))
     return found, coded
 
 
-def _canvas_pixels(kind: bytes, body: bytes) -> int:
-    """Return the pixels of a derived picture (sections 6.6.2.2 and 6.6.2.3)."""
+def _canvas_size(kind: bytes, body: bytes) -> tuple[int, int]:
+    """Return width and height of a derived picture (sections 6.6.2.2 and 6.6.2.3)."""
     form = ">II" if body[1] & 1 else ">HH"
     width, height = struct.unpack_from(form, body, 4 if kind == b"grid" else 10)
-    return int(width * height)
+    return width, height
 
 
 def _av1_pixels(body: bytes) -> int:
@@ -345,7 +413,7 @@ def _parameters_pixels(unit: bytes) -> int:
     return bits.exponential() * bits.exponential()
 
 
-def _read(data: bytes) -> tuple[int, dict[int, Item], list[tuple[bytes, bytes]]]:
+def _read(data: bytes) -> tuple[int, dict[int, Item], list[Property]]:
     """Read a file's boxes (ISO/IEC 14496-12, section 8.11).
 
     Returns:

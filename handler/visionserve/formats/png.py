@@ -52,7 +52,7 @@ def pictorial(data: bytes) -> bytes:
     The frames of an APNG are left out: its first image is a PNG of its own.
 
     Raises:
-        RequestError: 422 `corrupt_image`, it has too many chunks or its first one is no header;
+        RequestError: 422 `corrupt_image`, it has too many chunks, no header or no palette;
             415 `unsupported_format`, it is of Apple's own kind, which is no PNG.
     """
     if data[12:16] == b"CgBI":
@@ -65,6 +65,8 @@ def pictorial(data: bytes) -> bytes:
         end = chunk.end
         if chunk.kind in CRITICAL:
             seen[chunk.kind] = chunk.length
+            if data[25] == PALETTE and b"IDAT" in seen and b"PLTE" not in seen:
+                raise corrupt_header()  # Pillow would take all colours for black.
         elif chunk.kind.isalpha() and not _counts(chunk, data, seen):
             continue
         kept.append(data[chunk.start : end])
@@ -112,10 +114,11 @@ def _narrow(
     file.tile = [tile._replace(args=LOW_BYTES[kind]) for tile in file.tile]
     file.load()
     most = [(band << 8) + 255 for band in samples.largest(image)]
-    most[:3] = [max(most[:3])] * 3
     bits = [
         samples.recorded(band, 16, count) for band, count in zip(most, significant, strict=True)
     ]
+    # One of three colours may be dark by itself.
+    bits[:3] = significant[:3] if bits[:3] == [*significant[:3]] else [16] * 3
     samples.narrow_colour(image, file, bits, transparent)
 
 

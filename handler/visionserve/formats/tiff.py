@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, TiffTags
+from PIL import Image, ImagePalette, TiffTags
 from PIL.ImageFile import _Tile
 from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
+    COLORMAP,
     COMPRESSION,
     COMPRESSION_INFO,
     EXTRASAMPLES,
@@ -53,6 +54,7 @@ PHOTOMETRICS = {
     **{8: "CIELab", 9: "ICCLab", 10: "ITULab", 32844: "LogL", 32845: "LogLuv"},
 }
 SEPARATED, YCBCR = 5, 6
+WEBP = 50_001
 # Digital Negative (Adobe, 1.7): its version, and the pixels of a sensor. Then the compressions of
 # Sony, Epson, Samsung, Nikon, Kodak and Pentax.
 DNG_VERSION = 50706
@@ -187,6 +189,13 @@ def check_samples(image: TiffImageFile) -> None:
             raise unsupported_pixels(f"A TIFF of {SAMPLE_FORMATS[number]}")
     if tags.get(PHOTOMETRIC_INTERPRETATION) == SEPARATED and tags.get(INK_SET, 1) != 1:
         raise unsupported_pixels("A TIFF of inks other than CMYK")
+    if tags.get(COMPRESSION) == WEBP:
+        raise unsupported_pixels(f"A TIFF of compression {WEBP} (WebP)")
+    extra = tags.get(EXTRASAMPLES, ())
+    is_grey = image.mode in ("L", "LA", "La") or image.mode.startswith("I;16")
+    beyond_alpha = len(extra) > 1 and image.mode != "RGB" and image.use_load_libtiff
+    if _has_planes(tags) and extra and (is_grey or beyond_alpha):
+        raise unsupported_pixels("A TIFF of planes with extra samples")
 
 
 def unsupported(page: Page) -> RequestError | None:
@@ -218,6 +227,9 @@ def _load(image: TiffImageFile) -> Image.Image:
     """Decode one page to samples of 8 bits."""
     _prefer_libtiff(image)
     tags = image.tag_v2
+    if image.palette and max(tags.get(COLORMAP, (0,))) < 256:
+        # Some programs write 8 bits of 16, of which Pillow keeps the upper ones.
+        image.palette = ImagePalette.raw("RGB;L", bytes(tags[COLORMAP]))
     depth = tags.get(BITSPERSAMPLE, (1,))[0]
     most = tags.get(MAX_SAMPLE_VALUE, (2**depth - 1,))
     # A whole number of bits; any other value is only the largest sample of this picture.
@@ -263,7 +275,7 @@ def _prefer_libtiff(image: TiffImageFile) -> None:
     YCbCr as if its colours were not subsampled.
     """
     tags = image.tag_v2
-    planes = tags.get(PLANAR_CONFIGURATION, 1) == 2 and len(image.getbands()) > 1
+    planes = _has_planes(tags) and len(image.getbands()) > 1
     deep = tags.get(BITSPERSAMPLE, (1,))[0] == 16
     subsampled = tags.get(PHOTOMETRIC_INTERPRETATION) == YCBCR and image.mode == "YCbCr"
     misread = subsampled or (planes and (deep or EXTRASAMPLES in tags))
@@ -275,6 +287,10 @@ def _prefer_libtiff(image: TiffImageFile) -> None:
     image.use_load_libtiff = True
     size = image._tile_size
     image.tile = [_Tile("libtiff", (0, 0, *size), 0, (mode, False, tags.offset))]
+
+
+def _has_planes(tags: ImageFileDirectory_v2) -> bool:
+    return bool(tags.get(PLANAR_CONFIGURATION, 1) == 2)
 
 
 def _is_larger(size: tuple[int, int], other: tuple[int, int]) -> bool:
