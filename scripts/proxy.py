@@ -1,10 +1,14 @@
 """Start and stop nginx in front of one or several TorchServes."""
 
+import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from scripts import paths
 from scripts.arguments import Parser
+from scripts.server.canary import Canary
 from scripts.server.nginx import Proxy, ProxyError, Site, Upstream
 
 TIMEOUT = 10
@@ -24,27 +28,34 @@ def main() -> int:
             "--upstream",
             nargs=2,
             action="append",
-            required=True,
             metavar=("URL", "KEY_FILE"),
-            help="a TorchServe's inference address and its key_file.json; once for each",
+            help="a TorchServe's inference address and its key_file.json; once for each. Without, "
+            "all is as it was started last, but for the options that are given",
         )
-        command.add_argument("--listen", default=Site.listen, metavar="ADDRESS:PORT")
+        command.add_argument("--listen", metavar="ADDRESS:PORT", help=f"({Site.listen})")
         command.add_argument(
-            "--probes", default=Site.probes, metavar="ADDRESS:PORT", help="of /ping and /metrics"
+            "--probes", metavar="ADDRESS:PORT", help=f"of /ping and /metrics ({Site.probes})"
         )
-        command.add_argument("--model", default=Site.model, help="that / shows and /ping asks")
-        command.add_argument("--rate", default=Site.rate, help="requests of one client")
+        command.add_argument("--model", help=f"that / shows and /ping asks ({Site.model})")
+        command.add_argument("--rate", help=f"requests of one client ({Site.rate})")
+        command.add_argument(
+            "--canary",
+            nargs="+",
+            type=Canary.parse,
+            action="extend",
+            default=[],
+            metavar="MODEL=VERSION:SHARE%",
+            help="a version for a share of the clients, such as resnet18=2.0:5%%; 0%% ends it",
+        )
         command.add_argument(
             "--trust",
             nargs="+",
-            default=[],
             metavar="NETWORK",
             help="load balancers whose X-Forwarded-For names the client",
         )
         command.add_argument(
             "--allow-origin",
             nargs="+",
-            default=[],
             metavar="ORIGIN",
             help="other web pages that browsers may let ask, such as https://app.example",
         )
@@ -54,9 +65,7 @@ def main() -> int:
         if args.command == "stop":
             print(proxy.stop())
             return 0
-        upstreams = tuple(Upstream(url.rstrip("/"), Path(file)) for url, file in args.upstream)
-        lists = tuple(args.trust), tuple(args.allow_origin)
-        site = Site(upstreams, args.listen, args.probes, args.model, args.rate, *lists)
+        site = _site(args, proxy)
         if args.command == "run":
             proxy.run(site)
         # A `stop` meanwhile waits, so that it is not taken for a server that is not there.
@@ -65,11 +74,37 @@ def main() -> int:
     except (ProxyError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"nginx answers at http://{site.listen}.")
+    told = (f"{canary}." for canary in site.canaries)
+    print("\n".join([f"nginx answers at http://{site.listen}.", *told]))
     if not serves:
         print(f"No server behind it answers for {site.model}: see --model and --upstream.")
         return 1
     return 0
+
+
+def _site(args: argparse.Namespace, proxy: Proxy) -> Site:
+    """Return the site that is asked for.
+
+    Raises:
+        ProxyError: no upstream is given, and there was no start before.
+    """
+    given: dict[str, Any] = {
+        "listen": args.listen,
+        "probes": args.probes,
+        "model": args.model,
+        "rate": args.rate,
+        "trusted": args.trust and tuple(args.trust),
+        "origins": args.allow_origin and tuple(args.allow_origin),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.upstream:
+        named = ((url.rstrip("/"), Path(file).absolute()) for url, file in args.upstream)
+        site = Site(tuple(Upstream(*one) for one in named), **given)
+    else:
+        site = replace(proxy.site, **given)
+    models = {canary.model for canary in args.canary}
+    kept = (canary for canary in site.canaries if canary.model not in models)
+    return replace(site, canaries=(*kept, *(one for one in args.canary if one.share)))
 
 
 def _serves(site: Site) -> bool:

@@ -50,6 +50,13 @@ local TRACE = "^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0
 local UNAVAILABLE = '{"error":{"code":"unavailable","message":"No server can answer now."}}'
 local TIMEOUT = '{"error":{"code":"timeout","message":"No server answered in 30 s."}}'
 
+-- What is counted by model and version, by the metric.
+local BY_VERSION = {
+    visionserve_gate_requests_total = "requests",
+    visionserve_gate_failures_total = "failures",
+    visionserve_gate_seconds_total = "seconds",
+}
+
 -- Wrap a handler so that its errors are logged, as critical: lower levels are not logged.
 local function guarded(handler)
     return function(...)
@@ -372,6 +379,16 @@ end)
 function gate.log()
     leave()
     counts:incr("status " .. ngx.status, 1, 0)
+    -- Of a model with a canary, what a server got or no server could answer; the seconds at servers.
+    local version, spent = ngx.var.counted, ngx.var.upstream_response_time
+    if version ~= "" and (spent or ngx.status >= 500) then
+        counts:incr("requests " .. version, 1, 0)
+        -- A server's 404 says that the version is not there any more.
+        counts:incr("failures " .. version, (ngx.status >= 500 or ngx.status == 404) and 1 or 0, 0)
+        for seconds in (spent or ""):gmatch("[%d.]+") do
+            counts:incr("seconds " .. version, tonumber(seconds), 0)
+        end
+    end
 end
 
 -- Print the metrics in Prometheus' text format.
@@ -388,6 +405,15 @@ gate.metrics = guarded(function(...)
         local status = name:match("^status (%d+)$")
         if status then
             add('visionserve_gate_answers_total{status="%s"} %d', status, counts:get(name))
+        end
+    end
+    for metric, kind in pairs(BY_VERSION) do
+        add("# TYPE %s counter", metric)
+        for _, name in ipairs(names) do
+            local model, version = name:match("^" .. kind .. " (%S+) (%S+)$")
+            if model then
+                add('%s{model="%s",version="%s"} %s', metric, model, version, counts:get(name))
+            end
         end
     end
     add("# TYPE visionserve_gate_refused_tokens_total counter")
@@ -450,11 +476,16 @@ end
 
 -- Start a worker, which uses the keys of its own configuration. The first one writes the
 -- configuration's identity to a file, which `visionserve proxy` waits for, and looks after the logs and
--- the clock from then on.
-function gate.begin(identity, limit)
+-- the clock from then on. Prometheus misses the first count of what it never saw at 0.
+function gate.begin(identity, limit, versions)
     keys = ngx.config.prefix() .. "keys-" .. identity .. "/"
     if ngx.worker.id() ~= 0 then
         return
+    end
+    for _, version in ipairs(versions) do
+        for _, kind in pairs(BY_VERSION) do
+            counts:add(kind .. " " .. version, 0)
+        end
     end
     local file = assert(io.open(ngx.config.prefix() .. "identity", "w"))
     file:write(identity)

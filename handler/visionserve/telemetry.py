@@ -20,7 +20,7 @@ from visionserve.item import Item
 FLUSH_SECONDS = 1.0
 TRACE_HEADER = "traceparent"
 
-# Name of each counter to its dimensions beside the model's name.
+# Name of each counter to its dimensions beside the model's name and version.
 COUNTERS: dict[str, list[str]] = {
     "vision_answers_total": ["Outcome"],
     "vision_stage_seconds_total": ["Stage"],
@@ -68,7 +68,7 @@ class Telemetry:
         self._version = version
         self._slow_seconds = slow_seconds
         self._metrics = {
-            name: _counter(metrics, name, ["ModelName", *dimensions])
+            name: _counter(metrics, name, ["ModelName", "ModelVersion", *dimensions])
             for name, dimensions in COUNTERS.items()
         }
         self._sums = defaultdict[tuple[str, ...], float](float, dict.fromkeys(EXPORTED_AT_ZERO, 0))
@@ -137,7 +137,7 @@ class Telemetry:
         with self._lock:
             sums, self._sums = self._sums, defaultdict(float)
         for (name, *dimensions), value in sums.items():
-            self._metrics[name].add_or_update(value, [self._model, *dimensions])
+            self._metrics[name].add_or_update(value, [self._model, self._version, *dimensions])
 
     def _flush_for_ever(self) -> None:
         while True:

@@ -1,8 +1,5 @@
 """Which classes are found, which are mistaken for which, and the worst photographs."""
 
-import base64
-import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +7,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from scripts import photos
 from scripts.batch.formats import record
-from scripts.batch.rows import name
+from scripts.quality import contact_sheet
 
 FILES = ("classes.csv", "confusion.csv", "worst.html", "confusion.png")
 FIGURES = ("precision", "recall", "f1")
-WORST = 48
-THUMBNAIL = 160
 NAMED = 60
-STYLE = (
-    "body{font:14px system-ui,sans-serif;margin:1em}main{display:flex;flex-wrap:wrap;gap:1em}"
-    "figure{margin:0;width:200px;overflow-wrap:anywhere}"
-    f"img{{width:{THUMBNAIL}px;height:{THUMBNAIL}px;object-fit:contain;background:#eee}}"
-)
 
 
 @dataclass(frozen=True)
@@ -84,12 +72,11 @@ class Answers:
         return found
 
     def worst(self) -> list[int]:
-        """Return the wrong answers by index, the most confident first, `WORST` at most."""
+        """Return the wrong answers by index, the most confident first, as many as a sheet has."""
         confidence = self.probabilities.max(axis=1)
         wrong = np.flatnonzero(self.best != self.labels)
-        return [
-            int(index) for index in wrong[np.argsort(-confidence[wrong], kind="stable")][:WORST]
-        ]
+        order = wrong[np.argsort(-confidence[wrong], kind="stable")]
+        return [int(index) for index in order[: contact_sheet.MOST]]
 
 
 def write(answers: Answers, folder: Path, source: Path, about: str) -> list[Path]:
@@ -117,7 +104,7 @@ def write(answers: Answers, folder: Path, source: Path, about: str) -> list[Path
                 ),
             ]
         ),
-        "worst.html": contact_sheet(answers, source if source.is_dir() else source.parent, about),
+        "worst.html": worst(answers, source, about),
     }
     for file, text in texts.items():
         (folder / file).write_text(text, encoding="utf-8", newline="")
@@ -159,37 +146,22 @@ def draw(confusion: NDArray[np.int64], categories: Sequence[str], path: Path) ->
     pyplot.close(figure)
 
 
-def contact_sheet(answers: Answers, folder: Path, about: str) -> str:
-    """Return a page of the worst photographs, with thumbnails in it, that loads nothing else."""
-    figures = "\n".join(_figure(answers, index, folder) for index in answers.worst())
+def worst(answers: Answers, source: Path, about: str) -> str:
+    """Return a page of the worst photographs."""
     wrong = int((answers.best != answers.labels).sum())
-    title = f"{wrong} of {len(answers.paths)} answers are wrong; the most confident first"
-    return (
-        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-        f"<title>The worst answers</title>\n<style>{STYLE}</style>\n"
-        f"<h1>{title}</h1>\n<p>{html.escape(about)}</p>\n<main>\n{figures}\n</main>\n</html>\n"
+    return contact_sheet.page(
+        "The worst answers",
+        f"{wrong} of {len(answers.paths)} answers are wrong; the most confident first",
+        about,
+        (_figure(answers, index, source) for index in answers.worst()),
     )
 
 
-def _figure(answers: Answers, index: int, folder: Path) -> str:
-    path, probabilities = answers.paths[index], answers.probabilities[index]
+def _figure(answers: Answers, index: int, source: Path) -> str:
+    probabilities = answers.probabilities[index]
     label, best = int(answers.labels[index]), int(answers.best[index])
-    shown = path.relative_to(folder) if path.is_relative_to(folder) else path
     text = (
         f"is {answers.categories[label]} ({probabilities[label]:.1%}), "
         f"was called {answers.categories[best]} ({probabilities[best]:.1%})"
     )
-    return (
-        f'<figure><img alt="" src="{_thumbnail(path)}">'
-        f"<figcaption><b>{html.escape(name(shown))}</b><br>{html.escape(text)}</figcaption></figure>"
-    )
-
-
-def _thumbnail(path: Path) -> str:
-    """Return a small JPEG as a data URI."""
-    image = ImageOps.contain(photos.read(path), (THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return contact_sheet.figure(answers.paths[index], source, text)

@@ -100,6 +100,35 @@ def read(
     return Labelled(chosen, notes)
 
 
+def is_plain(source: Path, categories: Sequence[str]) -> bool:
+    """Tell whether a folder's photographs have no labels: it has no class folders, nor names.
+
+    Args:
+        source: a folder or a CSV, which has labels.
+        categories: as for `read`.
+
+    Raises:
+        FileNotFoundError: the folder has no photographs.
+        OSError: it cannot be read.
+    """
+    if not source.is_dir():
+        return False
+    paths, _ = _pictures(source)
+    named = len(categories) == IMAGENET and all(map(_is_imagenet, paths))
+    return not named and all(path.parent == source for path in paths)
+
+
+def unlabelled(source: Path) -> tuple[list[Path], list[str]]:
+    """Return the photographs of a folder or a CSV, whatever labels they have, and notes.
+
+    Raises:
+        ValueError, OSError: as `read`, but for labels.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: no such folder or CSV.")
+    return (list(read_csv(source)), []) if source.is_file() else _pictures(source)
+
+
 def read_multi_label(
     source: Path, categories: Sequence[str], count: int | None = None
 ) -> list[tuple[Path, tuple[int, ...]]]:

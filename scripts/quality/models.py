@@ -213,12 +213,21 @@ def _without_refused(
         faults = list(pool.map(fault, (path for path, _ in photographs)))
     kept = [found for found, out in zip(photographs, faults, strict=True) if out is None]
     left = [out for out in faults if out is not None]
+    tell_left_out(left, len(kept))
+    return Gathered(kept, left, notes)
+
+
+def tell_left_out(left: Sequence[LeftOut], kept: int) -> None:
+    """Tell on standard error which photographs get no answer.
+
+    Raises:
+        ValueError: none is kept.
+    """
     for code, number in Counter(out.code for out in left).items():
         first = next(out for out in left if out.code == code)
         print(f"Left out, {code}: {number}, such as {first.path}: {first.message}", file=sys.stderr)
     if not kept:
         raise ValueError("No photograph is left.")
-    return Gathered(kept, left, notes)
 
 
 @dataclass(frozen=True)

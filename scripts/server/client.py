@@ -16,6 +16,8 @@ from scripts.kept import read_file, read_json
 TIMEOUT = 60
 KEY_TRIES = 20
 KEY_PAUSE = 0.05
+READY_TIMEOUT = 10
+READY = {"X-Visionserve-Describe": "ready"}
 
 
 class KeyFileError(ValueError):
@@ -117,6 +119,14 @@ class Client:
         headers["Content-Type"] = content_type
         url = f"{self.inference}/predictions/{path}"
         return self._send("inference", "POST", url, TIMEOUT, headers, data=data)
+
+    def readiness(self, model: str, version: str) -> int:
+        """Return the HTTP status of a version: 200 if a worker of it answers, 404 if it has none.
+
+        It takes the inference API alone, so that whoever has no other key can ask.
+        """
+        url = f"{self.inference}/predictions/{model}/{version}"
+        return self._send("inference", "GET", url, READY_TIMEOUT, READY).status_code
 
     def models(self) -> list[str]:
         """Return the names of the registered models."""

@@ -18,9 +18,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
+from pydantic import TypeAdapter
 
 from scripts import lock, paths
 from scripts.kept import check_file, read_file
+from scripts.server.canary import Canary, choices, counted, splits
 from scripts.server.processes import find, runs
 from scripts.server.started import Started
 from visionserve.config import MEBIBYTE, HandlerConfig, ModelConfig, Options
@@ -33,6 +35,7 @@ MOST_FILES = 16_384
 FILES_OF_A_CLIENT = 8
 LUA = ("clock.lua", "form.lua", "turns.lua", "gate.lua")
 DESCRIPTION = "openapi.json"
+SITE = "site.json"
 LOGS = ("access.log", "error.log")
 ORIGIN = r"https?://([a-z\d.-]+|\[[\da-f:]+\])(:\d+)?"
 # What a page may send: what `gate.lua` lets through.
@@ -74,6 +77,7 @@ class Site:
             ``30r/m``.
         trusted: networks of load balancers; nginx trusts the X-Forwarded-For that they send.
         origins: origins of other web pages that browsers may let ask.
+        canaries: versions that answer a share of the clients; one of 0 % is none.
     """
 
     upstreams: tuple[Upstream, ...]
@@ -83,6 +87,7 @@ class Site:
     rate: str = "20r/s"
     trusted: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    canaries: tuple[Canary, ...] = ()
 
     def check(self) -> None:
         """Raise `ProxyError` for a value that nginx would refuse or misread."""
@@ -111,6 +116,35 @@ class Site:
                 ipaddress.ip_network(network)
             except ValueError as error:
                 raise ProxyError(f"trust: {error}.") from None
+        models = [canary.model for canary in self.canaries]
+        if doubled := {model for model in models if models.count(model) > 1}:
+            raise ProxyError(f"canary: {min(doubled)} has several; a model has one.")
+
+    def check_canaries(self) -> None:
+        """Ask each server whether it has the canaries' versions; one that is away is not asked.
+
+        Raises:
+            ProxyError: one of them has not, or none can be asked.
+        """
+        import requests
+
+        from scripts.server.client import Client
+
+        for canary in filter(lambda one: one.share, self.canaries):
+            model, version = canary.model, canary.version
+            statuses = {}
+            for upstream in self.upstreams:
+                client = Client(upstream.url, "", upstream.key_file)
+                with suppress(requests.RequestException):
+                    statuses[upstream.url] = client.readiness(model, version)
+            fault = "" if statuses else "No server can be asked"
+            for url, status in statuses.items():
+                if status == 404:
+                    fault = f"{url} has no {model} {version}: visionserve manage register adds it"
+                elif status != 200:
+                    fault = f"{url} does not answer for {model} {version} ({status})"
+            if fault:
+                raise ProxyError(f"{fault}. --canary {model}={version}:0% goes without it.")
 
 
 class Proxy:
@@ -132,6 +166,21 @@ class Proxy:
         """The process id of nginx's master process, or None if it does not run."""
         master = self._master()
         return master.pid if master else None
+
+    @property
+    def site(self) -> Site:
+        """The site that nginx was started with last.
+
+        Raises:
+            ProxyError: there is none, or its file cannot be read.
+        """
+        try:
+            kept: Site = TypeAdapter(Site).validate_json(read_file(self._state / SITE))
+            return kept
+        except FileNotFoundError:
+            raise ProxyError("Give --upstream: no nginx was started here before.") from None
+        except (OSError, ValueError):
+            raise ProxyError(f"{self._state / SITE}: is damaged; give --upstream.") from None
 
     def start(self, site: Site) -> None:
         """Start nginx, or reload a running one, and wait until it serves the site.
@@ -158,7 +207,7 @@ class Proxy:
         earlier = self._identity
         identity = self._write(site)
         before = self._workers()
-        logged = self._log.stat().st_size if self._log.exists() else 0
+        logged = len(self._logged())
         left = self._left()
         if master := self._master():
             _signal([master], signal.SIGHUP)
@@ -167,14 +216,14 @@ class Proxy:
             self._run()
         deadline = time.monotonic() + START_TIMEOUT
         while not self._answers_as(identity, before):
-            gained = read_file(self._log)[logged:].decode(errors="replace")
-            faults = re.findall(r"\[emerg\] \S+ (.*)", gained)
+            faults = re.findall(r"\[emerg\] \S+ (.*)", self._logged()[logged:])
             if time.monotonic() > deadline or any("still could not" in fault for fault in faults):
                 cause = faults[0] if faults else f"no answer in {START_TIMEOUT} s"
                 raise ProxyError(f"nginx goes on with its earlier configuration: {cause}.")
             time.sleep(0.05)
         _end(left)
         self._keep_keys(identity, earlier)
+        self._keep_site(site)
 
     def run(self, site: Site) -> None:
         """Replace this process with nginx, which logs to standard output and standard error.
@@ -193,6 +242,7 @@ class Proxy:
         self._make_way(left := self._left())
         _end(left)
         self._keep_keys(identity)
+        self._keep_site(site)
         command = self._command(directives="daemon off;")
         for stream, name in enumerate(LOGS, start=1):
             log = self._state / "logs" / name
@@ -229,9 +279,11 @@ class Proxy:
         also = f", and {len(left)} that an earlier one had left" if left else ""
         return f"Stopped nginx (process {master.pid}{also})."
 
-    @property
-    def _log(self) -> Path:
-        return self._state / "logs" / "error.log"
+    def _logged(self) -> str:
+        """Return the log of errors; nothing where `run` has it go to the streams of its own."""
+        log = self._state / "logs" / "error.log"
+        has_it = log.exists() and not log.is_symlink()
+        return read_file(log).decode(errors="replace") if has_it else ""
 
     @contextmanager
     def _alone(self, site: Site) -> Iterator[None]:
@@ -276,8 +328,9 @@ class Proxy:
             socket.unlink()
 
     def _workers(self) -> list[psutil.Process]:
-        master = self._master()
-        return master.children() if master else []
+        # The master of `run` has other children, too, which copy its logs.
+        nginxes, master = self._processes(), self._master()
+        return [child for child in master.children() if child in nginxes] if master else []
 
     @property
     def _identity(self) -> str:
@@ -307,7 +360,8 @@ class Proxy:
         # A missing key file is told before anything of an earlier configuration is changed.
         for upstream in site.upstreams:
             read_file(upstream.key_file)
-        for name in ("identity", "nginx.conf", DESCRIPTION, *LUA):
+        site.check_canaries()
+        for name in ("identity", "nginx.conf", DESCRIPTION, SITE, *LUA):
             check_file(self._state / name)
         for log in LOGS:
             # `run` has links there, to this process's streams.
@@ -323,6 +377,8 @@ class Proxy:
             (keys / f"{name}.key").symlink_to(upstream.key_file.resolve())
             host, _, port = urlsplit(upstream.url).netloc.rpartition(":")
             self._render("torchserve.conf", f"{name}.conf", name=name, host=host, port=port)
+        canaries = [one for one in site.canaries if one.share]
+        addresses = counted(canaries)
         limits = "max_conns=48 max_fails=3 fail_timeout=2s"
         files = min(MOST_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         for module in LUA:
@@ -347,6 +403,10 @@ class Proxy:
             varies="Origin" if site.origins else "",
             headers=", ".join(HEADERS),
             names=", ".join(f'"{name}"' for name in names),
+            splits="\n    ".join(splits(canaries)),
+            canaries=_lines("{}", choices(canaries)),
+            counted=_lines('"~{0[1]}" "{0[0]}";', [*addresses.items()]),
+            versions=", ".join(f'"{version}"' for version in addresses),
             body=str(self._body(site) // MEBIBYTE),
             servers=_lines(f"server unix:{{}}.sock {limits};", names),
         )
@@ -371,6 +431,10 @@ class Proxy:
         for folder in self._state.glob("keys-*"):
             if folder.name.removeprefix("keys-") not in identities:
                 shutil.rmtree(folder)
+
+    def _keep_site(self, site: Site) -> None:
+        with lock.whole(self._state / SITE) as file:
+            file.write(TypeAdapter(Site).dump_json(site))
 
     def _render(self, template: str, file: str, /, **values: str) -> None:
         text = (paths.CONFIG / "nginx" / template).read_text(encoding="utf-8")
@@ -454,5 +518,5 @@ class _Template(string.Template):
     delimiter = "@"
 
 
-def _lines(form: str, values: tuple[str, ...] | list[str]) -> str:
+def _lines(form: str, values: Iterable[object]) -> str:
     return "\n        ".join(form.format(value) for value in values)

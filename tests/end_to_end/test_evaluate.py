@@ -3,6 +3,7 @@
 import csv
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from sklearn.metrics import classification_report
 from sklearn.neighbors import NearestNeighbors
 from torchvision.transforms import InterpolationMode, v2
 
-from scripts import calibrate, evaluate, paths, photos, robustness
+from scripts import calibrate, compare, evaluate, paths, photos, robustness
 from scripts.archive.hashes import read_record, sha256_of
 from scripts.archive.recipe import Recipe, build
 from scripts.archive.store import choose
@@ -746,3 +747,116 @@ def test_an_archive_is_a_row_of_the_families(own: Own) -> None:
     assert row.int8 is None and row.fp32 and row.fp32.megabytes == pytest.approx(size / 1e6)
     cells = families.markdown([row]).splitlines()[2].split(" | ")
     assert cells[5] == "–" and cells[8].startswith("passes: ") and cells[9].startswith("–")
+
+
+def another(archive: Path, to: Path, metadata: dict[str, Any]) -> Path:
+    """Version 2.0 of the same network, which looks at one view, with other metadata."""
+    with zipfile.ZipFile(archive) as packed, zipfile.ZipFile(to, "w") as written:
+        for name in packed.namelist():
+            content = packed.read(name)
+            if name == "metadata.json":
+                content = json.dumps(json.loads(content) | metadata).encode()
+            elif name == "MAR-INF/MANIFEST.json":
+                content = content.replace(b'"1.0"', b'"2.0"')
+            written.writestr(name, content.replace(b"tta: five_crop", b"tta: none"))
+    return to
+
+
+def test_two_archives_are_compared_as_pytorch_compares_them(
+    own: Own,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each by its own views and temperature; then by label, where one has another name."""
+    with zipfile.ZipFile(own.archive) as packed:
+        temperatures = json.loads(packed.read("metadata.json"))["temperatures"]
+    said = []
+    for mode in ("five_crop", "none"):
+        powers = np.stack([*own.probabilities[mode].values()]) ** (1 / temperatures.get(mode, 1))
+        said.append(powers / powers.sum(axis=1, keepdims=True))
+    files = [*own.probabilities["none"]]
+    labels = np.array([label_at(path) for path in files])
+    (first, second), best = said, [rows.argmax(axis=1) for rows in said]
+    right = [found == labels for found in best]
+    gained, lost = (int((right[a] & ~right[b]).sum()) for a, b in ((1, 0), (0, 1)))
+    changes = gained + lost
+    p = min(1, 2 * sum(math.comb(changes, k) for k in range(min(gained, lost) + 1)) / 2**changes)
+
+    other = another(own.archive, tmp_path / "other.mar", {})
+    folder = tmp_path / "comparison"
+    pair = (own.archive, other, own.folder, "--output", folder)
+    done = run_command("compare", *pair, "--at-least", "-99")
+    assert done.returncode == 0, done.stderr
+    assert "The bar is reached: " in done.stdout and "broken.jpg: The image" in done.stderr
+    found = json.loads((folder / "comparison.json").read_text())
+    assert [one["tta"] for one in found["archives"]] == ["five_crop", "none"]
+    assert [one["version"] for one in found["archives"]] == ["1.0", "2.0"]
+    rows = np.arange(len(labels))
+    for one, probabilities, hits in zip(found["archives"], said, right, strict=True):
+        assert one["top1"]["value"] == pytest.approx(hits.mean())
+        nll = -np.log(probabilities[rows, labels]).mean()
+        assert one["nll"] == pytest.approx(nll, abs=1e-3)
+        assert one["milliseconds"] > 0 and 0 <= one["ece"] <= 1
+    between = found["second to first"]
+    assert (between["gained"], between["lost"]) == (gained, lost)
+    assert between["mcnemar p"] == pytest.approx(p)
+    assert between["top1"]["value"] == pytest.approx((gained - lost) / len(labels))
+    assert between["changed"] == (best[0] != best[1]).sum() > 0
+    assert between["mean difference"] == pytest.approx(np.abs(second - first).mean(), abs=1e-5)
+    assert {Path(one["path"]).name for one in found["left out"]} == {
+        *("large.png", "broken.jpg", "gone.jpg")
+    }
+
+    moved = np.abs(second - first).sum(axis=1)
+    order = sorted(rows, key=lambda row: (best[0][row] == best[1][row], -moved[row]))
+    page = (folder / "changed.html").read_text(encoding="utf-8")
+    shown = [html.unescape(one) for one in re.findall("<b>(.*?)</b>", page)]
+    assert shown == [str(files[row].relative_to(own.folder)) for row in order]
+    assert "default-src 'none'" in page and not re.search("https?://|<script|<link|<b ", page)
+    assert page.count('src="data:image/jpeg;base64,') == page.count("<img ") == len(files)
+    with (folder / "answers.csv").open(encoding="utf-8", newline="") as file:
+        table = [*csv.DictReader(file)]
+    assert [Path(row["path"]).name.lstrip("'") for row in table] == [
+        files[row].name for row in order
+    ]
+    assert [row["B"] for row in table] == [OWN_LABELS[best[1][row]] for row in order]
+    assert sum(row["changed"] == "true" for row in table) == between["changed"]
+
+    def told(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["visionserve compare", *map(str, words)])
+        code = compare.main()
+        return code, *capsys.readouterr()
+
+    code, out, _ = told(*pair, "--at-least", "99")
+    assert code == 1 and "The bar is missed: " in out
+
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for number, path in enumerate(files):
+        (plain / f"{number:03}{path.suffix}").symlink_to(path)
+    renamed = [*OWN_LABELS[:-1], "anything else"]
+    another(own.archive, other, {"categories": renamed})
+    monkeypatch.setattr(paths, "MODEL_STORE", tmp_path)
+    (tmp_path / "local").symlink_to(own.archive.parent)
+    by_name = ("own", other, plain, "--output", folder)
+    assert told(*by_name)[0] == 0
+    found = json.loads((folder / "comparison.json").read_text())["second to first"]
+    columns = [np.pad(first, ((0, 0), (0, 1))), np.insert(second, 8, 0, axis=1)]
+    difference = np.abs(columns[1] - columns[0]).mean()
+    assert found["mean difference"] == pytest.approx(difference, abs=1e-5)
+    assert found["changed"] == (columns[0].argmax(1) != columns[1].argmax(1)).sum()
+    assert "top1" not in found
+
+    another(own.archive, other, {"categories": [f"class {number}" for number in range(9)]})
+    several = {"activation": "sigmoid", "thresholds": [0.5] * 9}
+    for words, said_ in (
+        (by_name, "The archives have no label in common: 'dog' is one of own's"),
+        ((*by_name[:2], own.folder), "The archives have no label in common"),
+        ((own.archive, own.archive, plain, "--at-least", "0"), "--at-least takes labels. Give"),
+        (("absent", *by_name[1:]), "absent.mar is not there; of archives there are: own"),
+        ((own.archive, tmp_path / "absent.mar", plain), "absent.mar: no such archive"),
+        ((another(own.archive, tmp_path / "s.mar", several), *pair[1:3]), "gives several labels"),
+    ):
+        code, _, error = told(*words, "--output", folder)
+        assert code == 1 and said_ in error and "Traceback" not in error, error

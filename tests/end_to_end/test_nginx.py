@@ -11,8 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -27,13 +29,17 @@ import requests
 from PIL import Image
 
 from scripts import paths, photos
+from scripts import proxy as proxy_command
+from scripts.archive.hashes import read_record, sha256_of, write_record
 from scripts.batch.rows import RunError
 from scripts.batch.server_engine import classify
+from scripts.server.canary import Canary
 from scripts.server.client import Client
 from scripts.server.nginx import Proxy, ProxyError, Site, Upstream
 from scripts.server.ports import free_port, free_ports
+from scripts.server.properties import read_properties
 from scripts.server.torchserve import TorchServe
-from tests.helpers import REAL, encode, site_of, spend, upstream_of
+from tests.helpers import RANDOM, REAL, encode, site_of, spend, upstream_of
 from visionserve.config import Options
 
 TIMEOUT = 60
@@ -768,3 +774,323 @@ def test_one_setting_of_a_profile_moves_the_size_of_an_image_everywhere(
     for size, code in ((9_000_000, "image_too_large"), (20_000_000, "body_too_large")):
         response = requests.post(url, b"\xff\xd8\xff" + bytes(size), timeout=60)
         assert (response.status_code, response.json()["error"]["code"]) == (413, code)
+
+
+CLIENTS = 2000
+# Added to a handler's entry point: its model raises while there is a file.
+BREAKS = """
+from visionserve.runtimes.openvino import OpenVINORuntime
+
+answers = OpenVINORuntime.passed
+
+
+def passed(self, pixels):
+    if Path({switch!r}).exists():
+        raise RuntimeError("broken")
+    return answers(self, pixels)
+
+
+OpenVINORuntime.passed = passed
+"""
+
+
+@pytest.fixture(scope="module")
+def switch(
+    server: TorchServe, newer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """Have the server serve version 2.0 of the random ResNet-18, which fails while a file is there.
+
+    Yields:
+        The file.
+    """
+    switch, copy = tmp_path_factory.mktemp("switch") / "broken", newer.with_name("breaks.mar")
+    with zipfile.ZipFile(newer) as packed, zipfile.ZipFile(copy, "w") as breaks:
+        for name in packed.namelist():
+            more = BREAKS.format(switch=str(switch)) if name == "visionserve_handler.py" else ""
+            breaks.writestr(name, packed.read(name) + more.encode())
+    kept = read_record(newer)
+    assert kept
+    write_record(copy, {**kept, "sha256": sha256_of(copy)})
+    server.register(copy.name, workers=1)
+    yield switch
+    switch.unlink(missing_ok=True)
+    server.client.unregister(RANDOM, "2.0")
+    for file in (copy, copy.with_suffix(".json")):
+        file.unlink()
+
+
+def sent(*words: str, state: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run `visionserve proxy start` on a state, and return what it tells, or its one-line error."""
+    sys.argv = ["visionserve proxy", "start", "--state", str(state), *words]
+    code = proxy_command.main()
+    told = capsys.readouterr()
+    assert bool(code) == bool(told.err) and len(told.err.splitlines()) <= 1, told
+    return told.out + told.err
+
+
+def ask_as(
+    address: str,
+    site: Site,
+    body: bytes,
+    path: str = f"/predictions/{RANDOM}",
+    method: str = "POST",
+) -> requests.Response:
+    """Ask as a client of an address, in a connection of its own."""
+    headers = {"X-Forwarded-For": address, "X-Classify-TTA": "none"}
+    if method == "POST":
+        headers["Content-Type"] = "application/json" if body[:1] == b"{" else "image/png"
+    url = f"http://{site.listen}{path}"
+    return requests.request(method, url, data=body, headers=headers, timeout=TIMEOUT)
+
+
+def counted(site: Site, metric: str) -> dict[str, float]:
+    """What nginx counts of the random ResNet-18, by version."""
+    text = requests.get(f"http://{site.probes}/metrics", timeout=TIMEOUT).text
+    found = re.findall(rf'^{metric}{{model="{RANDOM}",version="(\S+)"}} (\S+)$', text, re.MULTILINE)
+    return {version: float(value) for version, value in found}
+
+
+def torchserve_counted(server: TorchServe, metric: str) -> dict[str, float]:
+    """What TorchServe itself counts of the random ResNet-18, by version; `default` for none."""
+    address = read_properties(server.state / "config.properties")["metrics_address"]
+    text = requests.get(f"{address}/metrics", timeout=TIMEOUT).text
+    found: dict[str, float] = {}
+    for labels, value in re.findall(rf"^{metric}{{(.*)}} (\S+)$", text, re.MULTILINE):
+        pairs: dict[str, str] = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        if RANDOM in pairs.values():
+            version = pairs.get("ModelVersion") or pairs["model_version"]
+            found[version] = found.get(version, 0) + float(value)
+    return found
+
+
+@pytest.fixture
+def canary(proxy: Proxy, server: TorchServe, switch: Path) -> Site:
+    """A site with a canary of 5 %, whose clients are the addresses that a load balancer names."""
+    own = replace(site_of(server, trusted=("127.0.0.1",)), model=RANDOM)
+    site = replace(own, canaries=(Canary(RANDOM, "2.0", 5),))
+    proxy.start(site)
+    return site
+
+
+def versions_of(site: Site, cat: bytes, addresses: Iterable[str]) -> dict[str, str]:
+    """Which version answers each client."""
+    with ThreadPoolExecutor(4) as pool:
+        answers = {one: pool.submit(ask_as, one, site, cat) for one in addresses}
+    return {one: answer.result().json()["version"] for one, answer in answers.items()}
+
+
+def test_a_canary_gets_its_share_of_the_clients_and_all_that_they_ask(
+    canary: Site, server: TorchServe, cat: bytes
+) -> None:
+    """By TorchServe's own count of 2,000 clients, and by the answers at every door."""
+    before = torchserve_counted(server, "ts_inference_requests_total")
+    numbers = iter(range(CLIENTS))
+
+    def ask_on(_: int) -> None:
+        connection = http.client.HTTPConnection(canary.listen, timeout=TIMEOUT)
+        for number in numbers:
+            headers = PNG | {"X-Forwarded-For": f"10.9.{number // 250}.{number % 250}"}
+            connection.request("POST", f"/predictions/{RANDOM}", b"x", headers)
+            response = connection.getresponse()
+            assert response.status == 415 and response.read()
+        connection.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask_on, range(4)))
+    now = torchserve_counted(server, "ts_inference_requests_total")
+    rose = {version: count - before.get(version, 0) for version, count in now.items()}
+    assert sum(rose.values()) == CLIENTS and 0.04 * CLIENTS <= rose["2.0"] <= 0.06 * CLIENTS
+    assert counted(canary, "visionserve_gate_requests_total") == {
+        "2.0": rose["2.0"],
+        "default": CLIENTS - rose["2.0"],
+    }
+    assert counted(canary, "visionserve_gate_failures_total") == {"2.0": 0, "default": 0}
+    assert all(value > 0 for value in counted(canary, "visionserve_gate_seconds_total").values())
+
+    found = versions_of(canary, cat, (f"2001:db8:0:{number:x}::1" for number in range(60)))
+    text = base64.b64encode(cat).decode()
+    v1 = json.dumps({"instances": [{"b64": text}]}).encode()
+    v2 = json.dumps(
+        {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [text]}]}
+    ).encode()
+    for version in ("1.0", "2.0"):
+        address = next(one for one, answered in found.items() if answered == version)
+        other = address.replace("::1", ":7::2")
+        for path, body in (
+            ("/invocations", cat),
+            (f"/explanations/{RANDOM}", cat),
+            (f"/v1/models/{RANDOM}:predict", v1),
+            (f"/v1/models/{RANDOM}:explain", v1),
+            (f"/v2/models/{RANDOM}/infer", v2),
+            (f"/v2/models/{RANDOM}/explain", v2),
+        ):
+            answer = ask_as(other, canary, body, path)
+            assert re.findall(r'version": ?"([\d.]+)"', answer.text)[0] == version, (
+                path,
+                answer.text,
+            )
+        page = ask_as(other, canary, b"", "/", "GET")
+        assert f'"version":"{version}"' in page.text.replace(": ", ":")
+        for named in ("1.0", "2.0"):
+            path = f"/predictions/{RANDOM}/{named}"
+            assert ask_as(other, canary, cat, path).json()["version"] == named
+        assert ask_as(other, canary, cat, f"/predictions/{REAL}").json()["model"] == REAL
+
+
+def test_a_canary_is_changed_under_load_and_nothing_is_lost(
+    canary: Site,
+    server: TorchServe,
+    cat: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each command is one, without what nginx was started with; each client keeps its version."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    done: list[tuple[str, float, requests.Response]] = []
+    over = threading.Event()
+
+    def ask_on(number: int) -> None:
+        address = f"10.9.0.{number}"
+        while not over.is_set():
+            began = time.monotonic()
+            done.append((address, began, ask_as(address, canary, cat)))
+
+    def change(share: str, default: str | None = None) -> tuple[float, float]:
+        """Make a change and have clients ask. Returns when it was made, and when they had asked."""
+        told = sent("--canary", f"{RANDOM}=2.0:{share}", state=tmp_path / "nginx", capsys=capsys)
+        text = f"{RANDOM} 2.0 answers {share.removesuffix('%')} % of the model's clients."
+        assert told.splitlines()[1:] == [text] * (share != "0%")
+        if default:
+            server.client.set_default(RANDOM, default)
+        changed, count = time.monotonic(), len(done)
+        while len(done) < count + 18:
+            assert not any(one.done() for one in asking)
+            time.sleep(0.02)
+        return changed, time.monotonic()
+
+    def answered(since: float, until: float) -> dict[str, set[str]]:
+        """Which versions answered each client's requests that began in a time."""
+        found: dict[str, set[str]] = {}
+        for address, began, response in done:
+            if since <= began < until:
+                found.setdefault(address, set()).add(response.json()["version"])
+        return found
+
+    with ThreadPoolExecutor(6) as pool:
+        asking = [pool.submit(ask_on, number) for number in range(6)]
+        try:
+            changes = [("100%", None), ("0%", None), ("50%", None), ("100%", "2.0"), ("0%", None)]
+            times = [change(*one) for one in changes]
+        finally:
+            over.set()
+            for one in asking:
+                one.result()
+            server.client.set_default(RANDOM, "1.0")
+    assert [response.text for _, _, response in done if response.status_code != 200] == []
+    every, none, half, default, finished = (answered(*one) for one in times)
+    for found, version in ((every, "2.0"), (none, "1.0"), (default, "2.0"), (finished, "2.0")):
+        assert {*map(frozenset, found.values())} == {frozenset({version})}
+    assert {*map(frozenset, half.values())} == {frozenset({"1.0"}), frozenset({"2.0"})}
+
+
+def test_a_broken_canary_costs_its_clients_alone(
+    canary: Site, server: TorchServe, switch: Path, cat: bytes, proxy: Proxy
+) -> None:
+    """What nginx counts is what its clients saw; back at 0 %, all is well."""
+    proxy.start(replace(canary, canaries=(Canary(RANDOM, "2.0", 50),)))
+    found = versions_of(canary, cat, (f"10.9.1.{number}" for number in range(8)))
+    lucky, unlucky = (
+        [address for address, version in found.items() if version == one] for one in ("1.0", "2.0")
+    )
+    assert lucky and unlucky
+    before = counted(canary, "visionserve_gate_requests_total")
+    switch.touch()
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            asked = [
+                (address in lucky, pool.submit(ask_as, address, canary, cat))
+                for _ in range(6)
+                for address in (*lucky, *unlucky)
+            ]
+            statuses = [(well, answer.result().status_code) for well, answer in asked]
+    finally:
+        switch.unlink()
+    assert {status for well, status in statuses if well} == {200}
+    failed = [status for well, status in statuses if not well]
+    assert failed and set(failed) <= {500, 503}
+    failures = counted(canary, "visionserve_gate_failures_total")
+    assert failures == {"2.0": len(failed), "default": 0}
+    now = counted(canary, "visionserve_gate_requests_total")
+    assert now["2.0"] - before["2.0"] == len(failed)
+    assert now["default"] - before["default"] == len(statuses) - len(failed)
+    proxy.start(replace(canary, canaries=()))
+    assert {*versions_of(canary, cat, unlucky).values()} == {"1.0"}
+
+
+def test_a_canary_of_a_container_is_taken_back(
+    server: TorchServe,
+    switch: Path,
+    cat: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where nginx runs in the foreground, another process's command changes it, too."""
+    site, state = site_of(server), tmp_path / "nginx"
+    (upstream,) = site.upstreams
+    words = ("--state", state, "--upstream", upstream.url, upstream.key_file, "--model", RANDOM)
+    addresses = ("--listen", site.listen, "--probes", site.probes)
+    command = [sys.executable, "-m", "scripts", "proxy", "run", *words, *addresses]
+    every = ("--canary", f"{RANDOM}=2.0:100%")
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([*map(str, command), *every], cwd=paths.ROOT, stderr=log)
+    try:
+        deadline = time.monotonic() + TIMEOUT
+        while time.monotonic() < deadline and not Proxy(state).pid:
+            time.sleep(0.1)
+        assert ask_as("10.0.0.1", site, cat).json()["version"] == "2.0"
+        monkeypatch.setattr(sys, "argv", sys.argv)
+        assert "answers at" in sent("--canary", f"{RANDOM}=2.0:0%", state=state, capsys=capsys)
+        assert ask_as("10.0.0.1", site, cat).json()["version"] == "1.0"
+    finally:
+        process.send_signal(signal.SIGQUIT)
+        assert process.wait(TIMEOUT) == 0
+
+
+def test_a_canary_that_cannot_be_is_refused_in_a_line(
+    canary: Site,
+    second: TorchServe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And the earlier configuration goes on."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    state = tmp_path / "nginx"
+    written = (state / "nginx.conf").read_bytes()
+    key = second.state / "key_file.json"
+    upstream = ("--upstream", second.client.inference, str(key))
+    for words, said in (
+        (("--canary", f"{RANDOM}=3.0:5%"), f"has no {RANDOM} 3.0: visionserve manage register"),
+        (("--canary", "absent=2.0:5%"), "has no absent 2.0"),
+        ((*upstream, "--canary", f"{RANDOM}=2.0:5%"), f"{second.client.inference} has no {RANDOM}"),
+        (("--canary", "a=2:1%", "a=3:1%"), "canary: a has several"),
+    ):
+        told = sent(*words, state=state, capsys=capsys)
+        assert said in told, told
+    other = tmp_path / "other"
+    told = sent("--canary", "a=2:1%", state=other, capsys=capsys)
+    assert told == "Give --upstream: no nginx was started here before.\n"
+    other.mkdir()
+    (other / "site.json").write_bytes(b"{")
+    told = sent("--canary", "a=2:1%", state=other, capsys=capsys)
+    assert told == f"{other}/site.json: is damaged; give --upstream.\n"
+    for text in ("101%", "-1%", "5", "0.001%", "nan%", "", "٥%"):
+        with pytest.raises(SystemExit):
+            sent("--canary", f"{RANDOM}=2.0:{text}", state=state, capsys=capsys)
+        assert "argument --canary: " in capsys.readouterr().err.splitlines()[-1]
+    for named in ("a/b=2:5%", "a=2;x:5%", "=2:5%", 'a"=2:5%'):
+        with pytest.raises(SystemExit):
+            sent("--canary", named, state=state, capsys=capsys)
+    assert (state / "nginx.conf").read_bytes() == written

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from scripts import paths, photos
 from scripts.archive.hashes import sha256_of
 from scripts.archive.recipe import Recipe, build
 from scripts.archive.temperatures import Fitted
+from scripts.server.canary import Canary
 from scripts.server.client import Client
+from scripts.server.nginx import Proxy, Site
 from scripts.server.ports import free_port
 from scripts.server.properties import read_properties
 from scripts.server.torchserve import TorchServe
-from tests.helpers import RANDOM, encode, write_config
+from tests.helpers import RANDOM, encode, site_of, write_config
 from visionserve.config import TTA
 from visionserve.metadata import Familiarity, Share, Threshold
 
@@ -401,14 +404,28 @@ def test_every_metric_asked_for_is_declared() -> None:
 
 
 @pytest.fixture(scope="module")
-def prometheus(server: TorchServe, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def gate(
+    server: TorchServe, observed: Client, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    """An nginx that sends all clients of the observed model to a version."""
+    proxy = Proxy(tmp_path_factory.mktemp("gate") / "nginx")
+    site = replace(site_of(server), canaries=(Canary(OBSERVED, "1.0", 100),))
+    proxy.start(site)
+    yield site
+    proxy.stop()
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    server: TorchServe, gate: Site, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """A real Prometheus with the repository's configuration, but for address and pace."""
     folder = tmp_path_factory.mktemp("prometheus")
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     target = metrics_address(server).removeprefix("http://")
     config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
-    config["scrape_configs"][1]["static_configs"] = []
+    config["scrape_configs"][1]["static_configs"] = [{"targets": [gate.probes]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     shutil.copy(PROMETHEUS / "alerts.yml", folder)
     address = f"127.0.0.1:{free_port()}"
@@ -427,7 +444,7 @@ def prometheus(server: TorchServe, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_a_real_prometheus_fills_every_panel_and_evaluates_every_alert(
-    prometheus: str, observed: Client, lacking: tuple[Samples, Samples]
+    prometheus: str, observed: Client, gate: Site, lacking: tuple[Samples, Samples]
 ) -> None:
     def ask(path: str, **parameters: str) -> Any:
         try:
@@ -441,6 +458,7 @@ def test_a_real_prometheus_fills_every_panel_and_evaluates_every_alert(
         for number in range(3):
             observed.predict(OBSERVED, solid(200 + number))
             observed.predict(OBSERVED, b"nonsense")
+        requests.post(f"http://{gate.listen}/predictions/{OBSERVED}", data=b"x", timeout=60)
         answers = {query: ask("query", query=query) for query in expressions()}
         return [query for query, answer in answers.items() if not answer or not answer["result"]]
 

@@ -18,6 +18,7 @@ from scripts.quality.statistics import (
     clustered,
     log_loss,
     paired_difference,
+    paired_interval,
     proportion,
     reliability,
 )
@@ -102,6 +103,28 @@ def test_pairs_are_compared() -> None:
     assert (difference, p) == (0, 1) and abs(width - 1.96 * 2**0.5 / 4) < 1e-12
     difference, width, p = paired_difference(np.ones(100, bool), np.zeros(100, bool))
     assert (difference, width) == (1.0, 0.0) and p < 1e-20
+
+
+def pairs(both: int, ours: int, reference: int, neither: int) -> list[NDArray[np.bool_]]:
+    """Two ways on the same images, by who has them right."""
+    counts = (both, ours, reference, neither)
+    return [np.repeat(np.array(rights, bool), counts) for rights in ([1, 1, 0, 0], [1, 0, 1, 0])]
+
+
+def test_pairs_are_compared_as_published() -> None:
+    """McNemar's exact test as in mlxtend's own tests, and as the sum that it is.
+
+    The interval as in M. W. Fagerland, S. Lydersen and P. Laake (Statistics in Medicine, 2014),
+    airway hyper-responsiveness before and after a transplantation: -0.508 to -0.013.
+    """
+    _, _, p = paired_difference(*pairs(101, 121, 59, 33))
+    assert p == pytest.approx(4.43444926375551e-06, rel=1e-9)
+    assert p == pytest.approx(2 * sum(math.comb(180, k) for k in range(60)) / 2**180)
+    found = paired_interval(*pairs(1, 1, 7, 12))
+    assert found.value == -6 / 21
+    assert (found.low, found.high) == pytest.approx((-0.508, -0.013), abs=5e-4)
+    alike = paired_interval(np.ones(10, bool), np.ones(10, bool))
+    assert alike.value == 0 and alike.low < -0.2, "ten photographs show little"
 
 
 def test_an_answer_is_judged_by_its_label_and_by_the_reference() -> None:
