@@ -63,7 +63,11 @@ class VisionHandler:
         }
         self._config = config.handler.model_copy(update=adapted)
         self._telemetry = Telemetry(
-            context.metrics, self._name, self._version, self._config.slow_request_ms / 1000
+            context.metrics,
+            self._name,
+            self._version,
+            len(metadata.categories),
+            self._config.slow_request_ms / 1000,
         )
         self._page = Page()
         self._card = card(

@@ -45,6 +45,10 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--workers", type=WORKERS, help="(the archive's minWorkers)")
         if name == "set-default":
             command.add_argument("version")
+        if name in ("scale", "register"):
+            command.add_argument(
+                "--force", action="store_true", help="start more workers than the archive allows"
+            )
         if name in ("scale", "unregister"):
             command.add_argument("--version", help="(the default version)")
     return parser

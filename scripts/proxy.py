@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ def main() -> int:
         command.add_argument(
             "--probes", metavar="ADDRESS:PORT", help=f"of /ping and /metrics ({Site.probes})"
         )
-        command.add_argument("--model", help=f"that / shows and /ping asks ({Site.model})")
+        command.add_argument("--model", help="that / shows and /ping asks (one that is served)")
         command.add_argument("--rate", help=f"requests of one client ({Site.rate})")
         command.add_argument(
             "--canary",
@@ -99,12 +101,29 @@ def _site(args: argparse.Namespace, proxy: Proxy) -> Site:
     given = {name: value for name, value in given.items() if value is not None}
     if args.upstream:
         named = ((url.rstrip("/"), Path(file).absolute()) for url, file in args.upstream)
-        site = Site(tuple(Upstream(*one) for one in named), **given)
+        upstreams = tuple(Upstream(*one) for one in named)
+        site = Site(upstreams, **{"model": args.model or _served(upstreams), **given})
     else:
         site = replace(proxy.site, **given)
     models = {canary.model for canary in args.canary}
     kept = (canary for canary in site.canaries if canary.model not in models)
     return replace(site, canaries=(*kept, *(one for one in args.canary if one.share)))
+
+
+def _served(upstreams: Sequence[Upstream]) -> str:
+    """Return a model that all servers serve whose state folder is here; `Site`'s if none is."""
+    import requests
+
+    from scripts.server.torchserve import client_of
+
+    served = []
+    for upstream in upstreams:
+        with suppress(OSError, ValueError, KeyError, requests.RequestException):
+            client = client_of(upstream.key_file.parent)
+            at_work = (m for m in client.models() if any(v["workers"] for v in client.describe(m)))
+            served.append(list(at_work))
+    common = [model for model in (served or [[]])[0] if all(model in of_one for of_one in served)]
+    return Site.model if Site.model in common or not common else common[0]
 
 
 def _serves(site: Site) -> bool:

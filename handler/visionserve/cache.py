@@ -12,6 +12,7 @@ import diskcache
 from visionserve.answer import Answer
 from visionserve.config import CacheConfig
 from visionserve.item import Item
+from visionserve.trace import Look
 
 # Options that change how an answer is shown, but not what the cache stores of it.
 APPEARANCE = {"language", "format"}
@@ -71,12 +72,16 @@ class Cache:
             logger.warning("The cache %s cannot be opened: %s", directory, error)
 
     def get(self, item: Item) -> Answer | None:
-        """Return the answer that is stored for an item, or None."""
+        """Return the answer that is stored for an item, or None; note how its picture looked."""
         if self._store is None or item.probe:
             return None
         try:
             text = self._store.get(self._key(item))
-            answer: Answer | None = None if text is None else json.loads(text)
+            if text is None:
+                return None
+            answer: Answer
+            answer, look = json.loads(text)
+            item.trace.look = look and Look(*look)
         except FAILURES as error:
             logger.warning("The cache cannot be read: %s", error)
             return None
@@ -87,7 +92,8 @@ class Cache:
         if self._store is None or item.probe:
             return
         try:
-            self._store.set(self._key(item), json.dumps(answer, ensure_ascii=False))
+            stored = json.dumps((answer, item.trace.look), ensure_ascii=False)
+            self._store.set(self._key(item), stored)
         except FAILURES as error:
             logger.warning("The cache cannot be written: %s", error)
 

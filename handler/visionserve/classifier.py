@@ -26,7 +26,7 @@ from visionserve import (
     runtimes,
     self_check,
 )
-from visionserve.answer import Answer, Hint, Outcome, Prediction, to_json
+from visionserve.answer import Answer, Outcome, Prediction, to_json
 from visionserve.cache import Cache
 from visionserve.config import TTA, HandlerConfig, ModelConfig, Options
 from visionserve.deadline import check, too_slow
@@ -403,7 +403,10 @@ class Classifier:
             )
             labels, is_confident = self._judge(tempered, predictions, options.threshold)
             is_unfamiliar = self._is_unfamiliar(passed, options.tta)
-            found = [] if is_confident and not is_unfamiliar else self._hints(image)
+            (view,) = image.views.stacked(1)
+            trace.look = hints.measure(view)
+            warned = not is_confident or is_unfamiliar
+            found = hints.find(trace.look, trace, self.metadata.transforms) if warned else None
         if options.explain:
             with trace.stage("explain"):
                 predictions = self._explain(image, predictions, deadline)
@@ -454,11 +457,6 @@ class Classifier:
         if (tell := self._unfamiliar.get(mode)) is None or passed.features is None:
             return None
         return tell(passed.features)
-
-    def _hints(self, image: Prepared) -> list[Hint]:
-        """Name the faults of an image that may explain a guess."""
-        (view,) = image.views.stacked(1)
-        return hints.find(view, image.item.trace, self.metadata.transforms)
 
     def _explain(
         self, image: Prepared, predictions: Sequence[Prediction], deadline: float

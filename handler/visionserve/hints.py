@@ -1,7 +1,8 @@
 """Faults of a picture that may explain why the model only guesses.
 
-None of these measures predicts mistakes well, but each names its cause well, so they are taken
-once an answer carries a warning, and cost the other answers nothing.
+None of these measures predicts mistakes well, but each names its cause well, so they are told
+once an answer carries a warning. What they are told by is measured of every picture, as it also
+shows a stream of pictures that changes; see `visionserve.drift`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from visionserve.answer import Hint
 from visionserve.metadata import Transforms
 from visionserve.preprocessing import resized_size
-from visionserve.trace import Trace
+from visionserve.trace import Look, Trace
 
 # What is looked at is the middle of the view, at most so many pixels wide and high.
 SIDE = 224
@@ -25,11 +26,11 @@ ENLARGED = 2
 COARSE = 100
 
 
-def find(view: NDArray[np.uint8], trace: Trace, transforms: Transforms) -> list[Hint]:
+def find(look: Look, trace: Trace, transforms: Transforms) -> list[Hint]:
     """Name the faults of a picture.
 
     Args:
-        view: uint8 of shape (height, width, 3), RGB: its first view.
+        look: what was measured of it.
         trace: has its size, and its JPEG table.
         transforms: the model's resize.
 
@@ -39,54 +40,49 @@ def find(view: NDArray[np.uint8], trace: Trace, transforms: Transforms) -> list[
         `poor_jpeg`, if its JPEG keeps little. A picture that is small is soft, and not called
         blurred as well.
     """
-    top, left = (max(0, side - SIDE) // 2 for side in view.shape[:2])
-    grey = Image.fromarray(view[top : top + SIDE, left : left + SIDE]).convert("L")
     is_small = enlargement(trace.size, transforms) > ENLARGED
     faults: Mapping[Hint, bool] = {
-        "dark": highlight(grey) < DARK,
-        "blurred": not is_small and sharpness(np.asarray(grey, np.float32)) < BLURRED,
+        "dark": look.highlight < DARK,
+        "blurred": not is_small and look.sharpness < BLURRED,
         "small": is_small,
         "poor_jpeg": len(trace.luma_table) > 0 and float(np.mean(trace.luma_table)) > COARSE,
     }
     return [hint for hint, is_found in faults.items() if is_found]
 
 
-def highlight(grey: Image.Image) -> int:
-    """Return the luminance, 0 to 255, that a twentieth of an image's pixels reach.
+def measure(view: NDArray[np.uint8]) -> Look:
+    """Measure the middle of a picture.
 
     An underexposed photograph has no highlights, whereas a well exposed one of something dark has.
-    """
-    counts = np.cumsum(grey.histogram())
-    return int(np.searchsorted(counts, (1 - BRIGHT_SHARE) * counts[-1]))
-
-
-def sharpness(grey: NDArray[np.float32]) -> float:
-    """Return how much an image bends where it bends least, over its variance.
 
     The mean square of the Laplacian over the variance (Pech-Pacheco et al., 2000) finds what is
     out of focus. Here its second derivatives are taken apart, as in the modified Laplacian (Nayar
     and Nakagawa, 1994), along rows, columns and diagonals, because motion blurs one direction.
 
     Args:
-        grey: luminance, float32 of shape (height, width).
-
-    Returns:
-        0 and above, the same at any contrast. A plain surface, which is neither sharp nor blurred,
-        has infinity.
+        view: uint8 of shape (height, width, 3), RGB: its first view.
     """
-    variance = float(grey.var())
-    if variance < 1:
-        return float("inf")
+    top, left = (max(0, side - SIDE) // 2 for side in view.shape[:2])
+    image = Image.fromarray(view[top : top + SIDE, left : left + SIDE]).convert("L")
+    counts = np.cumsum(image.histogram())
+    highlight = int(np.searchsorted(counts, (1 - BRIGHT_SHARE) * counts[-1]))
+    grey = np.asarray(image, np.float32)
     above, middle, below = grey[:-2], grey[1:-1], grey[2:]
-    left, right = slice(None, -2), slice(2, None)
+    before, after = slice(None, -2), slice(2, None)
     twice = 2 * middle[:, 1:-1]
     pairs = (
-        (middle[:, left], middle[:, right]),
+        (middle[:, before], middle[:, after]),
         (above[:, 1:-1], below[:, 1:-1]),
-        (above[:, left], below[:, right]),
-        (above[:, right], below[:, left]),
+        (above[:, before], below[:, after]),
+        (above[:, after], below[:, before]),
     )
-    return min(float(np.square(one + other - twice).mean()) for one, other in pairs) / variance
+    bend = np.empty_like(twice)
+    squares = []
+    for one, other in pairs:
+        np.add(one, other, out=bend)
+        np.subtract(bend, twice, out=bend)
+        squares.append(float(np.vdot(bend, bend)))
+    return Look(highlight, min(squares) / max(1, bend.size), float(grey.var()))
 
 
 def enlargement(size: tuple[int, int], transforms: Transforms) -> float:

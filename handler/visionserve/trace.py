@@ -1,12 +1,35 @@
 """What the stages note about one image."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Stage = Literal["validate", "decode", "preprocess", "infer", "explain", "postprocess"]
+
+
+class Look(NamedTuple):
+    """What is measured of a picture, in the middle of its first view.
+
+    Attributes:
+        highlight: the luminance, 0 to 255, that a twentieth of its pixels reach.
+        detail: how much it bends where it bends least; see `visionserve.hints.measure`.
+        variance: of its luminance.
+    """
+
+    highlight: int
+    detail: float
+    variance: float
+
+    @property
+    def sharpness(self) -> float:
+        """Detail over variance, the same at any contrast.
+
+        A plain surface, which is neither sharp nor blurred, has infinity.
+        """
+        return self.detail / self.variance if self.variance >= 1 else math.inf
 
 
 @dataclass
@@ -19,12 +42,14 @@ class Trace:
         size: width and height of the upright image, in pixels; (0, 0) until the header is read.
         luma_table: the steps to which a JPEG rounds its luminance; see `visionserve.hints`.
         orientation: how the image lay in its file, from 1 to 8 as in EXIF data.
+        look: what was measured of its pixels, also if its answer is in the cache; None before that.
     """
 
     seconds: dict[Stage, float] = field(default_factory=dict)
     size: tuple[int, int] = (0, 0)
     luma_table: Sequence[int] = ()
     orientation: int = 1
+    look: Look | None = None
 
     @property
     def pixels(self) -> int:

@@ -4,17 +4,20 @@ import argparse
 import json
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import requests
 
 from scripts import lock, paths
 from scripts.archive.hashes import HashError
-from scripts.archive.manifest import ArchiveError
+from scripts.archive.manifest import ArchiveError, read_config
 from scripts.server import snapshots
 from scripts.server.client import Client
 from scripts.server.retire import retire
 from scripts.server.torchserve import NotRunningError, TorchServe
+
+NO_MODEL = "No model is registered."
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,15 +42,20 @@ def _operate(args: argparse.Namespace, server: TorchServe) -> str:
     snapshots.date(server.state)
     match args.command:
         case "list":
-            return "\n".join(listing(client)) or "No model is registered."
+            return "\n".join(listing(client) or [NO_MODEL])
         case "describe":
             shown = client.card(args.model) if args.card else client.describe(args.model)
             return json.dumps(shown, indent=2, ensure_ascii=False)
         case "scale":
-            client.scale(args.model, args.minimum, args.maximum, args.version)
             version = args.version or client.default_version(args.model)
+            file = client.describe(args.model, version)[0]["modelUrl"]
+            if not args.force:
+                _check_workers(server.admitted / file, max(args.minimum, args.maximum or 0))
+            client.scale(args.model, args.minimum, args.maximum, version)
             return _state(f"{args.model} {version}", client.describe(args.model, version)[0])
         case "register":
+            if not args.force:
+                _check_workers(server.store / args.archive, args.workers or 0)
             archive = server.register(args.archive, args.workers)
             (entry,) = client.describe(archive.model, archive.version)
             return _state(f"{archive.model} {archive.version}", entry)
@@ -61,6 +69,20 @@ def _operate(args: argparse.Namespace, server: TorchServe) -> str:
             version = args.version or client.default_version(args.model)
             retire(client, server.admitted, args.model, args.version)
             return f"{args.model} {version} is gone; its requests were answered."
+
+
+def _check_workers(archive: Path, wanted: int) -> None:
+    """Refuse more workers than an archive's `maxWorkers`, as each takes a core and its memory.
+
+    Raises:
+        ValueError: there would be more.
+        ArchiveError: the file is no model archive.
+    """
+    if wanted > 1 and wanted > (most := read_config(archive).maxWorkers):
+        raise ValueError(
+            f"{archive.name} allows {most} worker{'s' * (most > 1)} (maxWorkers of its profile), "
+            f"not {wanted}: --force starts them all the same."
+        )
 
 
 def listing(client: Client) -> list[str]:

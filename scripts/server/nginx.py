@@ -279,6 +279,16 @@ class Proxy:
         also = f", and {len(left)} that an earlier one had left" if left else ""
         return f"Stopped nginx (process {master.pid}{also})."
 
+    def status(self) -> str:
+        """Tell whether nginx runs, and where it answers, for the user."""
+        if (pid := self.pid) is None:
+            return "stopped"
+        with suppress(OSError, ValueError):
+            text = read_file(self._state / "nginx.conf").decode()
+            site, probes = re.findall(r"^ *listen ([^u].*:\d+);", text, re.MULTILINE)
+            return f"runs at http://{site}, probes at http://{probes}, process {pid}"
+        return f"runs, process {pid}"
+
     def _logged(self) -> str:
         """Return the log of errors; nothing where `run` has it go to the streams of its own."""
         log = self._state / "logs" / "error.log"

@@ -23,7 +23,8 @@ from scripts.archive.weights import WeightsError
 from scripts.environment import InstallError
 from scripts.kept import check_file, read_json
 from scripts.server.client import Client
-from scripts.server.manage import listing
+from scripts.server.manage import NO_MODEL, listing
+from scripts.server.nginx import Proxy
 from scripts.server.plan import DEFAULT, Plan, of_names, of_record
 from scripts.server.snapshots import Entry, Models, each
 from scripts.server.torchserve import NotRunningError, StartError, TorchServe
@@ -166,7 +167,7 @@ def stop(server: TorchServe) -> None:
 
 
 def status() -> None:
-    """Print whether each profile's server runs, with its address, models and token file."""
+    """Print whether each profile's server and nginx run, with address, models and token file."""
     for profile in paths.profiles():
         try:
             server = TorchServe.at(paths.STATE / profile)
@@ -179,15 +180,16 @@ def status() -> None:
             continue
         print(f"{profile}: runs at {client.inference}, process {server.pid}")
         try:
-            for line in listing(client):
-                print(f"  {line}")
-            model = client.models()[0]
-        except (requests.RequestException, OSError, IndexError, KeyError, ValueError) as error:
+            lines, models = listing(client), client.models()
+        except (requests.RequestException, OSError, KeyError, ValueError) as error:
             print(f"  does not answer: {error}")
             continue
-        print(f"  page: {_page(server, model)}")
+        print("\n".join(f"  {line}" for line in lines or [NO_MODEL]))
+        if models:
+            print(f"  page: {_page(server, models[0])}")
         if server.needs_token:
             print(f"  token: {_token_age(server.state / 'key_file.json')}")
+    print(f"nginx: {Proxy(paths.STATE / 'nginx').status()}")
 
 
 def _page(server: TorchServe, model: str) -> str:

@@ -45,7 +45,11 @@ class StartError(Exception):
 
 
 class NotRunningError(Exception):
-    """No server that uses this state folder runs."""
+    """No server that uses a state folder, its one argument, runs."""
+
+    def __str__(self) -> str:
+        """Tell how to start one, or which other profile's server runs."""
+        return _not_running(self.args[0])
 
 
 class TorchServe:
@@ -111,10 +115,10 @@ class TorchServe:
         try:
             kept = Started.read(state)
         except OSError:
-            raise NotRunningError(_not_running(state)) from None
+            raise NotRunningError(state) from None
         server = cls(kept.profile, state, Path(kept.store), unrecorded=kept.unrecorded)
         if server.process is None:
-            raise NotRunningError(_not_running(state))
+            raise NotRunningError(state)
         return server
 
     @property
@@ -507,7 +511,16 @@ def _temp(state: Path) -> Path:
 
 def _not_running(state: Path) -> str:
     if state.parent == paths.STATE and state.name in paths.profiles():
-        return f"No server of profile {state.name} runs: make serve PROFILE={state.name}"
+        others = [
+            profile
+            for profile in paths.profiles()
+            if profile != state.name
+            and TorchServe(profile, paths.STATE / profile, Path()).process is not None
+        ]
+        told = f"No server of profile {state.name} runs"
+        if others:
+            return f"{told}, but one of {' and '.join(others)} does: --profile {others[0]}"
+        return f"{told}: make serve PROFILE={state.name}"
     return f"{state}: no server runs."
 
 

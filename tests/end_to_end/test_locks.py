@@ -196,7 +196,7 @@ def test_a_start_of_nginx_is_told_nothing_of_a_stop_meanwhile(
     site, state = site_of(server), ["--state", tmp_path / "nginx"]
     (upstream,) = site.upstreams
     command = ["proxy", "start", *state, "--upstream", upstream.url, upstream.key_file]
-    command += ["--listen", site.listen, "--probes", site.probes, "--model", site.model]
+    command += ["--listen", site.listen, "--probes", site.probes]  # Of a model that is served.
     for _ in range(2):
         starting = [visionserve(*command) for _ in range(2)]
         until(lambda: (tmp_path / "nginx" / "nginx.pid").exists())

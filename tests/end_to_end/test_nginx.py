@@ -715,6 +715,8 @@ def test_two_starts_at_once_end_with_one_nginx(
             started.result()
     masters = [pid for pid in nginxes(tmp_path / "nginx") if psutil.Process(pid).ppid() == 1]
     assert len(masters) == 1 and proxy.pid in masters
+    assert proxy.status().startswith(f"runs at http://{first.listen}, probes at http://127")
+    assert proxy.status().endswith(f", process {proxy.pid}")
     assert requests.get(f"http://{first.listen}/ping", timeout=TIMEOUT).status_code == 200
 
 

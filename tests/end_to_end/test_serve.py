@@ -522,7 +522,9 @@ def another(source: Path, target: Path, version: str, built: datetime, **others:
                 manifest["model"]["modelVersion"] = version
                 data = json.dumps(manifest).encode()
             if name == "model-config.yaml":
-                data = yaml.safe_dump(yaml.safe_load(data) | {"minWorkers": 1}).encode()
+                data = yaml.safe_dump(
+                    yaml.safe_load(data) | {"minWorkers": 1, "maxWorkers": 1}
+                ).encode()
             new.writestr(name, data)
     hashes.record(target, "", own=True)
 
@@ -554,6 +556,13 @@ def test_what_was_served_last_is_served_again_after_a_kill(
         assert code == 0, error
         return out.splitlines(), error.splitlines()
 
+    def refused(name: str, *arguments: str) -> str:
+        """Run a command that has to fail, and return the one line that it tells."""
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        assert import_module(f"scripts.{name}").main() == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
     def serve(*names: str) -> tuple[list[str], list[str]]:
         """Start it, and return the lines of what is served, and what else is told."""
         out, error = command("serve", "start", *settings, *names)
@@ -580,9 +589,13 @@ def test_what_was_served_last_is_served_again_after_a_kill(
     try:
         first, _ = serve("--models", "mountains")
         assert first == ["  mountains 1.0 (default), built 12 days ago"]
+        most = "mountains.mar allows 1 worker (maxWorkers of its profile), not 99: "
+        for typo in (["scale", "mountains", "99"], ["scale", "mountains", "1", "99"]):
+            assert refused("manage", *typo) == f"{most}--force starts them all the same."
+        assert refused("manage", "register", "mountains.mar", "--workers=99").startswith(most)
         command("manage", "register", "mountains-2.0.mar")
         command("manage", "set-default", "mountains", "2.0")
-        command("manage", "scale", "mountains", "2")
+        command("manage", "scale", "mountains", "2", "--force")
         command("manage", "unregister", "mountains", "--version", "1.0")
         server.client.register("mountains-2.0.mar", model_name="hills")
         before = served()
@@ -599,6 +612,8 @@ def test_what_was_served_last_is_served_again_after_a_kill(
 
         server.client.scale("hills", 0)
         server.client.unregister("hills")
+        other = refused("manage", "--profile", "server", "list")
+        assert other == "No server of profile server runs, but one of local does: --profile local"
         page = {"visionserve/page.py": (paths.HANDLER / "visionserve/page.py").read_bytes() + b"#"}
         another(
             mountains / "mountains.mar", store / "old.mar", "3.0", now - timedelta(days=1), **page
@@ -613,6 +628,10 @@ def test_what_was_served_last_is_served_again_after_a_kill(
             ".venv/bin/visionserve repack old"
         ]
         assert served() == {"mountains": ("3.0", {"3.0": 1})}
+        server.client.unregister("mountains")
+        shown, _ = command("serve", "status")
+        assert "  No model is registered." in shown and "nginx: stopped" in shown
+        assert not any("does not answer" in line for line in shown)
 
         assert serve("--models", "mountains")[0] == first
         assert served() == {"mountains": ("1.0", {"1.0": 1})}

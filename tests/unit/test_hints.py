@@ -25,12 +25,13 @@ def found(data: bytes) -> list[Hint]:
     with Image.open(io.BytesIO(data)) as image:
         trace = Trace(size=image.size, luma_table=hints.luma_table(image))
         (view,) = to_views(decode(image, TRANSFORMS, "fast"), TRANSFORMS, "fast", "none").stacked()
-    return hints.find(view, trace, TRANSFORMS)
+    return hints.find(hints.measure(view), trace, TRANSFORMS)
 
 
 def test_sharpness_is_that_of_scipy_at_any_contrast() -> None:
     with Image.open(photos.greeting()) as image:
-        grey = np.asarray(image.convert("L"), np.float32)
+        pixels = np.asarray(image.convert("L"))
+    grey = pixels[38:262, 113:337]  # Its middle.
     line = np.array([[0, 0, 0], [1, -2, 1], [0, 0, 0]])
     diagonal = np.diag([1, -2, 1])
     bends = [
@@ -38,11 +39,15 @@ def test_sharpness_is_that_of_scipy_at_any_contrast() -> None:
         for kernel in (line, line.T, diagonal, diagonal[::-1])
     ]
     least = min(np.square(bend).mean() for bend in bends)
-    assert hints.sharpness(grey) == pytest.approx(least / grey.astype(float).var(), rel=1e-4)
-    assert hints.sharpness((grey / 4).astype(np.float32)) == pytest.approx(
-        hints.sharpness(grey), rel=1e-4
+    look, paler, plain = (
+        hints.measure(np.stack([of] * 3, axis=-1))
+        for of in (pixels, pixels // 2, np.full((9, 9), 99, np.uint8))
     )
-    assert hints.sharpness(np.full((9, 9), 99, np.float32)) == np.inf
+    assert look.detail == pytest.approx(least, rel=1e-4)
+    assert look.sharpness == pytest.approx(least / grey.astype(float).var(), rel=1e-4)
+    assert paler.sharpness == pytest.approx(look.sharpness, rel=0.02)
+    assert look.highlight == np.percentile(grey, 95, method="inverted_cdf")
+    assert (plain.highlight, plain.detail, plain.sharpness) == (99, 0, np.inf)
 
 
 def test_motion_along_any_line_blurs() -> None:
