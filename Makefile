@@ -53,7 +53,7 @@ clean:
 	-for profile in $(notdir $(patsubst %/,%,$(dir $(wildcard config/*/model-config.yaml)))); do \
 		test ! -d .torchserve/$$profile || $(VISIONSERVE) serve stop --profile $$profile; done
 	-test ! -d .torchserve/nginx || $(VISIONSERVE) proxy stop
-	rm -rf .venv .torchserve .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .torchserve model_store/.converted .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find handler scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
 audit: $(INSTALLED)

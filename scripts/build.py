@@ -6,7 +6,7 @@ from typing import get_args
 
 from scripts import paths
 from scripts.archive import arguments
-from scripts.archive.weights import MIRROR_HELP, WeightsError
+from scripts.archive.weights import MIRROR_HELP
 from scripts.arguments import Parser
 from visionserve.config import Activation
 
@@ -67,14 +67,15 @@ def main() -> int:
     parser.add_argument("--expect", type=Path, metavar="FILE", help=EXPECT_HELP)
     parser.add_argument("--store", type=Path, help="where to write (model_store/PROFILE)")
     arguments.preprocessing(parser, "torchvision's for the model, or what `train` was given")
+    parser.add_argument("--force", action="store_true", help=arguments.FORCE_HELP)
     args = parser.parse_args()
     if args.use_ema and not args.weights:
         parser.error("--use-ema chooses among the weights of a checkpoint: give --weights")
-    from scripts.archive.groups import find_groups
-    from scripts.archive.recipe import Recipe, build, grouped
-    from scripts.environment import InstallError
 
-    try:
+    def make() -> Path:
+        from scripts.archive.groups import find_groups
+        from scripts.archive.recipe import Recipe, build, grouped
+
         groups = find_groups(args.groups) if args.groups else None
         recipe = Recipe(
             architecture=args.model,
@@ -94,12 +95,10 @@ def main() -> int:
             activation=args.activation,
             thresholds=args.thresholds,
         )
-        archive = build(recipe, args.store or paths.MODEL_STORE / args.profile, args.mirror)
-    except (WeightsError, InstallError, ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
-    return 0
+        store = args.store or paths.MODEL_STORE / args.profile
+        return build(recipe, store, args.mirror, force=args.force)
+
+    return arguments.end(make)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,11 @@ def extras() -> list[str]:
     return list(_project()["optional-dependencies"])
 
 
+def dependencies() -> list[str]:
+    """Return all requirements `NAME==RELEASE` of serving."""
+    return list(_project()["dependencies"])
+
+
 def pinned(extra: str) -> list[str]:
     """Return all requirements `NAME==RELEASE` of an extra, with its nested extras resolved."""
     project = _project()

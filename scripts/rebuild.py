@@ -1,10 +1,11 @@
-"""Build an archive again from the recipe in its record, with today's handler."""
+"""Make an archive again from the recipe in its record, with today's builder and handler."""
 
 import sys
 from pathlib import Path
 
 from scripts import paths
-from scripts.archive.weights import MIRROR_HELP, WeightsError
+from scripts.archive import arguments
+from scripts.archive.weights import MIRROR_HELP
 from scripts.arguments import Parser
 
 
@@ -18,21 +19,17 @@ def main() -> int:
         "--changed", action="store_true", help="build it though files of the recipe have changed"
     )
     parser.add_argument("--mirror", metavar="URL", help=MIRROR_HELP)
+    parser.add_argument("--force", action="store_true", help=arguments.FORCE_HELP)
     args = parser.parse_args()
-    from scripts.archive.hashes import HashError
-    from scripts.archive.manifest import ArchiveError
-    from scripts.archive.rebuild import rebuild
-    from scripts.archive.store import find
-    from scripts.environment import InstallError
 
-    try:
+    def make() -> Path:
+        from scripts.archive.rebuild import rebuild
+        from scripts.archive.store import find
+
         found = find(args.name, args.store or paths.MODEL_STORE / args.profile)
-        archive = rebuild(found, args.changed, args.mirror)
-    except (ArchiveError, HashError, WeightsError, InstallError, ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
-    return 0
+        return rebuild(found, args.changed, args.mirror, args.force)
+
+    return arguments.end(make)
 
 
 if __name__ == "__main__":

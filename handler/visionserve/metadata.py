@@ -210,7 +210,7 @@ class SelfCheck(Strict):
 
     Attributes:
         sha256: SHA-256 in hex of the model's files, as `visionserve.self_check.sha256_of` makes it.
-        difference: largest mean of |p - p of PyTorch FP32| that is allowed.
+        difference: largest mean of |p - p of PyTorch FP32| that is allowed with `decode: exact`.
         agreement: smallest share of pictures with PyTorch's best class that is allowed, 0 to 1.
     """
 

@@ -29,9 +29,9 @@ BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10
 WITHIN = (*(f"{bound:g}" for bound in BOUNDS), "+Inf")
 REQUEST, STAGE = "vision_request_seconds_bucket", "vision_stage_seconds_bucket"
 
-# Name of each counter to its dimensions beside the model's name and version. TorchServe 0.12 has histograms,
-# but with bounds of its own and a line of a worker's output for each observation, so these are
-# counters that have the names of a histogram's.
+# Name of each counter to its dimensions beside the model's name and version. TorchServe 0.12 has
+# histograms, but with bounds of its own and a line of a worker's output for each observation, so
+# these are counters that have the names of a histogram's.
 COUNTERS: dict[str, list[str]] = {
     "vision_answers_total": ["Outcome"],
     "vision_stage_seconds_total": ["Stage"],

@@ -1,8 +1,11 @@
-"""The arguments that say how the pictures of a network were prepared, when it was trained."""
+"""What commands share that make weights or archives: arguments, and how they end."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts.arguments import real, whole
@@ -10,6 +13,28 @@ from visionserve.metadata import LONGEST
 
 if TYPE_CHECKING:
     from scripts.archive.declared import Declared
+
+FORCE_HELP = "convert the model anew, whatever is there already"
+
+
+def end(make: Callable[[], Path]) -> int:
+    """Make an archive and print its path and size, or in one line why it cannot be made.
+
+    Returns:
+        The command's exit code.
+    """
+    from scripts.archive.hashes import HashError
+    from scripts.archive.manifest import ArchiveError
+    from scripts.archive.weights import WeightsError
+    from scripts.environment import InstallError
+
+    try:
+        archive = make()
+        print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
+    except (ArchiveError, HashError, WeightsError, InstallError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 def preprocessing(parser: argparse.ArgumentParser, undeclared: str) -> None:

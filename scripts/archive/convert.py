@@ -23,7 +23,7 @@ from scripts import photos
 from scripts.archive import alternatives, plain, proof, self_check, serving
 from scripts.archive.declared import one_channel
 from scripts.archive.expected import Expected
-from scripts.archive.thresholds import DEFAULT
+from scripts.archive.thresholds import of as thresholds_of
 from scripts.archive.weights import ClassCountError, Weights, WeightsError, load
 from visionserve import runtimes
 from visionserve.classifier import Classifier
@@ -75,7 +75,7 @@ def convert(
         groups: the classes that each category is the sum of, by index; none where the categories
             are the network's classes.
         activation: what follows the network.
-        thresholds: of a multi-label model, in class-index order; none means `thresholds.DEFAULT`.
+        thresholds: of a multi-label model, in class-index order; as `thresholds.of` takes them.
 
     Returns:
         The archive's metadata about the model, with the name of its file, the proof and the
@@ -92,12 +92,6 @@ def convert(
         *(architecture, weights, categories),
         *(transforms or MODELS[architecture].transforms, groups, activation),
     )
-    multi_label = module.activation == "sigmoid"
-    if thresholds and not multi_label:
-        raise ValueError(
-            "One output with two labels has no thresholds: the better one is the answer. Leave out "
-            "--thresholds, or the first label."
-        )
     metadata = Metadata(
         architecture=architecture,
         weights=weights.source,
@@ -107,7 +101,7 @@ def convert(
         categories=categories,
         groups=tuple(map(tuple, groups)),
         activation=module.activation,
-        thresholds=tuple(thresholds or [DEFAULT] * len(categories)) if multi_label else (),
+        thresholds=thresholds_of(module.activation, thresholds, len(categories)),
         dense=module.dense,
         explains=module.linear is not None,
         half_range=config.precision == "int8" and overflows(),
@@ -134,7 +128,7 @@ def convert(
         proved = _prove(directory, metadata, config, reference)
     proof.check(proved, config.precision, module.activation)
     network = plain.grouped(module.network, groups)
-    checked = self_check.write(network, metadata, config, directory)
+    checked = self_check.write(network, metadata, config.precision, directory)
     metadata = metadata.model_copy(update={"proof": proved, "self_check": checked})
     if expected:
         uncached = config.model_copy(update={"cache": CacheConfig()})

@@ -32,6 +32,11 @@ def classes() -> list[ImageNetClass]:
         return [ImageNetClass(*line) for line in csv.reader(file, delimiter="\t")]
 
 
+def labels() -> tuple[str, ...]:
+    """Return torchvision's names of the classes, in class-index order."""
+    return tuple(c.label for c in classes())
+
+
 def names() -> dict[Language, tuple[str, ...]]:
     """Return the names of the classes in each language other than English, in class-index order."""
     return {"zh": tuple(c.chinese for c in classes())}

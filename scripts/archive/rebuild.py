@@ -21,14 +21,18 @@ class MadeOf(Strict):
         recipe: the recipe; relative paths start in this project's folder.
         files: the SHA-256 in hex of each of its files and folders, by what it is.
         fitted: what was packed after the build.
+        model: SHA-256 in hex over what the model was made of; see `scripts.archive.converted`.
     """
 
     recipe: Recipe
     files: dict[str, str]
     fitted: Fitted | None
+    model: str = ""
 
 
-def rebuild(archive: Path, changed: bool = False, mirror: str | None = None) -> Path:
+def rebuild(
+    archive: Path, changed: bool = False, mirror: str | None = None, force: bool = False
+) -> Path:
     """Make an archive again, with today's builder and handler, for this machine's processor.
 
     Its name, version and file name stay, and so does what `visionserve calibrate` packed, unless
@@ -38,6 +42,7 @@ def rebuild(archive: Path, changed: bool = False, mirror: str | None = None) -> 
         archive: the archive, which may be gone, with its record beside it.
         changed: whether files may have changed since; each is named on standard error then.
         mirror: see `scripts.archive.weights.resolve`.
+        force: see `scripts.archive.recipe.build`.
 
     Raises:
         HashError: there is no record, or no recipe in it.
@@ -70,7 +75,7 @@ def rebuild(archive: Path, changed: bool = False, mirror: str | None = None) -> 
     if carried and changes.keys() & {"weights", "groups", "temperatures", "thresholds"}:
         print(f"{archive}: loses its temperatures; visionserve calibrate.", file=sys.stderr)
         carried = None
-    return build(recipe, archive.parent, mirror, carried=carried)
+    return build(recipe, archive.parent, mirror, carried=carried, force=force)
 
 
 def _read(archive: Path) -> MadeOf:

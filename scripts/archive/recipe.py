@@ -3,13 +3,11 @@
 import difflib
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -17,35 +15,40 @@ from typing import Any, Self
 from pydantic import TypeAdapter
 
 from scripts import class_folders, environment, lock, paths, photos
-from scripts.archive import expected, handler, imagenet, temperatures, thresholds, trained
-from scripts.archive.categories import read_labels, read_map
+from scripts.archive import (
+    converted,
+    expected,
+    handler,
+    imagenet,
+    package,
+    temperatures,
+    thresholds,
+    trained,
+)
+from scripts.archive.classes import Classes, read_classes
 from scripts.archive.declared import Declared, assumed, resolve_preprocessing
-from scripts.archive.groups import read_groups
+from scripts.archive.expected import Expected
 from scripts.archive.hashes import HashError, is_recorded, read_record, record, sha256_of
 from scripts.archive.manifest import ArchiveError, read_name
 from scripts.archive.temperatures import Fitted, with_fitted
 from scripts.archive.weights import (
     ClassCountError,
+    Weights,
     WeightsError,
     WeightsUnavailableError,
     remembered,
     resolve,
 )
 from visionserve import metadata
-from visionserve.config import Activation, Language, ModelConfig
-from visionserve.metadata import Metadata, Training
+from visionserve.config import Activation, ModelConfig
+from visionserve.metadata import Metadata
 from visionserve.processor import overflows
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 FIRST = "1.0"
 ENOUGH = 50
-MANY = 10
-# A change to this code changes the archive, so its fingerprint includes these files.
-MAKERS = (
-    *("archive/checkpoint.py", "archive/fitting.py", "archive/convert.py", "archive/declared.py"),
-    *("archive/groups.py", "archive/multi_label.py", "archive/plain.py", "archive/proof.py"),
-    *("archive/self_check.py", "photos.py", "archive/familiarity.json"),
-)
+# What a change of, beside the code that makes a model, changes an archive.
+WRAPPERS = ("archive/familiarity.json", "archive/groups.py", "archive/package.py")
 
 
 class UnknownModelError(ValueError):
@@ -160,12 +163,14 @@ def build(
     mirror: str | None = None,
     again: bool = True,
     carried: Fitted | None = None,
+    force: bool = False,
 ) -> Path:
     """Build an archive, unless the store has one with the same ingredients.
 
-    PyTorch is installed only if there is something to build. One build at a time writes to a store;
-    another one waits for it. The SHA-256 of the archive and of its ingredients, and the recipe, are
-    recorded beside it, in `NAME.json`.
+    A model that was converted before is packed into it in seconds, without PyTorch and its weights;
+    PyTorch is installed only if there is something to convert. One build at a time writes to a
+    store; another one waits for it. The SHA-256 of the archive and of its ingredients, and the
+    recipe, are recorded beside it, in `NAME.json`.
 
     Args:
         recipe: what to build.
@@ -174,6 +179,7 @@ def build(
         again: whether to retry a download that failed within the last day, and to build an INT8
             archive anew that was built for other processors; `serve` does neither.
         carried: what was fitted for the same weights after an earlier build of the archive.
+        force: whether to convert the model and build the archive anew in any case.
 
     Returns:
         The archive's path.
@@ -194,41 +200,84 @@ def build(
     config = ModelConfig.load(recipe.config)
     archive = store / recipe.archive
     figures = expected.read(recipe.expect) if recipe.expect else None
-    ingredients = with_fitted(fingerprint(recipe, config), carried)
-    ranges = (None,) if again else (True, False)
-    made = (with_fitted(fingerprint(recipe, config, half), carried) for half in ranges)
-    if any(is_recorded(archive, one) for one in made):
+    # `serve` takes INT8 of the other range, too, but not in place of this processor's.
+    ranges = [overflows()]
+    ranges += [not overflows()] if config.handler.precision == "int8" and not again else []
+    made = {half: with_fitted(fingerprint(recipe, config, half), carried) for half in ranges}
+    if not force and any(is_recorded(archive, one) for one in made.values()):
         return archive
     _keep(archive, recipe)
-    if not (again or recipe.weights) and (reason := remembered(recipe.architecture, mirror)):
-        raise WeightsUnavailableError(reason)
-    environment.require("build", f"{archive} has to be built")
+    classes = read_classes(recipe)
+    if figures:
+        figures.arranged(classes.categories)
+    kept = made_of(recipe, carried)
+    keys = {
+        half: converted.key_of(recipe, config, kept["files"], classes.labels, classes.members, half)
+        for half in ranges
+    }
+    store.mkdir(parents=True, exist_ok=True)
+    with lock.alone(store), tempfile.TemporaryDirectory() as scratch:
+        if not force and any(is_recorded(archive, one) for one in made.values()):
+            return archive
+        _keep(archive, recipe)
+        there = {half: converted.find(key, archive) for half, key in keys.items() if not force}
+        half = next((half for half, found in there.items() if found), ranges[0])
+        found = there.get(half)
+        if found is None:
+            if not (again or recipe.weights) and (told := remembered(recipe.architecture, mirror)):
+                raise WeightsUnavailableError(told)
+            environment.require("build", f"{archive} has to be built")
+            check_architecture(recipe.architecture)
+            weights = resolve(recipe.architecture, recipe.weights, mirror, recipe.averaged)
+            _read_fitted(recipe, weights.sha256, classes)
+        how = "packed around the model that was converted before" if found else "built"
+        reason = "--force asks for it" if force else _reason(archive, made[half])
+        print(f"{archive} is {how}, as {reason}.", file=sys.stderr)
+        content = Path(scratch) / "content"
+        content.mkdir()
+        model = (
+            converted.unpack(found, content)
+            if found
+            else _convert(recipe, config, classes, weights, figures, content)
+        )
+        described = _describe(recipe, classes, model)
+        described = _put_fitted(recipe, config, classes, described, carried, content)
+        (content / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
+        handler.copy(config.handler.runtime, content)
+        shutil.copy(recipe.config, content / package.CONFIG)
+        built = Path(scratch) / archive.name
+        if found:
+            package.package_around(found, content, built, recipe.name, recipe.version)
+        else:
+            package.package(content, built, recipe.name, recipe.version)
+        own = recipe.is_own or carried is not None
+        record(archive, made[half], own, built, kept | {"model": keys[half]})
+        if not found:
+            converted.keep(archive, keys[half])
+    return archive
+
+
+def _convert(
+    recipe: Recipe,
+    config: ModelConfig,
+    classes: Classes,
+    weights: Weights,
+    figures: Expected | None,
+    content: Path,
+) -> Metadata:
+    """Convert a recipe's model, and print how its pictures are prepared and how close it is.
+
+    Raises:
+        WeightsError, ProofError, ExpectationError, ValueError, OSError: as `build`.
+    """
     from scripts.archive import convert, proof
 
-    check_architecture(recipe.architecture)
     report = trained.read(recipe.weights)
-    training = report.training if report else None
     preprocessing = resolve_preprocessing(
         recipe.declared, recipe.architecture, report.transforms if report else None
     )
-    labels = read_categories(recipe, training)
-    if recipe.groups and recipe.activation == "sigmoid":
-        raise ValueError("--groups sums up a softmax: give it without --activation sigmoid.")
-    given = read_groups(recipe.groups, labels) if recipe.groups else None
-    categories = tuple(given.members) if given else labels
-    members = tuple(given.members.values()) if given else ()
-    names = read_names(recipe, categories, given.names if given else None)
-    if figures:
-        figures.arranged(categories)
-    limits = read_thresholds(recipe, categories)
-    weights = resolve(recipe.architecture, recipe.weights, mirror, recipe.averaged)
-    fitted = (
-        temperatures.read(recipe.temperatures, recipe.architecture, weights.sha256, members)
-        if recipe.temperatures
-        else None
-    )
     print(preprocessing, file=sys.stderr)
-    if recipe.weights and recipe.declared == Declared() and not (figures or training):
+    if recipe.weights and recipe.declared == Declared() and not (figures or report):
         print(assumed(recipe.architecture), file=sys.stderr)
     photographs = recipe.photographs()
     if recipe.calibration and config.handler.precision == "int8" and len(photographs) < ENOUGH:
@@ -237,65 +286,101 @@ def build(
             f"{ENOUGH} and more.",
             file=sys.stderr,
         )
+    try:
+        described = convert.convert(
+            recipe.architecture,
+            weights,
+            classes.categories,
+            config.handler,
+            photographs,
+            content,
+            preprocessing.transforms,
+            figures,
+            classes.members,
+            recipe.activation,
+            classes.thresholds,
+        )
+    except ClassCountError as error:
+        source = recipe.labels or "ImageNet (give --labels FILE)"
+        raise WeightsError(f"{error}, but {source} has {len(classes.labels)} labels.") from None
+    if described.proof:
+        proved = proof.describe(described.proof, described.activation)
+        print(f"{recipe.archive}: {proved}.", file=sys.stderr)
+    if described.comparison:
+        compared = expected.describe(described.comparison, described.activation)
+        print(f"{recipe.archive}: {compared}.", file=sys.stderr)
+    return described
 
-    kept = made_of(recipe, carried)
-    store.mkdir(parents=True, exist_ok=True)
-    with lock.alone(store), tempfile.TemporaryDirectory() as scratch:
-        if is_recorded(archive, ingredients):
-            return archive
-        _keep(archive, recipe)
-        print(f"{archive} is built, as {_reason(archive, ingredients)}.", file=sys.stderr)
-        content = Path(scratch) / "content"
-        handler.copy(config.handler.runtime, content)
-        try:
-            described = convert.convert(
-                recipe.architecture,
-                weights,
-                categories,
-                config.handler,
-                photographs,
-                content,
-                preprocessing.transforms,
-                figures,
-                members,
-                recipe.activation,
-                limits,
-            )
-        except ClassCountError as error:
-            source = recipe.labels or "ImageNet (give --labels FILE)"
-            raise WeightsError(f"{error}, but {source} has {len(labels)} labels.") from None
-        described = described.model_copy(update={"training": training, "names": names})
-        numbers = temperatures.numbers(config.handler.precision, described.half_range)
-        for found in (
-            temperatures.registered(recipe.architecture, weights.sha256, numbers)
-            if recipe.declared == Declared()
-            else None,
-            *(one and one.suited(numbers) for one in (fitted, carried)),
-        ):
-            if found:
-                put = found.put_into(described.model_dump())
-                if limits and found is not carried:  # Thresholds that are given go before those.
-                    put["thresholds"] = limits
-                described = Metadata.model_validate(put)
-                for name, data in found.files().items():
-                    (content / name).write_bytes(data)
-        if fitted and fitted.familiarity and fitted.familiarity.numbers != numbers:
-            print(
-                f"{recipe.temperatures}: its threshold of unfamiliar pictures is of "
-                f"{fitted.familiarity.numbers}, not of {numbers}: calibrate {archive.name} itself.",
-                file=sys.stderr,
-            )
-        if described.proof:
-            proved = proof.describe(described.proof, described.activation)
-            print(f"{archive.name}: {proved}.", file=sys.stderr)
-        if described.comparison:
-            compared = expected.describe(described.comparison, described.activation)
-            print(f"{archive.name}: {compared}.", file=sys.stderr)
-        (content / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
-        built = _package(recipe, content, Path(scratch))
-        own = recipe.is_own or carried is not None
-        record(archive, ingredients, own, built, kept)
-    return archive
+
+def _describe(recipe: Recipe, classes: Classes, model: Metadata) -> Metadata:
+    """Return what an archive says of a model, which may have been converted for another archive.
+
+    Raises:
+        ValueError: thresholds are given for a model that is not multi-label.
+    """
+    count = len(classes.categories)
+    return model.model_copy(
+        update={
+            "weights": recipe.weights.name if recipe.weights else model.weights,
+            "categories": classes.categories,
+            "names": classes.names,
+            "thresholds": thresholds.of(model.activation, classes.thresholds, count),
+            "training": classes.training,
+            # What was fitted for the other archive.
+            **{"temperatures": {}, "plausible": {}, "familiarity": None},
+        }
+    )
+
+
+def _read_fitted(recipe: Recipe, weights_sha256: str, classes: Classes) -> Fitted | None:
+    """Return what a recipe's file has fitted for its weights; None if it names none.
+
+    Raises:
+        ValueError, OSError: as `scripts.archive.temperatures.read`.
+    """
+    if recipe.temperatures is None:
+        return None
+    return temperatures.read(
+        recipe.temperatures, recipe.architecture, weights_sha256, classes.members
+    )
+
+
+def _put_fitted(
+    recipe: Recipe,
+    config: ModelConfig,
+    classes: Classes,
+    described: Metadata,
+    carried: Fitted | None,
+    content: Path,
+) -> Metadata:
+    """Return what an archive says of its model, with what was fitted for it.
+
+    That is what this project has fitted, or the recipe's file before it, or an earlier archive
+    before both. The files that belong to it are written to `content`.
+    """
+    digest, half_range = described.weights_sha256, described.half_range
+    numbers = temperatures.numbers(config.handler.precision, half_range)
+    fitted = _read_fitted(recipe, digest, classes)
+    known = (
+        temperatures.registered(recipe.architecture, digest, numbers)
+        if recipe.declared == Declared()
+        else None
+    )
+    for found in (known, fitted, carried):
+        if found:
+            put = found.suited(numbers).put_into(described.model_dump())
+            if classes.thresholds and found is not carried:  # Those that are given go before.
+                put["thresholds"] = classes.thresholds
+            described = Metadata.model_validate(put)
+            for name, data in found.suited(numbers).files().items():
+                (content / name).write_bytes(data)
+    if fitted and fitted.familiarity and fitted.familiarity.numbers != numbers:
+        print(
+            f"{recipe.temperatures}: its threshold of unfamiliar pictures is of "
+            f"{fitted.familiarity.numbers}, not of {numbers}: calibrate {recipe.archive} itself.",
+            file=sys.stderr,
+        )
+    return described
 
 
 def _reason(archive: Path, ingredients: str) -> str:
@@ -367,79 +452,6 @@ def check_architecture(name: str) -> None:
         )
 
 
-def read_categories(recipe: Recipe, training: Training | None = None) -> tuple[str, ...]:
-    """Read the labels of the network's classes, in class-index order.
-
-    Args:
-        recipe: gives the labels.
-        training: what the weights were trained on, if that is known.
-
-    Raises:
-        ValueError: the labels do not have one of the expected forms, or are not the training's.
-        OSError: they cannot be read.
-    """
-    from visionserve.models import IMAGENET_CATEGORIES
-
-    known = tuple(training.photographs) if training else None
-    if recipe.labels is None:
-        return known or IMAGENET_CATEGORIES
-    given = read_labels(recipe.labels)
-    if known and given != known:
-        raise ValueError(
-            f"{recipe.labels}: the weights were trained on {', '.join(known[:MANY])}"
-            f"{', ...' if len(known) > MANY else ''}, in this order: leave out --labels, and name "
-            "classes for people by --label-map."
-        )
-    return given
-
-
-def read_thresholds(recipe: Recipe, categories: Sequence[str]) -> tuple[float, ...]:
-    """Read the thresholds of a multi-label model, in class-index order; empty if none are given.
-
-    Raises:
-        ValueError: the model is not multi-label, the file does not have the expected form, or a
-            label could not be told from several in a column of `visionserve classify`.
-        OSError: it cannot be read.
-    """
-    if recipe.activation == "sigmoid":
-        if joined := [label for label in categories if ";" in label]:
-            raise ValueError(f"{joined[0]}: a semicolon separates labels; rename it.")
-    elif recipe.thresholds:
-        raise ValueError(
-            "--thresholds are those of a multi-label model: give --activation sigmoid."
-        )
-    return thresholds.read(recipe.thresholds, categories) if recipe.thresholds else ()
-
-
-def read_names(
-    recipe: Recipe,
-    categories: Sequence[str],
-    groups: Mapping[Language, Mapping[str, str]] | None = None,
-) -> dict[Language, tuple[str, ...]]:
-    """Return what people call the classes, in class-index order, in the languages that have names.
-
-    The label map goes before the names of groups, or where there are none ImageNet's. A class
-    without a name is called by its label.
-
-    Raises:
-        ValueError: the label map does not have the expected form.
-        OSError: it cannot be read.
-    """
-    from visionserve.models import IMAGENET_CATEGORIES
-
-    known = imagenet.names() if categories == IMAGENET_CATEGORIES and not recipe.labels else {}
-    for language, texts in (groups or {}).items():
-        known[language] = tuple(texts.get(label, label) for label in categories)
-    own = read_map(recipe.label_map, categories) if recipe.label_map else {}
-    return {
-        language: tuple(
-            own.get(language, {}).get(label, name)
-            for label, name in zip(categories, known.get(language, categories), strict=True)
-        )
-        for language in {**known, **own}
-    }
-
-
 def fingerprint(recipe: Recipe, config: ModelConfig, half_range: bool | None = None) -> str:
     """Return the SHA-256 in hex over everything that goes into an archive.
 
@@ -462,11 +474,11 @@ def fingerprint(recipe: Recipe, config: ModelConfig, half_range: bool | None = N
         # Only what files hold counts, not where they are.
         "recipe": TypeAdapter(Recipe).dump_python(recipe.at(lambda _: Path()), mode="json"),
         "files": {what: hash_of(what, path) for what, path in recipe.files().items()},
-        "packages": environment.pinned("build"),
+        "packages": converted.packages(),
         "training": training and training.model_dump(mode="json"),
         "half range": config.handler.precision == "int8" and half,
         "handler": {name: sha256_of(path) for name, path in today.items()},
-        "makers": [sha256_of(paths.SCRIPTS / name) for name in MAKERS],
+        "makers": [sha256_of(paths.SCRIPTS / name) for name in (*converted.MAKERS, *WRAPPERS)],
         "names": sha256_of(imagenet.FILE),
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -498,25 +510,3 @@ def hash_of(what: str, path: Path) -> str:
     hashes = [sha256_of(file) for file in files]
     together = "".join(hashes).encode()
     return hashes[0] if len(hashes) == 1 else hashlib.sha256(together).hexdigest()
-
-
-def _package(recipe: Recipe, content: Path, scratch: Path) -> Path:
-    """Package the content with torch-model-archiver, and return the archive's path.
-
-    The archiver uses `$TMPDIR/NAME` as its scratch folder, so it gets a new `TMPDIR`.
-    """
-    config = scratch / "model-config.yaml"
-    shutil.copy(recipe.config, config)
-    command = [
-        *(str(Path(sys.executable).with_name("torch-model-archiver")),),
-        *("--model-name", recipe.name, "--version", recipe.version),
-        *("--handler", str(content / handler.ENTRY), "--extra-files", str(content)),
-        *("--config-file", str(config), "--export-path", str(scratch)),
-    ]
-    subprocess.run(command, check=True, env={**os.environ, "TMPDIR": _folder(scratch / "tmp")})
-    return scratch / f"{recipe.name}.mar"
-
-
-def _folder(path: Path) -> str:
-    path.mkdir()
-    return str(path)

@@ -13,7 +13,6 @@ from torch.nn.functional import pad
 from scripts import photos
 from scripts.archive import plain
 from scripts.archive.proof import limits_of
-from scripts.archive.serving import FAST
 from visionserve.metadata import SelfCheck
 from visionserve.self_check import FILE, model_files, sha256_of
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from visionserve.config import HandlerConfig
+    from visionserve.config import Precision
     from visionserve.metadata import Metadata, Transforms
 
 PICTURES = 6
@@ -32,7 +31,7 @@ QUALITY = 90
 
 
 def write(
-    network: nn.Module, metadata: Metadata, config: HandlerConfig, directory: Path
+    network: nn.Module, metadata: Metadata, precision: Precision, directory: Path
 ) -> SelfCheck:
     """Write `visionserve.self_check.FILE`, and return what the metadata says of it.
 
@@ -43,7 +42,7 @@ def write(
     Args:
         network: the plain network, with its groups.
         metadata: the model's transforms, activation and artifact.
-        config: gives the precision and the decoding, which decide how far answers may be off.
+        precision: decides how far answers may be off.
         directory: where the model's files are.
     """
     transforms = metadata.transforms
@@ -61,11 +60,11 @@ def write(
         for number, index in enumerate(surest)
     }
     np.savez(directory / FILE, **arrays, probabilities=probabilities[surest].numpy())
-    limits, fast = limits_of(config.precision, metadata.activation), config.decode == "fast"
+    limits = limits_of(precision, metadata.activation)
     return SelfCheck(
         sha256=sha256_of(model_files(directory, metadata.artifact)),
-        difference=limits.difference + fast * FAST.difference,
-        agreement=limits.agreement - fast * FAST.agreement,
+        difference=limits.difference,
+        agreement=limits.agreement,
     )
 
 

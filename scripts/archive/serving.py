@@ -21,10 +21,11 @@ from visionserve.config import HandlerConfig, Options
 from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.metadata import Comparison
+from visionserve.self_check import FAST_AGREEMENT, FAST_DIFFERENCE
 
 BATCH = 16
 # What decoding and resizing quickly may add to what the precision may do.
-FAST = Limits(difference=0.01, agreement=0.02)
+FAST = Limits(difference=FAST_DIFFERENCE, agreement=FAST_AGREEMENT)
 
 
 def check(classifier: Classifier, expected: Expected, config: HandlerConfig) -> Comparison:

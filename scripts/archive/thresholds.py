@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from visionserve.config import Activation
+
 DEFAULT = 0.5
 FORMS = 'a CSV with the columns label and threshold, or a JSON object, {"dog": 0.4}'
 
@@ -35,6 +37,27 @@ def read(file: Path, categories: Sequence[str]) -> tuple[float, ...]:
             raise ValueError(f"{file}: {label} stands there twice.")
         thresholds[label] = _number(file, label, value)
     return tuple(thresholds.get(label, DEFAULT) for label in categories)
+
+
+def of(activation: Activation, given: Sequence[float], count: int) -> tuple[float, ...]:
+    """Return the thresholds of a model of so many labels; none if it is not multi-label.
+
+    Args:
+        activation: what follows the network.
+        given: the owner's; `DEFAULT` each if there are none.
+        count: how many labels it has.
+
+    Raises:
+        ValueError: there are some of a model that is not multi-label.
+    """
+    if activation == "sigmoid":
+        return tuple(given or [DEFAULT] * count)
+    if given:
+        raise ValueError(
+            "One output with two labels has no thresholds: the better one is the answer. Leave out "
+            "--thresholds, or the first label."
+        )
+    return ()
 
 
 def _json(file: Path, text: str) -> list[tuple[str, Any]]:

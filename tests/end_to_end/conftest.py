@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from scripts import paths
+from scripts.archive import converted
 from scripts.archive.recipe import Recipe, build
 from scripts.server.client import Client
 from scripts.server.nginx import Proxy
@@ -25,6 +26,14 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "common"
     folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept(common: Path) -> Path:
+    """Where the run keeps the models that it converts, so that each is converted once."""
+    folder = common / "converted"
+    os.environ[converted.PLACE] = str(folder)
     return folder
 
 

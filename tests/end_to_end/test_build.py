@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,22 +15,26 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from scripts import paths
+from scripts import environment, paths, photos
+from scripts.archive import converted
+from scripts.archive.classes import read_classes
+from scripts.archive.declared import Declared
 from scripts.archive.groups import find_groups
 from scripts.archive.hashes import HashError, read_record, record, sha256_of, write_record
 from scripts.archive.manifest import ArchiveError
-from scripts.archive.recipe import Recipe, build, fingerprint, served
+from scripts.archive.recipe import Recipe, build, fingerprint, made_of, served
 from scripts.archive.store import adopt, choose
 from scripts.archive.temperatures import Fitted, pack
 from scripts.archive.weights import WeightsError, WeightsUnavailableError, resolve
 from scripts.server.plan import of_names
 from scripts.server.torchserve import TorchServe
-from tests.helpers import RANDOM, REAL, SERVER_CONFIG
+from tests.helpers import RANDOM, REAL, SERVER_CONFIG, copy_sources, write_config
 from visionserve.config import ModelConfig
 from visionserve.metadata import Metadata
 from visionserve.models import MODELS
@@ -297,6 +302,159 @@ def test_an_archive_gets_todays_handler_or_is_made_again(
     assert run("rebuild", "random", "--store", store)[0] == 0 and archive.read_bytes() == whole
 
 
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+
+
+def test_what_only_wraps_a_model_is_packed_around_it_without_pytorch(
+    tuned: tuple[Recipe, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also from the archive alone; but other code of the builder converts the model anew."""
+    wanted, built = tuned
+    root = tmp_path / "clone"
+    copy_sources(root)
+    archive = shutil.copytree(built.parent, root / "store") / built.name
+    before = content_of(archive)
+
+    def rebuild() -> subprocess.CompletedProcess[str]:
+        code = "import sys; sys.modules['torch'] = None; from scripts import rebuild as r; r.main()"
+        return subprocess.run(
+            [sys.executable, "-c", code, "random", "--store", archive.parent],
+            cwd=root,
+            env=os.environ
+            | {"PYTHONPATH": str(root / "handler"), converted.PLACE: str(tmp_path / "none")},
+            capture_output=True,
+            text=True,
+        )
+
+    style = root / "handler" / "visionserve" / "web" / "style.css"
+    style.write_text(f"{style.read_text()}/* Other colours. */")
+    for file in ("handler/visionserve/models.py", "scripts/archive/convert.py"):
+        edit(root / file, '"""', '"""In other words: ')
+    done = rebuild()
+    around = f"{archive} is packed around the model that was converted before, as something that "
+    assert (done.returncode, around in done.stderr) == (0, True), done.stderr
+    after = content_of(archive)
+    assert after.keys() == before.keys()
+    changed = {name for name, data in after.items() if data != before[name]}
+    assert changed == {"visionserve/web/style.css", "visionserve/models.py"}
+    assert after["visionserve/web/style.css"] == style.read_bytes()
+    edit(root / "scripts/archive/convert.py", "SAMPLES = 300", "SAMPLES = 301")
+    done = rebuild()
+    assert done.returncode and "import of torch halted" in done.stderr
+    assert content_of(archive) == after
+
+    (tmp_path / "labels.txt").write_text("peak\ngorge\n")
+    other = replace(wanted, name="peaks", version="2.0", labels=tmp_path / "labels.txt")
+    capsys.readouterr()
+    content = content_of(build(replace(other, label_map=None), tmp_path / "others"))
+    assert "packed around" in capsys.readouterr().err
+    assert content["model.pt"] == before["model.pt"]
+    metadata = Metadata.model_validate_json(content["metadata.json"])
+    assert (metadata.categories, metadata.names) == (("peak", "gorge"), {})
+    manifest, earlier = (json.loads(of["MAR-INF/MANIFEST.json"]) for of in (content, before))
+    assert (manifest["model"]["modelName"], manifest["model"]["modelVersion"]) == ("peaks", "2.0")
+    assert manifest["createdOn"] == earlier["createdOn"], "the model is as old"
+
+
+def test_a_converted_model_is_known_by_what_made_it(
+    tmp_path: Path, pytorch_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"one.pt": "1", "two.pt": "2", "a.txt": "a\nb", "b.txt": "c\nd", "c.txt": "a\nb\nc"}
+    files |= {"map.json": '{"a": "A"}', "groups.json": '{"all": [0, 1]}'}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    figures = tmp_path / "own.csv"
+    figures.write_text(f"path,a,b\n{photos.greeting()},0.5,0.5\n")
+    (tmp_path / "photographs").mkdir()
+    shutil.copy(photos.greeting(), tmp_path / "photographs")
+    others = {}
+    settings: dict[str, dict[str, Any]] = {
+        "tta": {"runtime": "pytorch", "defaults": {"tta": "none"}},
+        "openvino": {},
+        "int8": {"precision": "int8"},
+    }
+    for name, handler in settings.items():
+        (tmp_path / name).mkdir()
+        others[name] = write_config(tmp_path / name, **handler)
+
+    def key(recipe: Recipe, half_range: bool = False, /, **made: Any) -> str:
+        recipe = replace(recipe, **made)
+        config, classes = ModelConfig.load(recipe.config), read_classes(recipe)
+        hashes = made_of(recipe)["files"]
+        return converted.key_of(recipe, config, hashes, classes.labels, classes.members, half_range)
+
+    plain = recipe(pytorch_config, tmp_path / "one.pt", labels=tmp_path / "a.txt")
+    wrappers: list[dict[str, Any]] = [
+        {"name": "other", "version": "2.0", "file": "x", "label_map": tmp_path / "map.json"},
+        {"labels": tmp_path / "b.txt"},
+        {"config": others["tta"]},
+    ]
+    for wrapper in wrappers:
+        assert key(plain, **wrapper) == key(plain), wrapper
+    int8 = replace(plain, config=others["int8"])
+    keys = [key(plain), key(int8), key(int8, True)] + [
+        key(plain, **made)
+        for made in (
+            *({"weights": tmp_path / "two.pt"}, {"labels": tmp_path / "c.txt"}, {"averaged": True}),
+            *({"architecture": "resnet34"}, {"activation": "sigmoid"}, {"expect": figures}),
+            *({"declared": Declared("half")}, {"calibration": tmp_path / "photographs"}),
+            *({"groups": tmp_path / "groups.json"}, {"config": others["openvino"]}),
+        )
+    ]
+    assert len({*keys}) == len(keys)
+    assert key(plain, True) == key(plain), "FP32 has no range"
+    expecting = replace(plain, expect=figures)
+    assert key(expecting, config=others["tta"]) != key(expecting), "it was compared so"
+    monkeypatch.setattr(environment, "pinned", lambda extra: ["torch==0"])
+    assert key(plain) not in keys
+
+
+def test_models_that_were_not_used_for_long_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is damaged is not taken."""
+    kept = tmp_path / "kept"
+    monkeypatch.setenv(converted.PLACE, str(kept))
+    made = []
+    for age, name in enumerate("abc"):
+        made.append(packed(tmp_path / f"{name}.mar", name, "1.0"))
+        told = read_record(made[-1])
+        assert told
+        write_record(made[-1], told | {"made_of": {"model": name}})
+        monkeypatch.setattr(converted, "MOST_BYTES", 2 * made[0].stat().st_size)
+        converted.keep(made[-1], name)
+        os.utime(kept / f"{name}.json", (age, age))
+    assert {file.name for file in kept.iterdir()} == {"b.mar", "b.json", "c.mar", "c.json"}
+    assert converted.find("a", made[0]) == made[0] and converted.find("a", made[1]) is None
+    made[2].unlink()
+    assert converted.find("c", made[2]) == kept / "c.mar"
+    (kept / "c.mar").write_bytes((kept / "c.mar").read_bytes()[:-1])
+    assert converted.find("c", made[2]) is None
+
+
+def test_an_archive_is_what_torch_model_archiver_makes(
+    tuned: tuple[Recipe, Path], tmp_path: Path
+) -> None:
+    content = tmp_path / "content"
+    with zipfile.ZipFile(tuned[1]) as archive:
+        archive.extractall(content)
+    shutil.rmtree(content / "MAR-INF")
+    command: list[str | Path] = [
+        *(Path(sys.executable).with_name("torch-model-archiver"), "--version", "1.0"),
+        *("--model-name", "random", "--handler", content / "visionserve_handler.py"),
+        *("--extra-files", content, "--config-file", content / "model-config.yaml"),
+        *("--export-path", tmp_path),
+    ]
+    subprocess.run(command, check=True, env={**os.environ, "TMPDIR": str(tmp_path)})
+    wanted, found = content_of(tmp_path / "random.mar"), content_of(tuned[1])
+    manifests = [json.loads(of.pop("MAR-INF/MANIFEST.json")) for of in (wanted, found)]
+    assert found == wanted and {*map(len, {of.pop("createdOn") for of in manifests})} == {19}
+    assert manifests[0] == manifests[1]
+
+
 def test_what_cannot_be_repacked_or_made_again_is_told(
     tuned: tuple[Recipe, Path], tmp_path: Path, run: Run
 ) -> None:
@@ -381,14 +539,17 @@ def test_a_second_build_does_nothing_and_a_changed_one_rebuilds(
 ) -> None:
     wanted = recipe(pytorch_config, random_weights)
     archive = build(wanted, tmp_path)
-    assert f"{archive} is built, as there is none yet.\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert re.match(rf"{archive} is (built|packed around .*), as there is none yet\.\n", said)
     first = archive.stat().st_mtime_ns
     record = json.loads(archive.with_suffix(".json").read_text())
     assert record["sha256"] == sha256_of(archive)
     assert build(wanted, tmp_path).stat().st_mtime_ns == first
     assert capsys.readouterr().err == ""
 
-    archive.write_bytes(archive.read_bytes() + b"x")
+    whole = archive.read_bytes()
+    archive.unlink()
+    archive.write_bytes(whole + b"x")
     server = TorchServe("server", tmp_path / "state", tmp_path)
     with pytest.raises(HashError, match=r"random\.mar: changed"):
         server.start(["random=random.mar"])
@@ -399,8 +560,13 @@ def test_a_second_build_does_nothing_and_a_changed_one_rebuilds(
     with pytest.raises(HashError, match=r"random\.mar: changed"):
         server.restore()
     assert build(wanted, tmp_path).stat().st_mtime_ns != first
+    around = f"{archive} is packed around the model that was converted before, as "
     why = "the one there was changed since it was built"
-    assert f"{archive} is built, as {why}.\n" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"{around}{why}.\n"
+    build(wanted, tmp_path, force=True)
+    said = capsys.readouterr().err
+    assert said.startswith(f"{archive} is built, as --force asks for it.\n")
+    assert "same best class: 100.0%" in said
     second = archive.stat().st_mtime_ns
     newer = Recipe("resnet18", "random", "2.0", pytorch_config, random_weights)
     assert build(newer, tmp_path) == tmp_path / "random-2.0.mar"

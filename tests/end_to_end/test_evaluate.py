@@ -281,10 +281,11 @@ def expected(path: Path) -> Any:
 
 
 def test_evaluate_tells_what_pytorch_says(photographs: Path, tmp_path: Path) -> None:
-    options = ("--variants", "openvino fp32", "--modes", "none", "--output", tmp_path)
+    variants = ("openvino fp32", "openvino fp32, fast decode")
+    options = ("--variants", *variants, "--modes", "none", "--output", tmp_path)
     printed = command("evaluate", photographs, "--index-in-name", "--quick", *options)
     record = json.loads((tmp_path / "evaluation.json").read_text())
-    (figures,) = record["figures"]
+    figures, fast = record["figures"]
     deleted = record["deletion"]["openvino fp32"]
     assert (
         deleted["photographs"] == 2
@@ -295,7 +296,9 @@ def test_evaluate_tells_what_pytorch_says(photographs: Path, tmp_path: Path) -> 
     assert figures["nll"] == pytest.approx(nll, abs=2e-3)
     assert figures["top1"]["value"] == (cat.argmax() == 285) / 2
     assert figures["confident"]["value"] == ((cat.max() >= 0.5) + (coffee.max() >= 0.5)) / 2
-    assert figures["largest difference"] == 0 and figures["same top1"] == 1
+    # Of another resize, it is small, and not nothing; the exact one's is of PyTorch's.
+    assert 0 < fast["mean difference"] < fast["largest difference"] < 0.03
+    assert fast["nll"] != figures["nll"] and fast["same top1"] == 1
     assert f"{figures['nll']:.3f}" in printed
     assert Image.open(tmp_path / "reliability.png").format == "PNG"
 

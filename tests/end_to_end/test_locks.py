@@ -23,6 +23,7 @@ import pytest
 import requests
 
 from scripts import lock, paths, photos
+from scripts.archive import converted
 from scripts.archive.download import download
 from scripts.archive.hashes import is_recorded, read_record, record
 from scripts.archive.temperatures import Fitted, pack
@@ -171,9 +172,12 @@ def test_a_second_start_waits_and_finds_the_server_running(
     assert stopped.startswith("Stopped the server of profile local")
 
 
-def test_a_second_build_waits_and_finds_the_archive(clone: Path) -> None:
+def test_a_second_build_waits_and_finds_the_archive(
+    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A third one, of another archive of that store, waits as well."""
     store = clone / "store"
+    monkeypatch.setenv(converted.PLACE, str(tmp_path))
     command = ["build", REAL, "--profile", "server", "--store", store]
     with visionserve(*command) as first:
         until(lambda: f" {first.pid} " in Path("/proc/locks").read_text())

@@ -4,7 +4,8 @@ import unicodedata
 from pathlib import Path
 
 from scripts.archive import imagenet
-from scripts.archive.recipe import Recipe, read_categories, read_names
+from scripts.archive.classes import read_categories, read_names
+from scripts.archive.recipe import Recipe
 from visionserve.models import IMAGENET_CATEGORIES
 
 
