@@ -18,14 +18,16 @@ from visionserve.card import card
 from visionserve.classifier import Classifier
 from visionserve.config import ModelConfig
 from visionserve.errors import RequestError
-from visionserve.item import Budget
+from visionserve.item import Budget, Item
 from visionserve.metadata import Metadata
 from visionserve.page import Page, describe
 from visionserve.protocols import v2
 from visionserve.protocols.reply import OK
 from visionserve.responses import Response
+from visionserve.sampling import Report, Sampling
 from visionserve.telemetry import Telemetry, trace_of
 from visionserve.workarounds.response_size import max_response_size
+from visionserve.workarounds.server_folder import server_folder
 
 MAX_FAILURES = 10
 SECONDS_TO_RESPOND = 1.0
@@ -69,6 +71,17 @@ class VisionHandler:
             len(metadata.categories),
             self._config.slow_request_ms / 1000,
         )
+        self._sampling: Sampling | None = None
+        if self._config.samples.on:
+            self._sampling = Sampling(
+                self._config.samples,
+                server_folder() / self._config.samples.directory,
+                self._name,
+                self._version,
+                metadata.categories,
+                metadata.multi_label,
+                lambda fate: self._telemetry.add("vision_samples_total", fate),
+            )
         self._page = Page()
         self._card = card(
             self._name, self._version, metadata, self._config, self._classifier.checked
@@ -85,7 +98,12 @@ class VisionHandler:
             for row, given in zip(rows, headers, strict=True)
         ]
         items = [item for request in requests for item in request.items]
-        classified = iter(self._classifier.classify(items, deadline))
+        if self._sampling:
+            self._sampling.choose(items)
+        answered = self._classifier.classify(items, deadline)
+        if self._sampling:
+            self._sampling.name(items, answered)
+        classified = iter(answered)
         bodies = []
         for index, request in enumerate(requests):
             outcomes = list(islice(classified, len(request.items)))
@@ -100,6 +118,8 @@ class VisionHandler:
                 request_id = context.get_request_id(index)
                 trace = trace_of(headers[index])
                 self._telemetry.observe(request_id, request.items, outcomes, seconds, trace)
+        if self._sampling:
+            self._sampling.offer(items, answered)
         if self._classifier.failures >= MAX_FAILURES:
             self._end()
         return bodies
@@ -111,12 +131,14 @@ class VisionHandler:
 
         Raises:
             RequestError: 500 `internal_error`, the response cannot be written; 503
-                `request_too_slow`, it cannot be drawn in time; or 413 `answer_too_large`,
-                TorchServe would kill the worker for its size.
+                `request_too_slow`, it cannot be drawn in time; 413 `answer_too_large`,
+                TorchServe would kill the worker for its size; or as `Sampling.report` does.
         """
         try:
             if request.describes:
                 return Response(to_json(self._describe(request.describes)))
+            if request.report and not (request.items and isinstance(outcomes[0], RequestError)):
+                return Response(to_json(self._take(request.report, request.items, outcomes)))
             if not request.items:
                 return self._show_page()
             request.items[0].budget.check_bytes()
@@ -130,6 +152,16 @@ class VisionHandler:
             ) from None
         Budget(most_bytes=self._config.max_answer_bytes).check_bytes(len(response.body))
         return response
+
+    def _take(
+        self, report: Report, items: Sequence[Item], outcomes: Sequence[Outcome]
+    ) -> dict[str, Any]:
+        """Keep a report, with its picture if there is one; it raises as `Sampling.report` does."""
+        assert self._sampling  # `inputs.read` refuses reports where samples are off.
+        for item, outcome in zip(items, outcomes, strict=True):
+            if not isinstance(outcome, RequestError):
+                return self._sampling.report(report, item, outcome)
+        return self._sampling.report(report)
 
     def _write(
         self, request: inputs.Request, outcomes: Sequence[Outcome], deadline: float

@@ -72,6 +72,7 @@ class Answer(TypedDict):
         warning: sentences for people, present if the answer is not confident, or unfamiliar.
         hints: faults of the picture that may explain it, present if there are any.
         cached: present, and true, if the answer comes from the cache.
+        sample: the picture's id, by which a report names it; present if the server keeps samples.
     """
 
     model: str
@@ -87,6 +88,7 @@ class Answer(TypedDict):
     warning: NotRequired[str]
     hints: NotRequired[list[Hint]]
     cached: NotRequired[bool]
+    sample: NotRequired[str]
 
 
 Outcome = Answer | RequestError

@@ -73,7 +73,7 @@ class Cache:
 
     def get(self, item: Item) -> Answer | None:
         """Return the answer that is stored for an item, or None; note how its picture looked."""
-        if self._store is None or item.probe:
+        if self._store is None or item.probe or item.is_reported:
             return None
         try:
             text = self._store.get(self._key(item))

@@ -35,6 +35,7 @@ from visionserve.item import Item
 from visionserve.metadata import Metadata
 from visionserve.preprocessing import HAS_RESIZER, decode, shrink_on_load, to_views
 from visionserve.runtimes import Passed, Runtime
+from visionserve.sampling import small
 from visionserve.share import Share
 from visionserve.tta import Views
 from visionserve.validation import memory, open_image, work
@@ -295,6 +296,9 @@ class Classifier:
                 rgb = decode(image, transforms, how, self._config.max_image_pixels)
             trace.size = explanation.upright(image, trace.size, rgb.size)
             trace.orientation = image.info.get("orientation", 1)
+            if trace.is_candidate:
+                with trace.stage("copy"):
+                    trace.copy = small(rgb)
             with trace.stage("preprocess"):
                 return to_views(rgb, transforms, how, item.options.tta)
 
@@ -402,6 +406,7 @@ class Classifier:
                 tempered, self.metadata.categories, options.top_k
             )
             labels, is_confident = self._judge(tempered, predictions, options.threshold)
+            trace.margin = self._margin(tempered, options.threshold)
             is_unfamiliar = self._is_unfamiliar(passed, options.tta)
             (view,) = image.views.stacked(1)
             trace.look = hints.measure(view)
@@ -447,10 +452,20 @@ class Classifier:
         if not self.metadata.multi_label:
             assert threshold is not None  # `_check_options` refused that.
             return None, postprocessing.is_confident(predictions, threshold)
-        own = self.metadata.thresholds
-        thresholds = own if threshold is None else [threshold] * len(own)
+        thresholds = self._thresholds(threshold)
         labels = postprocessing.labels_above(probabilities, self.metadata.categories, thresholds)
         return labels, postprocessing.is_sure(probabilities, labels, thresholds)
+
+    def _margin(self, probabilities: NDArray[np.floating[Any]], threshold: float | None) -> float:
+        """Return how far the best match, or the closest label, is from its threshold."""
+        if not self.metadata.multi_label:
+            probabilities = probabilities.max(keepdims=True)
+        return float(np.abs(probabilities - self._thresholds(threshold)).min())
+
+    def _thresholds(self, threshold: float | None) -> Sequence[float]:
+        """Return a request's threshold, or those of a multi-label model, in class-index order."""
+        own = self.metadata.thresholds
+        return own if threshold is None else [threshold] * max(1, len(own))
 
     def _is_unfamiliar(self, passed: Passed, mode: TTA) -> bool | None:
         """Tell whether an image is probably of no class; None where the archive cannot tell."""

@@ -76,6 +76,33 @@ class CacheConfig(Strict):
     size_mb: int = Field(default=0, ge=0)
 
 
+class SamplesConfig(Strict):
+    """Which pictures are kept with their answers; see `visionserve.sampling`. By default, none is.
+
+    Attributes:
+        directory: the samples' folder, which the workers of a server share; a relative path starts
+            at the server's own folder, `.torchserve/PROFILE`.
+        share: how much of all pictures is kept, from 0 to 1.
+        uncertain: pictures are kept whose best match, or one of whose labels, has a probability
+            that is no further than this from its threshold; 0 keeps none for that.
+        unfamiliar: whether unfamiliar pictures are kept, where the archive can tell them.
+        max_mb: largest size of all samples together, in megabytes; the oldest make room.
+        days: after how many days a sample is removed.
+    """
+
+    directory: Path = Path("samples")
+    share: Probability = 0
+    uncertain: Probability = 0
+    unfamiliar: bool = False
+    max_mb: Positive = 500
+    days: Positive = 30
+
+    @property
+    def on(self) -> bool:
+        """Whether any picture is kept."""
+        return self.share > 0 or self.uncertain > 0 or self.unfamiliar
+
+
 class HandlerConfig(Strict):
     """The `handler` section of `model-config.yaml`.
 
@@ -108,6 +135,7 @@ class HandlerConfig(Strict):
         cache: the cache of answers.
         self_check: what a worker does whose model computes otherwise on this machine than where it
             was built: it refuses to load, or warns and serves; see `visionserve.self_check`.
+        samples: which pictures are kept with their answers.
     """
 
     runtime: Engine = "openvino"
@@ -127,6 +155,7 @@ class HandlerConfig(Strict):
     defaults: Options = Options()
     cache: CacheConfig = CacheConfig()
     self_check: Literal["refuse", "warn"] = "refuse"
+    samples: SamplesConfig = SamplesConfig()
 
     @property
     def max_body_bytes(self) -> int:

@@ -19,6 +19,7 @@ from visionserve.errors import RequestError
 from visionserve.item import Budget, Item
 from visionserve.protocols import Form, Plain, check_count, form_of
 from visionserve.protocols.v2 import LENGTH_HEADER, split
+from visionserve.sampling import Report
 
 OPTION_PREFIX = "x-classify-"
 PROBE_HEADER = "x-visionserve-probe"
@@ -52,6 +53,8 @@ class Request:
         describes: what it asks about the model, or None: the model card, through the management
             API; or what the Open Inference Protocol has about a model, through nginx. It has no
             items either.
+        report: what a person says of an earlier answer, or None. It has one item where the picture
+            is sent again, otherwise none.
     """
 
     items: list[Item]
@@ -59,6 +62,7 @@ class Request:
     form: Form
     probe: bool
     describes: Description | None = None
+    report: Report | None = None
 
 
 def read(
@@ -97,7 +101,10 @@ def read(
         check(deadline)
         form = _form(row, headers, config)
         fields = form.fields()
+        report = _read_report(fields, config)
         data = fields.pop("data", None)
+        if report and data is None and not fields:
+            return Request([], many=False, form=form, probe=probe, report=report)
         options = _read_options(fields, headers, config.defaults)
         many = isinstance(data, list)
         if options.format == "png" and (many or not options.explain):
@@ -105,7 +112,7 @@ def read(
         parts = data if isinstance(data, list) else [data]
         if not parts or data is None or data == b"":
             raise RequestError(400, "empty_request", "The request holds no image.")
-        check_count(len(parts), config.max_images)
+        check_count(len(parts), 1 if report else config.max_images)
     except RequestError as error:
         return _failed(error.without_frames(), form, config, probe)
     except Exception:
@@ -113,7 +120,8 @@ def read(
         fault = RequestError(500, "internal_error", "The request could not be read.")
         return _failed(fault, form, config, probe)
     budget = Budget(config.max_work, config.max_answer_bytes)
-    return Request([_item(part, options, probe, budget) for part in parts], many, form, probe)
+    items = [_item(part, options, probe, budget, report is not None) for part in parts]
+    return Request(items, many, form, probe, report=report)
 
 
 def _failed(fault: RequestError, form: Form, config: HandlerConfig, probe: bool) -> Request:
@@ -231,6 +239,30 @@ def _read_options(
         raise RequestError(400, "invalid_option", _explain(error)) from None
 
 
+def _read_report(fields: dict[str, Any], config: HandlerConfig) -> Report | None:
+    """Take the report of an earlier answer from a request's fields, if there is one.
+
+    Raises:
+        RequestError: 409 `samples_off`; 400 `invalid_report`.
+    """
+    if "report" not in fields:
+        return None
+    if not config.samples.on:
+        raise RequestError(
+            409,
+            "samples_off",
+            "The model keeps no samples: its profile has to set handler.samples.",
+        )
+    try:
+        return Report.model_validate(fields.pop("report"))
+    except ValidationError:
+        raise RequestError(
+            400,
+            "invalid_report",
+            'A report is {"id": the field sample of an answer, "label": a label or null}.',
+        ) from None
+
+
 def _read_language(accepted: str) -> dict[str, Language]:
     """Choose the language that a client prefers (RFC 9110, section 12.5.4), if there is one."""
     best: dict[str, float] = {}
@@ -263,9 +295,11 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(faults) + "."
 
 
-def _item(part: Any, options: Options, probe: bool, budget: Budget) -> Item:
+def _item(
+    part: Any, options: Options, probe: bool, budget: Budget, is_reported: bool = False
+) -> Item:
     try:
-        return Item(_read_image(part), options, probe, budget)
+        return Item(_read_image(part), options, probe, budget, is_reported=is_reported)
     except RequestError as error:
         return Item(b"", options, probe, budget, error.without_frames())
 

@@ -81,6 +81,8 @@ class Item:
         budget: shared by all images of the request.
         fault: why it could not be read from the request, or None. An item with a fault passes
             through the stages untouched.
+        is_reported: whether it is sent again with a report, for which it is looked at anew, past
+            the cache.
         trace: what the stages note about it.
     """
 
@@ -89,6 +91,7 @@ class Item:
     probe: bool = False
     budget: Budget = field(default_factory=Budget, compare=False)
     fault: RequestError | None = None
+    is_reported: bool = False
     trace: Trace = field(default_factory=Trace, compare=False)
 
     @cached_property

@@ -44,6 +44,7 @@ COUNTERS: dict[str, list[str]] = {
     "vision_pictures_total": ["Property", "Bucket"],
     "vision_image_bytes_total": [],
     "vision_image_pixels_total": [],
+    "vision_samples_total": ["Outcome"],
 }
 
 # Prometheus misses the first increment of a counter that it never saw at 0, so these, which
@@ -144,6 +145,11 @@ class Telemetry:
         if failed or seconds >= self._slow_seconds:
             about = {"reason": "failed" if failed else "slow", "request_id": request_id}
             self._log(about | {TRACE_HEADER: trace}, items, codes, seconds)
+
+    def add(self, name: str, *dimensions: str) -> None:
+        """Add one to a counter."""
+        with self._lock:
+            self._sums[name, *dimensions] += 1
 
     def _log(
         self, about: Mapping[str, str], items: Sequence[Item], codes: list[str], seconds: float

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-Stage = Literal["validate", "decode", "preprocess", "infer", "explain", "postprocess"]
+from PIL.Image import Image
+
+Stage = Literal["validate", "decode", "copy", "preprocess", "infer", "explain", "postprocess"]
 
 
 class Look(NamedTuple):
@@ -43,6 +45,10 @@ class Trace:
         luma_table: the steps to which a JPEG rounds its luminance; see `visionserve.hints`.
         orientation: how the image lay in its file, from 1 to 8 as in EXIF data.
         look: what was measured of its pixels, also if its answer is in the cache; None before that.
+        margin: how far the probability of the best match, or of the closest label, is from its
+            threshold.
+        is_candidate: whether a small copy is made; see `visionserve.sampling`.
+        copy: the small copy, of mode RGB and without metadata; None if there is none.
     """
 
     seconds: dict[Stage, float] = field(default_factory=dict)
@@ -50,6 +56,9 @@ class Trace:
     luma_table: Sequence[int] = ()
     orientation: int = 1
     look: Look | None = None
+    margin: float = math.inf
+    is_candidate: bool = False
+    copy: Image | None = None
 
     @property
     def pixels(self) -> int:

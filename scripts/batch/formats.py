@@ -40,10 +40,11 @@ class Table:
             causes = f": {str(row['hints']).replace(' ', ', ')}" if row["hints"] else ""
             text += f" ({doubt}{causes})" if row["unfamiliar"] or not row["confident"] else ""
         text += f"; is {row['truth']}" if row.get("truth") else ""
-        return f"{_fitted(_printable(str(row['path'])))}  {_printable(text)}\n"
+        return f"{_fitted(printable(str(row['path'])))}  {printable(text)}\n"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return a text that moves no cursor; what cannot be printed is replaced."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 

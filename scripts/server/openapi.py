@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from scripts import paths
 from visionserve.answer import Answer
 from visionserve.config import Options
+from visionserve.sampling import Report
 
 FILE = paths.CONFIG / "openapi.json"
 REFERENCE = "#/components/schemas/{model}"
@@ -60,6 +61,13 @@ def describe() -> dict[str, Any]:
     schemas = {
         **answer.pop("$defs"),
         "Options": options,
+        "Report": Report.model_json_schema(),
+        "ReportBody": {
+            "type": "object",
+            "properties": {"report": _schema("Report"), "data": BASE64},
+            "required": ["report"],
+        },
+        "Reported": _object(sample=TEXT, reported={"type": "array", "items": TEXT}),
         "Answer": answer,
         "Error": _object(error=_object(code=TEXT, message=TEXT)),
         "TorchServeError": _object(code={"type": "integer"}, type=TEXT, message=TEXT),
@@ -69,7 +77,11 @@ def describe() -> dict[str, Any]:
         "image/*": {"schema": IMAGE},
         "application/octet-stream": {"schema": IMAGE},
         "multipart/form-data": {"schema": _with_options(options, _one_or_more(IMAGE))},
-        "application/json": {"schema": _with_options(options, _one_or_more(BASE64))},
+        "application/json": {
+            "schema": {
+                "anyOf": [_with_options(options, _one_or_more(BASE64)), _schema("ReportBody")]
+            }
+        },
     }
     instance = {"anyOf": [BASE64, _object(b64=BASE64)]}
     v1: dict[str, Any] = {
@@ -136,7 +148,7 @@ def _schema(name: str) -> dict[str, str]:
 def _answers() -> dict[str, Any]:
     either = {"anyOf": [_schema("Answer"), _schema("Error")]}
     return {
-        "200": _one_or_more(_schema("Answer")),
+        "200": {"anyOf": [*_one_or_more(_schema("Answer"))["anyOf"], _schema("Reported")]},
         "207": {"type": "array", "items": either},
     }
 

@@ -4,6 +4,7 @@ import { factsOf } from "./facts.js";
 import { megabytes, percent, shortName, t } from "./language.js";
 import { clone, say } from "./template.js";
 import { Where } from "./where.js";
+import { reportable } from "./wrong.js";
 
 /** One image on the page: its picture and a column for each setup. */
 export class Card {
@@ -38,6 +39,7 @@ export class Card {
     );
     this.button("where", this.explainable.length > 0);
     this.part("where").ariaPressed = String(Boolean(this.where));
+    this.button("wrong", Boolean(reportable(picture, setups)));
     this.button("copy-json", isAnswered);
     this.button("copy-curl", isAnswered);
   }

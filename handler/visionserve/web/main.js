@@ -22,6 +22,7 @@ import { renderSetups, setups, watchSetups } from "./setups.js";
 import { watchSources } from "./sources.js";
 import { shrinkForView } from "./thumbnail.js";
 import { askForToken, watchToken } from "./token.js";
+import { toggleWrong } from "./wrong.js";
 
 const REFRESH = 150;
 
@@ -260,6 +261,7 @@ function download() {
 
 const ACTIONS = {
   where: (picture) => cards.get(picture).toggleWhere(),
+  wrong: (picture) => toggleWrong(cards.get(picture)),
   retry: (picture) => tryAgain([picture], retry),
   shrink: (picture) => tryAgain([picture], shrink),
   "copy-json": (picture) => copyText(asJson(picture, shownSetups)),
@@ -288,7 +290,7 @@ list.addEventListener("click", ({ target }) => {
   const button = target.closest("button");
   const element = target.closest(".card");
   const card = [...cards.values()].find((one) => one.element === element);
-  if (button && card) ACTIONS[button.className](card.picture);
+  if (button && card) ACTIONS[button.className]?.(card.picture);
 });
 byId("clear").addEventListener("click", clear);
 byId("download").addEventListener("click", download);

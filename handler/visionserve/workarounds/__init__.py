@@ -6,6 +6,7 @@ when the version that `pyproject.toml` pins changes; a test compares it with `VE
 - `form_parts` patches `ts.service.Service`, so that a form may hold several parts of one name.
 - `logs` quietens the worker's loggers, which write lines for each request and each batch.
 - `response_size` reads the frontend's `max_response_size`, which TorchServe tells no worker.
+- `server_folder` finds the folder that the server was started in.
 - `torch_stand_in` saves OpenVINO's workers the import of PyTorch. The builder puts it into the
   root of such archives as `torch.py`.
 """
