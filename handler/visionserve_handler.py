@@ -104,7 +104,7 @@ class VisionHandler:
         if self._sampling:
             self._sampling.name(items, answered)
         classified = iter(answered)
-        bodies = []
+        bodies, sent = [], list[Outcome]()
         for index, request in enumerate(requests):
             outcomes = list(islice(classified, len(request.items)))
             try:
@@ -113,13 +113,14 @@ class VisionHandler:
                 outcomes = [error.without_frames()] * len(outcomes)
                 response = responses.refuse(request, error, self._name, self._version)
             bodies.append(_send(response, context, index))
+            sent += outcomes
             if request.items and not request.probe:
                 seconds = time.monotonic() - started
                 request_id = context.get_request_id(index)
                 trace = trace_of(headers[index])
                 self._telemetry.observe(request_id, request.items, outcomes, seconds, trace)
         if self._sampling:
-            self._sampling.offer(items, answered)
+            self._sampling.offer(items, sent)
         if self._classifier.failures >= MAX_FAILURES:
             self._end()
         return bodies

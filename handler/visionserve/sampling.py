@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image
 from pydantic import Field
 
@@ -176,9 +177,10 @@ class Sampling:
         if id is None or report.id not in (None, id):
             raise _invalid("id: give the field sample of the picture's answer.")
         try:
-            copy = item.trace.copy if item else None
-            if copy and answer and self._store.put(id, encoded(copy), about(answer, ["reported"])):
-                self._count("kept")
+            if item and answer and item.trace.copy:
+                told = about(answer, [*self._reasons(item, answer), "reported"])
+                if self._store.put(id, encoded(item.trace.copy), told):
+                    self._count("kept")
             self._store.report(id, {"labels": labels, "time": _now()})
         except FileNotFoundError:
             raise RequestError(
@@ -230,13 +232,14 @@ class Sampling:
 
 def small(image: Image.Image) -> Image.Image:
     """Return a copy of an upright RGB image, at most 512 pixels wide and high, without metadata."""
-    longest = max(image.size)
-    width, height = (max(1, round(side * SIDE / longest)) for side in image.size)
-    if longest > SIDE:
-        copy = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2)
+    scale = min(1, SIDE / max(image.size))
+    width, height = (max(1, round(scale * side)) for side in image.size)
+    copy = Image.new("RGB", (width, height), None)
+    if copy.size == image.size:
+        copy.paste(image)
     else:
-        copy = image.copy()
-    copy.info = {}
+        # In a tenth of Pillow's time.
+        Resizer().resize_pil(image, copy, ResizeOptions(ResizeAlg.convolution(FilterType.bilinear)))
     return copy
 
 

@@ -10,7 +10,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,10 +22,12 @@ import requests
 from PIL import Image, ImageCms, ImageOps
 from PIL.ExifTags import GPS, IFD, Base
 from PIL.PngImagePlugin import PngInfo
+from selenium.webdriver.common.keys import Keys
 
 from scripts import photos
 from scripts.archive.manifest import MANIFEST
 from scripts.server.torchserve import TorchServe
+from tests.end_to_end.browser import Browser
 from tests.end_to_end.test_observability import metrics_address
 from tests.helpers import REAL, TURNS, encode, write_config
 from visionserve import sample_store
@@ -252,10 +254,47 @@ def test_a_report_lies_beside_its_sample(sampled: Sampled) -> None:
     body = {"id": id_of(other), "label": "tiger cat"}
     assert sampled.report(report=body | {"id": id}, data=text)[0] == 400
     assert sampled.report(report=body, data="eA==")[0] in (400, 415)
+    assert sampled.report(report=body)[0] == 404
     status, told = sampled.report(report=body, data=text)
     assert (status, told["reported"]) == (200, ["tiger cat"])
     kept = sampled.sample(id_of(other))
-    assert kept.about["kept"] == ["reported"] and kept.report and kept.report["labels"]
+    assert kept.about["kept"][-1] == "reported" and kept.report and kept.report["labels"]
+
+
+def test_a_wrong_answer_is_reported_on_the_page(sampled: Sampled, tmp_path: Path) -> None:
+    """A picture that is kept, and one that is not, which is sent again with the report."""
+    kept, other = tmp_path / "kept.jpg", tmp_path / "other.jpg"
+    kept.write_bytes(photograph((500, 400), 1, 80))
+    other.write_bytes(photograph((500, 400), 1, 81))
+    sampled.keep(kept.read_bytes())
+    with closing(Browser(tmp_path)) as page:
+        page.forget()
+        page.send(sampled.client.token("inference"))
+        page.driver.get(f"{sampled.client.inference}/predictions/{NAME}")
+        for path, answer, labels in (
+            (kept, "tiger cat", ["tiger cat"]),
+            (other, "None of these", []),
+        ):
+            page.pick(path)
+            page.settle()
+            page.one(".wrong").click()
+            assert page.faults() == []
+            field = page.one(".wrong-form input")
+            field.send_keys("no such label", Keys.ENTER)
+            assert page.run("return !arguments[0].validity.valid", field)
+            field.clear()
+            field.send_keys(answer, Keys.ENTER)
+            page.until(lambda: page.texts(".wrong-form .told") == ["Thank you. It is kept."])
+            report = sampled.sample(id_of(path.read_bytes())).report
+            assert report and report["labels"] == labels
+            page.one(".wrong").click()
+            assert not page.all(".wrong-form")
+            page.one("#clear").click()
+        assert [entry for entry in page.console() if entry != "404"] == []
+        page.driver.get(f"{sampled.client.inference}/predictions/{REAL}")
+        page.pick(kept)
+        page.settle()
+        assert not page.one(".wrong").is_displayed()
 
 
 def test_samples_are_listed_exported_and_cleared(sampled: Sampled, tmp_path: Path) -> None:
@@ -270,10 +309,9 @@ def test_samples_are_listed_exported_and_cleared(sampled: Sampled, tmp_path: Pat
 
     lines = command("list").stdout.splitlines()
     assert len(lines) == len(sampled.samples())
-    (line,) = command(
-        "list", "--only", "reported", "--since", "1d", "--model", NAME
-    ).stdout.splitlines()[-1:]
-    assert id in line and line.endswith("; reported: tabby")
+    found = command("list", "--only", "reported", "--since", "1d", "--model", NAME).stdout
+    (line,) = (line for line in found.splitlines() if id in line)
+    assert line.endswith("; reported: tabby")
     assert not command("list", "--since", "2999-01-01").stdout
     assert command("export", str(tmp_path / "out")).returncode == 0
     assert (tmp_path / "out" / "tabby" / f"{id}.jpg").exists()
