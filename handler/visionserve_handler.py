@@ -73,9 +73,10 @@ class VisionHandler:
         )
         self._sampling: Sampling | None = None
         if self._config.samples.on:
+            folder = self._config.samples.directory
             self._sampling = Sampling(
                 self._config.samples,
-                server_folder() / self._config.samples.directory,
+                folder if folder.is_absolute() else server_folder() / folder,
                 self._name,
                 self._version,
                 metadata.categories,

@@ -457,10 +457,13 @@ class Classifier:
         return labels, postprocessing.is_sure(probabilities, labels, thresholds)
 
     def _margin(self, probabilities: NDArray[np.floating[Any]], threshold: float | None) -> float:
-        """Return how far the best match, or the closest label, is from its threshold."""
+        """Return how far the best match, or the closest label, is from its threshold.
+
+        It is rounded as probabilities are in answers.
+        """
         if not self.metadata.multi_label:
             probabilities = probabilities.max(keepdims=True)
-        return float(np.abs(probabilities - self._thresholds(threshold)).min())
+        return round(float(np.abs(probabilities - self._thresholds(threshold)).min()), 6)
 
     def _thresholds(self, threshold: float | None) -> Sequence[float]:
         """Return a request's threshold, or those of a multi-label model, in class-index order."""

@@ -17,11 +17,14 @@ from scripts import class_folders
 from scripts.quality import labelled
 from scripts.server import samples
 from tests.helpers import encode
+from tests.unit.test_multi_label import Fixed, described
 from visionserve import sample_store
-from visionserve.config import Options, SamplesConfig
+from visionserve.classifier import Classifier
+from visionserve.config import HandlerConfig, Options, SamplesConfig
+from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.sample_store import SampleStore
-from visionserve.sampling import MOST, Sampling
+from visionserve.sampling import MOST, Report, Sampling
 
 DAY = 86_400
 PICTURE = encode(Image.new("RGB", (8, 8)), "JPEG")
@@ -132,6 +135,42 @@ def test_a_share_is_of_the_pictures(dropped: tuple[Sampling, list[str]]) -> None
     sampling.choose(items)
     assert sum(item.trace.is_candidate for item in items) == MOST
     assert fates == ["dropped"] * (sum(first) - MOST)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "thresholds", "margin"),
+    [
+        ((0.8, 0.15, 0.05), (), 0.1),
+        ((0.4, 0.35, 0.25), (), 0.3),
+        ((0.99, 0.55, 0.01), (0.5, 0.6, 0.9), 0.05),
+        ((0.99, 0.01, 0.01), (0.5, 0.6, 0.9), 0.49),
+    ],
+)
+def test_the_margin_is_of_the_best_match_or_of_any_label(
+    probabilities: tuple[float, ...], thresholds: tuple[float, ...], margin: float
+) -> None:
+    """A model of one label for each picture is asked with a threshold of 0.7."""
+    labels = ("a", "b", "c")
+    kind = {"activation": "sigmoid" if thresholds else "softmax", "thresholds": thresholds}
+    metadata = described(labels, **kind)
+    model = Classifier(Fixed(*probabilities), metadata, HandlerConfig(), "1.0")
+    item = Item(PICTURE, Options(threshold=None if thresholds else 0.7))
+    assert isinstance(model.classify([item])[0], dict)
+    assert item.trace.margin == margin and item.trace.copy is None
+
+
+def test_several_labels_are_reported_together(tmp_path: Path) -> None:
+    SampleStore(tmp_path, "m", "1.0", 10**6, 1).put(id_of(1), PICTURE, about("cat", labels=["cat"]))
+    sampling = Sampling(
+        SamplesConfig(share=1), tmp_path, "m", "1.0", ("cat", "dog"), True, lambda _: None
+    )
+    for label, labels in ((["dog", "cat", "dog"], ["dog", "cat"]), ([], []), ("dog", ["dog"])):
+        told = sampling.report(Report(id=id_of(1), label=label))
+        assert told == {"sample": id_of(1), "reported": labels}
+        (sample,) = sample_store.read(tmp_path)
+        assert sample.labels == labels
+    with pytest.raises(RequestError, match="no label 'cow'"):
+        sampling.report(Report(id=id_of(1), label=["dog", "cow"]))
 
 
 LABELS = ("Cat", "cat", "a/b", "..", ".x", "=1+1", "  ", "x" * 300, "tiger cat", "train")
