@@ -212,6 +212,7 @@ def test_answers_are_as_the_description_says(nginx: Entrance, answer: Any) -> No
         ),
         ("/invocations", "/invocations", {"files": [("data", CAT), ("data", b"x")]}),
         (f"/predictions/{REAL}", "/predictions/{model}", {"data": b"x", "headers": image}),
+        (f"/predictions/{REAL}", "/predictions/{model}", {"json": {"report": {"label": None}}}),
         ("/predictions/absent", "/predictions/{model}", {"data": b"x", "headers": image}),
         ("/v1/models/absent:predict", "/v1/models/{model}:predict", {"json": {"instances": []}}),
         (f"/v2/models/{REAL}/infer", "/v2/models/{model}/infer", {"json": {"inputs": []}}),

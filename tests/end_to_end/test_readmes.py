@@ -36,6 +36,7 @@ NOT_RUN = {
     "prometheus --config.file=config/prometheus/prometheus.yml": (
         "listens on every interface until it is stopped; test_observability runs the configuration"
     ),
+    ".venv/bin/visionserve samples export labelled": "needs samples; test_samples does the same",
     **dict.fromkeys(
         (
             ".venv/bin/visionserve train pictures/ --architecture efficientnet_lite0",
