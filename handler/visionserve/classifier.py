@@ -33,7 +33,8 @@ from visionserve.deadline import check, too_slow
 from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.metadata import Metadata
-from visionserve.preprocessing import HAS_RESIZER, decode, shrink_on_load, to_views
+from visionserve.preprocessing import decode, shrink_on_load, to_views
+from visionserve.resizer import HAS_RESIZER
 from visionserve.runtimes import Passed, Runtime
 from visionserve.sampling import small
 from visionserve.share import Share

@@ -29,14 +29,7 @@ from visionserve.formats import (
 from visionserve.formats.heif_tiles import TiledImage
 from visionserve.formats.samples import strips
 from visionserve.metadata import Transforms
-
-try:
-    from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
-except ImportError:  # There is none for Linux on ARM64, for one.
-    HAS_RESIZER = False
-else:
-    HAS_RESIZER = True
-    FAST_FILTERS = {"bilinear": FilterType.bilinear, "bicubic": FilterType.catmull_rom}
+from visionserve.resizer import HAS_RESIZER, resize_box
 
 WHITE = (255, 255, 255, 255)
 # Modes of numbers whose range is not known.
@@ -265,16 +258,13 @@ def _resize_axis(
         start: where the part begins, in pixels.
         length: length of the part, in pixels.
         size: length that it gets, in pixels.
-        interpolation: a key of `FAST_FILTERS`.
+        interpolation: `bilinear` or `bicubic`.
     """
     if axis == 0:
-        box, shape = CropBox(start, 0, length, image.height), (size, image.height)
-    else:
-        box, shape = CropBox(0, start, image.width, length), (image.width, size)
-    found = Image.new(image.mode, shape, None)
-    options = ResizeOptions(ResizeAlg.convolution(FAST_FILTERS[interpolation]), crop_box=box)
-    Resizer().resize_pil(image, found, options)
-    return found
+        return resize_box(
+            image, (start, 0, length, image.height), (size, image.height), interpolation
+        )
+    return resize_box(image, (0, start, image.width, length), (image.width, size), interpolation)
 
 
 def resized_size(size: tuple[int, int], transforms: Transforms) -> tuple[int, int]:

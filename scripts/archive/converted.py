@@ -41,6 +41,7 @@ PROVED = (
     "metadata.py",
     "models.py",
     "preprocessing.py",
+    "resizer.py",
     "runtimes/*.py",
     "self_check.py",
     "tta.py",
