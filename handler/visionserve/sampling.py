@@ -34,6 +34,8 @@ SIDE, QUALITY = 512, 90
 MOST = 32
 # After a failure, such as a full disk, nothing is written for so many seconds.
 PAUSE = 2.0
+# A picture whose answer was just sent is kept within so many seconds, which is a view's time.
+SOON = 0.1
 OF_PREDICTION = ("label", "class_id", "probability")
 TOLD = ("model", "version", "tta", "confident", "labels", "unfamiliar", "hints")
 
@@ -58,9 +60,8 @@ class Report(Strict):
     @property
     def labels(self) -> list[str]:
         """The right labels."""
-        return (
-            [self.label] if isinstance(self.label, str) else list(dict.fromkeys(self.label or ()))
-        )
+        named = [self.label] if isinstance(self.label, str) else self.label or []
+        return list(dict.fromkeys(named))
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,9 @@ class Sampling:
                 told = about(answer, [*self._reasons(item, answer), "reported"])
                 if self._store.put(id, encoded(item.trace.copy), told):
                     self._count("kept")
+            end = time.monotonic() + SOON
+            while not self._store.holds(id) and time.monotonic() < end:
+                time.sleep(SOON / 10)
             self._store.report(id, {"labels": labels, "time": _now()})
         except FileNotFoundError:
             raise RequestError(

@@ -372,6 +372,33 @@ def full(disk: Path) -> Iterator[None]:
         filler.unlink()
 
 
+WRITER = """
+import sys
+from pathlib import Path
+from visionserve.sample_store import SampleStore
+store, first = SampleStore(Path(sys.argv[1]), "m", "1.0", 10**9, 30), int(sys.argv[2])
+print("ready", flush=True)
+for number in range(first, first + 10_000):
+    id = f"{number:016x}"
+    store.put(id, id.encode() * 100_000, {"time": id * 100})
+    store.report(id, {"labels": [id * 100]})
+"""
+
+
+def test_what_is_killed_while_it_writes_leaves_nothing_half(tmp_path: Path) -> None:
+    for first in range(0, 30_000, 10_000):
+        command = [sys.executable, "-c", WRITER, str(tmp_path / "samples"), str(first)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+            assert writer.stdout and writer.stdout.readline() == b"ready\n"
+            time.sleep(0.2 + first / 1e6)
+            writer.kill()
+    pictures = {path.stem: path.read_bytes() for path in tmp_path.rglob("*.jpg")}
+    assert len(pictures) > 5
+    assert all(data == id.encode() * 100_000 for id, data in pictures.items())
+    for path in tmp_path.rglob("*.json"):
+        assert path.name.partition(".")[0] in pictures and json.loads(path.read_bytes())
+
+
 def test_a_killed_worker_leaves_nothing_half(sampled: Sampled) -> None:
     kept = sampled.keep(photograph((500, 400), 1, 50))
     before = kept.picture.stat().st_mtime_ns

@@ -192,6 +192,7 @@ def test_an_export_is_read_by_those_who_train_and_evaluate(tmp_path: Path) -> No
     found = class_folders.find(out)
     assert len(found.photographs) == len(LABELS) - 1 and not found.left_out
     assert len(found.classes) == len(LABELS) - 2, "one was reported as another, one as none"
+    assert len(labelled.read(out, found.classes).photographs) == len(LABELS) - 1
     with (out / "index.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows][:2] == ["Cat", "cat"]
