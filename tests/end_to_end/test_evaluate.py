@@ -855,7 +855,6 @@ def test_two_archives_are_compared_as_pytorch_compares_them(
     several = {"activation": "sigmoid", "thresholds": [0.5] * 9}
     for words, said_ in (
         (by_name, "The archives have no label in common: 'dog' is one of own's"),
-        ((*by_name[:2], own.folder), "The archives have no label in common"),
         ((own.archive, own.archive, plain, "--at-least", "0"), "--at-least takes labels. Give"),
         (("absent", *by_name[1:]), "absent.mar is not there; of archives there are: own"),
         ((own.archive, tmp_path / "absent.mar", plain), "absent.mar: no such archive"),
