@@ -10,6 +10,10 @@ from visionserve.config import TTA
 
 STRIDE = 32
 LONGEST = 1024
+# How many strides a side of a `dense` view may have beyond a crop. OpenVINO makes kernels for each
+# size of a view, and keeps those of few sizes: nearly all photographs that are resized to 256
+# pixels have one of three, 256 by 256, 256 by 320 and 320 by 256. Top-1 is that with every size.
+STRIDES = (0, 1, 3, 7, 13, 25)
 
 
 class Place(NamedTuple):
@@ -79,9 +83,9 @@ def views(pixels: NDArray[np.uint8], mode: TTA, crop: int) -> NDArray[np.uint8]:
         mode: `none` is the centre crop. `five_crop` adds the crops in the four corners.
             `ten_crop` adds the same five crops of the mirrored image. `dense` is one larger
             view for a fully convolutional network, which averages over its own windows: the
-            image's centre, each side a crop plus as many whole strides of 32 pixels as fit, and
-            at most 1024 pixels. If no stride fits, as in a square image that is resized to
-            resnet50's 232 pixels, that is the centre crop.
+            image's centre, each side a crop plus 0, 1, 3, 7, 13 or 25 strides of 32 pixels, as many
+            as fit, and at most 1024 pixels. If no stride fits, as in a square image that is resized
+            to resnet50's 232 pixels, that is the centre crop.
         crop: side of a crop, in pixels.
 
     Returns:
@@ -103,7 +107,7 @@ def _places(
         crop: as for `views`.
     """
     if mode == "dense":
-        (top, height), (left, width) = (_whole_strides(side, crop) for side in size)
+        (top, height), (left, width) = (_centred(side, crop) for side in size)
         return (Place(top, left),), (height, width)
     bottom, right = (side - crop for side in size)
     places = [Place(round(bottom / 2), round(right / 2))]
@@ -126,13 +130,14 @@ def first_box(size: tuple[int, int], mode: TTA, crop: int) -> tuple[int, int, in
         Left, top, right and bottom, in pixels of the image.
     """
     if mode == "dense":
-        (left, width), (top, height) = (_whole_strides(side, crop) for side in size)
+        (left, width), (top, height) = (_centred(side, crop) for side in size)
         return left, top, left + width, top + height
     left, top = (round((side - crop) / 2) for side in size)
     return left, top, left + crop, top + crop
 
 
-def _whole_strides(side: int, crop: int) -> tuple[int, int]:
+def _centred(side: int, crop: int) -> tuple[int, int]:
     """Return offset and length of the centred part of a side that `dense` takes, in pixels."""
-    length = crop + max(min(side, LONGEST) - crop, 0) // STRIDE * STRIDE
+    lengths = (crop + count * STRIDE for count in STRIDES)
+    length = max((one for one in lengths if one <= min(side, LONGEST)), default=crop)
     return (side - length) // 2, length

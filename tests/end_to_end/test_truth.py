@@ -67,7 +67,9 @@ def dense(
     network: Any, resized: Image.Image, tensor_of: Callable[[Image.Image], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Average the softmax over every 7 x 7 window of the features of the image's centre."""
-    width, height = (side // 32 * 32 for side in resized.size)
+    width, height = (
+        max(one for one in (256, 320, 448, 640, 1024) if one <= side) for side in resized.size
+    )
     left, top = (resized.width - width) // 2, (resized.height - height) // 2
     features = network.extract_features(
         tensor_of(functional.crop(resized, top, left, height, width))
@@ -369,7 +371,9 @@ def test_the_map_of_a_dense_view_weighs_classes_by_its_windows_mean(
     groups = read_groups(find_groups("everyday"), IMAGENET_CATEGORIES).members
     path = PHOTOGRAPHS[0]
     resized = functional.resize(Image.open(path).convert("RGB"), [256], InterpolationMode.BICUBIC)
-    width, height = (side // 32 * 32 for side in resized.size)
+    width, height = (
+        max(one for one in (256, 320, 448, 640, 1024) if one <= side) for side in resized.size
+    )
     corner = (resized.height - height) // 2, (resized.width - width) // 2
     with torch.inference_mode():
         features = network.extract_features(

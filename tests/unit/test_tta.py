@@ -32,9 +32,20 @@ def test_ten_crop() -> None:
     assert crops("ten_crop") == as_bytes(functional.ten_crop(TENSOR, [224]))
 
 
-def test_dense_is_the_centre_in_whole_strides() -> None:
+def test_dense_is_the_centre_in_few_sizes() -> None:
+    """Of many photographs that a camera takes upright or not, three sizes of the view."""
     assert np.array_equal(tta.views(PIXELS, "dense", 224), PIXELS[np.newaxis, :, 10:330])
     assert tta.views(PIXELS[:232], "dense", 224).shape == (1, 224, 320, 3)
+    sizes = {341, 340, 384, 383, 369, 320, 455}  # 4:3, 3:2, 13:9, 5:4 and 16:9.
+    shapes = [tta.views(np.zeros((256, side, 3), np.uint8), "dense", 224).shape for side in sizes]
+    shapes += [tta.views(np.zeros((side, 256, 3), np.uint8), "dense", 224).shape for side in sizes]
+    assert {shape[1:3] for shape in shapes} == {(256, 320), (320, 256), (256, 448), (448, 256)}
+    lengths = {
+        tta.views(np.zeros((224, side, 3), np.uint8), "dense", 224).shape[2]
+        for side in range(224, 1500)
+    }
+    assert lengths == {224, 256, 320, 448, 640, 1024}
+    assert tta.views(np.zeros((384, 1200, 3), np.uint8), "dense", 384).shape == (1, 384, 800, 3)
     panorama = np.arange(256 * 3000 * 3, dtype=np.uint32).astype(np.uint8).reshape(256, 3000, 3)
     assert np.array_equal(tta.views(panorama, "dense", 224), panorama[np.newaxis, :, 988:2012])
 

@@ -19,10 +19,12 @@ from visionserve import heap
 from visionserve.metadata import LEAST
 from visionserve.runtimes import Linear, Passed, Runtime
 
-# How many kernels OpenVINO keeps; it makes one for each layer and shape. 64 hold those of the crop
-# and of one size of `dense`. When these two shapes took turns, 32 made a pass 12 ms slower, and 128
-# made it no faster. The default of 5000 takes hundreds of megabytes if images differ in size.
-KERNELS = 64
+# How many kernels OpenVINO keeps; it makes one for each layer and shape. 128 hold those of the
+# three sizes that `dense` views mostly have (see `visionserve.tta.STRIDES`). With these in turn, a
+# pass of efficientnet_lite0 takes 1.04 times what one size takes, in INT8 and in FP32; with 64 and
+# all sizes it took 2.6 and 1.5 times, in as much memory. The default of 5000 takes hundreds of
+# megabytes.
+KERNELS = 128
 
 # A pass over more pixels than two crops gives its memory back; the `dense` view of a photograph of
 # 3:2 has 1.96. New memory for each pass would make it a tenth slower, because the kernel clears
