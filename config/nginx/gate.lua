@@ -320,6 +320,9 @@ function gate.finish()
     if ngx.status == 429 or ngx.status == 502 or ngx.status == 503 then
         ngx.header["Retry-After"] = 2
     end
+    if ngx.status == 405 then
+        ngx.header["Allow"] = ngx.var.allow
+    end
     if ngx.status >= 400 and (ngx.var.request_uri or ""):find("^/v[12]%f[/?%z]") then
         ngx.ctx.error = ""
         ngx.header["Content-Length"] = nil

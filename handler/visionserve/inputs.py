@@ -18,7 +18,7 @@ from visionserve.encodings import from_base64, unpack
 from visionserve.errors import RequestError
 from visionserve.item import Budget, Item
 from visionserve.protocols import Form, Plain, check_count, form_of
-from visionserve.protocols.v2 import LENGTH_HEADER, split
+from visionserve.protocols.v2 import LENGTH_HEADER, V2, split
 from visionserve.sampling import Report
 
 OPTION_PREFIX = "x-classify-"
@@ -155,6 +155,8 @@ def _form(row: Mapping[str, Any], headers: Mapping[str, str], config: HandlerCon
         body = unpack(body, headers[ENCODING_HEADER], config.max_body_bytes)
     if LENGTH_HEADER in headers:
         body, binary = split(bytes(body), headers[LENGTH_HEADER])
+        if not body:
+            return V2.of_image(binary)
     elif not _is_json(body, _media_type(headers)):
         return Plain({"data": body})
     if isinstance(body, bytes | bytearray):

@@ -16,7 +16,8 @@ from visionserve.sampling import Report
 
 FILE = paths.CONFIG / "openapi.json"
 REFERENCE = "#/components/schemas/{model}"
-TEXT = {"type": "string"}
+TEXT, WHOLE = {"type": "string"}, {"type": "integer"}
+PNG = "image/png"
 NGINX = re.compile(r"""^ +(\d{3}) '\{"error":\{"code":"(\w+)\"""", re.MULTILINE)
 GATE = re.compile(r'refuse\(\s*(\d{3}), "(\w+)"')
 
@@ -70,7 +71,7 @@ def describe() -> dict[str, Any]:
         "Reported": _object(sample=TEXT, reported={"type": "array", "items": TEXT}),
         "Answer": answer,
         "Error": _object(error=_object(code=TEXT, message=TEXT)),
-        "TorchServeError": _object(code={"type": "integer"}, type=TEXT, message=TEXT),
+        "TorchServeError": _object(code=WHOLE, type=TEXT, message=TEXT),
         "ProtocolError": _object(error=TEXT),
     }
     image = {
@@ -83,10 +84,24 @@ def describe() -> dict[str, Any]:
             }
         },
     }
+    tensor = _object(name=TEXT, datatype=TEXT, shape=_list(WHOLE))
+    more = {"data": {"type": "array"}, "parameters": {"type": "object"}}
+    schemas["Tensor"] = tensor | {"properties": tensor["properties"] | more}
+    tensors = _object(inputs=_list(_schema("Tensor")))
+    named = _object(name=TEXT)
+    named["properties"] |= {"parameters": _object(binary_data={"type": "boolean"})}
+    tensors["properties"] |= {
+        "id": TEXT,
+        "parameters": {"type": "object"},
+        "outputs": _list(named),
+    }
+    found = _object(model_name=TEXT, model_version=TEXT, outputs=_list(_schema("Tensor")))
+    found["properties"] |= {"id": TEXT}
+    schemas |= {"Tensors": tensors, "TensorsFound": found}
     instance = {"anyOf": [BASE64, _object(b64=BASE64)]}
     v1: dict[str, Any] = {
         "type": "object",
-        "properties": {"instances": {"type": "array", "items": instance}},
+        "properties": {"instances": _list(instance)},
     }
     v1 |= {"required": ["instances"], "additionalProperties": True}
     paths_of: dict[str, Any] = {}
@@ -103,14 +118,15 @@ def describe() -> dict[str, Any]:
     for place in ("{model}", "{model}/versions/{version}"):
         at = f"/v2/models/{place}"
         for word in ("infer", "explain"):
-            body = {"application/json": {"schema": _object(inputs={"type": "array"})}}
+            # Binary tensors, or an image, which is answered as at /predictions.
+            body = {"application/json": {"schema": _schema("Tensors")}}
             body["application/octet-stream"] = {"schema": IMAGE}
-            door = _door(at, body, {"200": _object(outputs={"type": "array"})})
-            door["post"]["responses"]["200"]["content"]["application/octet-stream"] = {
-                "schema": IMAGE
-            }
+            either = {"anyOf": [_schema("TensorsFound"), _schema("Answer")]}
+            door = _door(at, body, {"200": either})
+            content = door["post"]["responses"]["200"]["content"]
+            content |= {kind: {"schema": IMAGE} for kind in ("application/octet-stream", PNG)}
             paths_of[f"{at}/{word}"] = door
-        paths_of[at] = _asked(at, _object(name=TEXT, inputs={"type": "array"}))
+        paths_of[at] = _asked(at, _object(name=TEXT, inputs=_list(_schema("Tensor"))))
         paths_of[f"{at}/ready"] = _asked(at, _object(ready={"type": "boolean"}))
     paths_of["/v1/models/{model}"] = _asked("{model}", _object(ready={"type": "boolean"}))
     paths_of["/v2"] = _asked("/v2", _object(name=TEXT, version=TEXT))
@@ -133,8 +149,12 @@ def _object(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
+def _list(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
 def _one_or_more(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"anyOf": [schema, {"type": "array", "items": schema, "minItems": 1}]}
+    return {"anyOf": [schema, _list(schema) | {"minItems": 1}]}
 
 
 def _with_options(options: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +169,7 @@ def _answers() -> dict[str, Any]:
     either = {"anyOf": [_schema("Answer"), _schema("Error")]}
     return {
         "200": {"anyOf": [*_one_or_more(_schema("Answer"))["anyOf"], _schema("Reported")]},
-        "207": {"type": "array", "items": either},
+        "207": _list(either),
     }
 
 
@@ -182,7 +202,7 @@ def _responses(replies: dict[str, Any], protocol: bool) -> dict[str, Any]:
     """Describe the answers, and refer to the errors that each address may give."""
     responses = {status: _response("The answer.", schema) for status, schema in replies.items()}
     if "207" in replies and not protocol:
-        responses["200"]["content"]["image/png"] = {"schema": IMAGE}
+        responses["200"]["content"][PNG] = {"schema": IMAGE}
     form = "protocol" if protocol else "error"
     errors = {str(status): _shared("responses", f"{form}-{status}") for status in codes()}
     return responses | errors

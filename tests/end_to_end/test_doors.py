@@ -13,7 +13,10 @@ import jsonschema
 import numpy as np
 import pytest
 import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings, strategies
 from PIL import Image
+from schemathesis import checks
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
@@ -29,6 +32,13 @@ from visionserve.models import MODELS
 CAT = photos.greeting().read_bytes()
 TEXT = base64.b64encode(CAT).decode()
 JSON = {"Content-Type": "application/json"}
+CONFORMANCE = [
+    checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+]
 TOO_LARGE = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -225,6 +235,34 @@ def test_answers_are_as_the_description_says(nginx: Entrance, answer: Any) -> No
         jsonschema.validate(response.json(), schema | components, jsonschema.Draft202012Validator)
 
 
+def test_no_answer_is_undescribed(nginx: Entrance) -> None:
+    """Whatever schemathesis makes of the description, to a model that there is and to others."""
+    schema = schemathesis.openapi.from_url(f"{nginx.url}/openapi.json")
+    statuses = set()
+    for found in schema.get_all_operations():
+        operation = found.ok()
+
+        @seed(1)
+        @settings(
+            max_examples=6 if operation.method == "post" else 2,
+            phases=[Phase.generate],
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy(), image=strategies.sampled_from([CAT, b"x", None]))
+        def check(case: Any, image: bytes | None) -> None:
+            if image and "model" in case.path_parameters:
+                case.path_parameters |= {"model": REAL}
+            if image and case.media_type in ("application/octet-stream", "image/*"):
+                case.body = image
+            answer = case.call_and_validate(checks=CONFORMANCE, timeout=60)
+            statuses.add(answer.status_code)
+
+        check()
+    assert statuses >= {200, 400, 404, 415}, statuses
+
+
 def test_every_error_of_the_protocol_is_one_string(nginx: Entrance) -> None:
     """Triton's client knows no other; what nginx, TorchServe and the handler say is told so."""
     client, given = triton_client(nginx), tensor(np.array([CAT], dtype=object), True)
@@ -252,6 +290,13 @@ def test_every_error_of_the_protocol_is_one_string(nginx: Entrance) -> None:
         assert response.headers["Content-Type"] == "application/json"
         assert response.json()["error"].startswith(told), response.text
     assert nginx.post("/absent").json()["error"]["code"] == "not_found"
+    for method, path, allowed in (
+        ("DELETE", f"/predictions/{REAL}", "GET, HEAD, POST, PUT"),
+        ("POST", f"/v2/models/{REAL}/ready", "GET, HEAD"),
+        ("POST", "/openapi.json", "GET, HEAD"),
+    ):
+        response = requests.request(method, f"{nginx.url}{path}", timeout=60)
+        assert (response.status_code, response.headers["Allow"]) == (405, allowed)
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])

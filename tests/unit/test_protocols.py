@@ -246,6 +246,16 @@ def test_v2_one_output_is_binary() -> None:
     assert response.body[length:] == b"\x03\0\0\0" + "猫".encode()
 
 
+def test_v2_an_image_without_json_gets_binary_outputs() -> None:
+    headers = {"inference-header-content-length": "0", "x-classify-top-k": "2"}
+    request = inputs.read({"body": b"{image"}, headers, CONFIG)
+    assert (images(request), options(request).top_k) == ([b"{image"], 2)
+    response = responses.respond(request, [ANSWER], "m", "1")
+    length = int(response.headers["inference-header-content-length"])
+    result = InferResult.from_response_body(response.body, header_length=length)
+    assert result.as_numpy("label").tolist() == [[b"a", b"b"]]
+
+
 @pytest.mark.parametrize("media_type", [None, "application/octet-stream", "text/plain"])
 def test_json_is_told_by_its_brace(media_type: str | None) -> None:
     """Triton's client names no type, curl and browsers name others."""

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +71,13 @@ class V2:
         self._body = body
         self._binary = binary
         self._max_images = max_images
+
+    @classmethod
+    def of_image(cls, image: bytes) -> Self:
+        """Return the request of a body without JSON, the extension's "raw binary request"."""
+        tensor = {"name": "image", "shape": [1], "datatype": "BYTES"}
+        body = {"inputs": [tensor], "parameters": {BINARY_OUTPUT: True}}
+        return cls(body, len(image).to_bytes(4, "little") + image, max_images=1)
 
     def fields(self) -> dict[str, Any]:
         """Return the images of the input tensor, and the parameters as options.
