@@ -269,7 +269,7 @@ def test_a_wrong_answer_is_reported_on_the_page(sampled: Sampled, tmp_path: Path
     """A picture that is kept, and one that is not, which is sent again with the report."""
     kept, other = tmp_path / "kept.jpg", tmp_path / "other.jpg"
     kept.write_bytes(photograph((500, 400), 1, 80))
-    other.write_bytes(photograph((500, 400), 1, 81))
+    other.write_bytes(encode(Image.open(photos.packaged()[2]).convert("RGB"), "JPEG"))
     sampled.keep(kept.read_bytes())
     with closing(Browser(tmp_path)) as page:
         page.forget()
@@ -281,6 +281,8 @@ def test_a_wrong_answer_is_reported_on_the_page(sampled: Sampled, tmp_path: Path
         ):
             page.pick(path)
             page.settle()
+            is_kept = id_of(path.read_bytes()) in {one.id for one in sampled.samples()}
+            assert is_kept == (path == kept)
             page.one(".wrong").click()
             assert path == other or page.faults() == []
             field = page.one(".wrong-form input")

@@ -104,7 +104,7 @@ def test_a_process_that_holds_the_samples_is_not_waited_for(
     store = SampleStore(tmp_path, "m", "1.0", 10**6, 1)
     store.tidy()
     with (tmp_path / ".lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_SH)
         with pytest.raises(TimeoutError):
             store.put(id_of(1), PICTURE, about("cat"))
     assert store.put(id_of(1), PICTURE, about("cat"))
