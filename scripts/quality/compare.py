@@ -23,6 +23,7 @@ from scripts.quality import contact_sheet, labelled, output
 from scripts.quality.models import CANNOT, Archived, LeftOut, opened, tell_left_out
 from scripts.quality.statistics import (
     Interval,
+    bonett_price,
     log_loss,
     paired_difference,
     paired_interval,
@@ -77,7 +78,7 @@ class Answers:
     def moved(self) -> NDArray[np.float64]:
         """Half of the sum of |Δp|, 0 to 1 (total variation): float of shape (photographs,)."""
         first, second = self.probabilities
-        found: NDArray[np.float64] = np.abs(second - first).sum(axis=1, dtype=float) / 2
+        found: NDArray[np.float64] = np.abs(second - first).sum(axis=1, dtype=np.float64) / 2
         return found
 
     @cached_property
@@ -116,8 +117,8 @@ class Answers:
         figures: dict[str, Any] = {
             "changed": int((~self.same).sum()),
             "agreement": asdict(proportion(self.same)),
-            "mean difference": float(np.abs(second - first).mean(dtype=float)),
-            "mean difference of the first's answer": float(at_best.mean(dtype=float)),
+            "mean difference": float(np.abs(second - first).mean(dtype=np.float64)),
+            "mean difference of the first's answer": float(at_best.mean(dtype=np.float64)),
             "largest difference of the first's answer": float(at_best.max()),
             "time": asdict(self.time()),
         }
@@ -377,16 +378,26 @@ def judge(bar: float, answers: Answers) -> dict[str, Any]:
     elif found.high < bar:
         told = f"The bar is missed: {shown}, {least}."
     elif found.value > bar:
-        half = (found.high - found.low) / 2
-        enough = len(answers.paths) * (half / (found.value - bar)) ** 2
-        unit = 10 ** max(0, int(math.log10(enough)) - 1)
         told = (
             f"The bar is not shown to be reached: {shown}, {least}. About "
-            f"{math.ceil(enough / unit) * unit:,} photographs like these could show it."
+            f"{_enough(bar, answers):,} photographs like these would show it."
         )
     else:
         told = f"The bar is probably missed: {shown}, {least}."
     return {"at least": bar, "reached": found.low >= bar, "told": told}
+
+
+def _enough(bar: float, answers: Answers) -> int:
+    """Return how many photographs show a difference above the bar, by two digits.
+
+    They differ as often as these do.
+    """
+    ours, reference = answers.right[1], answers.right[0]
+    gained, lost, times = (ours & ~reference).sum(), (~ours & reference).sum(), 1.0
+    while bonett_price(gained * times, lost * times, len(ours) * times)[0] < bar:
+        times *= 1.02
+    unit = 10 ** max(0, int(math.log10(len(ours) * times)) - 1)
+    return math.ceil(len(ours) * times / unit) * unit
 
 
 def figures(answers: Answers) -> str:

@@ -131,19 +131,29 @@ def paired_difference(
 
 
 def paired_interval(ours: NDArray[np.bool_], reference: NDArray[np.bool_]) -> Interval:
-    """Return the difference of two ways on the same images, with an interval for few images, too.
-
-    The interval is Wald's with Laplace's adjustment (D. G. Bonett and R. M. Price, 2012): it counts
-    an image more that each way alone has right, so that few images without a difference do not show
-    that there is none. The estimate is the plain one.
+    """Return the difference of two ways on the same images, with the interval of `bonett_price`.
 
     Args:
         ours: bool of shape (images,).
         reference: the same.
     """
     gained, lost = int((ours & ~reference).sum()), int((~ours & reference).sum())
-    count = len(ours) + 2
-    centre, apart = (gained - lost) / count, (gained + lost + 2) / count
-    half = 1.96 * math.sqrt((apart - centre**2) / count)
-    estimate = (gained - lost) / len(ours)
-    return Interval(estimate, max(centre - half, -1.0), min(centre + half, 1.0))
+    low, high = bonett_price(gained, lost, len(ours))
+    return Interval((gained - lost) / len(ours), low, high)
+
+
+def bonett_price(gained: float, lost: float, count: float) -> tuple[float, float]:
+    """Return the interval of a difference of paired proportions.
+
+    It is Wald's with Laplace's adjustment (D. G. Bonett and R. M. Price, 2012): it counts an image
+    more that each way alone has right, so that few images without a difference do not show that
+    there is none.
+
+    Args:
+        gained: how many images the first way alone has right.
+        lost: how many the second alone has right.
+        count: how many images there are.
+    """
+    centre, apart = (gained - lost) / (count + 2), (gained + lost + 2) / (count + 2)
+    half = 1.96 * math.sqrt((apart - centre**2) / (count + 2))
+    return max(centre - half, -1.0), min(centre + half, 1.0)

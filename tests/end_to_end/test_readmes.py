@@ -48,6 +48,22 @@ NOT_RUN = {
         ),
         "needs class folders; test_train does the same",
     ),
+    ".venv/bin/visionserve compare fp32/efficientnet_lite0.mar efficientnet_lite0 photographs/ "
+    "--at-least -1": "needs a second archive; test_evaluate does the same",
+    **dict.fromkeys(
+        (
+            ".venv/bin/visionserve build resnet18 --version 2.0 --profile server --weights new.pt",
+            ".venv/bin/visionserve compare resnet18 resnet18-2.0 photographs/ --profile server "
+            "--at-least -1",
+            ".venv/bin/visionserve manage --profile server register resnet18-2.0.mar",
+            ".venv/bin/visionserve proxy start --canary resnet18=2.0:5%",
+            "curl http://127.0.0.1:8001/metrics",
+            ".venv/bin/visionserve proxy start --canary resnet18=2.0:100%",
+            ".venv/bin/visionserve manage --profile server set-default resnet18 2.0",
+            ".venv/bin/visionserve proxy start --canary resnet18=2.0:0%",
+        ),
+        "needs a second version; test_nginx does the same",
+    ),
     ".venv/bin/visionserve classify --engine ray --archive "
     "model_store/local/efficientnet_lite0.mar photos/ --output rows.csv": (
         "needs Ray, which listens on every interface: `make test-ray`"

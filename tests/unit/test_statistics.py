@@ -1,6 +1,7 @@
 """Statistics against scikit-learn, SciPy and figures worked out by hand."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV, calibration_curve
 from sklearn.frozen import FrozenEstimator
 
-from scripts.quality import plausible
+from scripts.quality import compare, plausible
 from scripts.quality.calibrate import fit
 from scripts.quality.evaluate import Judgements, judge
 from scripts.quality.statistics import (
@@ -125,6 +126,32 @@ def test_pairs_are_compared_as_published() -> None:
     assert (found.low, found.high) == pytest.approx((-0.508, -0.013), abs=5e-4)
     alike = paired_interval(np.ones(10, bool), np.ones(10, bool))
     assert alike.value == 0 and alike.low < -0.2, "ten photographs show little"
+
+
+def test_a_bar_is_reached_by_the_lower_end_alone() -> None:
+    """Where it is not shown to be, so many photographs as are named would show it."""
+
+    def judged(bar: float, *counts: int) -> tuple[bool, str]:
+        second, first = pairs(*counts)
+        said = [np.stack([right, ~right], axis=1).astype(float) for right in (first, second)]
+        labels = np.zeros(len(first), int)
+        seconds = np.ones((len(first), 2))
+        answers = compare.Answers(
+            [Path("x")] * len(first), "xy", labels, (said[0], said[1]), (0.5, 0.5), seconds
+        )
+        found = compare.judge(bar, answers)
+        return found["reached"], found["told"]
+
+    for bar, counts, reached, told in (
+        (-0.01, (300, 0, 0, 0), True, "The bar is reached: +0.0 points (-0.9 to +0.9)"),
+        (0.01, (300, 30, 0, 70), True, "The bar is reached: +7.5 points"),
+        (-0.01, (400, 0, 30, 70), False, "The bar is missed: -6.0 points (-8.1 to -3.8)"),
+        (-0.01, (400, 1, 7, 92), False, "The bar is probably missed: -1.2 points"),
+        (-0.01, (12, 0, 0, 0), False, "About 280 photographs like these would show it."),
+    ):
+        found = judged(bar, *counts)
+        assert found[0] == reached and told in found[1], found
+    assert judged(-0.01, 280, 0, 0, 0)[0] and not judged(-0.01, 270, 0, 0, 0)[0]
 
 
 def test_an_answer_is_judged_by_its_label_and_by_the_reference() -> None:
