@@ -119,9 +119,9 @@ class HandlerConfig(Strict):
         formats: the image formats that are read; the decoders of others are never loaded.
         max_image_pixels: largest image, in pixels, by its header; a WebP may have half as many. A
             larger one is never decoded. 24 million pixels take at most 300 MB.
-        max_jpeg_pixels: largest JPEG, in pixels, by its header. One of more than
+        max_jpeg_pixels: largest JPEG, or HEIC in tiles, in pixels, by its header. One of more than
             `max_image_pixels` is decoded at half its size or less, within the same memory; a
-            progressive one may have fewer, 41 million without subsampled colours.
+            progressive JPEG may have fewer, 41 million without subsampled colours.
         max_images: most images in one request.
         max_work: most work of one request's images together, in pixels times scans; see
             `visionserve.validation.work`. The default lets a single JPEG of the most pixels and

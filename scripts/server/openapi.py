@@ -58,6 +58,8 @@ def describe() -> dict[str, Any]:
     `visionserve.answer.Answer`; statuses are those of `codes`.
     """
     options = Options.model_json_schema(ref_template=REFERENCE)
+    for schema in options["properties"].values():
+        del schema["default"]  # It is the profile's, and clients would send another one.
     answer = TypeAdapter(Answer).json_schema(ref_template=REFERENCE)
     schemas = {
         **answer.pop("$defs"),
@@ -74,18 +76,15 @@ def describe() -> dict[str, Any]:
         "TorchServeError": _object(code=WHOLE, type=TEXT, message=TEXT),
         "ProtocolError": _object(error=TEXT),
     }
+    schemas["Form"] = _with_options("Form", options, _one_or_more(IMAGE))
+    schemas["Images"] = _with_options("Images", options, _one_or_more(BASE64))
     image = {
-        "image/*": {"schema": IMAGE},
         "application/octet-stream": {"schema": IMAGE},
-        "multipart/form-data": {"schema": _with_options(options, _one_or_more(IMAGE))},
-        "application/json": {
-            "schema": {
-                "anyOf": [_with_options(options, _one_or_more(BASE64)), _schema("ReportBody")]
-            }
-        },
+        "multipart/form-data": {"schema": _schema("Form")},
+        "application/json": {"schema": {"anyOf": [_schema("Images"), _schema("ReportBody")]}},
     }
     tensor = _object(name=TEXT, datatype=TEXT, shape=_list(WHOLE))
-    more = {"data": {"type": "array"}, "parameters": {"type": "object"}}
+    more = {"data": _list({}), "parameters": {"type": "object"}}
     schemas["Tensor"] = tensor | {"properties": tensor["properties"] | more}
     tensors = _object(inputs=_list(_schema("Tensor")))
     named = _object(name=TEXT)
@@ -111,7 +110,7 @@ def describe() -> dict[str, Any]:
     paths_of["/invocations"] = _door("/invocations", image, _answers(), False)
     for word in ("predict", "explain"):
         body: dict[str, Any] = {"application/json": {"schema": v1}}
-        reply = _object(predictions={"type": "array"})
+        reply = _object(predictions=_list({"anyOf": [_schema("Answer"), _schema("Error")]}))
         paths_of[f"/v1/models/{{model}}:{word}"] = _door(
             f"{{model}}:{word}", body, {"200": reply, "207": reply}
         )
@@ -157,8 +156,9 @@ def _one_or_more(schema: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [schema, _list(schema) | {"minItems": 1}]}
 
 
-def _with_options(options: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    return options | {"properties": options["properties"] | {"data": data}, "required": ["data"]}
+def _with_options(title: str, options: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    properties = options["properties"] | {"data": data}
+    return options | {"title": title, "properties": properties, "required": ["data"]}
 
 
 def _schema(name: str) -> dict[str, str]:

@@ -280,7 +280,7 @@ def test_commands_in_the_text_exist(readme: str) -> None:
 
 def test_the_grpc_client(server: TorchServe, client: Client, tmp_path: Path) -> None:
     """It runs in any folder, and tells an image's error."""
-    code, *_ = itertools.chain.from_iterable(blocks(readme, "python") for readme in READMES)
+    (code,) = [code for code in blocks("handler/README.md", "python") if "grpc" in code]
     for old, new in (
         ("Bearer KEY", client.token("inference")["Authorization"]),
         ("/path/to/visionserve", str(paths.ROOT)),
