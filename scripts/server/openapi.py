@@ -121,10 +121,10 @@ def describe() -> dict[str, Any]:
             body = {"application/json": {"schema": _schema("Tensors")}}
             body["application/octet-stream"] = {"schema": IMAGE}
             either = {"anyOf": [_schema("TensorsFound"), _schema("Answer")]}
-            door = _door(at, body, {"200": either})
-            content = door["post"]["responses"]["200"]["content"]
+            infer = _door(at, body, {"200": either})
+            content = infer["post"]["responses"]["200"]["content"]
             content |= {kind: {"schema": IMAGE} for kind in ("application/octet-stream", PNG)}
-            paths_of[f"{at}/{word}"] = door
+            paths_of[f"{at}/{word}"] = infer
         paths_of[at] = _asked(at, _object(name=TEXT, inputs=_list(_schema("Tensor"))))
         paths_of[f"{at}/ready"] = _asked(at, _object(ready={"type": "boolean"}))
     paths_of["/v1/models/{model}"] = _asked("{model}", _object(ready={"type": "boolean"}))

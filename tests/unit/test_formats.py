@@ -268,7 +268,11 @@ def test_grey_with_alpha_and_colour_maps_of_tiffs() -> None:
     on_white = (grey.astype(int) * alpha + 255 * (255 - alpha.astype(int)) + 127) // 255
     for compression in (None, "zlib"):
         for kind, pixels in (("unassalpha", grey), ("assocalpha", multiplied)):
-            how = {"photometric": "minisblack", "extrasamples": [kind], "compression": compression}
+            how: dict[str, Any] = {
+                "photometric": "minisblack",
+                "extrasamples": [kind],
+                "compression": compression,
+            }
             both = np.stack([pixels, alpha])
             file, planes = io.BytesIO(), io.BytesIO()
             tifffile.imwrite(file, np.moveaxis(both, 0, -1).copy(), planarconfig="contig", **how)
@@ -277,9 +281,13 @@ def test_grey_with_alpha_and_colour_maps_of_tiffs() -> None:
             tifffile.imwrite(planes, both, planarconfig="separate", **how)
             assert refusal(planes.getvalue())[:2] == (415, "unsupported_pixels"), compression
         five = np.stack([*np.moveaxis(SMALL, -1, 0), alpha, grey])
-        how = {"photometric": "rgb", "planarconfig": "separate", "compression": compression}
+        more: dict[str, Any] = {
+            "photometric": "rgb",
+            "planarconfig": "separate",
+            "compression": compression,
+        }
         file = io.BytesIO()
-        tifffile.imwrite(file, five, extrasamples=["unassalpha", "unspecified"], **how)
+        tifffile.imwrite(file, five, extrasamples=["unassalpha", "unspecified"], **more)
         if compression:
             assert refusal(file.getvalue())[:2] == (415, "unsupported_pixels")
         else:
@@ -290,8 +298,8 @@ def test_grey_with_alpha_and_colour_maps_of_tiffs() -> None:
     colours = np.pad(colours, ((0, 0), (0, 256 - colours.shape[1])))
     for factor in (1, 257):  # Old programs wrote 8 bits of each colour.
         file = io.BytesIO()
-        how = {"photometric": "palette", "colormap": colours * factor}
-        tifffile.imwrite(file, np.asarray(palette), **how)
+        mapped: dict[str, Any] = {"photometric": "palette", "colormap": colours * factor}
+        tifffile.imwrite(file, np.asarray(palette), **mapped)
         assert np.array_equal(decoded(file.getvalue()), np.asarray(palette.convert("RGB"))), factor
     webp = {256: 4, 257: 4, 258: 8, 259: 50_001, 262: 1, 273: 8, 277: 1, 279: 16}
     status, code, message = refusal(tiff(webp, bytes(16)))

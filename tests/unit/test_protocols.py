@@ -228,7 +228,8 @@ def test_v2_outputs_are_binary_as_tritons_client_reads_them(chosen: bool) -> Non
     assert sum("data" in output for output in found.values()) == chosen
     assert result.as_numpy("label").tolist() == [[b"a", b"b"], [b"", b""]]
     assert result.as_numpy("class_id").tolist() == [[0, 1], [-1, -1]]
-    assert np.allclose(result.as_numpy("probability"), [[0.7, 0.2], [0, 0]])
+    expected = np.array([[0.7, 0.2], [0, 0]])
+    assert np.allclose(result.as_numpy("probability"), expected)
     assert result.as_numpy("features").tolist() == [[0.5, 2], [0, 0]]
     assert result.as_numpy("error").tolist() == [b"", b"corrupt_image: The image is corrupt."]
     if chosen:

@@ -14,7 +14,7 @@ def load(image: GifImageFile) -> Image.Image:
     """
     box, is_clear = image.tile[0].extents, "transparency" in image.info
     image.load()
-    if is_clear or box == (0, 0, *image.size):
+    if is_clear or box is None or box == (0, 0, *image.size):
         return image
     screen = Image.new("RGB", image.size, "white")
     left, top, right, bottom = box
