@@ -235,7 +235,10 @@ class Sampling:
 
 
 def small(image: Image.Image) -> Image.Image:
-    """Return a copy of an upright RGB image, at most 512 pixels wide and high, without metadata."""
+    """Return a copy of an upright RGB image, at most 512 pixels wide and high, without metadata.
+
+    A file's own image would keep its metadata as well, which may have megabytes.
+    """
     scale = min(1, SIDE / max(image.size))
     width, height = (max(1, round(scale * side)) for side in image.size)
     if (width, height) == image.size or not HAS_RESIZER:
