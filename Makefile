@@ -32,7 +32,7 @@ help:
 	@echo 'make bench     measure beside other servers [QUICK=1]; also make bench-page, evaluate, soak, overload, chaos, fuzz'
 	@echo 'make image     build the container with buildah [IMAGE=name:tag] [DEVICE=cpu] [MODELS=resnet18]; make test-image runs it'
 	@echo 'make audit     ask for known advisories of what is installed, and of the libraries in TorchServe'
-	@echo 'make clean     stop every server; remove .venv, logs, tokens and caches, but no archive'
+	@echo 'make clean     stop every server; remove .venv, logs, tokens, caches and samples, but no archive'
 
 # A word that is not read would be ignored in silence.
 ifeq ($(origin MODEL),command line)
