@@ -71,7 +71,7 @@ def main() -> int:
         if args.command == "run":
             proxy.run(site)
         # A `stop` meanwhile waits, so that it is not taken for a server that is not there.
-        with proxy.started(site):
+        with proxy.shifted(site) if _shifts(args, proxy, site) else proxy.started(site):
             serves = _serves(site)
     except (ProxyError, OSError) as error:
         print(error, file=sys.stderr)
@@ -108,6 +108,13 @@ def _site(args: argparse.Namespace, proxy: Proxy) -> Site:
     models = {canary.model for canary in args.canary}
     kept = (canary for canary in site.canaries if canary.model not in models)
     return replace(site, canaries=(*kept, *(one for one in args.canary if one.share)))
+
+
+def _shifts(args: argparse.Namespace, proxy: Proxy, site: Site) -> bool:
+    """Tell whether nothing but the canaries of a running nginx is to change."""
+    if args.upstream or not args.canary or not proxy.pid:
+        return False
+    return site == replace(proxy.site, canaries=site.canaries)
 
 
 def _served(upstreams: Sequence[Upstream]) -> str:

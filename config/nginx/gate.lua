@@ -142,9 +142,42 @@ local function stuck(uri)
     return late
 end
 
+-- The canaries of the site: model, version and per cent of the clients. They are read for each
+-- request, as a new configuration would close connections that clients keep and are using.
+local function canaries()
+    local file = io.open(ngx.config.prefix() .. "site.json")
+    local text = file and file:read("*a") or ""
+    if file then
+        file:close()
+    end
+    return text:gmatch('{"model":"([%w_.-]+)","version":"([%w_.-]+)","share":([%d.]+)}')
+end
+
+-- Choose a client's version at an address of a model, by a hash of its network. A client of a share
+-- is in any larger one, too; another version is another hash, so that not the same clients try each.
+-- Returns what comes after the address, and what is counted if the model has a canary.
+local function choose(asked, network)
+    local model, named = asked:match("^/%a+/([^/]+)/?(.*)$")
+    for canary, version, share in canaries() do
+        if canary == model then
+            local a, b, c = ngx.md5_bin(network .. " " .. model .. " " .. version):byte(1, 3)
+            local place = (65536 * a + 256 * b + c) / 16777216
+            if named == "" and place < tonumber(share) / 100 then
+                return "/" .. version, model .. " " .. version
+            end
+            local known = named == "" and "default" or named == version and version
+            return "", known and model .. " " .. known or ""
+        end
+    end
+    return "", ""
+end
+
 -- Refuse requests that TorchServe would refuse or misread, remove all headers but the ones that the
--- handler reads, and have the client's next request wait for its turn at the servers.
-function gate.admit(uri)
+-- handler reads, and have the client's next request wait for its turn at the servers of its version.
+function gate.admit(asked)
+    local canary, counted = choose(asked, ngx.var.network)
+    ngx.var.canary, ngx.var.counted = canary, counted
+    local uri = asked .. canary
     if ngx.var.request_uri:find("?", 1, true) and ngx.var.uri ~= "/" then
         return refuse(
             400, "query_not_supported",
@@ -383,7 +416,7 @@ function gate.log()
     leave()
     counts:incr("status " .. ngx.status, 1, 0)
     -- Of a model with a canary, what a server got or no server could answer; the seconds at servers.
-    local version, spent = ngx.var.counted, ngx.var.upstream_response_time
+    local version, spent = ngx.var.counted or "", ngx.var.upstream_response_time
     if version ~= "" and (spent or ngx.status >= 500) then
         counts:incr("requests " .. version, 1, 0)
         -- A server's 404 says that the version is not there any more.
@@ -402,6 +435,13 @@ gate.metrics = guarded(function(...)
     end
     add("visionserve_gate_ready %d", ready() and 1 or 0)
     add("# TYPE visionserve_gate_answers_total counter")
+    -- Prometheus misses the first count of what it never saw at 0.
+    for model, version in canaries() do
+        for _, kind in pairs(BY_VERSION) do
+            counts:add(kind .. " " .. model .. " " .. version, 0)
+            counts:add(kind .. " " .. model .. " default", 0)
+        end
+    end
     local names = counts:get_keys(0)
     table.sort(names)
     for _, name in ipairs(names) do
@@ -479,16 +519,11 @@ end
 
 -- Start a worker, which uses the keys of its own configuration. The first one writes the
 -- configuration's identity to a file, which `visionserve proxy` waits for, and looks after the logs and
--- the clock from then on. Prometheus misses the first count of what it never saw at 0.
-function gate.begin(identity, limit, versions)
+-- the clock from then on.
+function gate.begin(identity, limit)
     keys = ngx.config.prefix() .. "keys-" .. identity .. "/"
     if ngx.worker.id() ~= 0 then
         return
-    end
-    for _, version in ipairs(versions) do
-        for _, kind in pairs(BY_VERSION) do
-            counts:add(kind .. " " .. version, 0)
-        end
     end
     local file = assert(io.open(ngx.config.prefix() .. "identity", "w"))
     file:write(identity)

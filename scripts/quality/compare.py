@@ -393,11 +393,12 @@ def _enough(bar: float, answers: Answers) -> int:
     They differ as often as these do.
     """
     ours, reference = answers.right[1], answers.right[0]
-    gained, lost, times = (ours & ~reference).sum(), (~ours & reference).sum(), 1.0
-    while bonett_price(gained * times, lost * times, len(ours) * times)[0] < bar:
-        times *= 1.02
-    unit = 10 ** max(0, int(math.log10(len(ours) * times)) - 1)
-    return math.ceil(len(ours) * times / unit) * unit
+    gained, lost = float((ours & ~reference).mean()), float((~ours & reference).mean())
+    count = float(len(ours))
+    while bonett_price(gained * count, lost * count, count)[0] < bar:
+        count *= 1.02
+    unit: int = 10 ** max(0, int(math.log10(count)) - 1)
+    return math.ceil(count / unit) * unit
 
 
 def figures(answers: Answers) -> str:

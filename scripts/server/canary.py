@@ -2,13 +2,10 @@
 
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
 FORM = re.compile(r"([^=]*)=([^:]*):(\d{1,3}(?:\.\d{1,2})?)%", re.ASCII)
-# What metrics call the version that answers the other clients, which nginx does not know.
-DEFAULT = "default"
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Canary:
     share: float
 
     def __post_init__(self) -> None:
-        """Check what nginx's configuration will hold."""
+        """Check what nginx will read."""
         for name in (self.model, self.version):
             if not NAME.fullmatch(name):
                 raise ValueError(f"{name[:100]!r}: give letters, digits and _ . -, 100 at most")
@@ -54,38 +51,3 @@ class Canary:
     def __str__(self) -> str:
         """Return one line for people."""
         return f"{self.model} {self.version} answers {self.share:g} % of the model's clients"
-
-
-def splits(canaries: Sequence[Canary]) -> list[str]:
-    """Return nginx's directives that set `$canary_1` and so on: ``/VERSION``, or nothing.
-
-    A client of a share is among those of any larger share, too. Another version is another hash, so
-    that it is not the same clients who try each.
-    """
-    lines = []
-    for number, one in enumerate(canaries, 1):
-        # nginx has no 100 % beside the rest.
-        parts = f'{one.share:g}% /{one.version}; * "";' if one.share < 100 else f"* /{one.version};"
-        key = f'"$network {one.model} {one.version}"'
-        lines.append(f"split_clients {key} $canary_{number} {{ {parts} }}")
-    return lines
-
-
-def choices(canaries: Sequence[Canary]) -> list[str]:
-    """Return the lines of nginx's map from an address without a version to its `$canary_N`."""
-    return [
-        f'"~^/[a-z]+/{re.escape(one.model)}$" $canary_{number};'
-        for number, one in enumerate(canaries, 1)
-    ]
-
-
-def counted(canaries: Sequence[Canary]) -> dict[str, str]:
-    """Return a regular expression of addresses for each pair of model and version that is counted.
-
-    Of a model without a canary none is: what clients name could be any number of models.
-    """
-    return {
-        f"{one.model} {version}": f"^/[a-z]+/{re.escape(one.model)}{re.escape(path)}$"
-        for one in canaries
-        for version, path in ((one.version, f"/{one.version}"), (DEFAULT, ""))
-    }

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 
 from scripts import lock, paths
 from scripts.kept import check_file, read_file
-from scripts.server.canary import Canary, choices, counted, splits
+from scripts.server.canary import Canary
 from scripts.server.processes import find, runs
 from scripts.server.started import Started
 from visionserve.config import MEBIBYTE, HandlerConfig, ModelConfig, Options
@@ -201,6 +201,21 @@ class Proxy:
         """Start nginx as `start` does; no other call changes it until the block ends."""
         with self._alone(site):
             self._start(site)
+            yield
+
+    @contextmanager
+    def shifted(self, site: Site) -> Iterator[None]:
+        """Give a running nginx the canaries of a site, which it reads for each request.
+
+        It keeps its configuration, and all of its connections.
+
+        Raises:
+            ProxyError, OSError: as `start`.
+        """
+        with self._alone(site):
+            site.check_canaries()
+            check_file(self._state / SITE)
+            self._keep_site(site)
             yield
 
     def _start(self, site: Site) -> None:
@@ -387,8 +402,6 @@ class Proxy:
             (keys / f"{name}.key").symlink_to(upstream.key_file.resolve())
             host, _, port = urlsplit(upstream.url).netloc.rpartition(":")
             self._render("torchserve.conf", f"{name}.conf", name=name, host=host, port=port)
-        canaries = [one for one in site.canaries if one.share]
-        addresses = counted(canaries)
         limits = "max_conns=48 max_fails=3 fail_timeout=2s"
         files = min(MOST_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         for module in LUA:
@@ -413,10 +426,6 @@ class Proxy:
             varies="Origin" if site.origins else "",
             headers=", ".join(HEADERS),
             names=", ".join(f'"{name}"' for name in names),
-            splits="\n    ".join(splits(canaries)),
-            canaries=_lines("{}", choices(canaries)),
-            counted=_lines('"~{0[1]}" "{0[0]}";', [*addresses.items()]),
-            versions=", ".join(f'"{version}"' for version in addresses),
             body=str(self._body(site) // MEBIBYTE),
             servers=_lines(f"server unix:{{}}.sock {limits};", names),
         )
@@ -443,6 +452,7 @@ class Proxy:
                 shutil.rmtree(folder)
 
     def _keep_site(self, site: Site) -> None:
+        """Write what the site is, for later starts and for `gate.lua`, which reads the canaries."""
         with lock.whole(self._state / SITE) as file:
             file.write(TypeAdapter(Site).dump_json(site))
 
@@ -528,5 +538,5 @@ class _Template(string.Template):
     delimiter = "@"
 
 
-def _lines(form: str, values: Iterable[object]) -> str:
+def _lines(form: str, values: tuple[str, ...] | list[str]) -> str:
     return "\n        ".join(form.format(value) for value in values)
