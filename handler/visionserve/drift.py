@@ -16,8 +16,8 @@ Property = Literal["luminance", "sharpness", "class", "unfamiliar"]
 # Each bucket holds a tenth of 500 photographs of ImageNet, whose shorter side has 384 pixels, at
 # the centre crop of EfficientNet-Lite0. Another model's crop shifts its tenths, which rules do not
 # ask for: they compare a stream with its own past.
-LUMINANCE = (128, 150, 170, 185, 200, 210, 225, 240, 250)
-SHARPNESS = (10.0, 20.0, 40.0, 60.0, 80.0, 120.0, 160.0, 250.0, 400.0)
+LUMINANCE = (163, 179, 192, 199, 207, 217, 226, 236, 249)
+SHARPNESS = (0.769, 0.822, 0.859, 0.884, 0.901, 0.915, 0.927, 0.943, 0.961)
 CLASSES = 20
 
 
@@ -43,7 +43,7 @@ def buckets(look: Look, answer: Answer, classes: int) -> dict[Property, int]:
     best = answer["predictions"][0]["class_id"]
     found: dict[Property, int] = {
         "luminance": bisect(LUMINANCE, look.highlight),
-        "sharpness": bisect(SHARPNESS, look.detail),
+        "sharpness": bisect(SHARPNESS, look.bent),
         "class": best * CLASSES // max(CLASSES, classes),
     }
     if "unfamiliar" in answer:

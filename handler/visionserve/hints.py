@@ -24,6 +24,7 @@ BRIGHT_SHARE, DARK = 0.05, 124
 BLURRED = 0.0175
 ENLARGED = 2
 COARSE = 100
+LEVELS = np.arange(256.0)
 
 
 def find(look: Look, trace: Trace, transforms: Transforms) -> list[Hint]:
@@ -64,9 +65,13 @@ def measure(view: NDArray[np.uint8]) -> Look:
     """
     top, left = (max(0, side - SIDE) // 2 for side in view.shape[:2])
     image = Image.fromarray(view[top : top + SIDE, left : left + SIDE]).convert("L")
-    counts = np.cumsum(image.histogram())
+    histogram = np.array(image.histogram())
+    counts = np.cumsum(histogram)
     highlight = int(np.searchsorted(counts, (1 - BRIGHT_SHARE) * counts[-1]))
-    grey = np.asarray(image, np.float32)
+    mean = LEVELS @ histogram / counts[-1]
+    variance = float(np.square(LEVELS - mean) @ histogram / counts[-1])
+    # Sums by BLAS would wake its threads, which other workers' cores are busy with.
+    grey = np.asarray(image, np.int16)
     above, middle, below = grey[:-2], grey[1:-1], grey[2:]
     before, after = slice(None, -2), slice(2, None)
     twice = 2 * middle[:, 1:-1]
@@ -76,13 +81,17 @@ def measure(view: NDArray[np.uint8]) -> Look:
         (above[:, before], below[:, after]),
         (above[:, after], below[:, before]),
     )
-    bend = np.empty_like(twice)
-    squares = []
+    bend, exact = np.empty_like(twice), np.empty(twice.shape, np.float32)
+    measured = []
     for one, other in pairs:
         np.add(one, other, out=bend)
         np.subtract(bend, twice, out=bend)
-        squares.append(float(np.vdot(bend, bend)))
-    return Look(highlight, min(squares) / max(1, bend.size), float(grey.var()))
+        np.copyto(exact, bend)
+        squares = float(np.einsum("ij,ij->", exact, exact))
+        measured.append((squares, int(np.count_nonzero(bend))))
+    squares, bent = min(measured)
+    size = max(1, bend.size)
+    return Look(highlight, squares / size, bent / size, variance)
 
 
 def enlargement(size: tuple[int, int], transforms: Transforms) -> float:

@@ -17,12 +17,15 @@ class Look(NamedTuple):
 
     Attributes:
         highlight: the luminance, 0 to 255, that a twentieth of its pixels reach.
-        detail: how much it bends where it bends least; see `visionserve.hints.measure`.
+        detail: the mean square of its second derivative, in the direction where that is least.
+        bent: the share of its pixels, 0 to 1, where that derivative is not 0. Blur and compression
+            lower it, noise raises it.
         variance: of its luminance.
     """
 
     highlight: int
     detail: float
+    bent: float
     variance: float
 
     @property

@@ -262,7 +262,7 @@ def test_times_are_within_the_clients(sent: tuple[Sent, Samples]) -> None:
         assert counts == sorted(counts), "cumulative"
         # Each run took its bucket's lower bound at least, and its upper one at most.
         bounds = [0, *map(float, BOUNDS.split())]
-        runs = list(zip(np.diff([0, *counts]), bounds, bounds[1:], strict=True))
+        runs = list(zip(np.diff([0, *counts]), bounds[:-1], bounds[1:], strict=True))
         least = sum(count * low for count, low, _ in runs)
         assert least <= spent <= sum(count * high for count, _, high in runs if count)
     whole = (rose["vision_request_seconds_bucket", bound] for bound in ("10", "+Inf"))

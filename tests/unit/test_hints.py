@@ -38,16 +38,17 @@ def test_sharpness_is_that_of_scipy_at_any_contrast() -> None:
         ndimage.correlate(grey.astype(float), kernel)[1:-1, 1:-1]
         for kernel in (line, line.T, diagonal, diagonal[::-1])
     ]
-    least = min(np.square(bend).mean() for bend in bends)
+    least, bend = min((float(np.square(bend).mean()), i) for i, bend in enumerate(bends))
     look, paler, plain = (
         hints.measure(np.stack([of] * 3, axis=-1))
         for of in (pixels, pixels // 2, np.full((9, 9), 99, np.uint8))
     )
     assert look.detail == pytest.approx(least, rel=1e-4)
+    assert look.bent == (bends[bend] != 0).mean()
     assert look.sharpness == pytest.approx(least / grey.astype(float).var(), rel=1e-4)
     assert paler.sharpness == pytest.approx(look.sharpness, rel=0.02)
     assert look.highlight == np.percentile(grey, 95, method="inverted_cdf")
-    assert (plain.highlight, plain.detail, plain.sharpness) == (99, 0, np.inf)
+    assert (plain.highlight, plain.detail, plain.bent, plain.sharpness) == (99, 0, 0, np.inf)
 
 
 def test_motion_along_any_line_blurs() -> None:
