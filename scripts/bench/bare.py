@@ -21,14 +21,16 @@ from torch.ao.quantization import quantize_dynamic
 from torchvision.models import resnet18
 
 from scripts.arguments import Parser, real, whole
-from scripts.bench.contenders import DECODED, INT8, MODEL, PILLOW
+from scripts.bench.contenders import DECODED, GROUPED, INT8, MIXED, MODEL, PILLOW
 from scripts.bench.peers import pillow
+from visionserve import tta
 from visionserve.metadata import Metadata, Transforms
 from visionserve.preprocessing import decode, resize_fast
 from visionserve.runtimes.openvino import OpenVINORuntime
 
 WARM_UP = 20
 SLICES = 5
+TURNS = 10
 CROP = Transforms().crop
 
 
@@ -154,6 +156,39 @@ def latencies(store: Path, seconds: float) -> dict[str, float]:
     return {name: 1000 * statistics.median(values) for name, values in times.items()}
 
 
+def dense(archive: Path, images: Sequence[Path]) -> dict[str, float]:
+    """Time the `dense` views of images on one thread, whose sizes differ.
+
+    OpenVINO makes kernels for each size, and keeps those of few.
+
+    Args:
+        archive: the folder of an unpacked archive.
+        images: the images' files.
+
+    Returns:
+        The mean of each view's least processor time in milliseconds, where all views of one size
+        follow each other, and where they are mixed.
+    """
+    metadata = Metadata.load(archive)
+    transforms = metadata.transforms
+    runtime = OpenVINORuntime(archive / metadata.artifact, transforms.crop, 1)
+    decoded = (decode(Image.open(image), transforms, "fast") for image in images)
+    views = [tta.views(resize_fast(one, transforms), "dense", transforms.crop) for one in decoded]
+    found = {}
+    for name, turns in ((GROUPED, sorted(views, key=np.shape)), (MIXED, views)):
+        least = [float("inf")] * len(views)
+        for _ in range(TURNS):
+            size = None
+            for number, view in enumerate(turns):
+                if name == GROUPED and view.shape != size:
+                    runtime(view)  # Its kernels are made.
+                size, begin = view.shape, time.process_time()
+                runtime(view)
+                least[number] = min(least[number], time.process_time() - begin)
+        found[name] = 1000 * statistics.mean(least)
+    return found
+
+
 def networks(store: Path) -> tuple[nn.Module, nn.Module]:
     """Return the network, and a copy whose linear layer is quantized dynamically.
 
@@ -186,6 +221,7 @@ def main() -> int:
     found = {
         "rate": rates,
         "latency_ms": latencies(args.store, args.seconds),
+        "dense_ms": dense(args.store / INT8, args.images),
         "size_mb": {"eager fp32": size_mb(network), "eager, dynamic int8": size_mb(dynamic)},
     }
     print(json.dumps(found))

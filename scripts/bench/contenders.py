@@ -25,6 +25,8 @@ INT8 = "openvino_int8"
 MODEL = "ceiling: int8 model alone"
 DECODED = "ceiling: decode, preprocess, int8 model"
 PILLOW = "ceiling: decode, preprocess with Pillow, int8 model"
+GROUPED = "openvino int8, dense, one size after the other"
+MIXED = "openvino int8, dense, sizes mixed"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from scripts.bench.contenders import (
     DECODED,
     DROPPED_IN,
     EAGER,
+    GROUPED,
     INT8,
+    MIXED,
     MODEL,
     OURS,
     PILLOW,
@@ -147,6 +149,7 @@ def bars(results: Results, archive_mb: float) -> list[Bar]:
 
     dense = lowest((rate(ours, clients, "dense"), rate(ours, clients)) for clients in several)
     explained = (Figure(name, "explained p50 ms", clients=1) for name in (STOCK.name, ours))
+    sizes = (Figure(name, "one image ms") for name in (MIXED, GROUPED))
     single = (Figure(name, "one image ms") for name in ("eager fp32", "openvino int8"))
     return [
         Bar(f"rate, part of the {MODEL}", to_bare(MODEL), 0.8),
@@ -157,6 +160,11 @@ def bars(results: Results, archive_mb: float) -> list[Bar]:
             for peer in (*EAGER, *DROPPED_IN)
         ),
         Bar("rate with dense TTA, to the rate without TTA", dense, 0.55),
+        Bar(
+            "dense views of mixed sizes, to one size after the other",
+            *(results.ratio(*sizes), 1.15),
+            at_least=False,
+        ),
         at_most("a cache hit's median time", CACHED.name, "p50 ms", 4.0, clients=1),
         at_most("from start to first answer", ours, "start s", 5.0),
         at_most("frontend and one worker", ours, "one worker MB", 600.0),

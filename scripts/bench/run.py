@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import os
 import statistics
@@ -28,7 +29,8 @@ from scripts.server.torchserve import StartError
 STORE = paths.MODEL_STORE / "bench"
 WORKERS = len(os.sched_getaffinity(0))
 IMAGES = 64
-SIZE = (500, 375)
+# ImageNet's usual sizes, with which `dense` views have several.
+SIZES = ((500, 375), (500, 333), (375, 500), (500, 500), (333, 500))
 EXPLAINED, PROFILE = 4, 10
 REPEATS = 4
 PROGRESS = "{desc}{percentage:.0f} %, {elapsed} gone, {remaining} left"
@@ -79,7 +81,7 @@ def measure_bare(images: Sequence[Path], seconds: int, results: Results) -> dict
     found = _json_of("scripts.bench.bare", str(STORE), *map(str, images), *arguments)
     for name, value in found["rate"].items():
         results.add(rate(name), value)
-    for name, value in found["latency_ms"].items():
+    for name, value in (found["latency_ms"] | found["dense_ms"]).items():
         results.add(Figure(name, "one image ms"), value)
     sizes: dict[str, float] = found["size_mb"]
     return sizes
@@ -104,15 +106,16 @@ def photographs(folder: Path | None, scratch: Path) -> list[Path]:
         scratch: the folder for the packaged images, which are used if there are no samples.
     """
     if folder is None and not paths.SAMPLES.is_dir():
-        return [_as_jpeg(path, scratch) for path in photos.packaged()]
+        named = zip(photos.packaged(), itertools.cycle(SIZES), strict=False)
+        return [_as_jpeg(path, size, scratch) for path, size in named]
     found = photos.folder(folder or paths.SAMPLES)
     return found[:: max(1, len(found) // IMAGES)][:IMAGES]
 
 
-def _as_jpeg(path: Path, scratch: Path) -> Path:
+def _as_jpeg(path: Path, size: tuple[int, int], scratch: Path) -> Path:
     target = scratch / f"{path.stem}.jpg"
     with Image.open(path) as image:
-        image.convert("RGB").resize(SIZE).save(target, quality=95)
+        image.convert("RGB").resize(size).save(target, quality=95)
     return target
 
 

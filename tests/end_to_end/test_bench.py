@@ -20,7 +20,9 @@ from scripts.bench.contenders import (
     DECODED,
     DROPPED_IN,
     EAGER,
+    GROUPED,
     INT8,
+    MIXED,
     MODEL,
     OURS,
     PILLOW,
@@ -31,7 +33,7 @@ from scripts.bench.contenders import (
 from scripts.bench.load import load, one_by_one
 from scripts.bench.peers import pillow
 from scripts.bench.results import About, Bar, Figure, Results, bars, rate, repeated
-from scripts.bench.run import IMAGES, SIZE, photographs
+from scripts.bench.run import IMAGES, SIZES, photographs
 from visionserve.metadata import Transforms
 from visionserve.preprocessing import resize_fast
 
@@ -76,6 +78,8 @@ def of_a_run() -> Results:
     results.add(rate(PILLOW), 250.0)
     results.add(Figure("eager fp32", "one image ms"), 30.0)
     results.add(Figure("openvino int8", "one image ms"), 10.0)
+    results.add(Figure(GROUPED, "one image ms"), 10.0)
+    results.add(Figure(MIXED, "one image ms"), 12.0)
     return results
 
 
@@ -96,6 +100,12 @@ def test_the_lowest_ratio_from_two_clients_counts() -> None:
     assert held[f"rate, part of the {PILLOW}"].value == pytest.approx(0.96)
     for peer in (*EAGER, *DROPPED_IN):
         assert held[f"rate, to {peer.name}"].value == pytest.approx(4.8)
+
+
+def test_sizes_may_be_mixed() -> None:
+    held = {bar.claim: bar for bar in bars(of_a_run(), archive_mb=10.7)}
+    bar = held["dense views of mixed sizes, to one size after the other"]
+    assert bar.value == pytest.approx(1.2) and bar.bound == 1.15 and not bar.reached
 
 
 def test_each_peer_has_its_bound() -> None:
@@ -184,9 +194,12 @@ def test_packaged_photographs_become_small_jpeg_files(
     monkeypatch.setattr(paths, "SAMPLES", tmp_path / "absent")
     chosen = photographs(None, tmp_path)
     assert len(chosen) == len(photos.packaged())
+    seen = set()
     for path in chosen:
         with Image.open(path) as image:
-            assert (image.format, image.size) == ("JPEG", SIZE)
+            assert image.format == "JPEG"
+            seen.add(image.size)
+    assert seen == {*SIZES}
 
 
 SERVER = """

@@ -19,12 +19,13 @@ from visionserve import heap
 from visionserve.metadata import LEAST
 from visionserve.runtimes import Linear, Passed, Runtime
 
-# How many kernels OpenVINO keeps; it makes one for each layer and shape. 128 hold those of the
-# three sizes that `dense` views mostly have (see `visionserve.tta.STRIDES`). With these in turn, a
-# pass of efficientnet_lite0 takes 1.04 times what one size takes, in INT8 and in FP32; with 64 and
-# all sizes it took 2.6 and 1.5 times, in as much memory. The default of 5000 takes hundreds of
-# megabytes.
-KERNELS = 128
+# How many kernels OpenVINO keeps; it makes one for each layer and shape. 64 hold those of a crop
+# and of one size of `dense`, and 128 those of the three sizes that `dense` views mostly have; see
+# `visionserve.tta.STRIDES`. Kernels of INT8 take longest to make: with 64 and every size, a pass of
+# efficientnet_lite0 took 2.6 times what it takes where one size follows itself. Each kernel takes
+# 0.1 MB, and the default of 5000 hundreds of megabytes.
+KERNELS = 64
+KERNELS_INT8 = 128
 
 # A pass over more pixels than two crops gives its memory back; the `dense` view of a photograph of
 # 3:2 has 1.96. New memory for each pass would make it a tenth slower, because the kernel clears
@@ -101,6 +102,7 @@ class OpenVINORuntime(Runtime):
         return self._compile(with_contributions(openvino.Core().read_model(self._artifact)))
 
     def _compile(self, model: openvino.Model) -> Any:
+        int8 = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
         compiled = openvino.Core().compile_model(
             model,
             "CPU",
@@ -110,7 +112,7 @@ class OpenVINORuntime(Runtime):
                 "INFERENCE_NUM_THREADS": self._threads,
                 "ENABLE_CPU_PINNING": False,
                 "INFERENCE_PRECISION_HINT": "f32",
-                "CPU_RUNTIME_CACHE_CAPACITY": KERNELS,
+                "CPU_RUNTIME_CACHE_CAPACITY": KERNELS_INT8 if int8 else KERNELS,
             },
         )
         return compiled.create_infer_request()
