@@ -47,6 +47,10 @@ local KEPT = {
 -- https://www.w3.org/TR/trace-context/#traceparent-header
 local TRACE = "^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$"
 
+-- What a person's browser gets for these statuses in place of JSON.
+local OUTAGE = assert(io.open(ngx.config.prefix() .. "outage.html")):read("*a")
+local OUTAGES = { [429] = true, [502] = true, [503] = true, [504] = true }
+
 local UNAVAILABLE = '{"error":{"code":"unavailable","message":"No server can answer now."}}'
 local TIMEOUT = '{"error":{"code":"timeout","message":"No server answered in 30 s."}}'
 
@@ -342,6 +346,12 @@ local function leave()
     end
 end
 
+-- Tell whether a person opens the page: browsers ask for HTML with GET, the page itself for JSON.
+local function opens_page()
+    local accepted = ngx.req.get_headers(0)["accept"]
+    return ngx.req.get_method() == "GET" and type(accepted) == "string" and accepted:find("text/html", 1, true)
+end
+
 -- Set the real status of a response whose status was replaced, the header Retry-After, and whether
 -- `rewrite` is to look at the body.
 function gate.finish()
@@ -353,6 +363,13 @@ function gate.finish()
     if ngx.status == 429 or ngx.status == 502 or ngx.status == 503 then
         ngx.header["Retry-After"] = 2
     end
+    if OUTAGES[ngx.status] and opens_page() then
+        ngx.ctx.outage = true
+        ngx.var.outage = "1"
+        ngx.header["Content-Type"] = "text/html; charset=utf-8"
+        ngx.header["Content-Length"] = #OUTAGE
+        return
+    end
     if ngx.status == 405 then
         ngx.header["Allow"] = ngx.var.allow
     end
@@ -362,9 +379,14 @@ function gate.finish()
     end
 end
 
--- Write an error as the Open Inference Protocol does, `{"error": "..."}`, whether nginx, TorchServe or
--- the handler said it. Clients of the protocol fail over any other form.
+-- Write a page for people where no server answers, and an error as the Open Inference Protocol does,
+-- `{"error": "..."}`, whether nginx, TorchServe or the handler said it. Clients of the protocol fail
+-- over any other form.
 function gate.rewrite()
+    if ngx.ctx.outage then
+        ngx.arg[1] = ngx.arg[2] and OUTAGE or nil
+        return
+    end
     local text = ngx.ctx.error
     if not text then
         return

@@ -1,5 +1,7 @@
 """Configure, start, reload and stop one nginx in front of one or several TorchServes."""
 
+import base64
+import hashlib
 import ipaddress
 import os
 import re
@@ -36,6 +38,7 @@ FILES_OF_A_CLIENT = 8
 LUA = ("clock.lua", "form.lua", "turns.lua", "gate.lua")
 DESCRIPTION = "openapi.json"
 SITE = "site.json"
+OUTAGE = "outage.html"
 LOGS = ("access.log", "error.log")
 ORIGIN = r"https?://([a-z\d.-]+|\[[\da-f:]+\])(:\d+)?"
 # What a page may send: what `gate.lua` lets through.
@@ -386,7 +389,7 @@ class Proxy:
         for upstream in site.upstreams:
             read_file(upstream.key_file)
         site.check_canaries()
-        for name in ("identity", "nginx.conf", DESCRIPTION, SITE, *LUA):
+        for name in ("identity", "nginx.conf", DESCRIPTION, OUTAGE, SITE, *LUA):
             check_file(self._state / name)
         for log in LOGS:
             # `run` has links there, to this process's streams.
@@ -407,6 +410,7 @@ class Proxy:
         for module in LUA:
             self._render(module, module)
         shutil.copyfile(paths.CONFIG / DESCRIPTION, self._state / DESCRIPTION)
+        shutil.copyfile(paths.CONFIG / "nginx" / OUTAGE, self._state / OUTAGE)
         self._render(
             "nginx.conf",
             "nginx.conf",
@@ -425,6 +429,7 @@ class Proxy:
             origins=_lines('"{0}" "{0}";', site.origins),
             varies="Origin" if site.origins else "",
             headers=", ".join(HEADERS),
+            style=_style_of(paths.CONFIG / "nginx" / OUTAGE),
             names=", ".join(f'"{name}"' for name in names),
             body=str(self._body(site) // MEBIBYTE),
             servers=_lines(f"server unix:{{}}.sock {limits};", names),
@@ -530,6 +535,13 @@ def _end(processes: list[psutil.Process]) -> None:
         if time.monotonic() > deadline:
             raise ProxyError(f"nginx {alive[0]} does not stop; kill -9 {alive[0]} ends it.")
         time.sleep(0.05)
+
+
+def _style_of(page: Path) -> str:
+    """Return the name that a policy gives a page's inline style: its hash."""
+    found = re.search(r"<style>(.*?)</style>", page.read_text(encoding="utf-8"), re.DOTALL)
+    digest = hashlib.sha256(found[1].encode() if found else b"").digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
 
 
 class _Template(string.Template):

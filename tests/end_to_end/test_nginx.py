@@ -1,6 +1,7 @@
 """nginx in front of two real TorchServes, one of which dies."""
 
 import base64
+import hashlib
 import http.client
 import itertools
 import json
@@ -430,6 +431,18 @@ def test_no_server_is_an_error_of_its_own(proxy: Proxy, server: TorchServe) -> N
         )
         assert response.status_code == 502
         assert response.json()["error"]["code"] == "unavailable"
+    for path in ("/", PREDICTIONS):
+        asked = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+        page = requests.get(f"http://{site.listen}{path}", headers=asked, timeout=TIMEOUT)
+        assert (page.status_code, page.headers["Retry-After"]) == (502, "2")
+        assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+        assert '<meta http-equiv="refresh" content="5">' in page.text
+        style = page.text.partition("<style>")[2].partition("</style>")[0]
+        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+        policy = f"default-src 'none'; style-src 'sha256-{digest}'; frame-ancestors 'none'"
+        assert page.headers["Content-Security-Policy"] == policy
+        plain = requests.get(f"http://{site.listen}{path}", timeout=TIMEOUT)
+        assert plain.json()["error"]["code"] == "unavailable"
     with pytest.raises(RunError, match="502"):
         client = Client(f"http://{site.listen}", "")
         list(classify(client, REAL, {}, [photos.greeting()], 1, retries=1))
