@@ -14,7 +14,7 @@ from ts.context import Context
 
 from visionserve import inputs, responses, workarounds
 from visionserve.answer import Outcome, to_json
-from visionserve.card import card
+from visionserve.card import card, classes
 from visionserve.classifier import Classifier
 from visionserve.config import ModelConfig
 from visionserve.errors import RequestError
@@ -200,6 +200,8 @@ class VisionHandler:
     def _describe(self, wanted: inputs.Description) -> dict[str, Any]:
         if wanted == "card":
             return self._card
+        if wanted == "classes":
+            return {"classes": classes(self._classifier.metadata)}
         if wanted == "ready":
             return {"name": self._name, "ready": True}
         versions = {facts["version"] for facts in self._models() if facts["model"] == self._name}

@@ -72,6 +72,25 @@ def card(
     }
 
 
+def classes(metadata: Metadata) -> list[dict[str, Any]]:
+    """Describe a model's classes, in class-index order.
+
+    Returns:
+        For each its `label` and `names`, by language, as far as it has any; `wordnet_id`, if it is
+        a class of ImageNet; and `sums`, how many classes of the network it is the sum of, if it is
+        a group.
+    """
+    described: list[dict[str, Any]] = [
+        {"label": label, "names": {code: names[index] for code, names in metadata.names.items()}}
+        for index, label in enumerate(metadata.categories)
+    ]
+    for one, wordnet_id in zip(described, metadata.wordnet_ids, strict=False):
+        one["wordnet_id"] = wordnet_id
+    for one, members in zip(described, metadata.groups, strict=False):
+        one["sums"] = len(members)
+    return described
+
+
 def _unfamiliar(familiarity: Familiarity | None) -> str:
     """Say whether the model tells unfamiliar pictures, and what that is worth."""
     if familiarity is None:

@@ -24,6 +24,7 @@ from visionserve.sampling import Report
 OPTION_PREFIX = "x-classify-"
 PROBE_HEADER = "x-visionserve-probe"
 DESCRIBE_HEADER = "x-visionserve-describe"
+ASK_HEADER = f"{OPTION_PREFIX}describe"
 ENCODING_HEADER = "content-encoding"
 MAX_JSON_MEMBERS = 1000
 MAX_JSON_NUMBERS = 3_000_000
@@ -33,8 +34,10 @@ MAX_SHOWN_FAULTS = 5
 MAX_FIELDS = 100
 SURROGATE = re.compile(rb"\\ud[89a-f]", re.IGNORECASE)
 
-Description = Literal["card", "metadata", "ready"]
+Description = Literal["card", "classes", "metadata", "ready"]
+# What nginx asks for, and what clients do.
 ASKED: tuple[Description, ...] = ("metadata", "ready")
+ASKED_BY_CLIENTS: tuple[Description, ...] = ("card", "classes")
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +53,9 @@ class Request:
         many: whether the client sent a list of images, and so gets a list in return.
         form: how the response is written.
         probe: whether nginx sent it to check the model's health. Probes are not counted.
-        describes: what it asks about the model, or None: the model card, through the management
-            API; or what the Open Inference Protocol has about a model, through nginx. It has no
-            items either.
+        describes: what it asks about the model, or None: the model card, as clients and the
+            management API do; its classes; or what the Open Inference Protocol has about a model,
+            through nginx. It has no items either.
         report: what a person says of an earlier answer, or None. It has one item where the picture
             is sent again, otherwise none.
     """
@@ -80,6 +83,8 @@ def read(
             `accept-language` sets the language if no option does. TorchServe adds `explain` to a
             request to /explanations, for which `accept: image/png` sets the option `format`.
             `content-encoding` tells how a raw body is compressed.
+            `x-classify-describe` asks for the model card or its classes in place of an answer, if
+            there is no body.
         config: the limits, and the defaults of options that the client does not set.
         deadline: time, by `time.monotonic`, after which it is not read.
 
@@ -94,6 +99,9 @@ def read(
         return Request([], many=False, form=form, probe=probe, describes="card")
     for asked in ASKED:
         if headers.get(DESCRIBE_HEADER) == asked:
+            return Request([], many=False, form=form, probe=probe, describes=asked)
+    for asked in ASKED_BY_CLIENTS:
+        if row == {"body": b""} and headers.get(ASK_HEADER) == asked:
             return Request([], many=False, form=form, probe=probe, describes=asked)
     if _opens_page(row, headers):
         return Request([], many=False, form=form, probe=probe)

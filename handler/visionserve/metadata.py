@@ -237,6 +237,8 @@ class Metadata(Strict):
         thresholds: of a multi-label model, in class-index order: the probability from which an
             image has the label. Otherwise empty.
         names: what people call the classes in each language that has names, in the same order.
+        wordnet_ids: the classes' synsets in WordNet 3.0, such as `n02123045`, in the same order;
+            none where the labels are not ImageNet's.
         temperatures: TTA mode to its temperature; 1 for a mode that has none. See
             `visionserve.postprocessing.temper`.
         plausible: TTA mode to the probability, after its temperature, below which a name is not
@@ -263,6 +265,7 @@ class Metadata(Strict):
     activation: Activation = "softmax"
     thresholds: tuple[Probability, ...] = ()
     names: dict[Language, tuple[str, ...]] = Field(default_factory=dict)
+    wordnet_ids: tuple[str, ...] = ()
     temperatures: dict[TTA, Temperature] = Field(default_factory=dict)
     plausible: dict[TTA, Probability] = Field(default_factory=dict)
     familiarity: Familiarity | None = None

@@ -27,6 +27,7 @@ class Classes:
         categories: of the archive: the labels, or the names of groups.
         members: the indices of each group's classes; empty without groups.
         names: what people call the categories, in the languages that have names.
+        wordnet_ids: the categories' synsets in WordNet 3.0; empty where they are not ImageNet's.
         thresholds: of a multi-label model, as given; empty if none are.
         training: what the weights were trained on, if that is known.
     """
@@ -35,6 +36,7 @@ class Classes:
     categories: tuple[str, ...]
     members: tuple[tuple[int, ...], ...]
     names: dict[Language, tuple[str, ...]]
+    wordnet_ids: tuple[str, ...]
     thresholds: tuple[float, ...]
     training: Training | None
 
@@ -58,6 +60,7 @@ def read_classes(recipe: Recipe) -> Classes:
         categories=categories,
         members=tuple(given.members.values()) if given else (),
         names=read_names(recipe, categories, given.names if given else None),
+        wordnet_ids=imagenet.wordnet_ids() if _are_imagenet(recipe, categories) else (),
         thresholds=read_thresholds(recipe, categories),
         training=training,
     )
@@ -119,8 +122,7 @@ def read_names(
         ValueError: the label map does not have the expected form.
         OSError: it cannot be read.
     """
-    plain = not recipe.labels and tuple(categories) == imagenet.labels()
-    known = imagenet.names() if plain else {}
+    known = imagenet.names() if _are_imagenet(recipe, categories) else {}
     for language, texts in (groups or {}).items():
         known[language] = tuple(texts.get(label, label) for label in categories)
     own = read_map(recipe.label_map, categories) if recipe.label_map else {}
@@ -131,3 +133,7 @@ def read_names(
         )
         for language in {**known, **own}
     }
+
+
+def _are_imagenet(recipe: Recipe, categories: Sequence[str]) -> bool:
+    return not recipe.labels and tuple(categories) == imagenet.labels()

@@ -37,6 +37,11 @@ def labels() -> tuple[str, ...]:
     return tuple(c.label for c in classes())
 
 
+def wordnet_ids() -> tuple[str, ...]:
+    """Return the classes' synsets in WordNet 3.0, in class-index order."""
+    return tuple(c.wordnet_id for c in classes())
+
+
 def names() -> dict[Language, tuple[str, ...]]:
     """Return the names of the classes in each language other than English, in class-index order."""
     return {"zh": tuple(c.chinese for c in classes())}

@@ -324,6 +324,7 @@ def _describe(recipe: Recipe, classes: Classes, model: Metadata) -> Metadata:
             "weights": recipe.weights.name if recipe.weights else model.weights,
             "categories": classes.categories,
             "names": classes.names,
+            "wordnet_ids": classes.wordnet_ids,
             "thresholds": thresholds.of(model.activation, classes.thresholds, count),
             "training": classes.training,
             # What was fitted for the other archive.

@@ -60,6 +60,14 @@ def test_only_a_browser_without_an_image_opens_the_page() -> None:
     assert refused({"body": bytearray()}, {"accept": "*/*"}).code == "empty_request"
 
 
+def test_a_description_is_asked_for_by_a_header_without_an_image() -> None:
+    for asked in ("card", "classes"):
+        headers = {"x-classify-describe": asked, "accept": "text/html"}
+        assert read({"body": bytearray()}, headers).describes == asked
+        assert refused({"body": bytearray(b"x")}, headers).code == "invalid_option"
+    assert read({"body": bytearray()}, {"x-classify-describe": "ready"}).describes is None
+
+
 def test_a_probe_is_told_by_its_header() -> None:
     row = {"body": bytearray(b"x")}
     for headers, probe in (({}, False), ({"x-visionserve-probe": "1"}, True)):

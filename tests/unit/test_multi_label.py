@@ -20,7 +20,7 @@ from scripts.quality import labelled
 from scripts.quality import thresholds as fitting
 from tests.helpers import encode
 from visionserve import inputs
-from visionserve.card import card
+from visionserve.card import card, classes
 from visionserve.classifier import Classifier
 from visionserve.config import CacheConfig, HandlerConfig, Options
 from visionserve.errors import RequestError
@@ -146,6 +146,15 @@ def test_a_threshold_of_its_own_is_for_multi_label_models_alone() -> None:
     assert shown["activation"] == "sigmoid" and shown["thresholds"]["cat"] == 0.3
     assert shown["options"]["threshold"]["default"] is None
     assert card("m", "1.0", softmax, HandlerConfig())["thresholds"] is None
+
+
+def test_the_classes_of_a_model_have_names_and_what_they_sum_up() -> None:
+    plain = described().model_copy(update={"activation": "softmax", "thresholds": ()})
+    groups = ((0,), (1, 2), (3,), (4, 5, 6))
+    found = classes(plain.model_copy(update={"groups": groups, "names": {"zh": tuple("狗猫鸟滩")}}))
+    assert [one["sums"] for one in found] == [1, 2, 1, 3]
+    assert found[1] == {"label": LABELS[1], "names": {"zh": "猫"}, "sums": 2}
+    assert classes(described())[0] == {"label": LABELS[0], "names": {}}
 
 
 def test_tensors_have_the_labels_of_each_image() -> None:
