@@ -18,11 +18,13 @@ from scripts.arguments import Parser, whole
 from scripts.batch import server_engine
 from scripts.bench.results import Bar
 from scripts.report.circumstances import processor
-from scripts.server.ports import free_ports
+from scripts.server.nginx import Proxy, Site, Upstream
+from scripts.server.ports import free_port, free_ports
 from scripts.server.torchserve import TorchServe
 
 MODEL = "efficientnet_lite0"
 FEW, MANY = 500, 2000
+BEHIND = 300
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -45,6 +47,8 @@ const frame = (now) => {
 requestAnimationFrame(frame);
 """
 DONE = "return document.querySelectorAll('.card[aria-busy=false]').length"
+REFUSED = """return performance.getEntriesByType("resource")
+    .filter(({ responseStatus }) => responseStatus === 429).length"""
 
 
 class Tab:
@@ -89,6 +93,10 @@ class Tab:
             time.sleep(0.05)
         seconds = time.perf_counter() - started
         return seconds, listed, self._measured("longest")
+
+    def refused(self) -> int:
+        """Return how many requests since the page was loaded nginx has refused as too many."""
+        return int(self._driver.execute_script(REFUSED))
 
     def _measured(self, name: str) -> float:
         return float(self._driver.execute_script(f"return window.{name}"))
@@ -189,6 +197,34 @@ def measure(server: TorchServe, images: Sequence[Path], rounds: int) -> list[Bar
     ]
 
 
+def measure_behind(server: TorchServe, images: Sequence[Path], folder: Path) -> list[Bar]:
+    """Give the page images behind nginx, at the rate that it allows by default: new, then cached."""
+    proxy = Proxy(folder / "nginx")
+    site = Site(
+        (Upstream(server.client.inference, server.state / "key_file.json"),),
+        listen=f"127.0.0.1:{free_port()}",
+        probes=f"127.0.0.1:{free_port()}",
+        model=MODEL,
+    )
+    proxy.start(site)
+    tab = Tab(BARE)
+    try:
+        tab.load(f"http://{site.listen}/")
+        fresh = tab.classify(images)[0]
+        print(f"{len(images)} new images behind nginx: {fresh:.1f} s, {tab.refused()} refused")
+        tab.load(f"http://{site.listen}/")
+        tab.clear()
+        seconds = tab.classify(images)[0]
+        refused = tab.refused()
+    finally:
+        tab.close()
+        proxy.stop()
+    return [
+        Bar(f"{len(images)} cached images behind nginx", seconds, 4, "s", at_least=False),
+        Bar("its requests that nginx refused", refused, 0, at_least=False),
+    ]
+
+
 def main() -> int:
     """Run the command."""
     parser = Parser(prog="visionserve bench-page", description=__doc__)
@@ -201,7 +237,14 @@ def main() -> int:
         server = TorchServe("local", folder / "server", folder, free_ports())
         server.start([f"{MODEL}={MODEL}.mar"])
         try:
-            bars = measure(server, copies(folder / "images", MANY), args.rounds)
+            images = copies(folder / "images", MANY)
+            bars = measure(server, images, args.rounds)
+        finally:
+            server.stop()
+        server = TorchServe("server", folder / "behind", folder, free_ports())
+        server.start([f"{MODEL}={MODEL}.mar"])
+        try:
+            bars += measure_behind(server, images[:BEHIND], folder)
         finally:
             server.stop()
     print(processor())
