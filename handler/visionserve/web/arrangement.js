@@ -7,8 +7,12 @@ const show = document.getElementById("show");
 const sort = document.getElementById("sort");
 const counts = document.getElementById("counts");
 const listOfCounts = counts.querySelector("ul");
+const nameSearch = document.getElementById("name-search");
+const compact = document.getElementById("compact");
+const moreLabels = document.getElementById("more-labels");
 
 let label = null;
+let areAllCounted = false;
 
 /** Which cards are shown, by state. */
 const KINDS = {
@@ -30,6 +34,16 @@ const ORDERS = {
 export function watchArrangement(onChange) {
   show.addEventListener("change", onChange);
   sort.addEventListener("change", onChange);
+  nameSearch.addEventListener("input", onChange);
+  compact.addEventListener("click", () => {
+    const is = document.getElementById("cards").classList.toggle("compact");
+    compact.ariaPressed = String(is);
+  });
+  moreLabels.addEventListener("click", () => {
+    areAllCounted = true;
+    onChange();
+    listOfCounts.children[MOST_LABELS]?.firstElementChild.focus();
+  });
   listOfCounts.addEventListener("click", ({ target }) => {
     const button = target.closest("button");
     if (!button) return;
@@ -45,7 +59,7 @@ export function watchArrangement(onChange) {
 
 /** Show all cards again, in the order in which they were added. */
 export function showAll() {
-  [show.value, sort.value, label] = ["all", "added", null];
+  [show.value, sort.value, nameSearch.value, label] = ["all", "added", "", null];
 }
 
 /** Whether the order of the cards depends on their answers. */
@@ -57,6 +71,7 @@ export function isSorted() {
 export function isShown(picture, setups) {
   const isLabelled = (prediction) => prediction.label === label;
   if (label !== null && !picture.found(setups[0]).some(isLabelled)) return false;
+  if (!picture.name.toLowerCase().includes(nameSearch.value.trim().toLowerCase())) return false;
   return KINDS[show.value](picture, setups);
 }
 
@@ -75,7 +90,7 @@ export function renderArrangement(pictures, setups, shown) {
   disagreement.hidden = setups.length < 2;
   const unfamiliar = show.querySelector("[value=unfamiliar]");
   unfamiliar.hidden = !pictures.some((picture) => KINDS.unfamiliar(picture, setups));
-  const isPart = shown < pictures.length || label !== null;
+  const isPart = shown < pictures.length || label !== null || nameSearch.value !== "";
   document.getElementById("part").hidden = !isPart;
   const found = pictures.flatMap((picture) => picture.found(setups[0]));
   const chosen = found.find((prediction) => prediction.label === label);
@@ -93,7 +108,8 @@ function renderCounts(found) {
   }
   counts.hidden = numbers.size === 0;
   const all = [...numbers.values()].sort((one, other) => other.count - one.count);
-  const isListed = ({ prediction }, index) => index < MOST_LABELS || prediction.label === label;
+  const isListed = ({ prediction }, index) =>
+    areAllCounted || index < MOST_LABELS || prediction.label === label;
   const chosen = all.filter(isListed);
   while (listOfCounts.childElementCount > chosen.length) listOfCounts.lastElementChild.remove();
   while (listOfCounts.childElementCount < chosen.length) listOfCounts.append(clone("count"));
@@ -108,5 +124,6 @@ function renderCounts(found) {
     track.firstElementChild.style.width = `${(100 * count) / chosen[0].count}%`;
   });
   const left = all.length - chosen.length;
-  document.getElementById("more-labels").textContent = left ? t("moreLabels", { count: left }) : "";
+  moreLabels.hidden = left === 0;
+  moreLabels.textContent = t("moreLabels", { count: left });
 }

@@ -1,15 +1,23 @@
 import { Column, labelled, warning } from "./column.js";
 import { isDisagreement } from "./comparison.js";
 import { factsOf } from "./facts.js";
-import { megabytes, percent, shortName, t } from "./language.js";
+import { fileSize, percent, shortName, t } from "./language.js";
+import { announce } from "./progress.js";
 import { clone, say } from "./template.js";
 import { Where } from "./where.js";
 import { reportable } from "./wrong.js";
+
+/** How long a button says that it has copied, in milliseconds. */
+const SHOWN = 2000;
 
 /** One image on the page: its picture and a column for each setup. */
 export class Card {
   constructor(picture, setups) {
     Object.assign(this, { picture, setups, columns: [] });
+    /** Resolved once the picture has its place, so that nothing jumps any more. */
+    this.placed = new Promise((done) => {
+      this.onPlaced = done;
+    });
     this.element = clone("card");
     this.element.dataset.id = picture.id;
     this.part("name").textContent = picture.name;
@@ -30,18 +38,15 @@ export class Card {
     const isAnswered = setups.some((setup) => picture.answer(setup));
     this.element.ariaBusy = String(!isDone);
     this.element.classList.toggle("compared", isCompared);
-    this.say("note", picture.copy ? t("copySent", sizeOf(picture.copy)) : "");
+    this.say("note", picture.copy ? t(copyNote(picture.copy), sizeOf(picture.copy)) : "");
     this.say("disagreement", isDisagreement(picture, setups) ? t("disagreement") : "");
     this.button("retry", isDone && failures.some(({ retryable }) => retryable));
-    this.button(
-      "shrink",
-      isDone && picture.canShrink && failures.some(({ shrinkable }) => shrinkable),
-    );
     this.button("where", this.explainable.length > 0);
     this.part("where").ariaPressed = String(Boolean(this.where));
     this.button("wrong", Boolean(reportable(picture, setups)));
     this.button("copy-json", isAnswered);
     this.button("copy-curl", isAnswered);
+    this.button("remove", true);
   }
 
   /** The setups that can explain their answers; none if the image is gone or cannot be shown. */
@@ -65,6 +70,7 @@ export class Card {
     if (!this.where) return;
     this.part("picture").append(this.where.canvas);
     this.element.classList.add("explained");
+    this.where.canvas.scrollIntoView({ block: "nearest" });
   }
 
   hideWhere() {
@@ -101,20 +107,33 @@ export class Card {
     if (blob === this.viewed) return;
     this.hide();
     this.viewed = blob;
-    if (blob) {
-      const image = new Image();
-      image.alt = "";
-      image.decoding = "async";
-      image.src = this.url = URL.createObjectURL(blob);
-      image.addEventListener("error", () => this.place(placeholder()));
-      this.place(image);
-    } else this.place(placeholder());
+    if (!blob) return this.place(placeholder());
+    const image = new Image();
+    image.alt = "";
+    image.decoding = "async";
+    image.addEventListener("error", () => blob === this.viewed && this.place(placeholder()));
+    image.addEventListener("load", () => blob === this.viewed && this.place(image));
+    image.src = this.url = URL.createObjectURL(blob);
   }
 
-  /** Put the picture into the card, below a map if there is one. */
+  /** Put the picture into the card, below a map if there is one, in a place of its proportions. */
   place(shown) {
     const map = this.element.classList.contains("explained") ? [this.where.canvas] : [];
+    const { naturalWidth, naturalHeight } = shown;
+    const ratio = naturalWidth ? `${naturalWidth} / ${naturalHeight}` : "";
+    this.part("picture").style.setProperty("--ratio", ratio);
     this.part("picture").replaceChildren(shown, ...map);
+    this.onPlaced();
+  }
+
+  /** Say at a button that it has copied. */
+  copied(name) {
+    const button = this.part(name);
+    announce(t("copied"));
+    button.textContent = t("copied");
+    setTimeout(() => {
+      button.textContent = t(button.dataset.text);
+    }, SHOWN);
   }
 
   /** Free what the browser keeps in memory for the view. */
@@ -142,8 +161,13 @@ export class Card {
 }
 
 /** The size of a copy, in words. */
-export function sizeOf({ file, width, height }) {
-  return { width, height, size: megabytes(file.size) };
+function sizeOf({ file, width, height }) {
+  return { width, height, size: fileSize(file.size) };
+}
+
+/** Why a copy was sent: for the image's format, or its size. */
+function copyNote({ isForeign: isOfFormat }) {
+  return isOfFormat ? "copySent" : "smallerSent";
 }
 
 /** A placeholder for a picture that the browser cannot show, such as a TIFF. */

@@ -35,7 +35,9 @@ export function renderComparison(pictures, setups) {
       share(sum(answers.map(({ predictions }) => predictions[0].probability)), answers.length),
       timed.length
         ? number(sum(timed.map(({ milliseconds }) => milliseconds)) / timed.length, "millisecond")
-        : "–",
+        : answers.length
+          ? t("cached")
+          : "–",
     ];
   });
   section.querySelector("tbody").replaceChildren(...rows.map(tableRow));

@@ -1,4 +1,4 @@
-import { megabytes, t } from "./language.js";
+import { fileSize, t } from "./language.js";
 
 /** Codes of failures that a retry with the same file cannot mend. */
 const IMAGE_FAULTS = new Set([
@@ -15,6 +15,7 @@ const IMAGE_FAULTS = new Set([
   "too_much_work",
   "body_too_large",
   "original_missing",
+  "save_as_jpeg",
 ]);
 const TOO_LARGE = new Set([
   "image_too_large",
@@ -23,7 +24,13 @@ const TOO_LARGE = new Set([
   "body_too_large",
   "request_too_slow",
 ]);
+/** Faults of a format that a browser may read where the server does not. */
+const FORMAT_FAULTS = new Set(["unsupported_format", "unsupported_pixels"]);
+/** Whether the server runs on this device, so that it needs no network. */
+const IS_HERE = /^(localhost|127\..*|\[::1\])$/.test(location.hostname);
 const PASSING = new Set([429, 502, 503]);
+/** Faults of a token: none was sent, or it is wrong. */
+export const TOKEN_FAULTS = new Set(["unauthorized", "token_refused"]);
 
 /** Why an image has no answer: the page's or the server's code, and the server's message. */
 export class Failure extends Error {
@@ -33,9 +40,14 @@ export class Failure extends Error {
     Object.assign(this, { code, status, retryAfter: retryAfter || 0 });
   }
 
-  /** Whether the same request may well succeed in a moment. */
-  get passing() {
-    return this.code === "network" || PASSING.has(this.status);
+  /**
+   * What the same request has to wait for: a network (`offline`), a server that runs (`down`) or
+   * one that has time (`busy`); undefined if waiting does not help.
+   */
+  get trouble() {
+    if (this.code === "network") return navigator.onLine || IS_HERE ? "down" : "offline";
+    if (this.status === 502 || this.code === "unavailable") return "down";
+    return PASSING.has(this.status) && !this.shrinkable ? "busy" : undefined;
   }
 
   /** Whether the same image may get an answer once a person has removed the cause. */
@@ -43,23 +55,23 @@ export class Failure extends Error {
     return !IMAGE_FAULTS.has(this.code);
   }
 
-  /** Whether the image itself is too large, so that a smaller copy may get an answer. */
-  get oversized() {
-    return TOO_LARGE.has(this.code) && IMAGE_FAULTS.has(this.code);
-  }
-
   /** Whether a smaller copy of the image may get an answer. */
   get shrinkable() {
     return TOO_LARGE.has(this.code);
   }
 
+  /** Whether a JPEG of the image may get an answer, if the browser can make one. */
+  get convertible() {
+    return FORMAT_FAULTS.has(this.code);
+  }
+
   get unauthorized() {
-    return this.code === "unauthorized";
+    return TOKEN_FAULTS.has(this.code);
   }
 
   /** Say it in the person's language. @param limit bytes of the largest image. */
   explain(limit) {
-    const known = t(`error.${this.code}`, { limit: megabytes(limit) });
+    const known = t(`error.${this.code}`, { limit: fileSize(limit) });
     return (
       known ??
       t(`error.http_${this.status}`) ??

@@ -3,6 +3,8 @@ import { unturned } from "./unturned.js";
 
 const MAP_SIDE = 640;
 const OPACITY = 0.5;
+/** A model that sees less than this share of the photograph has the edge of its part drawn. */
+const WHOLE = 0.97;
 /** Dark blue, red and yellow, as `visionserve.explanation` draws a map: least, middle, most. */
 const STOPS = [
   [0, 0, 77],
@@ -54,6 +56,7 @@ export class HeatMap {
    *
    * @param explanation `grid`, rows of numbers, and `box`, left, top, right and bottom of the
    *   part of the photograph that the grid covers, in pixels.
+   * @returns whether the model has seen only a part of the photograph, whose edge is then drawn.
    */
   draw(canvas, { grid, box }) {
     const { photograph, scale } = this;
@@ -64,6 +67,23 @@ export class HeatMap {
     context.drawImage(photograph, 0, 0);
     context.globalAlpha = OPACITY;
     context.drawImage(heat, left, top);
+    const [width, height] = [right - left, bottom - top];
+    const isPart = width * height < WHOLE * canvas.width * canvas.height;
+    if (isPart) frame(context, left, top, width, height);
+    return isPart;
+  }
+}
+
+/** A light line inside a dark one, which shows on every photograph. */
+function frame(context, left, top, width, height) {
+  context.globalAlpha = 1;
+  for (const [colour, inset] of [
+    ["#000", 1.5],
+    ["#fff", 4.5],
+  ]) {
+    context.strokeStyle = colour;
+    context.lineWidth = 3;
+    context.strokeRect(left + inset, top + inset, width - 2 * inset, height - 2 * inset);
   }
 }
 

@@ -23,7 +23,7 @@ export function isForeign({ name, type }) {
  * time, because the whole image is in memory meanwhile.
  *
  * @param signal aborts; the images that wait are then not saved.
- * @returns `file`, `width` and `height`.
+ * @returns `file`, `width` and `height`; and `isForeign`, whether it was made for its format alone.
  * @throws {Failure} `undecodable`, or `save_as_jpeg`, where the browser cannot read the image.
  */
 export function toJpeg(file, signal) {
@@ -50,7 +50,8 @@ async function convert(file) {
     context.imageSmoothingQuality = "high";
     context.drawImage(bitmap, 0, 0, width, height);
     const blob = await canvas.convertToBlob({ type: "image/jpeg", quality: QUALITY });
-    return { file: new File([blob], "copy.jpg", { type: blob.type }), width, height };
+    const copy = new File([blob], "copy.jpg", { type: blob.type });
+    return { file: copy, width, height, isForeign: isForeign(file) };
   } finally {
     bitmap.close();
   }

@@ -32,15 +32,29 @@ export function percent(probability, minimumFractionDigits = 1) {
   return format({ style: "percent", ...digits }).format(probability);
 }
 
-/** A quantity with its unit. */
-export function number(value, unit) {
-  const options = { style: "unit", unit, maximumFractionDigits: unit === "megabyte" ? 1 : 0 };
-  return format(options).format(value);
+/** A number of things. */
+export function plain(value) {
+  return format({}).format(value);
 }
 
-/** A number of bytes for people. */
-export function megabytes(bytes) {
-  return number(bytes / 2 ** 20, "megabyte");
+/** A quantity with its unit. */
+export function number(value, unit, unitDisplay = "short") {
+  return format({ style: "unit", unit, unitDisplay, maximumFractionDigits: 0 }).format(value);
+}
+
+/** A number of bytes for people, with two digits: 1,000 bytes are a kilobyte. */
+export function fileSize(bytes) {
+  const [unit, power] = bytes < 1e6 ? ["kilobyte", 1e3] : ["megabyte", 1e6];
+  const digits = { maximumSignificantDigits: 2, roundingMode: "floor" };
+  return format({ style: "unit", unit, ...digits }).format(bytes / power);
+}
+
+/** About how long something takes: seconds up to a minute and a half, then minutes. */
+export function duration(seconds) {
+  const rounded = Math.max(5, 5 * Math.round(seconds / 5));
+  return rounded < 90
+    ? number(rounded, "second", "long")
+    : number(Math.round(seconds / 60), "minute", "long");
 }
 
 /** One or another of some names. */

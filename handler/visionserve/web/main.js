@@ -1,3 +1,4 @@
+import { renderAbout, watchAbout } from "./about.js";
 import {
   arrange,
   isShown,
@@ -6,25 +7,33 @@ import {
   showAll,
   watchArrangement,
 } from "./arrangement.js";
+import { renderBanner, watchBanner } from "./banner.js";
 import { Card } from "./card.js";
 import { asCurl, asJson, copy } from "./clipboard.js";
 import { renderComparison } from "./comparison.js";
-import { toCsv } from "./csv.js";
+import { watchDownload } from "./download.js";
+import { chooseExample, exampleAmong } from "./examples.js";
 import { factsOf, pageOf } from "./facts.js";
+import { watchFolding } from "./folding.js";
 import { draw, inFrames } from "./frames.js";
 import { isForeign, toJpeg } from "./jpeg.js";
-import { listed, megabytes, t, watchLanguage, wholeName } from "./language.js";
-import { countAnew, Picture } from "./picture.js";
-import { notify, tell } from "./progress.js";
+import { fileSize, listed, t, watchLanguage } from "./language.js";
+import { linked, linkTo } from "./link.js";
+import { Picture } from "./picture.js";
+import { announce, notify, tell } from "./progress.js";
 import { bringUpToDate, giveUp, isBusy } from "./runs.js";
-import { forget, keep, restore } from "./session.js";
+import { countOthers, forget, forgetOthers, keep, restore } from "./session.js";
 import { renderSetups, setups, watchSetups } from "./setups.js";
 import { watchSources } from "./sources.js";
 import { shrinkForView } from "./thumbnail.js";
-import { askForToken, watchToken } from "./token.js";
+import { askForToken, enterToken, watchToken } from "./token.js";
+import { watchTrouble } from "./trouble.js";
+import { cannotUndo, canUndo, takeBack } from "./undo.js";
 import { toggleWrong } from "./wrong.js";
 
 const REFRESH = 150;
+/** How long to wait for a picture's place before a new card is brought into view, in milliseconds. */
+const PLACED = 1000;
 
 const byId = (id) => document.getElementById(id);
 const list = byId("cards");
@@ -73,13 +82,18 @@ function onState(picture, setup) {
   draw(cards.get(picture));
   if (!picture.isSettled(setup)) return;
   keep(picture);
-  if (picture.failure(setup)?.code === "unauthorized") askForToken();
-  if (picture.failure(setup)?.oversized && picture.canShrink) shrink(picture);
+  const failure = picture.failure(setup);
+  if (failure?.unauthorized) askForToken();
+  if ((failure?.shrinkable || failure?.convertible) && picture.canShrink) shrink(picture, failure);
   refresh();
 }
 
-/** Make a smaller copy, and send that to every setup that has not answered. */
-async function shrink(picture) {
+/**
+ * Make a smaller copy, and send that to every setup that has not answered.
+ *
+ * @param reason the server's refusal of the image, if it was sent.
+ */
+async function shrink(picture, reason) {
   if (picture.isShrinking) return;
   const { signal } = adding;
   giveUp(picture);
@@ -90,11 +104,11 @@ async function shrink(picture) {
   try {
     picture.copy = await toJpeg(picture.file, signal);
   } catch (error) {
-    failure = error;
+    failure = reason?.convertible ? reason : error;
   }
-  if (signal.aborted) return;
   picture.isShrinking = false;
-  if (failure) {
+  if (!cards.has(picture)) return;
+  if (failure && !signal.aborted) {
     const unanswered = shownSetups.filter((setup) => !picture.answer(setup));
     for (const { key } of unanswered) picture.states.set(key, { name: "failed", failure });
   }
@@ -126,11 +140,6 @@ function failuresOf(picture) {
 
 function failing(kind) {
   return pictures().filter((picture) => failuresOf(picture).some(({ failure }) => failure[kind]));
-}
-
-/** The pictures that may get an answer with a smaller copy. */
-function tooLarge() {
-  return failing("shrinkable").filter(({ canShrink }) => canShrink);
 }
 
 function pictures() {
@@ -166,18 +175,48 @@ function clear() {
   adding.abort();
   adding = new AbortController();
   coming = 0;
-  for (const [picture, card] of cards) {
-    giveUp(picture);
-    card.hide();
-  }
-  cards.clear();
-  countAnew();
-  list.replaceChildren();
+  remove(pictures());
   forget();
   showAll();
-  notify("");
-  refreshNow();
   byId("choose").focus();
+}
+
+/** Remove pictures. Until others are chosen, they can come back. */
+function remove(gone) {
+  for (const picture of gone) {
+    giveUp(picture);
+    cards.get(picture).hide();
+    cards.get(picture).element.remove();
+    cards.delete(picture);
+  }
+  forget(gone);
+  canUndo(gone);
+  const undo = { label: t("undo"), action: bringBack };
+  notify(gone.length ? t("removed", { count: gone.length }) : "", gone.length ? undo : {});
+  refreshNow();
+}
+
+/** Remove one card, and move the focus to the next one. */
+function removeOne(picture) {
+  const { element } = cards.get(picture);
+  const next = element.nextElementSibling ?? element.previousElementSibling;
+  remove([picture]);
+  (next ?? byId("choose")).focus();
+}
+
+/** Undo a removal. */
+async function bringBack() {
+  const back = takeBack();
+  notify("");
+  await put(back, (picture) => picture);
+  const all = [...cards].sort(([one], [other]) => one.id - other.id);
+  cards.clear();
+  for (const [picture, card] of all) cards.set(picture, card);
+  list.append(...all.map(([, { element }]) => element));
+  for (const picture of back) keep(picture);
+  refreshNow();
+  if (isSorted()) order();
+  cards.get(back[0])?.element.focus();
 }
 
 /** Update everything around the cards, from time to time and at the end. */
@@ -195,21 +234,19 @@ function refreshNow() {
   const [total, done] = [all.length + coming, all.filter(isSettled).length];
   const isDone = done === total;
   const failures = all.filter((picture) => failuresOf(picture).length > 0).length;
-  const [retryable, large] = [failing("retryable"), tooLarge()];
+  const refused = failing("unauthorized").flatMap(failuresOf)[0]?.failure.code;
   document.body.classList.toggle("filled", total > 0);
   list.classList.toggle("single", total === 1);
   byId("results").hidden = total === 0;
-  byId("download").disabled = !isDone;
-  byId("progress").hidden = total < 2;
+  byId("download").hidden = !isDone;
   byId("arrangement").hidden = total < 2;
-  byId("retry-failed").hidden = total < 2 || retryable.length === 0;
-  byId("shrink-failed").hidden = total < 2 || large.length === 0;
-  byId("shrink-failed").textContent = t("shrinkFailed", { count: large.length });
-  const progress = t(failures ? "progressFailed" : "progress", { done, total, failures });
-  byId("progress").textContent = progress;
+  byId("retry-failed").hidden = total < 2 || failing("retryable").length === 0;
+  const banner = renderBanner({ total, done, failures, refused });
+  const isPassing = !isDone && !banner.cause;
   if (total === 0) tell("", false, "");
-  else if (total > 1) tell(progress, !isDone, isDone ? "" : `${done}/${total}`);
-  else tell(isDone ? [...cards.values()][0].summary : t("state.running"), false, "");
+  else if (total > 1) tell(banner.text, isPassing, isDone ? "" : `${done}/${total}`);
+  else if (isDone) tell([...cards.values()][0].summary, false, "");
+  else tell(banner.cause ? banner.text : t("state.running"), false, "");
   renderComparison(all, shownSetups);
   filter(all);
   if (isDone && isSorted()) order();
@@ -241,36 +278,49 @@ function order() {
   focused.focus({ preventScroll: true });
 }
 
-function download() {
-  const rows = arrange(pictures(), shownSetups).flatMap((picture) =>
-    shownSetups.map((setup) => {
-      const failure = picture.failure(setup);
-      const words = failure?.message || failure?.explain(factsOf(setup).max_image_bytes);
-      const error = failure && `${failure.code}: ${words}`;
-      return { path: picture.name, answer: picture.answer(setup) ?? setup, error };
-    }),
-  );
-  const link = document.createElement("a");
-  // Excel recognizes UTF-8 by its byte order mark.
-  const blob = new Blob(["\ufeff", toCsv(rows, wholeName)], { type: "text/csv" });
-  link.href = URL.createObjectURL(blob);
-  link.download = "classifications.csv";
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-}
-
 const ACTIONS = {
   where: (picture) => cards.get(picture).toggleWhere(),
   wrong: (picture) => toggleWrong(cards.get(picture)),
   retry: (picture) => tryAgain([picture], retry),
-  shrink: (picture) => tryAgain([picture], shrink),
-  "copy-json": (picture) => copyText(asJson(picture, shownSetups)),
-  "copy-curl": (picture) => copyText(asCurl(picture, shownSetups)),
+  "copy-json": (picture) => copyOf(picture, asJson, "copy-json"),
+  "copy-curl": (picture) => copyOf(picture, asCurl, "copy-curl"),
+  remove: removeOne,
 };
 
-async function copyText(text) {
-  await copy(text);
-  notify(t("copied"));
+async function copyOf(picture, write, button) {
+  await copy(write(picture, shownSetups));
+  cards.get(picture)?.copied(button);
+}
+
+/** Copy the address of the page with the chosen options. */
+async function copyLink() {
+  await copy(linkTo(shownSetups, exampleAmong(pictures())));
+  announce(t("copied"));
+  byId("copy-link").textContent = t("copied");
+  setTimeout(() => {
+    byId("copy-link").textContent = t("copyLink");
+  }, 2000);
+}
+
+/** Bring a new card into view, once its picture has its place. */
+async function reveal(card) {
+  const isAlone = cards.size === 1;
+  if (isAlone) await Promise.race([card.placed, new Promise((go) => setTimeout(go, PLACED))]);
+  card.element.scrollIntoView({ block: "nearest" });
+}
+
+/** Give kept results their files again; return the images that have none. */
+function regain(images) {
+  const known = pictures().filter(({ file }) => !file);
+  const found = [];
+  const others = images.filter(({ file, name }) => {
+    const picture = known.find((one) => one.awaits(file, name));
+    picture?.regain(file);
+    if (picture) found.push(picture);
+    return !picture;
+  });
+  for (const picture of found) (isSettled(picture) ? update : enter)(picture);
+  return [found, others];
 }
 
 /** Update the footer and the page's address to the first setup. */
@@ -282,8 +332,9 @@ function showSetup() {
   const { formats, max_image_bytes } = factsOf(setup);
   byId("limits").textContent = t("limits", {
     formats: listed(formats.map((name) => (name === "WEBP" ? "WebP" : name))),
-    limit: megabytes(max_image_bytes),
+    limit: fileSize(max_image_bytes),
   });
+  renderAbout(setup);
 }
 
 list.addEventListener("click", ({ target }) => {
@@ -293,9 +344,13 @@ list.addEventListener("click", ({ target }) => {
   if (button && card) ACTIONS[button.className]?.(card.picture);
 });
 byId("clear").addEventListener("click", clear);
-byId("download").addEventListener("click", download);
+byId("copy-link").addEventListener("click", copyLink);
 byId("retry-failed").addEventListener("click", () => tryAgain(failing("retryable"), retry));
-byId("shrink-failed").addEventListener("click", () => tryAgain(tooLarge(), shrink));
+watchAbout();
+watchBanner(enterToken);
+watchDownload(() => [arrange(pictures(), shownSetups), shownSetups]);
+watchFolding();
+watchTrouble(refresh);
 addEventListener("beforeunload", (event) => {
   if (coming > 0 || !pictures().every(isSettled)) event.preventDefault();
 });
@@ -314,18 +369,29 @@ watchArrangement(() => {
   order();
 });
 const restored = restore().then(async (kept) => {
-  if (kept.length === 0) return;
   const { signal } = adding;
   await put(kept, (picture) => picture);
-  if (!signal.aborted) notify(t("restored", { count: kept.length }));
+  if (!signal.aborted && kept.length > 0) notify(t("restored", { count: kept.length }));
+  if (linked.example && kept.length === 0) chooseExample(linked.example);
+  if (location.hash) history.replaceState(null, "", pageOf(shownSetups[0]));
+});
+restored.then(countOthers).then((count) => {
+  byId("other-tabs").hidden = count === 0;
+});
+byId("forget-others").addEventListener("click", async () => {
+  await forgetOthers();
+  byId("other-tabs").hidden = true;
 });
 watchSources(
   async ({ images, others }) => {
     await restored;
-    const before = list.childElementCount;
+    cannotUndo(cards.size === 0);
+    const [known, fresh] = regain(images);
     notify(others ? t("leftOut", { count: others }) : "");
-    await put(images, ({ file, name }) => new Picture(file, name));
-    list.children[before]?.scrollIntoView({ block: "nearest" });
+    const added = new Set(pictures());
+    await put(fresh, ({ file, name }) => new Picture(file, name));
+    const first = pictures().find((picture) => !added.has(picture)) ?? known[0];
+    if (first) reveal(cards.get(first));
   },
   () => notify(t("addressDropped")),
 );

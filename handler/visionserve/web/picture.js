@@ -53,7 +53,7 @@ export class Picture {
   }
 
   /**
-   * @returns `name`: waiting, shrinking, running, busy, away, done (with `answer`) or failed (with `failure`).
+   * @returns `name`: waiting, shrinking, running, done (with `answer`) or failed (with `failure`).
    */
   state(setup) {
     return this.states.get(setup.key) ?? (this.isShrinking ? SHRINKING : WAITING);
@@ -69,6 +69,20 @@ export class Picture {
 
   isSettled(setup) {
     return Boolean(this.answer(setup) ?? this.failure(setup));
+  }
+
+  /** Whether a file is the one that this picture had before the page was loaded anew. */
+  awaits(file, name) {
+    const isSame = this.fileSize === file.size && this.modified === file.lastModified;
+    return !this.file && this.name === name && isSame;
+  }
+
+  /** Have its file again. */
+  regain(file) {
+    this.file = file;
+    this.copy = null;
+    this.thumbnail ??= undefined;
+    this.forgetFailures();
   }
 
   forgetFailures() {

@@ -26,9 +26,20 @@ export function tell(text, isPassing, short) {
   else speak();
 }
 
-/** Announce a notice that is also visible. */
-export function notify(text) {
+/** Announce something short that is seen elsewhere. */
+export function announce(text) {
+  heard.textContent = text;
+}
+
+/** Announce a notice that is also visible, with a button if there is something to do about it. */
+export function notify(text, { label, action } = {}) {
   const notice = document.getElementById("notice");
   notice.hidden = !text;
   notice.textContent = text;
+  if (!label) return;
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = label;
+  button.addEventListener("click", action);
+  notice.append(" ", button);
 }

@@ -1,24 +1,26 @@
 import { factsOf } from "./facts.js";
-import { Failure } from "./failure.js";
+import { Failure, TOKEN_FAULTS } from "./failure.js";
 import { post } from "./server.js";
 import { token } from "./token.js";
+import { hold, letGo } from "./trouble.js";
 
 const CONCURRENCY = 2;
 /** Concurrent requests while answers come from the cache, which costs the models nothing. */
 const CACHED_CONCURRENCY = 4;
+/** How many images share a request then, at least; and over how many requests all are spread. */
+const CACHED_IMAGES = 8;
+const CACHED_REQUESTS = 16;
 const MOST_IMAGES = 32;
 const MOST_BYTES = 6 * 2 ** 20;
 /** Desired duration of a request, in milliseconds: overhead is small, and so is the wait. */
 const DURATION = 300;
-/** Pauses before each further try, in milliseconds; their sum is longer than a restart takes. */
-const PAUSES = [500, 1000, 2000, 4000, 8000, 8000];
+/** Pauses before each further try, in milliseconds; the last one is repeated. */
+const PAUSES = [500, 1000, 2000, 4000, 8000, 15_000];
 /** Failures that other images of the request may have caused: the image is sent again, alone. */
 const SHARED_FAULTS = new Set(["too_much_work", "request_too_slow", "internal_error"]);
-/** Failures that every image would have. */
-const COMMON_FAULTS = new Set(["network", "unauthorized"]);
 
-/** The pace that stands for answers from the cache: each image is sent alone. */
-const CACHED = Infinity;
+/** The pace that stands for answers from the cache. */
+const CACHED = 0;
 
 const waiting = [];
 const paces = new Map();
@@ -26,17 +28,18 @@ let running = 0;
 
 /**
  * Classify an image, in order of arrival. Images for one setup share a request if that is faster:
- * as many as take DURATION at the pace of the previous requests. While answers come from the
- * server's cache, each image is sent alone, because parsing a form takes longer than the lookups.
+ * as many as take DURATION at the pace of the previous requests. Answers from the server's cache
+ * take it so little that there are at most CACHED_REQUESTS for all images that wait: nginx lets a
+ * client send 20 in a second.
  *
  * A server that is busy or away is asked again after longer and longer pauses, none shorter than
- * its Retry-After. If it stays away, all waiting images fail together, so that a dead server is
- * reported once, not image by image.
+ * its Retry-After, until it answers or the person stops it. All waiting images then fail together,
+ * as they do for want of a token.
  *
  * @param picture an image.
  * @param setup see `post`.
  * @param signal aborts; the promise is then rejected with its reason.
- * @param onState called with `running`, `busy` or `away`.
+ * @param onState called with `running`, and with `waiting` while the server cannot be asked.
  * @returns the answer, with `milliseconds`, its request's duration divided by the number of
  *   images in it, and `together`, that number.
  * @throws {Failure}
@@ -95,7 +98,13 @@ function isOver({ signal, reject }) {
 function size(setup) {
   const pace = paces.get(setup.key);
   if (pace === undefined) return 1;
-  return Math.max(1, Math.min(Math.floor(DURATION / pace), MOST_IMAGES, factsOf(setup).max_images));
+  const few = pace === CACHED ? cachedSize(setup) : Math.floor(DURATION / pace);
+  return Math.max(1, Math.min(few, MOST_IMAGES, factsOf(setup).max_images));
+}
+
+function cachedSize({ key }) {
+  const { length } = waiting.filter(({ setup }) => setup.key === key);
+  return Math.max(CACHED_IMAGES, Math.ceil(length / CACHED_REQUESTS));
 }
 
 async function run(jobs) {
@@ -111,7 +120,7 @@ async function run(jobs) {
     );
     for (const [index, outcome] of outcomes.entries()) settle(asked, index, outcome, milliseconds);
   } catch (error) {
-    if (error.code === "unauthorized" && sentWith !== token()) waiting.unshift(...asked);
+    if (TOKEN_FAULTS.has(error.code) && sentWith !== token()) waiting.unshift(...asked);
     else fail(asked, error);
   } finally {
     release();
@@ -128,7 +137,7 @@ async function timed(jobs, images, signal) {
     paces.set(setup.key, outcomes.every(({ cached }) => cached) ? CACHED : pace());
     return [outcomes, pace()];
   } catch (error) {
-    if (error instanceof Failure && !error.passing) paces.set(setup.key, pace());
+    if (error instanceof Failure && !error.trouble) paces.set(setup.key, pace());
     throw error;
   }
 }
@@ -154,8 +163,9 @@ function settle(jobs, index, outcome, milliseconds) {
 }
 
 function fail(jobs, error) {
-  const others = COMMON_FAULTS.has(error.code) ? waiting.splice(0) : [];
-  const isOwnFault = error instanceof Failure && !error.passing && !COMMON_FAULTS.has(error.code);
+  const isCommon = Boolean(error.trouble) || TOKEN_FAULTS.has(error.code);
+  const others = isCommon ? waiting.splice(0) : [];
+  const isOwnFault = error instanceof Failure && !isCommon;
   if (isOwnFault && jobs.length > 1) return askAlone(jobs);
   for (const job of [...jobs, ...others]) job.reject(error);
 }
@@ -166,17 +176,22 @@ function askAlone(jobs) {
 }
 
 async function patiently(jobs, signal, send) {
-  for (const pause of PAUSES) {
-    try {
-      return await send();
-    } catch (failure) {
-      if (!failure.passing) throw failure;
-      for (const { onState } of jobs) onState(failure.code === "network" ? "away" : "busy");
-      await sleep(Math.max(pause * (0.75 + Math.random() / 2), 1000 * failure.retryAfter), signal);
-      signal.throwIfAborted();
+  try {
+    for (let tries = 0; ; tries += 1) {
+      try {
+        return await send();
+      } catch (failure) {
+        if (!failure.trouble) throw failure;
+        for (const { onState } of jobs) onState("waiting");
+        const pause = PAUSES[Math.min(tries, PAUSES.length - 1)] * (0.75 + Math.random() / 2);
+        const wait = Math.max(pause, 1000 * failure.retryAfter);
+        if (await hold(jobs, failure.trouble, wait, signal)) throw failure;
+        signal.throwIfAborted();
+      }
     }
+  } finally {
+    letGo(jobs);
   }
-  return send();
 }
 
 /** A signal that aborts once none of the images is wanted any more. */
@@ -191,12 +206,4 @@ function whileWanted(jobs) {
     for (const job of jobs) job.signal.removeEventListener("abort", check);
   };
   return { signal: all.signal, release };
-}
-
-/** Wait, at most until the signal aborts. */
-function sleep(milliseconds, signal) {
-  return new Promise((wake) => {
-    setTimeout(wake, milliseconds);
-    signal.addEventListener("abort", wake, { once: true });
-  });
 }

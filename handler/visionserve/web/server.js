@@ -19,13 +19,12 @@ const EDGE = [...crypto.getRandomValues(new Uint32Array(4))].join("-");
  */
 export async function post(setup, images, signal, options = {}) {
   const headers = {
-    Accept: "application/json",
+    ...common(),
     "X-Classify-TTA": setup.tta,
     // Answers contain both names, so nothing is asked again when the person changes the language.
     "X-Classify-Language": NAMED,
     ...options,
   };
-  if (token()) headers.Authorization = `Bearer ${token()}`;
   const isOne = images.length === 1;
   headers["Content-Type"] = isOne
     ? "application/octet-stream"
@@ -48,10 +47,31 @@ export async function post(setup, images, signal, options = {}) {
   const content = parse(text);
   const outcomes = Array.isArray(content) ? content : [content];
   const isWhole = outcomes.length === images.length && outcomes.every(isOutcome);
-  if (!response.ok || !isWhole) throw refusal(response, content);
+  if (!response.ok || !isWhole) throw refusal(response, content, headers);
   return outcomes.map(({ error, ...answer }) =>
     error ? new Failure(error.code, error.message) : withEnglish(answer, setup),
   );
+}
+
+/**
+ * Ask what a model says about itself.
+ *
+ * @param wanted `card` or `classes`; see `visionserve.inputs`.
+ * @throws {Failure}
+ */
+export async function describe(setup, wanted) {
+  const headers = { ...common(), "X-Classify-Describe": wanted };
+  const response = await fetch(endpoint(setup), { headers, cache: "no-store" }).catch(() => {
+    throw new Failure("network");
+  });
+  const content = parse(await response.text());
+  if (!response.ok || content === null) throw refusal(response, content, headers);
+  return content;
+}
+
+function common() {
+  const authorization = token() ? { Authorization: `Bearer ${token()}` } : {};
+  return { Accept: "application/json", ...authorization };
 }
 
 /** Name classes in English, too, where the model has such names: few do. */
@@ -99,12 +119,12 @@ function parse(text) {
 }
 
 /** Read the code from an error of the archive or nginx; TorchServe's errors name an exception. */
-function refusal(response, content) {
+function refusal(response, content, { Authorization }) {
   const { status } = response;
   const reply = { status, retryAfter: Number(response.headers.get("Retry-After")) };
   if (content?.error) return new Failure(content.error.code, content.error.message, reply);
   if (status === 401 || status === 403 || content?.type === "InvalidKeyException") {
-    return new Failure("unauthorized", "", reply);
+    return new Failure(Authorization ? "token_refused" : "unauthorized", "", reply);
   }
   return new Failure(`http_${status}`, content?.message, reply);
 }

@@ -53,10 +53,36 @@ for (const leaving of ["beforeunload", "pagehide"]) {
   addEventListener(leaving, () => saving && save());
 }
 
-/** Delete everything that is stored for this tab. */
-export async function forget() {
-  unsaved.clear();
-  await change((store) => store.delete(keysOfTab())).catch(() => {});
+/** Delete everything that is stored for this tab; or some pictures alone. */
+export async function forget(pictures) {
+  for (const picture of pictures ?? [...unsaved]) unsaved.delete(picture);
+  const keys = pictures?.map(({ id }) => [tab, id]) ?? [keysOfTab()];
+  await change((store) => {
+    for (const key of keys) store.delete(key);
+  }).catch(() => {});
+}
+
+/** @returns how many pictures are stored for other tabs, be they open or closed. */
+export async function countOthers() {
+  try {
+    const store = (await open()).transaction(STORE).objectStore(STORE);
+    const [all, own] = await Promise.all([done(store.count()), done(store.count(keysOfTab()))]);
+    return all - own;
+  } catch {
+    return 0;
+  }
+}
+
+/** Delete what is stored for other tabs. */
+export async function forgetOthers() {
+  const [before, after] = [
+    IDBKeyRange.upperBound([tab], true),
+    IDBKeyRange.lowerBound([tab, []], true),
+  ];
+  await change((store) => {
+    store.delete(before);
+    store.delete(after);
+  }).catch(() => {});
 }
 
 async function save() {
@@ -70,20 +96,21 @@ async function save() {
   }).catch(() => {});
 }
 
-function toRecord({ id, name, thumbnail, copy, states }) {
+function toRecord({ id, name, fileSize, modified, thumbnail, copy, states }) {
   const outcomes = [...states].flatMap(([key, { answer, failure }]) => {
     if (answer) return [[key, { answer }]];
     if (!failure) return [];
     const { code, message, status } = failure;
     return [[key, { failure: { code, message, status } }]];
   });
-  const sent = copy && { width: copy.width, height: copy.height, file: { size: copy.file.size } };
-  return { tab, id, name, thumbnail, copy: sent, outcomes, time: Date.now() };
+  const sent = copy && { ...copy, file: { size: copy.file.size } };
+  const time = Date.now();
+  return { tab, id, name, fileSize, modified, thumbnail, copy: sent, outcomes, time };
 }
 
-function toPicture({ id, name, thumbnail, copy, outcomes }) {
+function toPicture({ id, name, fileSize, modified, thumbnail, copy, outcomes }) {
   const picture = new Picture(null, name, id);
-  Object.assign(picture, { thumbnail: thumbnail ?? null, copy });
+  Object.assign(picture, { fileSize, modified, thumbnail: thumbnail ?? null, copy });
   for (const [key, { answer, failure }] of outcomes) {
     if (answer) picture.states.set(key, { name: "done", answer });
     else {

@@ -1,5 +1,7 @@
 import { facts, factsOf, isAmbiguous } from "./facts.js";
+import { renderFolding } from "./folding.js";
 import { t, translate } from "./language.js";
+import { linked } from "./link.js";
 import { recall, remember } from "./memory.js";
 import { clone } from "./template.js";
 
@@ -21,13 +23,16 @@ function toSetup({ model, version, tta: wanted }) {
 /** The first setup, and the ones to compare it with; two of them may be equal. */
 const chosen = remembered();
 
-/** The setups from before a reload; the first one is always for the model that serves the page. */
+/**
+ * The setups that the page's address names, or those from before a reload; the first one is always
+ * for the model that serves the page.
+ */
 function remembered() {
-  const kept = JSON.parse(recall("sessionStorage", SETUPS) ?? "[]");
+  const kept = linked.setups ?? JSON.parse(recall("sessionStorage", SETUPS) ?? "[]");
   const has = ({ model, version }) =>
     facts.models.some((other) => other.model === model && other.version === version);
   const tta = kept[0]?.tta ?? factsOf(facts).defaults.tta;
-  return [{ ...facts, tta }, ...kept.slice(1).filter(has)].map(toSetup);
+  return [{ ...facts, tta }, ...kept.slice(1, MOST_SETUPS).filter(has)].map(toSetup);
 }
 
 /** The chosen setups without duplicates. */
@@ -57,6 +62,7 @@ export function watchSetups(onChange) {
     renderSetups();
     onChange();
   };
+  if (linked.setups) remember("sessionStorage", SETUPS, JSON.stringify(chosen));
   pills.addEventListener("click", ({ target }) => {
     const pill = target.closest("button");
     if (pill) change(0, facts.models[pill.value]);
@@ -98,6 +104,8 @@ export function renderSetups() {
     remove.ariaLabel = `${t("remove")}: ${setupName(setup)}`;
   });
   compare.hidden = chosen.length === MOST_SETUPS;
+  const count = others.length;
+  renderFolding(setupName(first) + (count ? ` ${t("andOthers", { count })}` : ""));
 }
 
 /** Show the chosen views in a field, and disable those that the model does not have. */

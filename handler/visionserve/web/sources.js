@@ -74,5 +74,5 @@ function isAddress(transfer, type) {
 }
 
 function over(is) {
-  document.getElementById("sources").classList.toggle("over", is);
+  document.body.classList.toggle("over", is);
 }

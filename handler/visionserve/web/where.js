@@ -36,8 +36,7 @@ export class Where {
       this.map ??= HeatMap.over(this.picture.data, explanation.orientation);
       const map = await this.map;
       if (!this.isShown(setup, rank)) return;
-      map.draw(this.canvas, explanation);
-      this.state = "drawn";
+      this.state = map.draw(this.canvas, explanation) ? "part" : "drawn";
       this.onDrawn();
     } catch (failure) {
       if (!(failure instanceof Failure)) throw failure;
