@@ -536,6 +536,15 @@ def _reason(log: str) -> str:
     lines = [re.sub(r"^[\dT:,.-]+ \[.*?\] \S+ \S+( - )?", "", line) for line in log.splitlines()]
     named = re.compile(r"(Error|Exception)\b|Failed to load")
     telling = [line.strip() for line in lines if named.search(line)]
+    # The exception that the worker ends by says again what the line before it has said.
+    loading = " ".join(line for line in telling if line.startswith("Failed to load"))
+    telling = [
+        line
+        for line in telling
+        if not line.startswith("raise ")
+        and not (loading and line.endswith("Unknown exception"))
+        and line.partition("Error: ")[2] not in loading.split("exception ")[1:]
+    ]
     # Log4j tells on the console which lines it could not write.
     chosen = [
         line for line in telling if not line.startswith("at ") and " main ERROR " not in line
