@@ -198,7 +198,7 @@ def measure(server: TorchServe, images: Sequence[Path], rounds: int) -> list[Bar
 
 
 def measure_behind(server: TorchServe, images: Sequence[Path], folder: Path) -> list[Bar]:
-    """Give the page images behind nginx, at its default rate: new, then cached."""
+    """Give the page images behind nginx at the rate that it allows by default: new, then cached."""
     proxy = Proxy(folder / "nginx")
     site = Site(
         (Upstream(server.client.inference, server.state / "key_file.json"),),
