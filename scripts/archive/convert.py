@@ -128,14 +128,14 @@ def convert(
         proved = _prove(directory, metadata, config, reference)
     proof.check(proved, config.precision, module.activation)
     network = plain.grouped(module.network, groups)
-    checked = self_check.write(network, metadata, config.precision, directory)
-    metadata = metadata.model_copy(update={"proof": proved, "self_check": checked})
-    if expected:
-        uncached = config.model_copy(update={"cache": CacheConfig()})
-        with _one_thread():
-            runtime = _served(directory, metadata, config)
+    with _one_thread():
+        runtime = _served(directory, metadata, config)
+        checked = self_check.write(network, metadata, config.precision, runtime, directory)
+        metadata = metadata.model_copy(update={"proof": proved, "self_check": checked})
+        if expected:
+            uncached = config.model_copy(update={"cache": CacheConfig()})
             compared = serving.check(Classifier(runtime, metadata, uncached, ""), expected, config)
-        metadata = metadata.model_copy(update={"comparison": compared})
+            metadata = metadata.model_copy(update={"comparison": compared})
     return metadata
 
 

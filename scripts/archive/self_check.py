@@ -14,6 +14,7 @@ from scripts import photos
 from scripts.archive import plain
 from scripts.archive.proof import limits_of
 from visionserve.metadata import SelfCheck
+from visionserve.preprocessing import to_views
 from visionserve.self_check import FILE, model_files, sha256_of
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from visionserve.config import Precision
     from visionserve.metadata import Metadata, Transforms
+    from visionserve.runtimes import Runtime
 
 PICTURES = 6
 # A picture is larger than the resized one, so that the resize is checked as well.
@@ -31,18 +33,23 @@ QUALITY = 90
 
 
 def write(
-    network: nn.Module, metadata: Metadata, precision: Precision, directory: Path
+    network: nn.Module,
+    metadata: Metadata,
+    precision: Precision,
+    runtime: Runtime,
+    directory: Path,
 ) -> SelfCheck:
     """Write `visionserve.self_check.FILE`, and return what the metadata says of it.
 
-    The pictures are parts of scikit-image's photographs, as JPEG, those that PyTorch is surest of,
-    so that rounding does not change their best class. A user's own photographs never get into an
-    archive.
+    The pictures are parts of scikit-image's photographs, as JPEG: of those that PyTorch is surest
+    of, those on which the converted model is closest to it. So only another processor, or another
+    model, makes them differ. A user's own photographs never get into an archive.
 
     Args:
         network: the plain network, with its groups.
         metadata: the model's transforms, activation and artifact.
         precision: decides how far answers may be off.
+        runtime: the converted model.
         directory: where the model's files are.
     """
     transforms = metadata.transforms
@@ -53,13 +60,17 @@ def write(
         inputs = torch.stack([plain.centre(image, transforms) for image in images])
         probabilities = plain.classify(network, inputs, metadata.activation)
     # A multi-label model may have one class, so that there is no second one.
-    best = pad(probabilities.sort(1, descending=True).values, (0, 1))
-    surest = (best[:, 0] - best[:, 1]).argsort(descending=True)[:PICTURES].tolist()
+    ordered = pad(probabilities.sort(1, descending=True).values, (0, 1))
+    surest = (ordered[:, 0] - ordered[:, 1]).argsort(descending=True)[: len(parts) // 2].numpy()
+    views = [to_views(image, transforms, "exact", "none") for image in images]
+    found = np.concatenate([runtime.averaged([view]).probabilities for view in views])
+    differences = np.abs(found - probabilities.numpy()).max(axis=1)
+    closest = surest[differences[surest].argsort(kind="stable")[:PICTURES]].tolist()
     arrays: dict[str, Any] = {
         f"picture_{number}": np.frombuffer(jpegs[index], np.uint8)
-        for number, index in enumerate(surest)
+        for number, index in enumerate(closest)
     }
-    np.savez(directory / FILE, **arrays, probabilities=probabilities[surest].numpy())
+    np.savez(directory / FILE, **arrays, probabilities=probabilities[closest].numpy())
     limits = limits_of(precision, metadata.activation)
     return SelfCheck(
         sha256=sha256_of(model_files(directory, metadata.artifact)),
@@ -69,10 +80,9 @@ def write(
 
 
 def _parts(photograph: Image.Image) -> list[Image.Image]:
-    """Return a photograph, and each of its quarters."""
-    width, height = photograph.size
-    x, y = width // 2, height // 2
-    boxes = ((0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height))
+    """Return a photograph, and its halves."""
+    (width, height), middle = photograph.size, photograph.width // 2
+    boxes = ((0, 0, middle, height), (middle, 0, width, height))
     return [photograph, *(photograph.crop(box) for box in boxes)]
 
 

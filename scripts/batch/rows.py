@@ -14,7 +14,10 @@ Truth = Callable[[Path], str | None]
 
 # Codes of errors that are the server's fault, so that another try may classify the image.
 SERVER_FAULTS = frozenset(
-    {"server_error", "internal_error", "request_too_slow", "timeout", "broken_connection"}
+    {
+        *("server_error", "internal_error", "request_too_slow", "report_not_kept"),
+        *("timeout", "broken_connection"),
+    }
 )
 PREDICTION: Mapping[str, type] = {"label": str, "class_id": int, "probability": float}
 

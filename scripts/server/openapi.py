@@ -60,11 +60,13 @@ def describe() -> dict[str, Any]:
     options = Options.model_json_schema(ref_template=REFERENCE)
     for schema in options["properties"].values():
         del schema["default"]  # It is the profile's, and clients would send another one.
+    report = Report.model_json_schema()
+    del report["properties"]["id"]["default"]
     answer = TypeAdapter(Answer).json_schema(ref_template=REFERENCE)
     schemas = {
         **answer.pop("$defs"),
         "Options": options,
-        "Report": Report.model_json_schema(),
+        "Report": report,
         "ReportBody": {
             "type": "object",
             "properties": {"report": _schema("Report"), "data": BASE64},

@@ -420,9 +420,10 @@ def test_the_containers_commands_exist(instructions: list[tuple[str, str]]) -> N
 
 def test_the_build_has_the_files_that_it_copies(instructions: list[tuple[str, str]]) -> None:
     copied = {
-        value.split()[0]
+        source
         for instruction, value in instructions
         if instruction == "COPY" and not value.startswith("--from")
+        for source in value.split()[:-1]
     }
     assert all((paths.ROOT / source).exists() for source in copied)
     ignored = (paths.ROOT / ".dockerignore").read_text().splitlines()

@@ -78,9 +78,9 @@ def test_windows_survive_the_conversion(name: str) -> None:
     """Two images of several windows each keep their own answers."""
     module, _ = seeded(name)
     crop = MODELS[name].transforms.crop
-    noise = np.random.default_rng(0).integers(0, 256, (2, crop + 50, crop + 90, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (2, crop + 50, crop + 120, 3), dtype=np.uint8)
     views = np.concatenate([tta.views(image, "dense", crop) for image in noise])
-    assert views.shape == (2, crop + 32, crop + 64, 3)
+    assert views.shape == (2, crop + 32, crop + 96, 3)
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
     converted = convert.to_openvino(module, crop)
     model = openvino.compile_model(converted, "CPU", exact)

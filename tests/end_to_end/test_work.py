@@ -1,6 +1,7 @@
 """Valid requests that ask for much, and a model that fails, at one real server."""
 
 import io
+import json
 import re
 import time
 import zipfile
@@ -104,7 +105,7 @@ def test_an_answer_over_the_servers_bound_is_a_413(client: Client, server: Torch
 
 
 def spoiled(archive: Path, target: Path) -> None:
-    """Copy an archive, its weights no numbers."""
+    """Copy an archive, its weights no numbers, as an earlier builder might have: unchecked."""
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(target, "w") as copy:
         for name in source.namelist():
             data = source.read(name)
@@ -114,6 +115,8 @@ def spoiled(archive: Path, target: Path) -> None:
                 buffer = io.BytesIO()
                 torch.save(state, buffer)
                 data = buffer.getvalue()
+            elif name == "metadata.json":
+                data = json.dumps(json.loads(data) | {"self_check": None}).encode()
             copy.writestr(name, data)
 
 

@@ -17,7 +17,7 @@ export function toggleWrong({ element, picture, setups }) {
     return;
   }
   const setup = reportable(picture, setups);
-  const form = made(`wrong-${picture.id}`, factsOf(setup).labels);
+  const form = wrongForm(`wrong-${picture.id}`, factsOf(setup).labels);
   element.querySelector(".actions").after(form);
   const field = form.querySelector("input");
   const told = form.querySelector(".told");
@@ -47,7 +47,7 @@ export function toggleWrong({ element, picture, setups }) {
 }
 
 /** Make the form: one text, chosen by typing among all labels and "none of these". */
-function made(id, labels) {
+function wrongForm(id, labels) {
   const form = document.createElement("form");
   form.className = "wrong-form";
   form.innerHTML = `<label><span data-text="wrong.label"></span> <input required autocomplete="off"></label>
