@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from visionserve.config import HandlerConfig, Strict
@@ -90,6 +91,22 @@ def check(
     return found
 
 
+def compare(
+    found: NDArray[np.float32], expected: NDArray[np.float32], metadata: Metadata
+) -> tuple[float, float]:
+    """Compare a model's probabilities with PyTorch's, both of shape (pictures, classes).
+
+    Returns:
+        The mean difference and the agreement, as `Checked` has them.
+    """
+    differences = np.abs(found - expected)
+    if metadata.multi_label:
+        return float(differences.mean(axis=0).max()), 1.0
+    rows, best, chosen = np.arange(len(found)), expected.argmax(axis=1), found.argmax(axis=1)
+    agreement = (expected[rows, best] - expected[rows, chosen] <= TIE).mean()
+    return float(differences[rows, best].mean()), float(agreement)
+
+
 def sha256_of(files: Iterable[Path]) -> str:
     """Return one SHA-256 in hex of files, in the order of their paths."""
     digests = []
@@ -119,13 +136,7 @@ def _compare(
         image = decode(Image.open(io.BytesIO(picture)), metadata.transforms, config.decode)
         views.append(to_views(image, metadata.transforms, config.decode, "none"))
     found = Passed.joined([runtime.averaged([view]) for view in views]).probabilities
-    differences = np.abs(found - expected)
-    rows, best, chosen = np.arange(len(found)), expected.argmax(axis=1), found.argmax(axis=1)
-    if metadata.multi_label:
-        mean, agreement = float(differences.mean(axis=0).max()), 1.0
-    else:
-        mean = float(differences[rows, best].mean())
-        agreement = float((expected[rows, best] - expected[rows, chosen] <= TIE).mean())
+    mean, agreement = compare(found, expected, metadata)
     fast = config.decode == "fast"
     largest = allowed.difference + fast * FAST_DIFFERENCE
     least = allowed.agreement - fast * FAST_AGREEMENT

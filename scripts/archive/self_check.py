@@ -15,7 +15,7 @@ from scripts.archive import plain
 from scripts.archive.proof import limits_of
 from visionserve.metadata import SelfCheck
 from visionserve.preprocessing import to_views
-from visionserve.self_check import FILE, model_files, sha256_of
+from visionserve.self_check import FILE, compare, model_files, sha256_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +30,8 @@ PICTURES = 6
 # A picture is larger than the resized one, so that the resize is checked as well.
 LARGER = 1.25
 QUALITY = 90
+# How many times as far off as here a model may be on another processor.
+MORE = 1.5
 
 
 def write(
@@ -72,10 +74,12 @@ def write(
     }
     np.savez(directory / FILE, **arrays, probabilities=probabilities[closest].numpy())
     limits = limits_of(precision, metadata.activation)
+    mean, agreement = compare(found[closest], probabilities[closest].numpy(), metadata)
+    # A model that was calibrated on pictures of another kind may be further off on these.
     return SelfCheck(
         sha256=sha256_of(model_files(directory, metadata.artifact)),
-        difference=limits.difference,
-        agreement=limits.agreement,
+        difference=max(limits.difference, MORE * mean),
+        agreement=min(limits.agreement, agreement),
     )
 
 

@@ -443,7 +443,8 @@ def test_the_page_shows_labels_and_bars_of_their_own(served: Client, tmp_path: P
         counted = sum(len(answer["labels"]) for answer in answers)
         assert sum(int(text.split()[-1]) for text in page.texts("#counts li")) == counted
         assert page.faults() == []
-        page.one("#download").click()
+        page.one("#download summary").click()
+        page.one("#download [value=csv]").click()
         file = page.downloads / "classifications.csv"
         page.until(file.exists)
         rows = csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines())
