@@ -111,8 +111,11 @@ export class Card {
     const image = new Image();
     image.alt = "";
     image.decoding = "async";
-    image.addEventListener("error", () => blob === this.viewed && this.place(placeholder()));
-    image.addEventListener("load", () => blob === this.viewed && this.place(image));
+    const placed = (shown) => blob === this.viewed && this.place(shown);
+    this.loaded = new Promise((done) => {
+      image.addEventListener("error", () => done(placed(placeholder())));
+      image.addEventListener("load", () => done(placed(image)));
+    });
     image.src = this.url = URL.createObjectURL(blob);
   }
 
@@ -136,9 +139,10 @@ export class Card {
     }, SHOWN);
   }
 
-  /** Free what the browser keeps in memory for the view. */
+  /** Free what the browser keeps in memory for the view, once it has read it. */
   hide() {
-    if (this.url) URL.revokeObjectURL(this.url);
+    const { url } = this;
+    if (url) this.loaded.then(() => URL.revokeObjectURL(url));
     this.url = this.viewed = undefined;
   }
 
