@@ -1,7 +1,6 @@
 """Check that an archive's model computes on this machine what its weights compute in PyTorch."""
 
 import sys
-from pathlib import Path
 
 from scripts import paths
 from scripts.arguments import Parser
@@ -15,13 +14,12 @@ def main() -> int:
     args = parser.parse_args()
     from scripts.archive.hashes import HashError
     from scripts.archive.manifest import ArchiveError
-    from scripts.archive.store import find
+    from scripts.archive.store import named
     from scripts.archive.unpacked import unpacked
     from visionserve import runtimes, self_check
 
     try:
-        file = Path(args.archive)
-        archive = file if file.is_file() else find(args.archive, paths.MODEL_STORE / args.profile)
+        archive = named(args.archive, paths.MODEL_STORE / args.profile)
         with unpacked(archive) as one:
             config = one.config.handler.model_copy(update={"self_check": "refuse"})
             runtime = runtimes.load(one.directory, one.metadata, config, one.gpu_id, 1)

@@ -146,15 +146,20 @@ local function stuck(uri)
     return late
 end
 
--- The canaries of the site: model, version and per cent of the clients. They are read for each
--- request, as a new configuration would close connections that clients keep and are using.
-local function canaries()
-    local file = io.open(ngx.config.prefix() .. "site.json")
+-- Return what a file holds; nothing if it is not there.
+local function content(path)
+    local file = io.open(path)
     local text = file and file:read("*a") or ""
     if file then
         file:close()
     end
-    return text:gmatch('{"model":"([%w_.-]+)","version":"([%w_.-]+)","share":([%d.]+)}')
+    return text
+end
+
+-- The canaries of the site: model, version and per cent of the clients. They are read for each
+-- request, as a new configuration would close connections that clients keep and are using.
+local function canaries()
+    return content(ngx.config.prefix() .. "site.json"):gmatch('{"model":"([%w_.-]+)","version":"([%w_.-]+)","share":([%d.]+)}')
 end
 
 -- Choose a client's version at an address of a model, by a hash of its network. A client of a share
@@ -230,12 +235,7 @@ end
 local keys
 
 local function token(server)
-    local file = io.open(keys .. server .. ".key")
-    local text = file and file:read("*a") or ""
-    if file then
-        file:close()
-    end
-    return text:match('"inference"%s*:%s*{%s*"key"%s*:%s*"([^"]+)"')
+    return content(keys .. server .. ".key"):match('"inference"%s*:%s*{%s*"key"%s*:%s*"([^"]+)"')
 end
 
 local function type_of(answer)

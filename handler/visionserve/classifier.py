@@ -69,7 +69,8 @@ class Classifier:
         version: the archive's version, which each answer names.
         name: the model's name in the server, which each answer names; None means the
             architecture's name.
-        files: a hash of the model's file and of this package's code. Cached answers depend on it.
+        files: a hash of this package's code, and of the model's files if `metadata` does not have
+            that. Cached answers depend on it.
         decoders: threads that decode a batch's images side by side. Together they use no more
             memory than the largest image may take.
         unfamiliar: for each TTA mode that has a threshold, what tells whether features are
@@ -141,7 +142,9 @@ class Classifier:
         if config.handler.decode == "fast" and not HAS_RESIZER:
             logger.info("cykooz-resizer is not installed, so `decode: fast` resizes with Pillow.")
         checked = self_check.check(directory, metadata, config.handler, runtime)
-        model = self_check.model_files(directory, metadata.artifact)
+        # The hash of a model that was just checked is in its metadata.
+        is_known = checked is not None and checked.passed
+        model = [] if is_known else self_check.model_files(directory, metadata.artifact)
         files = self_check.sha256_of([*model, *Path(__file__).parent.rglob("*.py")])
         decoders = config.handler.decoders or (1 if gpu_id is None else threads)
         known = metadata.familiarity

@@ -36,7 +36,7 @@ def unpack(body: bytes | bytearray, coding: str, most: int) -> bytes:
         raise RequestError(
             415, "unsupported_encoding", "A body's Content-Encoding is gzip, deflate or identity."
         )
-    found, left = bytearray(), bytes(body)
+    found, left = bytearray(), body
     for _ in range(MEMBERS):
         member = zlib.decompressobj(ANY_HEADER)
         try:

@@ -85,8 +85,8 @@ def describe(directory: Path, metadata: Metadata) -> dict[str, Any]:
         that sets none; `max_image_bytes` and `max_images`; the `formats` that are read; `modes`,
         the TTA modes that the model has; `explains`, whether it can be explained; `classes`, how
         many it has; `multi_label`, whether a picture may have several; `names`, the classes' names
-        in English by label, if they have such names; `labels`, all of the model's, where samples
-        are kept, so that a person can report the right one.
+        in English by label, if they have such names; `samples`, whether some pictures are kept, so
+        that a person can report the right label.
 
     Raises:
         OSError, KeyError, ValueError: the folder is not an archive of this handler.
@@ -107,7 +107,7 @@ def describe(directory: Path, metadata: Metadata) -> dict[str, Any]:
         "classes": len(metadata.categories),
         "multi_label": metadata.multi_label,
         "names": dict(zip(metadata.categories, english, strict=False)),
-        "labels": metadata.categories if config.samples.on else (),
+        "samples": config.samples.on,
     }
 
 

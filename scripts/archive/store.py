@@ -154,6 +154,16 @@ def find(name: str, store: Path) -> Path:
     return found
 
 
+def named(given: str, store: Path) -> Path:
+    """Return the archive that is a file, or that a store has by a name; see `find`.
+
+    Raises:
+        ArchiveError: there is none of this name.
+    """
+    path = Path(given)
+    return path if path.is_file() or path.name != given else find(given, store)
+
+
 def _own(name: str, store: Path) -> Path | None:
     """Return the user's own archive of a name, if there is one.
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from scripts import paths
-from scripts.archive import store
+from scripts.archive.store import named
 from scripts.batch.formats import record
 from scripts.batch.rows import Value, name, unreadable
 from scripts.quality import contact_sheet, labelled, output
@@ -156,7 +156,9 @@ def run(args: argparse.Namespace) -> int:
         return found, written
 
     try:
-        archives = [_archive(given, args.profile) for given in (args.first, args.second)]
+        archives = [
+            named(given, paths.MODEL_STORE / args.profile) for given in (args.first, args.second)
+        ]
     except CANNOT as error:
         print(error, file=sys.stderr)
         return 1
@@ -166,17 +168,6 @@ def run(args: argparse.Namespace) -> int:
         folder / "comparison.json", measured, [folder / file for file in (TABLE, SHEET)]
     )
     return code or int(not reached)
-
-
-def _archive(given: str, profile: str) -> Path:
-    """Return the archive that is a file, or that a profile's store has by a name.
-
-    Raises:
-        ArchiveError: there is none.
-    """
-    path = Path(given)
-    is_path = path.is_file() or path.name != given
-    return path if is_path else store.find(given, paths.MODEL_STORE / profile)
 
 
 def compared(

@@ -283,9 +283,12 @@ def test_a_server_that_dies_does_not_answer_by_its_neighbour(
     assert (refused.returncode, refused.stderr) == (1, f"{second.state}: no server runs.\n")
 
 
-@pytest.mark.parametrize("cause", ["refused", "full"])
+@pytest.mark.parametrize("cause", ["refused", "other", "full"])
 def test_what_stops_a_start_is_told_at_once(tmp_path: Path, mountains: Path, cause: str) -> None:
-    """TorchServe goes on without an archive that it cannot read, or has no room to unpack."""
+    """TorchServe goes on without an archive that it cannot read, or has no room to unpack.
+
+    A worker ends whose model is another than was built, which is said once.
+    """
     server = TorchServe("local", tmp_path / "state", tmp_path, local_ports())
     for name in ("mountains", "other"):
         shutil.copy(mountains / "mountains.mar", tmp_path / f"{name}.mar")
@@ -293,6 +296,15 @@ def test_what_stops_a_start_is_told_at_once(tmp_path: Path, mountains: Path, cau
     if cause == "refused":
         (tmp_path / "other.mar").write_bytes((mountains / "mountains.mar").read_bytes()[:100_000])
         told = "Failed to load model: other.mar\n.*EOFException"
+    elif cause == "other":
+        told = r"built\. 6 pictures .*rebuild.*\nMore is in "
+        with zipfile.ZipFile(mountains / "mountains.mar") as old:
+            files = {entry.filename: old.read(entry) for entry in old.infolist()}
+        metadata = json.loads(files["metadata.json"])
+        metadata["self_check"]["sha256"] = "0" * 64
+        with zipfile.ZipFile(tmp_path / "other.mar", "w") as new:
+            for name, data in (files | {"metadata.json": json.dumps(metadata)}).items():
+                new.writestr(name, data)
     else:
         server.state.mkdir()
         size = 2 * (tmp_path / "other.mar").stat().st_size + 1_000_000

@@ -173,7 +173,7 @@ def test_a_packed_body_is_bounded(body: bytes, coding: str, status: int, code: s
     fault = refused({"body": bytearray(body)}, {"content-encoding": coding})
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert (fault.status, fault.code) == (status, code) and peak < 25_000_000
+    assert (fault.status, fault.code) == (status, code) and peak < 20_000_000
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,6 @@ const classes = document.getElementById("classes");
 const found = document.getElementById("classes-found");
 const cardOf = document.getElementById("model-card");
 
-/** What the server said of a model: its card and its classes, by the key of a setup's model. */
-const described = new Map();
 let subject, shownCard, shownClasses;
 
 /** Let people ask what a model can recognise. It is loaded when they do, not with the page. */
@@ -41,16 +39,13 @@ export function renderAbout(setup) {
 async function load() {
   if (!about.open) return;
   const { model, version } = subject;
-  const key = JSON.stringify([model, version]);
   const isWanted = () => subject.model === model && subject.version === version;
   try {
-    if (!described.has(key)) {
-      say(found, t("about.loading"));
-      const wanted = ["card", "classes"].map((name) => describe(subject, name));
-      described.set(key, await Promise.all(wanted));
-    }
+    say(found, t("about.loading"));
+    const wanted = ["card", "classes"].map((name) => describe(subject, name));
+    const [card, { classes: all }] = await Promise.all(wanted);
     if (!isWanted()) return;
-    [shownCard, { classes: shownClasses }] = described.get(key);
+    [shownCard, shownClasses] = [card, all];
     renderCard();
     renderClasses();
   } catch (failure) {

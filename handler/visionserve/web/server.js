@@ -53,13 +53,26 @@ export async function post(setup, images, signal, options = {}) {
   );
 }
 
+/** What models have said about themselves, promises by the path that was asked and what for. */
+const described = new Map();
+
 /**
- * Ask what a model says about itself.
+ * Ask what a model says about itself, once.
  *
  * @param wanted `card` or `classes`; see `visionserve.inputs`.
  * @throws {Failure}
  */
-export async function describe(setup, wanted) {
+export function describe(setup, wanted) {
+  const key = JSON.stringify([setup.model, setup.version, wanted]);
+  if (!described.has(key)) {
+    const asked = askAbout(setup, wanted);
+    described.set(key, asked);
+    asked.catch(() => described.delete(key));
+  }
+  return described.get(key);
+}
+
+async function askAbout(setup, wanted) {
   const headers = { ...common(), "X-Classify-Describe": wanted };
   const response = await fetch(endpoint(setup), { headers, cache: "no-store" }).catch(() => {
     throw new Failure("network");
@@ -67,6 +80,21 @@ export async function describe(setup, wanted) {
   const content = parse(await response.text());
   if (!response.ok || content === null) throw refusal(response, content, headers);
   return content;
+}
+
+/**
+ * Send a report of a wrong answer; see `visionserve.sampling`.
+ *
+ * @returns the HTTP status.
+ */
+export async function sendReport(setup, body) {
+  const response = await fetch(endpoint(setup), {
+    method: "POST",
+    headers: { ...common(), "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+    signal: AbortSignal.timeout(TIMEOUT),
+  });
+  return response.status;
 }
 
 function common() {

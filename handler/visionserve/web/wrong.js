@@ -1,12 +1,10 @@
-import { endpoint, factsOf } from "./facts.js";
+import { factsOf } from "./facts.js";
 import { t, translate } from "./language.js";
-import { token } from "./token.js";
-
-const PATIENCE_TO_REPORT = 30_000;
+import { describe, sendReport } from "./server.js";
 
 /** The setup whose answer can be reported, as its server keeps samples; undefined if there is none. */
 export function reportable(picture, setups) {
-  return setups.find((setup) => picture.answer(setup)?.sample && factsOf(setup).labels?.length);
+  return setups.find((setup) => picture.answer(setup)?.sample && factsOf(setup).samples);
 }
 
 /** Ask in a card what its picture really shows, or stop asking. */
@@ -17,7 +15,8 @@ export function toggleWrong({ element, picture, setups }) {
     return;
   }
   const setup = reportable(picture, setups);
-  const form = wrongForm(`wrong-${picture.id}`, factsOf(setup).labels);
+  const known = describe(setup, "classes").then(({ classes }) => classes.map(({ label }) => label));
+  const form = wrongForm(`wrong-${picture.id}`, known);
   element.querySelector(".actions").after(form);
   const field = form.querySelector("input");
   const told = form.querySelector(".told");
@@ -27,7 +26,12 @@ export function toggleWrong({ element, picture, setups }) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const isNone = field.value === t("wrong.none");
-    if (!isNone && !factsOf(setup).labels.includes(field.value)) {
+    const labels = isNone ? [] : await known.catch(() => null);
+    if (!labels) {
+      told.textContent = t("wrong.failed");
+      return;
+    }
+    if (!isNone && !labels.includes(field.value)) {
       field.setCustomValidity(t("wrong.unknown"));
       field.reportValidity();
       return;
@@ -46,8 +50,12 @@ export function toggleWrong({ element, picture, setups }) {
   });
 }
 
-/** Make the form: one text, chosen by typing among all labels and "none of these". */
-function wrongForm(id, labels) {
+/**
+ * Make the form: one text, chosen by typing among all labels and "none of these".
+ *
+ * @param known a promise of the labels, which the list gets once they are there.
+ */
+function wrongForm(id, known) {
   const form = document.createElement("form");
   form.className = "wrong-form";
   form.innerHTML = `<label><span data-text="wrong.label"></span> <input required autocomplete="off"></label>
@@ -57,7 +65,11 @@ function wrongForm(id, labels) {
   list.id = id;
   form.querySelector("input").setAttribute("list", id);
   list.firstElementChild.value = t("wrong.none");
-  for (const label of labels) list.append(new Option(label, label));
+  known
+    .then((labels) => list.append(...labels.map((label) => new Option(label, label))))
+    .catch(
+      () => {}, // The form says so once a label is sent.
+    );
   translate(form);
   return form;
 }
@@ -68,20 +80,11 @@ function wrongForm(id, labels) {
  * @returns whether the report is kept.
  */
 async function report(setup, { id, label }, file) {
-  const headers = { Accept: "application/json", "Content-Type": "application/json" };
-  if (token()) headers.Authorization = `Bearer ${token()}`;
-  const send = (body) =>
-    fetch(endpoint(setup), {
-      method: "POST",
-      headers,
-      body: JSON.stringify(body),
-      signal: AbortSignal.timeout(PATIENCE_TO_REPORT),
-    });
-  let response = await send({ report: { id, label } });
-  if (response.status === 404 && file) {
-    response = await send({ report: { label }, data: await asDataUri(file) });
+  let status = await sendReport(setup, { report: { id, label } });
+  if (status === 404 && file) {
+    status = await sendReport(setup, { report: { label }, data: await asDataUri(file) });
   }
-  return response.ok;
+  return status === 200;
 }
 
 function asDataUri(file) {
