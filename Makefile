@@ -20,7 +20,7 @@ $(info This folder was moved: its .venv is made anew.)
 $(shell rm -f .venv/pyvenv.cfg .venv/.serves .venv/.installed)
 endif
 
-.PHONY: help audit clean status serve stop test test-fast test-ray image test-image fuzz chaos overload soak evaluate robustness bench bench-page lint format lock
+.PHONY: help audit clean status serve stop test test-fast test-ray image test-image fuzz chaos overload soak evaluate robustness bench bench-families bench-page lint format lock
 
 help:
 	@echo 'make serve     build, start and ask [PROFILE=local] [MODELS="resnet18 my_archive"] [GROUPS=everyday] [ARCHIVE=file.mar]'
@@ -29,7 +29,7 @@ help:
 	@echo 'make test      lint, types and every test'
 	@echo 'make test-fast the unit tests, which start no process and open no socket, in seconds'
 	@echo 'make format    ruff and biome write their style, make lint asks for it'
-	@echo 'make bench     measure beside other servers [QUICK=1]; also make bench-page, evaluate, soak, overload, chaos, fuzz'
+	@echo 'make bench     measure beside other servers [QUICK=1]; also make bench-families, bench-page, evaluate, soak, overload, chaos, fuzz'
 	@echo 'make image     build the container with buildah [IMAGE=name:tag] [DEVICE=cpu] [MODELS=resnet18]; make test-image runs it'
 	@echo 'make audit     ask for known advisories of what is installed, and of the libraries in TorchServe'
 	@echo 'make clean     stop every server; remove .venv, logs, tokens, caches and samples, but no archive'
@@ -92,16 +92,16 @@ test-image: $(INSTALLED) image
 	apt-get install -qq --yes --no-install-recommends buildah debootstrap
 
 fuzz: $(INSTALLED)
-	$(VISIONSERVE) fuzz --runs 20000
+	$(PYTHON) -m tests.stress.fuzz
 
 chaos: $(INSTALLED)
-	$(VISIONSERVE) chaos
+	$(PYTHON) -m tests.stress.chaos $(FAULTS)
 
 overload: $(INSTALLED)
-	$(VISIONSERVE) soak overload --seconds 120
+	$(PYTHON) -m tests.stress.overload
 
 soak: $(INSTALLED)
-	$(VISIONSERVE) soak steady --minutes 30
+	$(PYTHON) -m tests.stress.soak
 
 evaluate: $(INSTALLED)
 	$(VISIONSERVE) evaluate
@@ -111,10 +111,13 @@ robustness: $(INSTALLED)
 
 bench: $(INSTALLED) /usr/bin/wrk
 	$(VISIONSERVE) install bench
-	$(VISIONSERVE) bench $(if $(QUICK),--quick)
+	$(PYTHON) -m tests.bench $(if $(QUICK),--quick)
+
+bench-families: $(INSTALLED)
+	$(PYTHON) -m tests.bench.families $(MODELS)
 
 bench-page: $(INSTALLED) $(DEBIAN)
-	$(VISIONSERVE) bench-page
+	$(PYTHON) -m tests.bench.page
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .
@@ -134,7 +137,7 @@ lock: $(INSTALLED)
 	$(PYTHON) -m pip freeze --exclude-editable | sed 's/+cpu$$//' > config/constraints.txt
 	$(VISIONSERVE) install lock
 	echo 'setuptools>=77' | $(HASHES) config/requirements.txt - pyproject.toml
-	$(PYTHON) -c 'from scripts import environment; print(*environment.pinned("java"))' \
+	$(PYTHON) -c 'from visionserve_tools import environment; print(*environment.pinned("java"))' \
 		| $(HASHES) config/requirements-java.txt -
 
 # What serving takes; `visionserve serve` itself installs what building takes, where it has to build.

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts import paths
+from visionserve_tools import paths
 
 # OpenMP's threads spin while they wait, and take four times the processor time where other
 # processes, such as a TorchServe, want the cores. What a test starts has one thread, too. PyTorch

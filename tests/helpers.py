@@ -11,10 +11,10 @@ import requests
 import yaml
 from PIL import Image
 
-from scripts import paths
-from scripts.server.nginx import Site, Upstream
-from scripts.server.ports import free_port
-from scripts.server.torchserve import TorchServe
+from visionserve_tools import paths
+from visionserve_tools.server.nginx import Site, Upstream
+from visionserve_tools.server.ports import free_port
+from visionserve_tools.server.torchserve import TorchServe
 
 REAL = "efficientnet_lite0"
 RANDOM = "random_weights_resnet18"

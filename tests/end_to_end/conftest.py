@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import paths
-from scripts.archive import converted
-from scripts.archive.recipe import Recipe, build
-from scripts.server.client import Client
-from scripts.server.nginx import Proxy
-from scripts.server.ports import free_ports
-from scripts.server.torchserve import TorchServe
 from tests.helpers import RANDOM, REAL, write_config
 from visionserve.models import MODELS
+from visionserve_tools import paths
+from visionserve_tools.archive import converted
+from visionserve_tools.archive.recipe import Recipe, build
+from visionserve_tools.server.client import Client
+from visionserve_tools.server.nginx import Proxy
+from visionserve_tools.server.ports import free_ports
+from visionserve_tools.server.torchserve import TorchServe
 
 
 @pytest.fixture(scope="session")

@@ -20,10 +20,10 @@ import pytest
 import requests
 from PIL import Image
 
-from scripts import photos
-from scripts.server.nginx import Proxy, Site, Upstream
-from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL, encode, site_of
+from visionserve_tools import photos
+from visionserve_tools.server.nginx import Proxy, Site, Upstream
+from visionserve_tools.server.torchserve import TorchServe
 
 TIMEOUT = 60
 LATE = 10  # Seconds in which each client's request finds its turn.
@@ -484,7 +484,7 @@ def test_refusals_are_counted_and_not_logged(site: Site, state: Path) -> None:
 def test_a_full_log_makes_room(
     server: TorchServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scripts.server.nginx.LOG_BYTES", 2000)
+    monkeypatch.setattr("visionserve_tools.server.nginx.LOG_BYTES", 2000)
     site = site_of(server)
     nginx = Proxy(tmp_path / "nginx")
     nginx.start(site)

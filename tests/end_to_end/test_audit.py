@@ -14,9 +14,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from scripts import paths
-from scripts.server import libraries
-from scripts.server.ports import free_ports
+from visionserve_tools import paths
+from visionserve_tools.server import libraries
+from visionserve_tools.server.ports import free_ports
 
 # Annotations, generated messages, and what tests and builds Java, which TorchServe does not load.
 NOT_ASKED_ABOUT = (
@@ -105,7 +105,7 @@ class Osv(BaseHTTPRequestHandler):
 
 
 def run(osv: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "scripts", "audit", "--osv", osv]
+    command = [sys.executable, "-m", "visionserve_tools", "audit", "--osv", osv]
     return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
 
 

@@ -10,10 +10,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from scripts import paths, photos
-from scripts.bench import __main__ as bench
-from scripts.bench import report
-from scripts.bench.contenders import (
+from tests.bench import __main__ as bench
+from tests.bench import report
+from tests.bench.contenders import (
     ALL,
     CACHED,
     CLIENTS,
@@ -30,12 +29,13 @@ from scripts.bench.contenders import (
     Contender,
     running,
 )
-from scripts.bench.load import load, one_by_one
-from scripts.bench.peers import pillow
-from scripts.bench.results import About, Bar, Figure, Results, bars, rate, repeated
-from scripts.bench.run import IMAGES, SIZES, photographs
+from tests.bench.load import load, one_by_one
+from tests.bench.peers import pillow
+from tests.bench.results import About, Bar, Figure, Results, bars, rate, repeated
+from tests.bench.run import IMAGES, SIZES, photographs
 from visionserve.metadata import Transforms
 from visionserve.preprocessing import resize_fast
+from visionserve_tools import paths, photos
 
 ABOUT = About(
     processor="A processor",

@@ -21,24 +21,24 @@ import pytest
 import torch
 import yaml
 
-from scripts import environment, paths, photos
-from scripts.archive import converted
-from scripts.archive.classes import read_classes
-from scripts.archive.declared import Declared
-from scripts.archive.groups import find_groups
-from scripts.archive.hashes import HashError, read_record, record, sha256_of, write_record
-from scripts.archive.manifest import ArchiveError
-from scripts.archive.recipe import Recipe, build, fingerprint, made_of, served
-from scripts.archive.store import adopt, choose
-from scripts.archive.temperatures import Fitted, pack
-from scripts.archive.weights import WeightsError, WeightsUnavailableError, resolve
-from scripts.server.plan import of_names
-from scripts.server.torchserve import TorchServe
 from tests.helpers import RANDOM, REAL, SERVER_CONFIG, copy_sources, write_config
 from visionserve.config import ModelConfig
 from visionserve.metadata import Metadata
 from visionserve.models import MODELS
 from visionserve.processor import overflows
+from visionserve_tools import environment, paths, photos
+from visionserve_tools.archive import converted
+from visionserve_tools.archive.classes import read_classes
+from visionserve_tools.archive.declared import Declared
+from visionserve_tools.archive.groups import find_groups
+from visionserve_tools.archive.hashes import HashError, read_record, record, sha256_of, write_record
+from visionserve_tools.archive.manifest import ArchiveError
+from visionserve_tools.archive.recipe import Recipe, build, fingerprint, made_of, served
+from visionserve_tools.archive.store import adopt, choose
+from visionserve_tools.archive.temperatures import Fitted, pack
+from visionserve_tools.archive.weights import WeightsError, WeightsUnavailableError, resolve
+from visionserve_tools.server.plan import of_names
+from visionserve_tools.server.torchserve import TorchServe
 
 
 def recipe(config: Path, weights: Path | None, **more: object) -> Recipe:
@@ -210,7 +210,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def run(command: str, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
-        code = import_module(f"scripts.{command}").main()
+        code = import_module(f"visionserve_tools.commands.{command}").main()
         return code, *capsys.readouterr()
 
     return run
@@ -251,7 +251,8 @@ def test_an_archive_gets_todays_handler_or_is_made_again(
         pack(archive, Fitted.model_validate(about | {"temperatures": {mode: value}}))
     before = make_old(archive)
     weights.rename(away)
-    command = "import sys; sys.modules['torch'] = None; from scripts import repack; repack.main()"
+    no_torch = "import sys; sys.modules['torch'] = None; from visionserve_tools.commands import "
+    command = f"{no_torch}repack; repack.main()"
     done = subprocess.run(
         [sys.executable, "-c", command, "random", "--store", store],
         cwd=paths.ROOT,
@@ -319,19 +320,25 @@ def test_what_only_wraps_a_model_is_packed_around_it_without_pytorch(
     before = content_of(archive)
 
     def rebuild() -> subprocess.CompletedProcess[str]:
-        code = "import sys; sys.modules['torch'] = None; from scripts import rebuild as r; r.main()"
+        no_torch = (
+            "import sys; sys.modules['torch'] = None; from visionserve_tools.commands import "
+        )
+        code = f"{no_torch}rebuild; rebuild.main()"
         return subprocess.run(
             [sys.executable, "-c", code, "random", "--store", archive.parent],
             cwd=root,
             env=os.environ
-            | {"PYTHONPATH": str(root / "handler"), converted.PLACE: str(tmp_path / "none")},
+            | {
+                "PYTHONPATH": f"{root / 'handler'}:{root / 'scripts'}",
+                converted.PLACE: str(tmp_path / "none"),
+            },
             capture_output=True,
             text=True,
         )
 
     style = root / "handler" / "visionserve" / "web" / "style.css"
     style.write_text(f"{style.read_text()}/* Other colours. */")
-    for file in ("handler/visionserve/models.py", "scripts/archive/convert.py"):
+    for file in ("handler/visionserve/models.py", "scripts/visionserve_tools/archive/convert.py"):
         edit(root / file, '"""', '"""In other words: ')
     done = rebuild()
     around = f"{archive} is packed around the model that was converted before, as something that "
@@ -341,7 +348,7 @@ def test_what_only_wraps_a_model_is_packed_around_it_without_pytorch(
     changed = {name for name, data in after.items() if data != before[name]}
     assert changed == {"visionserve/web/style.css", "visionserve/models.py"}
     assert after["visionserve/web/style.css"] == style.read_bytes()
-    edit(root / "scripts/archive/convert.py", "SAMPLES = 300", "SAMPLES = 301")
+    edit(root / "scripts/visionserve_tools/archive/convert.py", "SAMPLES = 300", "SAMPLES = 301")
     done = rebuild()
     assert done.returncode and "import of torch halted" in done.stderr
     assert content_of(archive) == after
@@ -620,7 +627,7 @@ def test_the_builder_command_reports_an_error_without_a_traceback(
     tmp_path: Path, options: list[str], code: int, said: str
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.build", *options, "--store", tmp_path],
+        [sys.executable, "-m", "visionserve_tools", "build", *options, "--store", tmp_path],
         cwd=paths.ROOT,
         capture_output=True,
         text=True,

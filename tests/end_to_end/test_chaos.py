@@ -14,11 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts import paths
-from scripts.batch.server_engine import LARGEST
-from scripts.server.client import Client
-from scripts.stress import chaos
-from scripts.stress.clients import (
+from tests.helpers import written_later
+from tests.stress import chaos
+from tests.stress.clients import (
     FORMATS,
     LENGTHS,
     MODEL,
@@ -29,7 +27,9 @@ from scripts.stress.clients import (
     mixed,
     plain,
 )
-from tests.helpers import written_later
+from visionserve_tools import paths
+from visionserve_tools.batch.server_engine import LARGEST
+from visionserve_tools.server.client import Client
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,14 @@ def test_a_fault_costs_no_answer(stage: chaos.Stage, fault: chaos.Fault) -> None
 
 
 def manage(stage: chaos.Stage, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "scripts.manage", "--state", str(stage.server.state)]
+    command = [
+        sys.executable,
+        "-m",
+        "visionserve_tools",
+        "manage",
+        "--state",
+        str(stage.server.state),
+    ]
     return subprocess.run([*command, *arguments], cwd=paths.ROOT, capture_output=True, text=True)
 
 

@@ -29,21 +29,29 @@ import psutil
 import pytest
 from tqdm.utils import disp_len
 
-from scripts import paths, photos
-from scripts.batch import listing, server_engine
-from scripts.batch.classify import connect
-from scripts.batch.classify import count as images_of
-from scripts.batch.formats import CSV, NAME_WIDTH, JSONLines, Table
-from scripts.batch.rows import SERVER_FAULTS, Row, RunError, columns, fault, is_server_fault, row
-from scripts.batch.server_engine import LARGEST, delay, windowed
-from scripts.batch.sinks import File, Kept, open_sink
-from scripts.server.client import Client
-from scripts.server.ports import free_port
-from scripts.server.torchserve import TorchServe
 from tests.end_to_end.test_readmes import blocks
 from tests.helpers import RANDOM, REAL
+from visionserve_tools import paths, photos
+from visionserve_tools.batch import listing, server_engine
+from visionserve_tools.batch.classify import connect
+from visionserve_tools.batch.classify import count as images_of
+from visionserve_tools.batch.formats import CSV, NAME_WIDTH, JSONLines, Table
+from visionserve_tools.batch.rows import (
+    SERVER_FAULTS,
+    Row,
+    RunError,
+    columns,
+    fault,
+    is_server_fault,
+    row,
+)
+from visionserve_tools.batch.server_engine import LARGEST, delay, windowed
+from visionserve_tools.batch.sinks import File, Kept, open_sink
+from visionserve_tools.server.client import Client
+from visionserve_tools.server.ports import free_port
+from visionserve_tools.server.torchserve import TorchServe
 
-COMMAND = [sys.executable, "-m", "scripts.classify"]
+COMMAND = [sys.executable, "-m", "visionserve_tools", "classify"]
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import lock, paths
-from scripts.__main__ import modules
+from visionserve_tools import commands, lock, paths
 
 VISIONSERVE = Path(sys.executable).with_name("visionserve")
 
@@ -23,17 +22,17 @@ def visionserve(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_tells_each_command_in_a_line(arguments: tuple[str, ...]) -> None:
     done = visionserve(*arguments)
     assert done.returncode == 0
-    lines = [line.split() for line in done.stdout.splitlines()[2:]]
-    assert [name for name, *_ in lines] == list(modules())
-    assert {"serve", "manage", "classify", "bench", "bench-page"} <= set(modules())
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("  ")]
+    folder = Path(commands.__file__).parent
+    there = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert [name for name, *_ in lines] == commands.names() and set(commands.names()) == there
     assert all(len(about) > 3 for _, *about in lines)
 
 
-@pytest.mark.parametrize("name", ["manage", "bench-device"])
-def test_a_command_runs_by_its_name_from_any_folder(name: str) -> None:
-    done = visionserve(name, "--help")
+def test_a_command_runs_by_its_name_from_any_folder() -> None:
+    done = visionserve("manage", "--help")
     assert done.returncode == 0
-    assert done.stdout.startswith(f"usage: visionserve {name} ")
+    assert done.stdout.startswith("usage: visionserve manage ")
 
 
 @pytest.mark.parametrize("option", ["--models resnet18", "--prof local"])
@@ -43,9 +42,9 @@ def test_an_option_that_would_be_ignored_or_guessed_is_refused(option: str) -> N
     assert done.stderr.splitlines()[-1].endswith(f"unrecognized arguments: {option}")
 
 
-@pytest.mark.parametrize("name", [name for name in modules() if not name.startswith("bench-")])
+@pytest.mark.parametrize("name", commands.names())
 def test_help_waits_for_no_heavy_import(name: str) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "scripts", name, "--help"]
+    command = [sys.executable, "-X", "importtime", "-m", "visionserve_tools", name, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=paths.ROOT)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "argparse" in imported
@@ -67,13 +66,13 @@ NUMBERS = {
     "capacity --service-time-ms 1": "--service-time-ms --workers --rate --p99-ms",
     "evaluate": "--enlarge",
     "robustness": "--photographs",
-    "fuzz": "--runs",
-    "soak steady": "--minutes --interval",
-    "soak overload": "--times --seconds",
-    "bench": "--rounds --seconds",
-    "bench-page": "--rounds",
-    "bench-device": "--forward-ms --decoders --batches --seconds",
-    "bench-bare store image": "--processes --seconds",
+    "tests.stress.fuzz": "--runs",
+    "tests.stress.soak": "--minutes --interval",
+    "tests.stress.overload": "--times --seconds",
+    "tests.bench.__main__": "--rounds --seconds",
+    "tests.bench.page": "--rounds",
+    "tests.bench.device": "--forward-ms --decoders --batches --seconds",
+    "tests.bench.bare store image": "--processes --seconds",
 }
 
 NO_NUMBERS = ("-1", "nan", "inf", "1e999", "9" * 5000, "x", "", "١", "１", "1_0", " 1", "1 ", "+1")
@@ -82,14 +81,12 @@ NO_NUMBERS = ("-1", "nan", "inf", "1e999", "9" * 5000, "x", "", "١", "１", "1_
 def test_a_number_that_cannot_be_is_refused_in_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sources = "".join(path.read_text() for path in paths.SCRIPTS.rglob("*.py"))
-    assert not re.search(r"type=(int|float)\b", sources), "scripts.arguments has bounds"
-    assert "ArgumentParser(" not in sources, "scripts.arguments.Parser takes whole names alone"
+    sources = "".join(path.read_text() for path in paths.TOOLS.rglob("*.py"))
+    assert not re.search(r"type=(int|float)\b", sources), "visionserve_tools.arguments has bounds"
+    assert "ArgumentParser(" not in sources, "arguments.Parser takes whole names alone"
     for words, options in NUMBERS.items():
         name, *first = words.split()
-        main = import_module(
-            f"scripts.{'bench.__main__' if name == 'bench' else name.replace('-', '.')}"
-        ).main
+        main = import_module(name if "." in name else f"visionserve_tools.commands.{name}").main
         for option in options.split():
             for number in NO_NUMBERS:
                 given = [option, number] if option.startswith("--") else [number]

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import paths, photos
-from scripts.archive.manifest import Archive
-from scripts.archive.weights import remembered
-from scripts.server.plan import DEFAULT, of_record
-from scripts.server.ports import free_port, free_ports
-from scripts.server.torchserve import TorchServe
 from tests.helpers import RANDOM, REAL
+from visionserve_tools import paths, photos
+from visionserve_tools.archive.manifest import Archive
+from visionserve_tools.archive.weights import remembered
+from visionserve_tools.server.plan import DEFAULT, of_record
+from visionserve_tools.server.ports import free_port, free_ports
+from visionserve_tools.server.torchserve import TorchServe
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -96,7 +96,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def run(command: str, *arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
-        code = import_module(f"scripts.{command}").main()
+        code = import_module(f"visionserve_tools.commands.{command}").main()
         out, error = capsys.readouterr()
         assert "Traceback" not in error
         return code, out, error

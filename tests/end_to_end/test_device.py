@@ -14,9 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, functional
 
-from scripts import photos
-from scripts.archive.weights import load, resolve
-from scripts.bench import device as bench
+from tests.bench import device as bench
 from tests.helpers import REAL, encode
 from visionserve import tta
 from visionserve.answer import Outcome
@@ -29,6 +27,8 @@ from visionserve.models import IMAGENET_CATEGORIES, MODELS, FullyConvolutional
 from visionserve.preprocessing import decode, to_views
 from visionserve.runtimes.pytorch import BUCKETS, PyTorchRuntime
 from visionserve.runtimes.transfer import Transfer
+from visionserve_tools import photos
+from visionserve_tools.archive.weights import load, resolve
 
 MODES: tuple[TTA, ...] = get_args(TTA)
 CPU = torch.device("cpu")

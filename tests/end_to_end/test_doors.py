@@ -20,14 +20,14 @@ from schemathesis import checks
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from scripts import photos
-from scripts.server.client import Client
-from scripts.server.nginx import Proxy
-from scripts.server.properties import read_properties
-from scripts.server.torchserve import TorchServe
 from tests.helpers import RANDOM, REAL, encode, site_of
 from visionserve.config import TTA
 from visionserve.models import MODELS
+from visionserve_tools import photos
+from visionserve_tools.server.client import Client
+from visionserve_tools.server.nginx import Proxy
+from visionserve_tools.server.properties import read_properties
+from visionserve_tools.server.torchserve import TorchServe
 
 CAT = photos.greeting().read_bytes()
 TEXT = base64.b64encode(CAT).decode()

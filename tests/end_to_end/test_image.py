@@ -16,7 +16,7 @@ import psutil
 import pytest
 import requests
 
-from scripts import photos
+from visionserve_tools import photos
 
 IMAGE = os.environ.get("IMAGE")
 URL = "http://127.0.0.1:8000"

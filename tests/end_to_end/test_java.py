@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.server import java
-from scripts.server.properties import read_properties, write_properties
+from visionserve_tools.server import java
+from visionserve_tools.server.properties import read_properties, write_properties
 
 # Groovy is a part of TorchServe's jar: java.util.Properties reads a file and writes another.
 PROPERTIES = """

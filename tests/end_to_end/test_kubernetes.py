@@ -14,11 +14,11 @@ import pytest
 import requests
 import yaml
 
-from scripts import paths
-from scripts.server.properties import read_properties
-from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL
 from visionserve.config import HandlerConfig
+from visionserve_tools import paths
+from visionserve_tools.server.properties import read_properties
+from visionserve_tools.server.torchserve import TorchServe
 
 KUBERNETES, OLDEST = "1.37", "v1.33"
 MANIFESTS = paths.CONFIG / "kubernetes"
@@ -412,7 +412,7 @@ def test_the_containers_commands_exist(instructions: list[tuple[str, str]]) -> N
     commands = re.findall(r"visionserve (\w+) (\w+) ([^&]*)", script)
     assert [name for name, _, _ in commands] == ["serve", "proxy"]
     for name, command, options in commands:
-        words = [sys.executable, "-m", "scripts", name, command, "--help"]
+        words = [sys.executable, "-m", "visionserve_tools", name, command, "--help"]
         done = subprocess.run(words, cwd=paths.ROOT, capture_output=True, text=True, check=True)
         assert command in done.stdout
         assert set(re.findall(r"--\w+", options)) <= set(re.findall(r"--\w+", done.stdout))

@@ -22,14 +22,14 @@ from threading import Event
 import pytest
 import requests
 
-from scripts import lock, paths, photos
-from scripts.archive import converted
-from scripts.archive.download import download
-from scripts.archive.hashes import is_recorded, read_record, record
-from scripts.archive.temperatures import Fitted, pack
-from scripts.server.ports import free_ports
-from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL, copy_sources, site_of
+from visionserve_tools import lock, paths, photos
+from visionserve_tools.archive import converted
+from visionserve_tools.archive.download import download
+from visionserve_tools.archive.hashes import is_recorded, read_record, record
+from visionserve_tools.archive.temperatures import Fitted, pack
+from visionserve_tools.server.ports import free_ports
+from visionserve_tools.server.torchserve import TorchServe
 
 TIMEOUT = 60
 NOBODY = 65534
@@ -37,7 +37,7 @@ NOBODY = 65534
 
 def visionserve(*arguments: object, root: Path = paths.ROOT) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "scripts", *map(str, arguments)],
+        [sys.executable, "-m", "visionserve_tools", *map(str, arguments)],
         cwd=root,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -149,7 +149,9 @@ def test_a_second_start_waits_and_finds_the_server_running(
         assert "Egyptian cat" in out and plain(more) == plain(out)
         assert error == ""
         (line,) = waited.splitlines()
-        assert f"waiting for the end of process {first.pid} (-m scripts serve start" in line
+        assert (
+            f"waiting for the end of process {first.pid} (-m visionserve_tools serve start" in line
+        )
         *_, told = refused.splitlines()
         assert "taken by the server of profile local: make stop PROFILE=local ends it." in told
         assert none == ""
@@ -275,7 +277,7 @@ def test_what_is_measured_has_one_writer(
     output = tmp_path / file
     named = output if name == "calibrate" else tmp_path
     monkeypatch.setattr(sys, "argv", [name, str(tmp_path), *more, "--output", str(named)])
-    main = import_module(f"scripts.{name}").main
+    main = import_module(f"visionserve_tools.commands.{name}").main
     for other in (file, f"{file}.part", *drawn.split()):
         with pipe(tmp_path / other) as written_to:
             assert main() == 1
@@ -329,8 +331,8 @@ def test_a_lock_is_of_what_has_the_name_now(
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 def test_who_may_only_read_holds_nothing_up() -> None:
     """Another user locks all that there is, which a command would wait for."""
-    sources = [path for path in paths.SCRIPTS.rglob("*.py") if "flock(" in path.read_text()]
-    assert sources == [paths.SCRIPTS / "lock.py"]
+    sources = [path for path in paths.TOOLS.rglob("*.py") if "flock(" in path.read_text()]
+    assert sources == [paths.TOOLS / "lock.py"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         output, part = folder / "rows.csv", folder / "weights.pth.part"
@@ -382,7 +384,7 @@ def test_the_state_may_lie_in_a_volume_of_roots(
         monkeypatch.setattr(sys, "argv", ["serve", "stop"])
         os.seteuid(NOBODY)
         try:
-            code = import_module("scripts.serve").main()
+            code = import_module("visionserve_tools.commands.serve").main()
         finally:
             os.seteuid(0)
         assert (code, *capsys.readouterr()) == (0, "No server of profile local ran.\n", "")

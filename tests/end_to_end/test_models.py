@@ -13,12 +13,12 @@ from torch import nn
 from torchvision import models as tv
 from torchvision.models import WeightsEnum
 
-from scripts.archive import convert
-from scripts.archive.weights import Weights, load
-from scripts.bench import families
+from tests.bench import families
 from visionserve import tta
 from visionserve.metadata import Proof
 from visionserve.models import MODELS, FullyConvolutional
+from visionserve_tools.archive import convert
+from visionserve_tools.archive.weights import Weights, load
 
 FIXED = {"alexnet", "maxvit_t", "swin_t", "swin_v2_t", "vit_b_32"}
 LAYERS_BEHIND_POOL = {"convnext_tiny", "mobilenet_v3_small", "squeezenet1_1"}

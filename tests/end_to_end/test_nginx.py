@@ -29,19 +29,19 @@ import pytest
 import requests
 from PIL import Image
 
-from scripts import paths, photos
-from scripts import proxy as proxy_command
-from scripts.archive.hashes import read_record, sha256_of, write_record
-from scripts.batch.rows import RunError
-from scripts.batch.server_engine import classify
-from scripts.server.canary import Canary
-from scripts.server.client import Client
-from scripts.server.nginx import Proxy, ProxyError, Site, Upstream
-from scripts.server.ports import free_port, free_ports
-from scripts.server.properties import read_properties
-from scripts.server.torchserve import TorchServe
 from tests.helpers import RANDOM, REAL, encode, site_of, spend, upstream_of
 from visionserve.config import Options
+from visionserve_tools import paths, photos
+from visionserve_tools.archive.hashes import read_record, sha256_of, write_record
+from visionserve_tools.batch.rows import RunError
+from visionserve_tools.batch.server_engine import classify
+from visionserve_tools.commands import proxy as proxy_command
+from visionserve_tools.server.canary import Canary
+from visionserve_tools.server.client import Client
+from visionserve_tools.server.nginx import Proxy, ProxyError, Site, Upstream
+from visionserve_tools.server.ports import free_port, free_ports
+from visionserve_tools.server.properties import read_properties
+from visionserve_tools.server.torchserve import TorchServe
 
 TIMEOUT = 60
 PREDICTIONS = f"/predictions/{REAL}"
@@ -710,7 +710,7 @@ def test_what_a_master_left_is_ended_and_the_site_answers(
     assert requests.post(url, data=b"x", headers=PNG, timeout=TIMEOUT).status_code == 415
     assert left.isdisjoint(nginxes(state))
     os.kill(proxy.pid, signal.SIGKILL)
-    stop = [sys.executable, "-m", "scripts", "proxy", "stop", "--state", str(state)]
+    stop = [sys.executable, "-m", "visionserve_tools", "proxy", "stop", "--state", str(state)]
     for told in ("its master had died", "No nginx ran."):
         done = subprocess.run(stop, cwd=paths.ROOT, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
@@ -1064,7 +1064,7 @@ def test_a_canary_of_a_container_is_taken_back(
     (upstream,) = site.upstreams
     words = ("--state", state, "--upstream", upstream.url, upstream.key_file, "--model", RANDOM)
     addresses = ("--listen", site.listen, "--probes", site.probes)
-    command = [sys.executable, "-m", "scripts", "proxy", "run", *words, *addresses]
+    command = [sys.executable, "-m", "visionserve_tools", "proxy", "run", *words, *addresses]
     every = ("--canary", f"{RANDOM}=2.0:100%")
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen([*map(str, command), *every], cwd=paths.ROOT, stderr=log)

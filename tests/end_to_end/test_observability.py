@@ -17,19 +17,19 @@ import requests
 import yaml
 from PIL import Image
 
-from scripts import paths, photos
-from scripts.archive.hashes import sha256_of
-from scripts.archive.recipe import Recipe, build
-from scripts.archive.temperatures import Fitted
-from scripts.server.canary import Canary
-from scripts.server.client import Client
-from scripts.server.nginx import Proxy, Site
-from scripts.server.ports import free_port
-from scripts.server.properties import read_properties
-from scripts.server.torchserve import TorchServe
 from tests.helpers import RANDOM, encode, site_of, write_config
 from visionserve.config import TTA
 from visionserve.metadata import Familiarity, Share, Threshold
+from visionserve_tools import paths, photos
+from visionserve_tools.archive.hashes import sha256_of
+from visionserve_tools.archive.recipe import Recipe, build
+from visionserve_tools.archive.temperatures import Fitted
+from visionserve_tools.server.canary import Canary
+from visionserve_tools.server.client import Client
+from visionserve_tools.server.nginx import Proxy, Site
+from visionserve_tools.server.ports import free_port
+from visionserve_tools.server.properties import read_properties
+from visionserve_tools.server.torchserve import TorchServe
 
 PROMETHEUS = paths.CONFIG / "prometheus"
 DASHBOARD = paths.CONFIG / "grafana" / "dashboard.json"

@@ -21,22 +21,22 @@ from torch.nn import functional
 from torchvision import models as tv
 from torchvision import transforms as T  # noqa: N812
 
-from scripts import paths, photos
-from scripts.archive import alternatives, expected
-from scripts.archive.convert import convert
-from scripts.archive.declared import Declared, resolve_preprocessing
-from scripts.archive.expected import ExpectationError
-from scripts.archive.recipe import Recipe, build
-from scripts.archive.serving import answers
-from scripts.archive.weights import Weights, WeightsError
-from scripts.server.client import Client
-from scripts.server.ports import free_ports
-from scripts.server.torchserve import TorchServe
 from tests.helpers import write_config
 from visionserve.card import card
 from visionserve.classifier import Classifier
 from visionserve.config import HandlerConfig, ModelConfig
 from visionserve.metadata import FILE, Metadata, Transforms
+from visionserve_tools import paths, photos
+from visionserve_tools.archive import alternatives, expected
+from visionserve_tools.archive.convert import convert
+from visionserve_tools.archive.declared import Declared, resolve_preprocessing
+from visionserve_tools.archive.expected import ExpectationError
+from visionserve_tools.archive.recipe import Recipe, build
+from visionserve_tools.archive.serving import answers
+from visionserve_tools.archive.weights import Weights, WeightsError
+from visionserve_tools.server.client import Client
+from visionserve_tools.server.ports import free_ports
+from visionserve_tools.server.torchserve import TorchServe
 
 LABELS = ("dog", "cat", "bird", "sea life", "insect", "food", "vehicle", "home & music", "other")
 TRAINED = Path(__file__).parents[3] / "shared/own-model/resnet18_nine_classes_fp16.pt"
@@ -510,7 +510,7 @@ SNIPPET = re.search(
 
 
 def run(arguments: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "scripts.build", *arguments]
+    command = [sys.executable, "-m", "visionserve_tools", "build", *arguments]
     return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
 
 

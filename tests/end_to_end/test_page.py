@@ -22,20 +22,20 @@ from PIL import Image, ImageEnhance
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
-from scripts.archive.hashes import sha256_of
-from scripts.archive.recipe import Recipe, build
-from scripts.batch.formats import record
-from scripts.batch.rows import columns
-from scripts.photos import greeting, packaged
-from scripts.server.client import Client
-from scripts.server.nginx import Proxy
-from scripts.server.torchserve import TorchServe
 from tests.corpus import chunk, encode
 from tests.end_to_end.browser import Browser
 from tests.helpers import RANDOM, REAL, SERVER_CONFIG, site_of, spend
 from visionserve.models import MODELS
 from visionserve.page import WEB, Page, bundle
 from visionserve.postprocessing import HINTS, NO_LABEL, UNFAMILIAR, WARNINGS
+from visionserve_tools.archive.hashes import sha256_of
+from visionserve_tools.archive.recipe import Recipe, build
+from visionserve_tools.batch.formats import record
+from visionserve_tools.batch.rows import columns
+from visionserve_tools.photos import greeting, packaged
+from visionserve_tools.server.client import Client
+from visionserve_tools.server.nginx import Proxy
+from visionserve_tools.server.torchserve import TorchServe
 
 CAT = greeting()
 LIMIT = 5 * 1024 * 1024

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts import paths
-from scripts.server.processes import describe, find, listeners, wait
-from scripts.server.torchserve import TorchServe
+from visionserve_tools import paths
+from visionserve_tools.server.processes import describe, find, listeners, wait
+from visionserve_tools.server.torchserve import TorchServe
 
 
 @contextmanager

@@ -10,15 +10,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from scripts import photos
-from scripts.archive import convert, proof
-from scripts.archive.proof import ProofError, Reference
-from scripts.archive.recipe import Recipe, build
 from tests.helpers import RANDOM, REAL, write_config
 from visionserve.metadata import Metadata, Proof, Transforms
 from visionserve.models import MODELS, FullyConvolutional
 from visionserve.preprocessing import to_views
 from visionserve.runtimes import Passed
+from visionserve_tools import photos
+from visionserve_tools.archive import convert, proof
+from visionserve_tools.archive.proof import ProofError, Reference
+from visionserve_tools.archive.recipe import Recipe, build
 
 EXPECTED = np.array([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.405, 0.4, 0.195]], dtype=np.float32)
 VIEWS = np.zeros((3, 224, 224, 3), dtype=np.uint8)
@@ -89,7 +89,7 @@ def test_a_fault_of_our_own_preprocessing_is_found(
         )
     else:
         monkeypatch.setattr(
-            "scripts.archive.proof.to_views",
+            "visionserve_tools.archive.proof.to_views",
             lambda image, *rest: to_views(ImageOps.flip(image), *rest),
         )
     with pytest.raises(ProofError, match="in the mean"):

@@ -19,7 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scripts import paths
 from tests.corpus import CASES, OK, SIZE, Case, chunk, encode, picture, png, tiff
 from tests.helpers import REAL
 from visionserve import heap, inputs, preprocessing, validation
@@ -31,6 +30,7 @@ from visionserve.explanation import overlay
 from visionserve.formats import FORMATS, samples
 from visionserve.item import Budget, Item
 from visionserve.metadata import Transforms
+from visionserve_tools import paths
 
 CONFIG = HandlerConfig()
 MEGABYTES = 300
@@ -307,6 +307,6 @@ def test_memory_does_not_grow_with_the_shapes_that_were_seen(store: Path, tmp_pa
 
 
 def test_the_fuzzer_finds_nothing_in_the_corpus_and_its_next_of_kin() -> None:
-    command = [sys.executable, "-m", "scripts.fuzz", "--runs", "500"]
+    command = [sys.executable, "-m", "visionserve_tools.fuzz", "--runs", "500"]
     done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

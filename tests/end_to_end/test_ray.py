@@ -14,19 +14,19 @@ import psutil
 import pytest
 from PIL import Image
 
-from scripts import paths, photos
-from scripts.batch import listing
-from scripts.batch.formats import CSV
-from scripts.batch.sinks import File
-from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL
+from visionserve_tools import paths, photos
+from visionserve_tools.batch import listing
+from visionserve_tools.batch.formats import CSV
+from visionserve_tools.batch.sinks import File
+from visionserve_tools.server.torchserve import TorchServe
 
 pytest.importorskip("ray", reason="the `ray` extra is not installed")
 
 
 def classify(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "scripts.classify", *map(str, arguments)],
+        [sys.executable, "-m", "visionserve_tools", "classify", *map(str, arguments)],
         cwd=paths.ROOT,
         capture_output=True,
         text=True,
@@ -75,7 +75,7 @@ def test_sigterm_ends_a_run_that_can_be_gone_on_with(store: Path, tmp_path: Path
     command = ["--list", str(images), "--output", str(output), "--tta", "ten_crop"]
     command += ["--engine", "ray", "--archive", str(store / f"{REAL}.mar"), "--concurrency", "1"]
     with subprocess.Popen(
-        [sys.executable, "-m", "scripts.classify", *command],
+        [sys.executable, "-m", "visionserve_tools", "classify", *command],
         cwd=paths.ROOT,
         stderr=subprocess.PIPE,
         text=True,

@@ -19,15 +19,14 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts import paths, photos
-from scripts.__main__ import modules
-from scripts.archive.recipe import Recipe, build
-from scripts.server.client import Client
-from scripts.server.nginx import Proxy
-from scripts.server.torchserve import TorchServe
 from tests.end_to_end.test_doors import grpc_port
 from tests.helpers import REAL, site_of
 from visionserve.models import MODELS
+from visionserve_tools import paths, photos
+from visionserve_tools.archive.recipe import Recipe, build
+from visionserve_tools.server.client import Client
+from visionserve_tools.server.nginx import Proxy
+from visionserve_tools.server.torchserve import TorchServe
 
 READMES = ("README.md", "handler/README.md", "scripts/README.md", "config/README.md")
 NOT_RUN = {
@@ -112,7 +111,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> Pat
     venv.create(root / ".venv", symlinks=True)
     (site,) = (root / ".venv" / "lib").glob("python*/site-packages")
     (site / "clone.pth").write_text(
-        f"{root}\n{root / 'handler'}\n{sysconfig.get_path('purelib')}\n"
+        f"{root / 'handler'}\n{root / 'scripts'}\n{sysconfig.get_path('purelib')}\n"
     )
     for name in ("visionserve", "torchserve", "torch-model-archiver"):
         _, *code = Path(sys.executable).with_name(name).read_text().splitlines()
@@ -268,7 +267,7 @@ def test_commands_in_the_text_exist(readme: str) -> None:
             case "make", _:
                 assert {word for word in words if "=" not in word} <= set(targets), code
             case "visionserve", [name, *options] if name != "--help":
-                source = modules()[name].read_text()
+                source = (paths.TOOLS / "commands" / f"{name}.py").read_text()
                 for before, word in itertools.pairwise(["", *options]):
                     if word.startswith("--") or (word.islower() and not before.startswith("--")):
                         assert f'"{word}"' in source, code

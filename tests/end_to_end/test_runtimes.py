@@ -11,14 +11,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from scripts import photos
-from scripts.archive import convert
-from scripts.archive.recipe import Recipe, build
-from scripts.archive.weights import load, resolve
-from scripts.quality.evaluate import measure
-from scripts.quality.labelled import label_of
-from scripts.quality.models import Loaded, prepare
-from scripts.quality.statistics import paired_difference
 from tests.helpers import REAL, write_config
 from visionserve import runtimes
 from visionserve.config import HandlerConfig
@@ -28,6 +20,14 @@ from visionserve.preprocessing import decode, to_views
 from visionserve.processor import overflows
 from visionserve.runtimes import Runtime
 from visionserve.runtimes.openvino import OpenVINORuntime
+from visionserve_tools import photos
+from visionserve_tools.archive import convert
+from visionserve_tools.archive.recipe import Recipe, build
+from visionserve_tools.archive.weights import load, resolve
+from visionserve_tools.quality.evaluate import measure
+from visionserve_tools.quality.labelled import label_of
+from visionserve_tools.quality.models import Loaded, prepare
+from visionserve_tools.quality.statistics import paired_difference
 
 FP32 = HandlerConfig(runtime="openvino")
 INT8 = HandlerConfig(runtime="openvino", precision="int8", decode="fast")

@@ -24,16 +24,17 @@ from PIL.ExifTags import GPS, IFD, Base
 from PIL.PngImagePlugin import PngInfo
 from selenium.webdriver.common.keys import Keys
 
-from scripts import photos, samples
-from scripts.archive.manifest import MANIFEST
-from scripts.server.nginx import Proxy
-from scripts.server.torchserve import TorchServe
 from tests.end_to_end.browser import Browser
 from tests.end_to_end.test_observability import metrics_address
 from tests.helpers import REAL, TURNS, encode, site_of, write_config
 from visionserve import sample_store
 from visionserve.sample_store import Sample
 from visionserve.sampling import PAUSE
+from visionserve_tools import photos
+from visionserve_tools.archive.manifest import MANIFEST
+from visionserve_tools.commands import samples
+from visionserve_tools.server.nginx import Proxy
+from visionserve_tools.server.torchserve import TorchServe
 
 NAME = "sampled"
 MARGIN = 0.1

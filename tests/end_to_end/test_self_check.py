@@ -11,8 +11,6 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
-from scripts import verify
-from scripts.archive.weights import load, resolve
 from tests.helpers import REAL
 from visionserve import runtimes, self_check
 from visionserve.config import HandlerConfig
@@ -20,6 +18,8 @@ from visionserve.metadata import Metadata, Transforms
 from visionserve.models import MODELS
 from visionserve.runtimes import Passed, Runtime
 from visionserve.self_check import SelfCheckError
+from visionserve_tools.archive.weights import load, resolve
+from visionserve_tools.commands import verify
 
 INT8 = HandlerConfig(runtime="openvino", precision="int8", decode="fast")
 

@@ -26,17 +26,17 @@ import requests
 import torch
 import yaml
 
-from scripts import paths, photos
-from scripts.archive import hashes
-from scripts.archive.hashes import HashError, read_record
-from scripts.archive.manifest import Archive
-from scripts.archive.recipe import Recipe, build
-from scripts.server import processes, snapshots
-from scripts.server.ports import free_ports
-from scripts.server.private import ForeignFileError, make_private
-from scripts.server.torchserve import NotRunningError, StartError, TorchServe, connect
 from tests.helpers import write_config
 from visionserve.models import MODELS
+from visionserve_tools import paths, photos
+from visionserve_tools.archive import hashes
+from visionserve_tools.archive.hashes import HashError, read_record
+from visionserve_tools.archive.manifest import Archive
+from visionserve_tools.archive.recipe import Recipe, build
+from visionserve_tools.server import processes, snapshots
+from visionserve_tools.server.ports import free_ports
+from visionserve_tools.server.private import ForeignFileError, make_private
+from visionserve_tools.server.torchserve import NotRunningError, StartError, TorchServe, connect
 
 CAT = photos.greeting().read_bytes()
 # The status of each call of TorchServe's management.proto, with the model's name as field 1, for
@@ -152,7 +152,7 @@ def test_two_classes_are_classified_into_rows_of_three(local: TorchServe, tmp_pa
     (answered,) = local.client.predict("mountains", CAT).json()["predictions"][:1]
     arguments = ["--server", local.client.inference, "--model", "mountains"]
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.classify", str(image), *arguments],
+        [sys.executable, "-m", "visionserve_tools", "classify", str(image), *arguments],
         cwd=paths.ROOT,
         capture_output=True,
         text=True,
@@ -279,7 +279,9 @@ def test_a_server_that_dies_does_not_answer_by_its_neighbour(
     assert second.pid is None and local.client.predict("mountains", CAT).ok
     with pytest.raises(NotRunningError, match="no server runs"):
         connect(second.state)
-    refused = run("scripts.manage", "--state", str(second.state), "scale", "mountains", "2")
+    refused = run(
+        "visionserve_tools", "manage", "--state", str(second.state), "scale", "mountains", "2"
+    )
     assert (refused.returncode, refused.stderr) == (1, f"{second.state}: no server runs.\n")
 
 
@@ -333,7 +335,7 @@ def test_what_stops_a_start_is_told_at_once(tmp_path: Path, mountains: Path, cau
     ],
 )
 def test_a_property_that_cannot_be_leaves_the_server_alone(given: str, told: str) -> None:
-    done = run("scripts.serve", "start", "--set", given)
+    done = run("visionserve_tools", "serve", "start", "--set", given)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1 and told in done.stderr
 
@@ -343,7 +345,7 @@ def test_make_serve_refuses_a_word_that_it_does_not_read() -> None:
         ["make", "serve", "MODEL=resnet18"], cwd=paths.ROOT, capture_output=True, text=True
     )
     assert made.returncode == 2 and 'give MODELS="NAME ..."' in made.stderr
-    told = run("scripts.serve", "start", "--models", "resnet_18")
+    told = run("visionserve_tools", "serve", "start", "--models", "resnet_18")
     assert told.returncode == 1 and "is it resnet18?" in told.stderr
 
 
@@ -401,7 +403,8 @@ def checkout(root: Path) -> Path:
     (packages,) = (root / ".venv").glob("lib/python*/site-packages")
     installed = Path(sysconfig.get_path("purelib"))
     shutil.copytree(installed / "ts", packages / "ts")
-    (packages / "installed.pth").write_text(f"{installed}\n{root / 'handler'}\n", encoding="utf-8")
+    paths_file = f"{installed}\n{root / 'handler'}\n{root / 'scripts'}\n"
+    (packages / "installed.pth").write_text(paths_file, encoding="utf-8")
     command = root / ".venv" / "bin" / "torchserve"
     command.write_text('#!/bin/sh\nexec "${0%/*}/python" -m ts.model_server "$@"\n')
     command.chmod(0o755)
@@ -431,14 +434,16 @@ def test_a_folder_may_have_any_letters(mountains: Path) -> None:
             return done.stdout
 
         try:
-            assert ports["inference_address"] in ask("scripts.serve", "start", *archive, *settings)
+            assert ports["inference_address"] in ask(
+                "visionserve_tools", "serve", "start", *archive, *settings
+            )
             address = f"{ports['inference_address']}/predictions/mountains"
             assert requests.post(address, data=CAT, timeout=60).json()["model"] == "mountains"
-            assert ask("scripts.manage", "list").startswith("mountains 1.0 (default)")
+            assert ask("visionserve_tools", "manage", "list").startswith("mountains 1.0 (default)")
             assert (root / ".torchserve" / "local" / "tmp" / "management.sock").is_socket()
             assert list((root / ".torchserve" / "local" / "logs" / "config").glob("*.cfg"))
         finally:
-            stopped = ask("scripts.serve", "stop")
+            stopped = ask("visionserve_tools", "serve", "stop")
         assert stopped.startswith("Stopped the server of profile local")
 
 
@@ -471,7 +476,7 @@ def test_an_interrupted_build_is_built_anew(mountains: Path, tmp_path: Path) -> 
     """Ctrl-C among the imports, and amid the build."""
     own = ["--weights", str(mountains / "tuned.pt"), "--labels", str(mountains / "labels.txt")]
     where = ["--profile", "gpu-t4", "--name", "hills", "--store", str(tmp_path / "store")]
-    build_it = [sys.executable, "-m", "scripts.build", "resnet18", *own, *where]
+    build_it = [sys.executable, "-m", "visionserve_tools", "build", "resnet18", *own, *where]
     for seconds in (1, 4):
         process = subprocess.Popen(
             build_it, cwd=paths.ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -492,7 +497,7 @@ def test_an_interrupted_start_is_started_anew(mountains: Path, tmp_path: Path) -
     ports = local_ports()
     code = (
         "import json, sys; from pathlib import Path; "
-        "from scripts.server.torchserve import TorchServe; "
+        "from visionserve_tools.server.torchserve import TorchServe; "
         "state, store, ports = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]); "
         "TorchServe('local', state, store, ports).start(['mountains=mountains.mar'])"
     )
@@ -563,7 +568,7 @@ def test_what_was_served_last_is_served_again_after_a_kill(
 
     def command(name: str, *arguments: str) -> tuple[list[str], list[str]]:
         monkeypatch.setattr(sys, "argv", [name, *arguments])
-        code = import_module(f"scripts.{name}").main()
+        code = import_module(f"visionserve_tools.commands.{name}").main()
         out, error = capsys.readouterr()
         assert code == 0, error
         return out.splitlines(), error.splitlines()
@@ -571,7 +576,7 @@ def test_what_was_served_last_is_served_again_after_a_kill(
     def refused(name: str, *arguments: str) -> str:
         """Run a command that has to fail, and return the one line that it tells."""
         monkeypatch.setattr(sys, "argv", [name, *arguments])
-        assert import_module(f"scripts.{name}").main() == 1
+        assert import_module(f"visionserve_tools.commands.{name}").main() == 1
         (line,) = capsys.readouterr().err.splitlines()
         return line
 
@@ -650,7 +655,7 @@ def test_what_was_served_last_is_served_again_after_a_kill(
         command("serve", "stop")
         (store / "mountains.mar").unlink()
         monkeypatch.setattr(sys, "argv", ["serve", "start", *settings])
-        assert import_module("scripts.serve").main() == 1
+        assert import_module("visionserve_tools.commands.serve").main() == 1
         told = capsys.readouterr().err.splitlines()
         assert told == [
             f"{store}/mountains.mar is gone: mountains 1.0 is not served.",

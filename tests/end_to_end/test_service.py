@@ -27,17 +27,17 @@ import yaml
 from PIL import Image, ImageEnhance, ImageFilter
 from torchvision.transforms import functional
 
-from scripts import paths, photos
-from scripts.archive import hashes
-from scripts.archive.recipe import Recipe, build
-from scripts.archive.weights import load, resolve
-from scripts.server.client import Client
-from scripts.server.retire import retire
-from scripts.server.serve import announce
-from scripts.server.torchserve import StartError, TorchServe, client_of
 from tests.helpers import RANDOM, REAL, encode, written_later
 from visionserve.metadata import Metadata
 from visionserve.models import MODELS
+from visionserve_tools import paths, photos
+from visionserve_tools.archive import hashes
+from visionserve_tools.archive.recipe import Recipe, build
+from visionserve_tools.archive.weights import load, resolve
+from visionserve_tools.server.client import Client
+from visionserve_tools.server.retire import retire
+from visionserve_tools.server.serve import announce
+from visionserve_tools.server.torchserve import StartError, TorchServe, client_of
 
 CAT = photos.greeting().read_bytes()
 TABBY_EGYPTIAN_OR_TIGER_CAT = {281, 282, 285}
@@ -571,7 +571,7 @@ def test_every_port_is_on_the_loopback_interface(server: TorchServe) -> None:
 
 
 def manage_command(server: TorchServe, *arguments: str) -> list[str]:
-    manage = [sys.executable, "-m", "scripts", "manage", "--state", str(server.state)]
+    manage = [sys.executable, "-m", "visionserve_tools", "manage", "--state", str(server.state)]
     return [*manage, *arguments]
 
 

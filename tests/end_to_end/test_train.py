@@ -28,15 +28,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torchvision.transforms import InterpolationMode, v2
 
-from scripts import paths, photos, train
-from scripts.archive.recipe import Recipe, build
-from scripts.archive.trained import read
-from scripts.archive.weights import load, resolve
-from scripts.server.ports import free_ports
-from scripts.server.torchserve import TorchServe
-from scripts.training import folds, linear_probe, near_duplicates, network
 from tests.helpers import REAL, SERVER_CONFIG
 from visionserve.models import MODELS
+from visionserve_tools import paths, photos
+from visionserve_tools.archive.recipe import Recipe, build
+from visionserve_tools.archive.trained import read
+from visionserve_tools.archive.weights import load, resolve
+from visionserve_tools.commands import train
+from visionserve_tools.server.ports import free_ports
+from visionserve_tools.server.torchserve import TorchServe
+from visionserve_tools.training import folds, linear_probe, near_duplicates, network
 
 # Class indices of ImageNet, first and last.
 RANGES = {
@@ -366,7 +367,7 @@ def ended(arguments: tuple[object, ...], file: Path, how: signal.Signals) -> tup
 
 
 def test_every_pool_of_processes_starts_where_no_ctrl_c_comes_through() -> None:
-    sources = (path.read_text() for path in paths.SCRIPTS.rglob("*.py"))
+    sources = (path.read_text() for path in paths.TOOLS.rglob("*.py"))
     before = [line for text in sources for line in re.findall(r"(\S.*)\n.*\.Pool\(", text)]
     assert before == ["with held_back():"] * 2
 

@@ -12,18 +12,18 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, functional
 
-from scripts import paths, photos
-from scripts.archive import convert
-from scripts.archive.groups import find_groups, read_groups
-from scripts.archive.recipe import Recipe, build
-from scripts.archive.weights import load, resolve
-from scripts.quality import generated
-from scripts.server.client import Client
-from scripts.server.torchserve import TorchServe
 from tests.helpers import REAL, write_config
 from visionserve.config import TTA, ModelConfig
 from visionserve.models import IMAGENET_CATEGORIES, MODELS
 from visionserve.processor import overflows
+from visionserve_tools import paths, photos
+from visionserve_tools.archive import convert
+from visionserve_tools.archive.groups import find_groups, read_groups
+from visionserve_tools.archive.recipe import Recipe, build
+from visionserve_tools.archive.weights import load, resolve
+from visionserve_tools.quality import generated
+from visionserve_tools.server.client import Client
+from visionserve_tools.server.torchserve import TorchServe
 
 CLASSES = len(IMAGENET_CATEGORIES)
 PHOTOGRAPHS = [path for path in photos.packaged() if path.name in ("coffee.png", "china.jpg")]

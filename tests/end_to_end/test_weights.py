@@ -13,12 +13,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scripts.archive import download, weights
-from scripts.archive.recipe import Recipe, build
-from scripts.archive.weights import WeightsError, WeightsUnavailableError, remembered, resolve
-from scripts.server.ports import free_port
 from tests.helpers import SERVER_CONFIG
 from visionserve.models import MODELS
+from visionserve_tools.archive import download, weights
+from visionserve_tools.archive.recipe import Recipe, build
+from visionserve_tools.archive.weights import (
+    WeightsError,
+    WeightsUnavailableError,
+    remembered,
+    resolve,
+)
+from visionserve_tools.server.ports import free_port
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -13,15 +13,15 @@ import numpy as np
 import requests
 import torch
 
-from scripts import photos
-from scripts.server.client import Client
-from scripts.server.properties import read_properties
-from scripts.server.torchserve import TorchServe
-from scripts.stress.clients import REFUSED_FORMATS, refused
 from tests.corpus import chunk, png, scans
 from tests.end_to_end.test_hostile import workers
 from tests.helpers import RANDOM, REAL
+from tests.stress.clients import REFUSED_FORMATS, refused
 from visionserve.config import HandlerConfig
+from visionserve_tools import photos
+from visionserve_tools.server.client import Client
+from visionserve_tools.server.properties import read_properties
+from visionserve_tools.server.torchserve import TorchServe
 
 CAT = photos.greeting().read_bytes()
 COUNT = HandlerConfig().max_images

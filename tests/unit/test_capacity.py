@@ -9,8 +9,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from scripts.capacity import WORKERS, main
-from scripts.stress.queues import (
+from visionserve_tools.commands.capacity import WORKERS, main
+from visionserve_tools.server.queues import (
     SERVICES,
     ConstantService,
     ExponentialService,

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from torchvision.datasets import ImageFolder
 
-from scripts.archive import groups, imagenet
-from scripts.archive.categories import read_labels, read_map
-from scripts.archive.groups import find_groups, read_groups
+from visionserve_tools.archive import groups, imagenet
+from visionserve_tools.archive.categories import read_labels, read_map
+from visionserve_tools.archive.groups import find_groups, read_groups
 
 LABELS = ("cat", "dog", "horse")
 FORMS: dict[str, tuple[str, str]] = {

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision import models as tv
 
-from scripts.archive.weights import ClassCountError, Weights, WeightsError, load
 from visionserve.models import MODELS
+from visionserve_tools.archive.weights import ClassCountError, Weights, WeightsError, load
 
 CLASSES = 3
 PIXELS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -16,7 +16,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from scripts import photos
 from tests.helpers import encode
 from visionserve import inputs, postprocessing
 from visionserve.answer import Answer, Outcome
@@ -30,6 +29,7 @@ from visionserve.preprocessing import decode
 from visionserve.runtimes import Passed, Runtime
 from visionserve.share import Share
 from visionserve.validation import open_image
+from visionserve_tools import photos
 
 CAT = photos.greeting().read_bytes()
 CAT_JPEG = encode(Image.open(io.BytesIO(CAT)).convert("RGB"), "JPEG")

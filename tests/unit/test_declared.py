@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from torchvision.models import ResNet50_Weights
 
-from scripts.archive.declared import Declared, assumed, resolve_preprocessing
 from visionserve.metadata import Metadata, Transforms
+from visionserve_tools.archive.declared import Declared, assumed, resolve_preprocessing
 
 HALF = [0.5, 0.5, 0.5]
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

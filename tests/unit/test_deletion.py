@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from scripts.quality import deletion
-from scripts.quality.statistics import ratio_of_means
 from visionserve.metadata import Transforms
 from visionserve.runtimes import Runtime
+from visionserve_tools.quality import deletion
+from visionserve_tools.quality.statistics import ratio_of_means
 
 CELLS, SIDE = 10, 32
 EVIDENCE = round(0.2 * CELLS**2)

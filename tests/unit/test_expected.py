@@ -9,12 +9,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from scripts.archive import expected, serving
-from scripts.archive.expected import ExpectationError, compare
 from visionserve.classifier import Classifier
 from visionserve.config import HandlerConfig
 from visionserve.metadata import Metadata, Transforms
 from visionserve.runtimes import Runtime
+from visionserve_tools.archive import expected, serving
+from visionserve_tools.archive.expected import ExpectationError, compare
 
 LABELS = ("dog", "cat")
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from scripts.quality import generated, unfamiliar
-from scripts.quality.unfamiliar import Pictures
 from visionserve.config import TTA
 from visionserve.familiarity import Energy, Neighbours
 from visionserve.runtimes import Linear
+from visionserve_tools.quality import generated, unfamiliar
+from visionserve_tools.quality.unfamiliar import Pictures
 
 RANDOM = np.random.default_rng(0)
 LAST = Linear(

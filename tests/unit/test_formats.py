@@ -14,7 +14,6 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from scripts import photos
 from tests.corpus import bmp, chunk, encode, png, sound_png, tiff
 from tests.helpers import TURNS
 from visionserve.answer import Explanation
@@ -25,6 +24,7 @@ from visionserve.formats.heif_tiles import TiledImage
 from visionserve.metadata import Transforms
 from visionserve.preprocessing import shrink_on_load, to_rgb
 from visionserve.validation import memory, validate
+from visionserve_tools import photos
 
 CAT = Image.open(photos.greeting()).convert("RGB")
 SMALL = np.asarray(CAT.resize((23, 19)))

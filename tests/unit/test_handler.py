@@ -15,13 +15,13 @@ from PIL import Image
 from ts.context import Context, RequestProcessor
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
-from scripts import paths, photos
 from tests.helpers import encode
 from tests.unit.test_classifier import Brightness, described
 from visionserve import explanation, inputs, workarounds
 from visionserve.classifier import Classifier
 from visionserve.config import HandlerConfig, ModelConfig
 from visionserve_handler import VisionHandler
+from visionserve_tools import paths, photos
 
 CAT = photos.greeting().read_bytes()
 MAP = {"explain": "True", "accept": "image/png"}

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 from scipy import ndimage
 
-from scripts import photos
 from tests.helpers import encode
 from visionserve import hints
 from visionserve.answer import Hint
 from visionserve.metadata import Transforms
 from visionserve.preprocessing import decode, to_views
 from visionserve.trace import Trace
+from visionserve_tools import photos
 
 TRANSFORMS = Transforms()
 

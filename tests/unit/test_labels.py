@@ -3,10 +3,10 @@
 import unicodedata
 from pathlib import Path
 
-from scripts.archive import imagenet
-from scripts.archive.classes import read_categories, read_names
-from scripts.archive.recipe import Recipe
 from visionserve.models import IMAGENET_CATEGORIES
+from visionserve_tools.archive import imagenet
+from visionserve_tools.archive.classes import read_categories, read_names
+from visionserve_tools.archive.recipe import Recipe
 
 
 def test_labels_are_torchvisions_and_named_by_their_synset() -> None:

@@ -12,12 +12,6 @@ from pydantic import ValidationError
 from scipy.special import expit
 from sklearn.metrics import f1_score, precision_recall_curve
 
-from scripts.archive import multi_label, thresholds
-from scripts.archive.temperatures import Fitted
-from scripts.batch.formats import Table
-from scripts.batch.rows import row
-from scripts.quality import labelled
-from scripts.quality import thresholds as fitting
 from tests.helpers import encode
 from visionserve import inputs
 from visionserve.card import card, classes
@@ -28,6 +22,12 @@ from visionserve.item import Item
 from visionserve.metadata import Metadata, Transforms
 from visionserve.postprocessing import temper
 from visionserve.runtimes import Runtime
+from visionserve_tools.archive import multi_label, thresholds
+from visionserve_tools.archive.temperatures import Fitted
+from visionserve_tools.batch.formats import Table
+from visionserve_tools.batch.rows import row
+from visionserve_tools.quality import labelled
+from visionserve_tools.quality import thresholds as fitting
 
 LABELS = ("dog", "cat", "bird", "beach")
 IMAGE = encode(Image.new("RGB", (64, 64)))

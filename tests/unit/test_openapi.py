@@ -4,7 +4,7 @@ import json
 
 from openapi_spec_validator import validate
 
-from scripts.server import openapi
+from visionserve_tools.server import openapi
 
 
 def test_the_description_is_valid_and_todays() -> None:

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from scripts.stress.clients import Sent
-from scripts.stress.overload import Overload, least
-from scripts.stress.watch import Reading
+from tests.stress.clients import Sent
+from tests.stress.overload import Overload, least
+from tests.stress.watch import Reading
 
 # 100 requests, one each 0.1 s, each answered after 2 s: the last one at 11.9 s.
 ANSWERED = [Sent(0.1 * number, 2.0, (), "right") for number in range(100)]

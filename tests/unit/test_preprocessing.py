@@ -13,13 +13,13 @@ from PIL import Image
 from torchvision import models as tv
 from torchvision.transforms import functional
 
-from scripts import photos
 from tests.corpus import png, tiff
 from tests.helpers import TURNS, encode
 from visionserve import preprocessing, tta
 from visionserve.errors import RequestError
 from visionserve.metadata import Transforms
 from visionserve.models import MODELS
+from visionserve_tools import photos
 
 PHOTOGRAPHS = photos.packaged()
 NOISE = np.random.default_rng(0).integers(0, 256, (900, 1400, 3), dtype=np.uint8)

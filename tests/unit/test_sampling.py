@@ -13,9 +13,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from scripts import class_folders
-from scripts.quality import labelled
-from scripts.server import samples
 from tests.helpers import encode
 from tests.unit.test_multi_label import Fixed, described
 from visionserve import sample_store
@@ -25,6 +22,9 @@ from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.sample_store import SampleStore
 from visionserve.sampling import MOST, Report, Sampling
+from visionserve_tools import class_folders
+from visionserve_tools.quality import labelled
+from visionserve_tools.server import samples
 
 DAY = 86_400
 PICTURE = encode(Image.new("RGB", (8, 8)), "JPEG")

@@ -12,10 +12,11 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV, calibration_curve
 from sklearn.frozen import FrozenEstimator
 
-from scripts.quality import compare, plausible
-from scripts.quality.calibrate import fit
-from scripts.quality.evaluate import Judgements, judge
-from scripts.quality.statistics import (
+from visionserve.postprocessing import temper
+from visionserve_tools.quality import compare, plausible
+from visionserve_tools.quality.calibrate import fit
+from visionserve_tools.quality.evaluate import Judgements, judge
+from visionserve_tools.quality.statistics import (
     clustered,
     log_loss,
     paired_difference,
@@ -23,7 +24,6 @@ from scripts.quality.statistics import (
     proportion,
     reliability,
 )
-from visionserve.postprocessing import temper
 
 
 def answers(count: int, classes: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

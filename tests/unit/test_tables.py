@@ -1,6 +1,6 @@
 """Markdown tables."""
 
-from scripts.report.tables import table
+from visionserve_tools.report.tables import table
 
 
 def test_a_colon_aligns_a_column_right() -> None:

@@ -6,7 +6,7 @@ const FORMULA = /(^|[;\t\r\n])(?=[ "]*[=+\-@\t\r\n＝＋－＠])/g;
  * An apostrophe goes before whatever a spreadsheet would run as a formula:
  * https://owasp.org/www-community/attacks/CSV_Injection. A spreadsheet that expects semicolons
  * splits texts at them, so each part of a text is checked.
- * `scripts/batch/formats.py` has the same rule.
+ * `visionserve_tools/batch/formats.py` has the same rule.
  *
  * @param rows objects of `path`, and of `answer` or `error`, a text.
  * @param named what a prediction's class is called.

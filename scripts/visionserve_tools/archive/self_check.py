@@ -1,0 +1,103 @@
+"""Give an archive what its workers check their model with: pictures, and PyTorch's answers."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.functional import pad
+
+from visionserve.metadata import SelfCheck
+from visionserve.preprocessing import to_views
+from visionserve.self_check import FILE, compare, model_files, sha256_of
+from visionserve_tools import photos
+from visionserve_tools.archive import plain
+from visionserve_tools.archive.proof import limits_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from visionserve.config import Precision
+    from visionserve.metadata import Metadata, Transforms
+    from visionserve.runtimes import Runtime
+
+PICTURES = 6
+# A picture is larger than the resized one, so that the resize is checked as well.
+LARGER = 1.25
+QUALITY = 90
+# How many times as far off as here a model may be on another processor.
+MORE = 1.5
+
+
+def write(
+    network: nn.Module,
+    metadata: Metadata,
+    precision: Precision,
+    runtime: Runtime,
+    directory: Path,
+) -> SelfCheck:
+    """Write `visionserve.self_check.FILE`, and return what the metadata says of it.
+
+    The pictures are parts of scikit-image's photographs, as JPEG: of those that PyTorch is surest
+    of, those on which the converted model is closest to it. So only another processor, or another
+    model, makes them differ. A user's own photographs never get into an archive.
+
+    Args:
+        network: the plain network, with its groups.
+        metadata: the model's transforms, activation and artifact.
+        precision: decides how far answers may be off.
+        runtime: the converted model.
+        directory: where the model's files are.
+    """
+    transforms = metadata.transforms
+    parts = [part for path in photos.packaged("scikit-image") for part in _parts(photos.read(path))]
+    jpegs = [_jpeg(part, transforms) for part in parts]
+    images = [Image.open(io.BytesIO(jpeg)) for jpeg in jpegs]
+    with torch.inference_mode():
+        inputs = torch.stack([plain.centre(image, transforms) for image in images])
+        probabilities = plain.classify(network, inputs, metadata.activation)
+    # A multi-label model may have one class, so that there is no second one.
+    ordered = pad(probabilities.sort(1, descending=True).values, (0, 1))
+    surest = (ordered[:, 0] - ordered[:, 1]).argsort(descending=True)[: len(parts) // 2].numpy()
+    views = [to_views(image, transforms, "exact", "none") for image in images]
+    found = np.concatenate([runtime.averaged([view]).probabilities for view in views])
+    differences = np.abs(found - probabilities.numpy()).max(axis=1)
+    closest = surest[differences[surest].argsort(kind="stable")[:PICTURES]].tolist()
+    arrays: dict[str, Any] = {
+        f"picture_{number}": np.frombuffer(jpegs[index], np.uint8)
+        for number, index in enumerate(closest)
+    }
+    np.savez(directory / FILE, **arrays, probabilities=probabilities[closest].numpy())
+    limits = limits_of(precision, metadata.activation)
+    mean, agreement = compare(found[closest], probabilities[closest].numpy(), metadata)
+    # A model that was calibrated on pictures of another kind may be further off on these.
+    return SelfCheck(
+        sha256=sha256_of(model_files(directory, metadata.artifact)),
+        difference=max(limits.difference, MORE * mean),
+        agreement=min(limits.agreement, agreement),
+    )
+
+
+def _parts(photograph: Image.Image) -> list[Image.Image]:
+    """Return a photograph, and its halves."""
+    (width, height), middle = photograph.size, photograph.width // 2
+    boxes = ((0, 0, middle, height), (middle, 0, width, height))
+    return [photograph, *(photograph.crop(box) for box in boxes)]
+
+
+def _jpeg(photograph: Image.Image, transforms: Transforms) -> bytes:
+    """Return a photograph as a small JPEG."""
+    size = transforms.resize
+    shortest = round(LARGER * (size if isinstance(size, int) else max(size)))
+    scale = shortest / min(photograph.size)
+    width, height = (round(scale * side) for side in photograph.size)
+    written = io.BytesIO()
+    photograph.resize((width, height), Image.Resampling.LANCZOS).save(
+        written, "JPEG", quality=QUALITY
+    )
+    return written.getvalue()

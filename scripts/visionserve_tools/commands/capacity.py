@@ -1,0 +1,45 @@
+"""Plan workers, queues and machines from measured figures, by the M/M/c or M/D/c queue.
+
+Requests arrive at random (a Poisson process) in one queue, which all workers of a server share.
+Service times are either exponential, with a standard deviation equal to the mean, or all the same.
+If the real ones vary less than exponential ones, the need lies between the two results; if they
+vary more, it is greater than both.
+"""
+
+import sys
+
+from visionserve_tools.arguments import Parser, real, whole
+
+WORKERS = (1, 10, 1000)
+
+
+def main() -> int:
+    """Run the command."""
+    parser = Parser(prog="visionserve capacity", description=__doc__)
+    parser.add_argument(
+        "--service-time-ms",
+        type=real(0.001, 1e6),
+        required=True,
+        help="a request's mean time in one worker: 1000 / (images per second of a worker or a GPU)",
+    )
+    parser.add_argument(
+        "--service",
+        choices=("exponential", "constant"),
+        default="exponential",
+        help="how it varies (exponential)",
+    )
+    parser.add_argument(
+        "--workers", type=whole(1, 100_000), nargs="+", default=WORKERS, help="of one queue"
+    )
+    parser.add_argument("--rate", type=real(1e-6, 1e9), help="requests per second of all clients")
+    parser.add_argument(
+        "--p99-ms", type=real(0.001, 1e9), help="time for 99 %% of the answers (500)"
+    )
+    args = parser.parse_args()
+    if args.p99_ms and not args.rate:
+        parser.error("--p99-ms counts machines, which needs --rate")
+    try:
+        from visionserve_tools.server import capacity
+    except ImportError:
+        sys.exit("capacity needs SciPy: .venv/bin/visionserve install build")
+    return capacity.run(args)

@@ -1,0 +1,131 @@
+"""Build the container image with buildah and Debian's packages, for machines without Docker.
+
+If the base image that `config/Dockerfile` names by its digest is missing, debootstrap makes another
+one, with Debian's Python, from packages that Debian has signed.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from visionserve_tools import paths
+from visionserve_tools.arguments import Parser
+
+DOCKERFILE = paths.CONFIG / "Dockerfile"
+DEBIAN = "bookworm"
+OWN_BASE = f"localhost/visionserve-base:{DEBIAN}"
+INCLUDED = "ca-certificates,python3,python3-venv"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+CERTIFICATE = "/etc/pip.crt"
+SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
+
+
+def build(tag: str, device: str, model: str) -> None:
+    """Build the image for a device and a model.
+
+    Raises:
+        subprocess.CalledProcessError: a command failed.
+    """
+    text = DOCKERFILE.read_text(encoding="utf-8")
+    found = re.search(r"^ARG BASE=(\S+)$", text, re.MULTILINE)
+    assert found
+    base = f"docker.io/library/{found[1]}"
+    if not _is_here(base):
+        base = OWN_BASE
+        if not _is_here(base):
+            make_base(base)
+    with pip_volumes() as volumes:
+        command = [
+            *("buildah", "build", "--isolation", "chroot", "--layers", "--tag", tag),
+            *("--build-arg", f"DEVICE={device}", "--build-arg", f"MODEL={model}"),
+            *(f"--volume={source}:{target}:ro" for source, target in volumes.items()),
+            *("--file", "-", str(paths.ROOT)),
+        ]
+        # Buildah 1.28 does not resolve an argument in FROM.
+        resolved = text.replace("${DEVICE}", device).replace("${BASE}", base)
+        subprocess.run(command, input=resolved, text=True, check=True)
+
+
+def make_base(name: str) -> None:
+    """Make a base image from Debian, with Debian's Python."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        debootstrap = ["debootstrap", "--variant=minbase", f"--include={INCLUDED}"]
+        subprocess.run([*debootstrap, DEBIAN, scratch], check=True)
+        (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")
+        if SOURCES.exists():
+            (root / "etc/apt/sources.list").unlink()
+            (root / "etc/apt/sources.list.d/debian.sources").write_bytes(SOURCES.read_bytes())
+        for leftovers in (
+            "var/cache/apt",
+            "var/lib/apt/lists",
+            "usr/share/doc",
+            "usr/share/locale",
+        ):
+            subprocess.run(["find", root / leftovers, "-type", "f", "-delete"], check=True)
+        container = _buildah("from", "scratch")
+        _buildah("add", container, scratch, "/")
+        _buildah("config", "--env", f"PATH={PATH}", container)
+        _buildah("commit", "--rm", container, name)
+
+
+@contextmanager
+def pip_volumes() -> Iterator[dict[str, str]]:
+    """Mount this machine's pip configuration into the build, but not into the image.
+
+    Yields:
+        Each path on this machine with its path in the build: the configuration, and the files and
+        folders that it names.
+    """
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    )
+    pairs = [line.partition("=") for line in listed.stdout.splitlines()]
+    settings = {key.rpartition(".")[2]: ast.literal_eval(value) for key, _, value in pairs}
+    volumes = {}
+    if certificate := settings.get("cert"):
+        # Not at its own path, where Debian's upgrade of ca-certificates replaces it.
+        settings["cert"] = volumes[certificate] = CERTIFICATE
+    with tempfile.NamedTemporaryFile("w", suffix=".conf") as file:
+        lines = (f"{key} = {' '.join(value.split())}" for key, value in settings.items())
+        file.write("\n".join(["[global]", *lines, ""]))
+        file.flush()
+        Path(file.name).chmod(0o644)
+        words = [word for value in settings.values() for word in value.split()]
+        # A package index on the disk links to files beside it, so its parent folder is mounted.
+        named = [
+            Path(word.removeprefix("file://")).parent if "://" in word else Path(word)
+            for word in words
+            if word.startswith(("/", "file://"))
+        ]
+        local = {str(path): str(path) for path in named if path.exists()}
+        yield volumes | {file.name: "/etc/pip.conf"} | local
+
+
+def _is_here(image: str) -> bool:
+    return subprocess.run(["buildah", "inspect", image], capture_output=True).returncode == 0
+
+
+def _buildah(*arguments: str) -> str:
+    done = subprocess.run(["buildah", *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.strip()
+
+
+def main() -> int:
+    """Run the command."""
+    parser = Parser(prog="visionserve image", description=__doc__)
+    parser.add_argument("--tag", default="visionserve:1.0.0")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--model", default="resnet18")
+    args = parser.parse_args()
+    try:
+        build(args.tag, args.device, args.model)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0

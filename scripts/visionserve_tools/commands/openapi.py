@@ -1,0 +1,21 @@
+"""Write config/openapi.json, which nginx shows at /openapi.json, anew from the code."""
+
+import sys
+
+from visionserve_tools.arguments import Parser
+
+
+def main() -> int:
+    """Run the command."""
+    Parser(prog="visionserve openapi", description=__doc__).parse_args()
+    from visionserve_tools import lock
+    from visionserve_tools.server import openapi
+
+    try:
+        with lock.replace(openapi.FILE) as written:
+            written.write(openapi.encoded().encode())
+    except (lock.HeldError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{openapi.FILE} is written.")
+    return 0

@@ -1,0 +1,143 @@
+"""Start and stop nginx in front of one or several TorchServes."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from visionserve_tools import paths
+from visionserve_tools.arguments import Parser
+from visionserve_tools.server.canary import Canary
+from visionserve_tools.server.nginx import Proxy, ProxyError, Site, Upstream
+
+TIMEOUT = 10
+
+
+def main() -> int:
+    """Run the command."""
+    parser = Parser(prog="visionserve proxy", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    start = commands.add_parser("start", help="start nginx, or let a running one read new values")
+    run = commands.add_parser("run", help="become nginx in the foreground, as a container does")
+    stop = commands.add_parser("stop", help="stop nginx once it has answered what it has")
+    for command in (start, run, stop):
+        command.add_argument("--state", type=Path, default=paths.STATE / "nginx")
+    for command in (start, run):
+        command.add_argument(
+            "--upstream",
+            nargs=2,
+            action="append",
+            metavar=("URL", "KEY_FILE"),
+            help="a TorchServe's inference address and its key_file.json; once for each. Without, "
+            "all is as it was started last, but for the options that are given",
+        )
+        command.add_argument("--listen", metavar="ADDRESS:PORT", help=f"({Site.listen})")
+        command.add_argument(
+            "--probes", metavar="ADDRESS:PORT", help=f"of /ping and /metrics ({Site.probes})"
+        )
+        command.add_argument("--model", help="that / shows and /ping asks (one that is served)")
+        command.add_argument("--rate", help=f"requests of one client ({Site.rate})")
+        command.add_argument(
+            "--canary",
+            nargs="+",
+            type=Canary.parse,
+            action="extend",
+            default=[],
+            metavar="MODEL=VERSION:SHARE%",
+            help="a version for a share of the clients, such as resnet18=2.0:5%%; 0%% ends it",
+        )
+        command.add_argument(
+            "--trust",
+            nargs="+",
+            metavar="NETWORK",
+            help="load balancers whose X-Forwarded-For names the client",
+        )
+        command.add_argument(
+            "--allow-origin",
+            nargs="+",
+            metavar="ORIGIN",
+            help="other web pages that browsers may let ask, such as https://app.example",
+        )
+    args = parser.parse_args()
+    proxy = Proxy(args.state)
+    try:
+        if args.command == "stop":
+            print(proxy.stop())
+            return 0
+        site = _site(args, proxy)
+        if args.command == "run":
+            proxy.run(site)
+        # A `stop` meanwhile waits, so that it is not taken for a server that is not there.
+        with proxy.shifted(site) if _shifts(args, proxy, site) else proxy.started(site):
+            serves = _serves(site)
+    except (ProxyError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    told = (f"{canary}." for canary in site.canaries)
+    print("\n".join([f"nginx answers at http://{site.listen}.", *told]))
+    if not serves:
+        print(f"No server behind it answers for {site.model}: see --model and --upstream.")
+        return 1
+    return 0
+
+
+def _site(args: argparse.Namespace, proxy: Proxy) -> Site:
+    """Return the site that is asked for.
+
+    Raises:
+        ProxyError: no upstream is given, and there was no start before.
+    """
+    given: dict[str, Any] = {
+        "listen": args.listen,
+        "probes": args.probes,
+        "model": args.model,
+        "rate": args.rate,
+        "trusted": args.trust and tuple(args.trust),
+        "origins": args.allow_origin and tuple(args.allow_origin),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.upstream:
+        named = ((url.rstrip("/"), Path(file).absolute()) for url, file in args.upstream)
+        upstreams = tuple(Upstream(*one) for one in named)
+        site = Site(upstreams, **{"model": args.model or _served(upstreams), **given})
+    else:
+        site = replace(proxy.site, **given)
+    models = {canary.model for canary in args.canary}
+    kept = (canary for canary in site.canaries if canary.model not in models)
+    return replace(site, canaries=(*kept, *(one for one in args.canary if one.share)))
+
+
+def _shifts(args: argparse.Namespace, proxy: Proxy, site: Site) -> bool:
+    """Tell whether nothing but the canaries of a running nginx is to change."""
+    if args.upstream or not args.canary or not proxy.pid:
+        return False
+    return site == replace(proxy.site, canaries=site.canaries)
+
+
+def _served(upstreams: Sequence[Upstream]) -> str:
+    """Return a model that all servers serve whose state folder is here; `Site`'s if none is."""
+    import requests
+
+    from visionserve_tools.server.torchserve import client_of
+
+    served = []
+    for upstream in upstreams:
+        with suppress(OSError, ValueError, KeyError, requests.RequestException):
+            client = client_of(upstream.key_file.parent)
+            at_work = (m for m in client.models() if any(v["workers"] for v in client.describe(m)))
+            served.append(list(at_work))
+    common = [model for model in (served or [[]])[0] if all(model in of_one for of_one in served)]
+    return Site.model if Site.model in common or not common else common[0]
+
+
+def _serves(site: Site) -> bool:
+    """Ask nginx whether a server behind it answers for the site's model."""
+    import requests
+
+    try:
+        return requests.get(f"http://{site.probes}/ping", timeout=TIMEOUT).ok
+    except requests.RequestException:
+        return False
