@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import venv
 import zipfile
@@ -59,8 +60,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if name != "__pycache__" and not (site / name).exists():
                 (site / name).symlink_to(base / name)
     (site / "visionserve.pth").write_text(f"{root / 'handler'}\n{root / 'scripts'}\n")
-    described = Path(str(distribution("visionserve").locate_file("")))
-    (information,) = described.glob("visionserve-*.dist-info")
+    (information,) = Path(sysconfig.get_path("purelib")).glob("visionserve-*.dist-info")
     (site / information.name).symlink_to(information)
     command = Path(sys.executable).with_name("torchserve").read_text().splitlines()
     torchserve = root / ".venv" / "bin" / "torchserve"
