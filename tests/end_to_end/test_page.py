@@ -19,11 +19,13 @@ import pytest
 import requests
 import torch
 from PIL import Image, ImageEnhance
+from selenium.common.exceptions import JavascriptException
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
 from tests.corpus import chunk, encode
 from tests.end_to_end.browser import Browser
+from tests.end_to_end.test_readmes import blocks
 from tests.helpers import RANDOM, REAL, SERVER_CONFIG, site_of, spend
 from visionserve.models import MODELS
 from visionserve.page import WEB, Page, bundle
@@ -162,6 +164,21 @@ def test_pick_shows_labelled_bars(page: Browser, client: Client) -> None:
         f"chelsea.png: {answer['predictions'][0]['label']}, {shown[0]}"
     )
     assert page.faults() == []
+
+
+def test_the_readmes_script(page: Browser, client: Client) -> None:
+    (code,) = blocks("README.md", "js")
+    assert "http://127.0.0.1:8000" in code
+    code = code.replace("http://127.0.0.1:8000", client.inference)
+    give = """
+        const bytes = Uint8Array.from(atob(arguments[0]), (letter) => letter.charCodeAt(0));
+        return classify(new File([bytes], "cat.png", { type: "image/png" }))"""
+    data = CAT.read_bytes()
+    found = page.run(code + give, base64.b64encode(data).decode())
+    assert found == client.predict(REAL, data, top_k=2).json()["predictions"]
+    with pytest.raises(JavascriptException, match="format"):
+        page.run(code + give, base64.b64encode(b"x").decode())
+    assert page.console() == ["415"]
 
 
 @pytest.mark.parametrize("width, height", [(360, 640), (390, 844), (412, 740)])

@@ -29,6 +29,10 @@ from visionserve_tools.server.nginx import Proxy
 from visionserve_tools.server.torchserve import TorchServe
 
 READMES = ("README.md", "handler/README.md", "scripts/README.md", "config/README.md")
+OTHERS = (
+    *("config/OPERATE.md", "tests/bench/RESULTS.md"),
+    *(".github/CHANGELOG.md", ".github/CONTRIBUTING.md", ".github/SECURITY.md"),
+)
 NOT_RUN = {
     "make test": "would run itself",
     'make serve MODELS="resnet18 resnet50 efficientnet_lite0"': "needs the official weights",
@@ -144,6 +148,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> Pat
 def printed(clone: Path) -> Printed:
     """Run the commands of every README in one shell, and in a network of their own.
 
+    A command that several of them have is run in the last one.
+
     Returns:
         What each command prints, by README.
     """
@@ -157,9 +163,10 @@ def printed(clone: Path) -> Printed:
         trap 'make stop; make stop PROFILE=server; .venv/bin/visionserve proxy stop' EXIT
     """
     files: dict[str, dict[str, Path]] = {readme: {} for readme in READMES}
-    for readme, of_readme in files.items():
+    for at, (readme, of_readme) in enumerate(files.items(), 1):
+        again = {command for later in READMES[at:] for command in commands(later)}
         for command in BEFORE.get(readme, []) + commands(readme):
-            if command not in NOT_RUN:
+            if command not in NOT_RUN and command not in again:
                 of_readme[command] = file = clone / f"{len(script)}.txt"
                 script += f"echo {shlex.quote(command)} >&2\n"
                 script += f"{{\n{command.replace('HOST', HOST)}\n}} > {shlex.quote(str(file))}\n"
@@ -254,10 +261,26 @@ def test_no_readme_and_no_command_is_left_out() -> None:
         for readme in READMES
         for language in re.findall(r"^```(\w+)$", (paths.ROOT / readme).read_text(), re.MULTILINE)
     }
-    assert languages <= {"sh", "python", "json", "mermaid"}
+    assert languages <= {"sh", "python", "js", "json", "mermaid"}
 
 
-@pytest.mark.parametrize("readme", READMES)
+def test_links_lead_somewhere() -> None:
+    """To a file that there is, and to a heading of it."""
+    for page in (*READMES, *OTHERS):
+        text = (paths.ROOT / page).read_text(encoding="utf-8")
+        for link in re.findall(r"\]\((?!https:)([^)\s]+)\)", text):
+            file, _, anchor = link.partition("#")
+            target = (paths.ROOT / page).parent / file if file else paths.ROOT / page
+            assert target.exists(), f"{page}: {link}"
+            if anchor:
+                headings = re.findall(
+                    r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE
+                )
+                slugs = {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
+                assert anchor in slugs, f"{page}: {link}"
+
+
+@pytest.mark.parametrize("readme", [*READMES, *OTHERS])
 def test_commands_in_the_text_exist(readme: str) -> None:
     """Targets of make, commands with their options and subcommands, modules of Python."""
     targets = re.findall(r"^([\w-]+):", (paths.ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -266,7 +289,7 @@ def test_commands_in_the_text_exist(readme: str) -> None:
         match program.rpartition("/")[2], words:
             case "make", _:
                 assert {word for word in words if "=" not in word} <= set(targets), code
-            case "visionserve", [name, *options] if name != "--help":
+            case "visionserve", [name, *options] if not name.startswith("--"):
                 source = (paths.TOOLS / "commands" / f"{name}.py").read_text()
                 for before, word in itertools.pairwise(["", *options]):
                     if word.startswith("--") or (word.islower() and not before.startswith("--")):
@@ -275,6 +298,24 @@ def test_commands_in_the_text_exist(readme: str) -> None:
                 assert importlib.util.find_spec(module), code
             case "python", [script]:
                 assert (paths.ROOT / script).is_file(), code
+
+
+def test_a_python_client(server: TorchServe, client: Client, tmp_path: Path) -> None:
+    (code,) = blocks("README.md", "python")
+    for old, new in (
+        ("Bearer KEY", client.token("inference")["Authorization"]),
+        ("http://127.0.0.1:8080", client.inference),
+    ):
+        assert old in code
+        code = code.replace(old, new)
+    shutil.copy(photos.greeting(), tmp_path / "cat.jpg")
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    answer = client.predict(REAL, photos.greeting().read_bytes(), top_k=2).json()
+    assert done.stdout == f"{answer['predictions']}\n", done.stderr
+    for refused in (code.replace("Bearer ", "Bearer x"), code.replace("Top-K", "Top-Z")):
+        done = subprocess.run([*command[:2], refused], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
 
 
 def test_the_grpc_client(server: TorchServe, client: Client, tmp_path: Path) -> None:
