@@ -13,10 +13,19 @@ class Parser(argparse.ArgumentParser):
     """A parser, and the parser of its commands, that knows options by their whole names alone.
 
     So an option that is added, or is left out, never changes what another one means.
+
+    Args:
+        example: a whole command, with which the help ends.
+        settings: those of `argparse.ArgumentParser`.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, example: str = "", **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False)
+        self.example = example
+
+    def format_help(self) -> str:
+        """Return the help, and the example in a line of its own, which an epilog would break."""
+        return super().format_help() + (f"\nexample:\n  {self.example}\n" if self.example else "")
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:

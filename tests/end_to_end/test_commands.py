@@ -1,15 +1,22 @@
 """The one command, `visionserve`."""
 
+import argparse
 import re
+import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from tests.end_to_end.test_readmes import READMES
+from tests.end_to_end.test_readmes import commands as in_text
 from visionserve_tools import commands, lock, paths
+from visionserve_tools.arguments import Parser
 
 VISIONSERVE = Path(sys.executable).with_name("visionserve")
 
@@ -55,6 +62,42 @@ def test_what_is_no_command_is_refused_in_a_line() -> None:
     done = visionserve("bench-", "--help")
     assert done.returncode == 2
     assert done.stderr == "bench- is no command; visionserve --help lists them.\n"
+
+
+def parsers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Parser]:
+    """Each command's parser, and those of its own commands after it."""
+    found: list[Parser] = []
+
+    def keep(parser: Parser) -> NoReturn:
+        found.append(parser)
+        sys.exit()
+
+    for name in commands.names():
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(Parser, "parse_args", keep)
+            import_module(f"visionserve_tools.commands.{name}").main()
+    for parser in found:
+        yield parser
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from action.choices.values()
+
+
+def test_every_help_ends_with_an_example_and_documents_parse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As far as options and choices go: what the arguments name need not be there."""
+    there = {parser.prog: parser for parser in parsers(monkeypatch)}
+    for prog, parser in there.items():
+        assert parser.format_help().endswith(f"\nexample:\n  {parser.example}\n"), prog
+        _, name, *arguments = words = parser.example.split()
+        assert set(prog.split()) <= set(words), parser.example
+        there[f"visionserve {name}"].parse_args(arguments)
+    documented = [line for page in (*READMES, "config/OPERATE.md") for line in in_text(page)]
+    called = [re.search(r"(?:^|/)visionserve (\w+)(.*?)(?: [|>].*)?$", line) for line in documented]
+    assert sum(map(bool, called)) > 30
+    for match in filter(None, called):
+        there[f"visionserve {match[1]}"].parse_args(shlex.split(match[2]))
 
 
 NUMBERS = {

@@ -7,7 +7,7 @@ OSV = "https://api.osv.dev/v1/query"
 
 def main() -> int:
     """Run the command."""
-    parser = Parser(prog="visionserve audit", description=__doc__)
+    parser = Parser(prog="visionserve audit", description=__doc__, example="visionserve audit")
     parser.add_argument("--osv", default=OSV, help="address of OSV's query (default: %(default)s)")
     args = parser.parse_args()
     from visionserve_tools.server import libraries

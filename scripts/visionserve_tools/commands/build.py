@@ -31,7 +31,11 @@ GROUPS_HELP = (
 
 def main() -> int:
     """Run the command."""
-    parser = Parser(prog="visionserve build", description=__doc__)
+    parser = Parser(
+        prog="visionserve build",
+        description=__doc__,
+        example="visionserve build resnet18 --weights tuned.pt --labels labels.txt --name alps",
+    )
     parser.add_argument("model", nargs="?", default="resnet18")
     parser.add_argument("--profile", default="local", choices=paths.profiles())
     parser.add_argument("--name", help="name in the server (the model's; MODEL-GROUPS with groups)")

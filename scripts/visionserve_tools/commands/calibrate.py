@@ -22,7 +22,11 @@ from visionserve_tools.quality.variants import MODES
 
 def main() -> int:
     """Run the command."""
-    parser = Parser(prog="visionserve calibrate", description=__doc__)
+    parser = Parser(
+        prog="visionserve calibrate",
+        description=__doc__,
+        example="visionserve calibrate photographs/ --archive model_store/local/mountains.mar",
+    )
     parser.add_argument("folder", type=Path, help=arguments.SOURCE)
     arguments.labelled(parser)
     parser.add_argument("--archive", type=Path, metavar="FILE.mar", help="put them into this one")

@@ -15,7 +15,11 @@ WORKERS = (1, 10, 1000)
 
 def main() -> int:
     """Run the command."""
-    parser = Parser(prog="visionserve capacity", description=__doc__)
+    parser = Parser(
+        prog="visionserve capacity",
+        description=__doc__,
+        example="visionserve capacity --service-time-ms 8 --rate 1000 --workers 1 2 8 --p99-ms 100",
+    )
     parser.add_argument(
         "--service-time-ms",
         type=real(0.001, 1e6),

@@ -10,7 +10,11 @@ from visionserve_tools.arguments import Parser, real, whole
 
 def main() -> int:
     """Run the command."""
-    parser = Parser(prog="visionserve classify", description=__doc__)
+    parser = Parser(
+        prog="visionserve classify",
+        description=__doc__,
+        example="visionserve classify photos/ --output rows.csv",
+    )
     parser.add_argument("paths", nargs="*", help="files, folders or glob patterns")
     parser.add_argument("--list", metavar="FILE", help="a path per line; - for standard input")
     parser.add_argument(

@@ -15,7 +15,11 @@ from visionserve_tools.quality import arguments
 
 def main() -> int:
     """Run the command."""
-    parser = Parser(prog="visionserve compare", description=__doc__)
+    parser = Parser(
+        prog="visionserve compare",
+        description=__doc__,
+        example="visionserve compare resnet18 resnet18-2.0 photographs/ --at-least -1",
+    )
     for name, which in (("first", "what serves now"), ("second", "what is to take its place")):
         parser.add_argument(
             name, help=f"{which}: a file, or an archive of the profile's store by its name"

@@ -16,7 +16,12 @@ from visionserve_tools.quality.variants import MODES, VARIANTS
 
 def main() -> int:
     """Run the command."""
-    parser = Parser(prog="visionserve evaluate", description=__doc__, parents=[arguments.common()])
+    parser = Parser(
+        prog="visionserve evaluate",
+        description=__doc__,
+        example="visionserve evaluate photographs/ --archive model_store/local/mountains.mar",
+        parents=[arguments.common()],
+    )
     parser.add_argument("--model", help=f"or one that can be built ({FALLBACK})")
     parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="of --model (all)")

@@ -118,7 +118,11 @@ def _buildah(*arguments: str) -> str:
 
 def main() -> int:
     """Run the command."""
-    parser = Parser(prog="visionserve image", description=__doc__)
+    parser = Parser(
+        prog="visionserve image",
+        description=__doc__,
+        example="visionserve image --tag visionserve:1.0.0 --model resnet18",
+    )
     parser.add_argument("--tag", default="visionserve:1.0.0")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--model", default="resnet18")

@@ -8,7 +8,9 @@ from visionserve_tools.arguments import Parser
 
 def main() -> int:
     """Run the command."""
-    parser = Parser(prog="visionserve install", description=__doc__)
+    parser = Parser(
+        prog="visionserve install", description=__doc__, example="visionserve install build"
+    )
     parser.add_argument("extra", choices=environment.extras())
     args = parser.parse_args()
     try:

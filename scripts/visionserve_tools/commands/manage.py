@@ -18,21 +18,35 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="visionserve manage", description=__doc__)
+    parser = Parser(
+        prog="visionserve manage",
+        description=__doc__,
+        example="visionserve manage --profile server scale resnet18 4",
+    )
     parser.add_argument("--profile", default="local", choices=paths.profiles())
     parser.add_argument("--state", type=Path, help="the server's state folder")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="name the models, their versions and workers")
-    commands.add_parser("rotate", help="replace the inference and management keys")
-    for name, help_ in (
-        ("describe", "show a model's versions, workers and queue as JSON"),
-        ("scale", "set a model's number of workers"),
-        ("register", "add an archive of the model store: a model or a new version of one"),
-        ("set-default", "choose the version that answers"),
-        ("unregister", "remove a version of a model once its requests are answered"),
+    for name, example, help_ in (
+        ("list", "", "name the models, their versions and workers"),
+        ("rotate", "", "replace the inference and management keys"),
+        ("describe", "resnet18 --card", "show a model's versions, workers and queue as JSON"),
+        ("scale", "resnet18 4", "set a model's number of workers"),
+        (
+            "register",
+            "resnet18-2.0.mar",
+            "add an archive of the model store: a model or a new version of one",
+        ),
+        ("set-default", "resnet18 2.0", "choose the version that answers"),
+        (
+            "unregister",
+            "resnet18 --version 1.0",
+            "remove a version of a model once its requests are answered",
+        ),
     ):
-        command = commands.add_parser(name, help=help_)
-        command.add_argument("archive" if name == "register" else "model")
+        called = f"visionserve manage {name} {example}".rstrip()
+        command = commands.add_parser(name, help=help_, example=called)
+        if name not in ("list", "rotate"):
+            command.add_argument("archive" if name == "register" else "model")
         if name == "describe":
             command.add_argument(
                 "--card", action="store_true", help="show the archive's model card instead"

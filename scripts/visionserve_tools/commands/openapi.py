@@ -7,7 +7,9 @@ from visionserve_tools.arguments import Parser
 
 def main() -> int:
     """Run the command."""
-    Parser(prog="visionserve openapi", description=__doc__).parse_args()
+    Parser(
+        prog="visionserve openapi", description=__doc__, example="visionserve openapi"
+    ).parse_args()
     from visionserve_tools import lock
     from visionserve_tools.server import openapi
 

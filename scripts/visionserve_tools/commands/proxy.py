@@ -18,11 +18,26 @@ TIMEOUT = 10
 
 def main() -> int:
     """Run the command."""
-    parser = Parser(prog="visionserve proxy", description=__doc__)
+    parser = Parser(
+        prog="visionserve proxy",
+        description=__doc__,
+        example="visionserve proxy start --upstream http://127.0.0.1:8080 "
+        ".torchserve/server/key_file.json",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    start = commands.add_parser("start", help="start nginx, or let a running one read new values")
-    run = commands.add_parser("run", help="become nginx in the foreground, as a container does")
-    stop = commands.add_parser("stop", help="stop nginx once it has answered what it has")
+    start = commands.add_parser(
+        "start",
+        help="start nginx, or let a running one read new values",
+        example="visionserve proxy start --canary resnet18=2.0:5%",
+    )
+    run = commands.add_parser(
+        "run",
+        help="become nginx in the foreground, as a container does",
+        example="visionserve proxy run --upstream http://127.0.0.1:8080 key_file.json",
+    )
+    stop = commands.add_parser(
+        "stop", help="stop nginx once it has answered what it has", example="visionserve proxy stop"
+    )
     for command in (start, run, stop):
         command.add_argument("--state", type=Path, default=paths.STATE / "nginx")
     for command in (start, run):

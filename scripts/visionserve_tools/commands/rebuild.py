@@ -10,7 +10,11 @@ from visionserve_tools.arguments import Parser
 
 def main() -> int:
     """Run the command."""
-    parser = Parser(prog="visionserve rebuild", description=__doc__)
+    parser = Parser(
+        prog="visionserve rebuild",
+        description=__doc__,
+        example="visionserve rebuild mountains --profile server",
+    )
     parser.add_argument("name", help="an archive of the store, without .mar")
     parser.add_argument("--profile", default="local", choices=paths.profiles())
     parser.add_argument("--store", type=Path, help="where it lies (model_store/PROFILE)")

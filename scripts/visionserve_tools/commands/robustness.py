@@ -8,7 +8,10 @@ from visionserve_tools.quality import arguments
 def main() -> int:
     """Run the command."""
     parser = Parser(
-        prog="visionserve robustness", description=__doc__, parents=[arguments.common()]
+        prog="visionserve robustness",
+        description=__doc__,
+        example="visionserve robustness photographs/ --archive model_store/local/mountains.mar",
+        parents=[arguments.common()],
     )
     arguments.named(parser, "server")
     parser.add_argument(

@@ -13,14 +13,27 @@ REASONS = ("share", "uncertain", "unfamiliar", "reported")
 
 def main() -> int:
     """Run the command."""
-    parser = Parser(prog="visionserve samples", description=__doc__)
+    parser = Parser(
+        prog="visionserve samples",
+        description=__doc__,
+        example="visionserve samples export labelled --since 7d",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, help_ in (
-        ("list", "name each sample, why it was kept, its answer and its report"),
-        ("export", "copy them into class folders, with index.csv and Label Studio's import"),
-        ("clear", "remove all of them"),
+    for name, example, help_ in (
+        (
+            "list",
+            "--since 7d --only uncertain",
+            "name each sample, why it was kept, its answer and its report",
+        ),
+        (
+            "export",
+            "labelled --only reported",
+            "copy them into class folders, with index.csv and Label Studio's import",
+        ),
+        ("clear", "--profile server", "remove all of them"),
     ):
-        command = commands.add_parser(name, help=help_)
+        called = f"visionserve samples {name} {example}"
+        command = commands.add_parser(name, help=help_, example=called)
         if name == "export":
             command.add_argument("folder", type=Path, help="a new folder")
         command.add_argument("--profile", default="local", choices=paths.profiles())

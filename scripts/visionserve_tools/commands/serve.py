@@ -14,13 +14,26 @@ GROUPS_HELP = (
 
 def main() -> int:
     """Run the command."""
-    parser = Parser(prog="visionserve serve", description=__doc__)
+    parser = Parser(
+        prog="visionserve serve",
+        description=__doc__,
+        example="visionserve serve start --profile server --models resnet18",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser(
-        "start", aliases=["restore"], help="build what is missing, start the server and ask it"
+        "start",
+        aliases=["restore"],
+        help="build what is missing, start the server and ask it",
+        example="visionserve serve start --models resnet18 mountains",
     )
-    stop = commands.add_parser("stop", help="stop it")
-    commands.add_parser("status", help="tell of each profile what runs, where and with what")
+    stop = commands.add_parser(
+        "stop", help="stop it", example="visionserve serve stop --profile server"
+    )
+    commands.add_parser(
+        "status",
+        help="tell of each profile what runs, where and with what",
+        example="visionserve serve status",
+    )
     for command in (start, stop):
         command.add_argument("--profile", default="local", choices=paths.profiles())
     models = start.add_mutually_exclusive_group()

@@ -14,7 +14,11 @@ from visionserve_tools.arguments import Parser, real, whole
 
 def main() -> int:
     """Run the command."""
-    parser = Parser(prog="visionserve train", description=__doc__)
+    parser = Parser(
+        prog="visionserve train",
+        description=__doc__,
+        example="visionserve train pictures/ --architecture efficientnet_lite0",
+    )
     parser.add_argument("folder", type=Path, help="a folder of photographs for each class in it")
     parser.add_argument("--architecture", default="resnet18", help="the network (%(default)s)")
     parser.add_argument("--weights", type=Path, help="a state dict of your own to begin with")

@@ -8,7 +8,11 @@ from visionserve_tools.arguments import Parser
 
 def main() -> int:
     """Run the command."""
-    parser = Parser(prog="visionserve verify", description=__doc__)
+    parser = Parser(
+        prog="visionserve verify",
+        description=__doc__,
+        example="visionserve verify mountains --profile server",
+    )
     parser.add_argument("archive", help="an archive of the store, without .mar, or a file")
     parser.add_argument("--profile", default="local", choices=paths.profiles())
     args = parser.parse_args()
