@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from visionserve import (
+    drawing,
     explanation,
     familiarity,
     heap,
@@ -31,9 +32,10 @@ from visionserve.cache import Cache
 from visionserve.config import TTA, HandlerConfig, ModelConfig, Options
 from visionserve.deadline import check, too_slow
 from visionserve.errors import RequestError
+from visionserve.geometry import Size, view_box
 from visionserve.item import Item
 from visionserve.metadata import Metadata
-from visionserve.preprocessing import decode, shrink_on_load, to_views
+from visionserve.preprocessing import shrink_on_load, to_views, upright
 from visionserve.resizer import HAS_RESIZER
 from visionserve.runtimes import Passed, Runtime
 from visionserve.sampling import small
@@ -53,10 +55,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """An item whose image is decoded, resized and cut into views."""
+    """An item whose image is decoded, resized and cut into views.
+
+    Attributes:
+        item: the item.
+        views: what the model sees.
+        size: width and height of the upright image, in pixels.
+        orientation: how the image lay in its file, from 1 to 8 as in EXIF data.
+        luma_table: the steps to which a JPEG rounds its luminance; see `visionserve.hints`.
+    """
 
     item: Item
     views: Views
+    size: Size
+    orientation: int
+    luma_table: Sequence[int]
 
 
 class Classifier:
@@ -248,7 +261,7 @@ class Classifier:
                 _spend_bytes(item, answer)
                 return self._localize(answer, item.options) | {"cached": True}
             check(deadline)
-            return Prepared(item, self._views(item, self._validate(item), deadline))
+            return self._decode(item, self._validate(item), deadline)
         except RequestError as error:
             return error.without_frames()
         except Exception:
@@ -280,31 +293,32 @@ class Classifier:
         """
         with item.trace.stage("validate"):
             image = self._open(item)
-        item.trace.size, item.trace.luma_table = image.size, hints.luma_table(image)
+        item.trace.pixels = image.width * image.height
         item.budget.spend(work(image, item.data))
         return image
 
     def _open(self, item: Item) -> Image:
         return open_image(item.data, self._config)
 
-    def _views(self, item: Item, image: Image, deadline: float) -> Views:
+    def _decode(self, item: Item, image: Image, deadline: float) -> Prepared:
         """Decode, resize and cut an image, once there is memory for it.
 
         Raises:
-            RequestError: as `decode` does; or 503 `request_too_slow`, there was no memory in time.
+            RequestError: as `shrink_on_load` and `upright` do; or 503 `request_too_slow`, there was
+                no memory in time.
         """
         transforms, how, trace = self.metadata.transforms, self._config.decode, item.trace
+        stored, table = image.size, hints.luma_table(image)
         shrink_on_load(image, transforms, how, self._config.max_image_pixels)
         with self._holding(image, item, deadline):
             with trace.stage("decode"):
-                rgb = decode(image, transforms, how, self._config.max_image_pixels)
-            trace.size = explanation.upright(image, trace.size, rgb.size)
-            trace.orientation = image.info.get("orientation", 1)
+                rgb, size, orientation = upright(image, stored)
             if trace.is_candidate:
                 with trace.stage("copy"):
                     trace.copy = small(rgb)
             with trace.stage("preprocess"):
-                return to_views(rgb, transforms, how, item.options.tta)
+                views = to_views(rgb, transforms, how, item.options.tta)
+        return Prepared(item, views, size, orientation, table)
 
     @contextmanager
     def _holding(self, image: Image, item: Item, deadline: float) -> Iterator[None]:
@@ -329,7 +343,7 @@ class Classifier:
             deadline: as for `classify`.
 
         Returns:
-            A PNG; see `visionserve.explanation.overlay`.
+            A PNG; see `visionserve.drawing.overlay`.
 
         Raises:
             RequestError: 503 `request_too_slow`.
@@ -337,7 +351,7 @@ class Classifier:
         check(deadline)
         image = self._open(item)
         with self._holding(image, item, deadline):
-            return explanation.overlay(image, answer["predictions"][0]["explanation"])
+            return drawing.overlay(image, answer["predictions"][0]["explanation"])
 
     def _answer_all(self, group: Sequence[Prepared | Outcome], deadline: float) -> list[Outcome]:
         """Answer prepared images, those of one shape with one call of the runtime."""
@@ -414,8 +428,11 @@ class Classifier:
             is_unfamiliar = self._is_unfamiliar(passed, options.tta)
             (view,) = image.views.stacked(1)
             trace.look = hints.measure(view)
-            warned = not is_confident or is_unfamiliar
-            found = hints.find(trace.look, trace, self.metadata.transforms) if warned else None
+            found = None
+            if not is_confident or is_unfamiliar:
+                found = hints.find(
+                    trace.look, image.size, image.luma_table, self.metadata.transforms
+                )
         if options.explain:
             with trace.stage("explain"):
                 predictions = self._explain(image, predictions, deadline)
@@ -490,15 +507,15 @@ class Classifier:
                 into what is left of the request's answer.
             ValueError: the map is not finite.
         """
-        item, transforms = image.item, self.metadata.transforms
+        item = image.item
         check(deadline)
         item.budget.check_bytes()
-        box = explanation.view_box(item.trace.size, transforms, item.options.tta)
+        box = view_box(image.size, self.metadata.transforms, item.options.tta)
         (contributions,) = self._runtime.contributions(image.views.stacked(1))
         item.budget.check_bytes(explanation.least_bytes(contributions.shape[:2]) * len(predictions))
         if not np.isfinite(contributions).all():
             raise ValueError("The model's map is not finite.")
-        return explanation.explain(contributions, predictions, box, item.trace.orientation)
+        return explanation.explain(contributions, predictions, box, image.orientation)
 
     def _localize(self, answer: Answer, options: Options) -> Answer:
         """Localize an answer. In English it has names only if the archive has, which are rare."""

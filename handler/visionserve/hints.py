@@ -13,9 +13,9 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from visionserve.answer import Hint
+from visionserve.geometry import Size, resized_size
 from visionserve.metadata import Transforms
-from visionserve.preprocessing import resized_size
-from visionserve.trace import Look, Trace
+from visionserve.trace import Look
 
 # What is looked at is the middle of the view, at most so many pixels wide and high.
 SIDE = 224
@@ -27,12 +27,13 @@ COARSE = 100
 LEVELS = np.arange(256.0)
 
 
-def find(look: Look, trace: Trace, transforms: Transforms) -> list[Hint]:
+def find(look: Look, size: Size, table: Sequence[int], transforms: Transforms) -> list[Hint]:
     """Name the faults of a picture.
 
     Args:
         look: what was measured of it.
-        trace: has its size, and its JPEG table.
+        size: width and height of the upright picture, in pixels.
+        table: the steps to which a JPEG rounds its luminance; see `luma_table`.
         transforms: the model's resize.
 
     Returns:
@@ -41,12 +42,12 @@ def find(look: Look, trace: Trace, transforms: Transforms) -> list[Hint]:
         `poor_jpeg`, if its JPEG keeps little. A picture that is small is soft, and not called
         blurred as well.
     """
-    is_small = enlargement(trace.size, transforms) > ENLARGED
+    is_small = enlargement(size, transforms) > ENLARGED
     faults: Mapping[Hint, bool] = {
         "dark": look.highlight < DARK,
         "blurred": not is_small and look.sharpness < BLURRED,
         "small": is_small,
-        "poor_jpeg": len(trace.luma_table) > 0 and float(np.mean(trace.luma_table)) > COARSE,
+        "poor_jpeg": len(table) > 0 and float(np.mean(table)) > COARSE,
     }
     return [hint for hint, is_found in faults.items() if is_found]
 
@@ -94,7 +95,7 @@ def measure(view: NDArray[np.uint8]) -> Look:
     return Look(highlight, squares / size, bent / size, variance)
 
 
-def enlargement(size: tuple[int, int], transforms: Transforms) -> float:
+def enlargement(size: Size, transforms: Transforms) -> float:
     """Return how many times as wide, or as high, an image gets by its resize.
 
     Args:

@@ -6,7 +6,7 @@ another library, so its pixels differ a little.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from visionserve.formats import (
 )
 from visionserve.formats.heif_tiles import TiledImage
 from visionserve.formats.samples import strips
+from visionserve.geometry import Size, resized_size, upright_size
 from visionserve.metadata import Transforms
 from visionserve.resizer import HAS_RESIZER, resize_box
 
@@ -48,6 +49,21 @@ MAX_EXIF_BYTES = 1_000_000
 LARGE = 8_000_000
 XMP = ("xmp", "XML:com.adobe.xmp")
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class Photograph(NamedTuple):
+    """A decoded image.
+
+    Attributes:
+        rgb: upright, of mode RGB, and at the scale that `draft` has set.
+        size: width and height of the upright image at its full size, in pixels.
+        orientation: how it lay in its file, from 1 to 8 as in EXIF data; 1 for TIFF, AVIF and HEIC,
+            which browsers turn as well where they show them.
+    """
+
+    rgb: Image.Image
+    size: Size
+    orientation: int
 
 
 def decode(
@@ -98,19 +114,32 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Decode an image's first frame, turn it upright by its EXIF data, and put it on white.
 
     Returns:
-        A PIL image of mode RGB. The `info` of the given image gets the `orientation` that it had;
-        it is 1 for TIFF, AVIF and HEIC, which browsers turn as well where they show them.
+        A PIL image of mode RGB.
 
     Raises:
         RequestError: 422 `truncated_image` or `corrupt_image`, 415 `unsupported_pixels`.
     """
+    return upright(image, image.size).rgb
+
+
+def upright(image: Image.Image, stored: Size) -> Photograph:
+    """Decode an image as `to_rgb` does, and tell its full size and how it lay in its file.
+
+    Args:
+        image: an image that is not decoded yet.
+        stored: its size before `draft` may have made it smaller.
+
+    Raises:
+        RequestError: as `to_rgb` does.
+    """
+    is_smaller = image.size != stored
     if image.width * image.height > LARGE:
         heap.trim()  # What earlier images have left in the heap would add to what this one takes.
     # XMP's copy of the orientation is no more than that (XMP, part 2, section 3.4.2: EXIF's own
     # value is the one that counts), and browsers pass it over as well.
     for name in XMP:
         image.info.pop(name, None)
-    load, stored = LOADERS.get(image.format or "", _load), image
+    load = LOADERS.get(image.format or "", _load)
     try:
         image = load(image)
     except FILE_ERRORS as error:
@@ -120,11 +149,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in UNBOUNDED:
         raise unsupported_pixels("An image of floats, signed or 32-bit numbers")
     try:
-        orientation = _upright(image)
-        stored.info["orientation"] = 1 if image.format == "AVIF" else orientation
-        return _convert(image)
+        orientation = _turn(image)
+        rgb = _convert(image)
     except ValueError:
         raise unsupported_pixels(f"An image of mode {image.mode}") from None
+    size = upright_size(stored, orientation) if is_smaller else rgb.size
+    return Photograph(rgb, size, 1 if image.format == "AVIF" else orientation)
 
 
 def _load(image: Image.Image) -> Image.Image:
@@ -132,7 +162,7 @@ def _load(image: Image.Image) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image) -> int:
+def _turn(image: Image.Image) -> int:
     """Turn an image upright by its EXIF data; ignore EXIF data that is broken or very large.
 
     Returns:
@@ -265,13 +295,3 @@ def _resize_axis(
             image, (start, 0, length, image.height), (size, image.height), interpolation
         )
     return resize_box(image, (0, start, image.width, length), (image.width, size), interpolation)
-
-
-def resized_size(size: tuple[int, int], transforms: Transforms) -> tuple[int, int]:
-    """Return the width and height that an image of this size is resized to, in pixels."""
-    if not isinstance(transforms.resize, int):
-        height, width = transforms.resize
-        return width, height
-    short, long = sorted(size)
-    other = int(transforms.resize * long / short)
-    return (transforms.resize, other) if size[0] <= size[1] else (other, transforms.resize)

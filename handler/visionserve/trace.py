@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -39,14 +39,12 @@ class Look(NamedTuple):
 
 @dataclass
 class Trace:
-    """The time that each stage took, and what the image's header says.
+    """The time that each stage took, and what counters and samples have about the image.
 
     Attributes:
         seconds: wall time of each stage that the image reached. Images that share a forward
             pass each have its whole time as `infer`.
-        size: width and height of the upright image, in pixels; (0, 0) until the header is read.
-        luma_table: the steps to which a JPEG rounds its luminance; see `visionserve.hints`.
-        orientation: how the image lay in its file, from 1 to 8 as in EXIF data.
+        pixels: width times height; 0 until the header is read.
         look: what was measured of its pixels, also if its answer is in the cache; None before that.
         margin: how far the probability of the best match, or of the closest label, is from its
             threshold.
@@ -55,18 +53,11 @@ class Trace:
     """
 
     seconds: dict[Stage, float] = field(default_factory=dict)
-    size: tuple[int, int] = (0, 0)
-    luma_table: Sequence[int] = ()
-    orientation: int = 1
+    pixels: int = 0
     look: Look | None = None
     margin: float = math.inf
     is_candidate: bool = False
     copy: Image | None = None
-
-    @property
-    def pixels(self) -> int:
-        """Width times height."""
-        return self.size[0] * self.size[1]
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:

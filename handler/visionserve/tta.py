@@ -129,11 +129,8 @@ def first_box(size: tuple[int, int], mode: TTA, crop: int) -> tuple[int, int, in
     Returns:
         Left, top, right and bottom, in pixels of the image.
     """
-    if mode == "dense":
-        (left, width), (top, height) = (_centred(side, crop) for side in size)
-        return left, top, left + width, top + height
-    left, top = (round((side - crop) / 2) for side in size)
-    return left, top, left + crop, top + crop
+    (place, *_), (height, width) = _places(size[::-1], mode, crop)
+    return place.left, place.top, place.left + width, place.top + height
 
 
 def _centred(side: int, crop: int) -> tuple[int, int]:

@@ -25,8 +25,8 @@ from visionserve import heap, inputs, preprocessing, validation
 from visionserve.answer import Explanation
 from visionserve.classifier import Classifier
 from visionserve.config import TTA, Decode, HandlerConfig, ModelConfig, Options
+from visionserve.drawing import overlay
 from visionserve.errors import RequestError
-from visionserve.explanation import overlay
 from visionserve.formats import FORMATS, samples
 from visionserve.item import Budget, Item
 from visionserve.metadata import Transforms

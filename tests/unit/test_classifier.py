@@ -21,11 +21,11 @@ from visionserve import inputs, postprocessing
 from visionserve.answer import Answer, Outcome
 from visionserve.classifier import Classifier
 from visionserve.config import TTA, CacheConfig, Decode, HandlerConfig, Options
+from visionserve.drawing import overlay
 from visionserve.errors import RequestError
-from visionserve.explanation import overlay
 from visionserve.item import Budget, Item
 from visionserve.metadata import Metadata, Transforms
-from visionserve.preprocessing import decode
+from visionserve.preprocessing import Photograph, upright
 from visionserve.runtimes import Passed, Runtime
 from visionserve.share import Share
 from visionserve.validation import open_image
@@ -395,12 +395,12 @@ def test_the_wait_for_memory_ends_at_the_deadline(
     """Of two images that each take all of the memory, the second has no turn in time."""
     decoded = []
 
-    def stuck(*arguments: Any) -> Image.Image:
+    def stuck(*arguments: Any) -> Photograph:
         decoded.append(arguments)
         time.sleep(0.4)
-        return decode(*arguments)
+        return upright(*arguments)
 
-    monkeypatch.setattr("visionserve.classifier.decode", stuck)
+    monkeypatch.setattr("visionserve.classifier.upright", stuck)
     one = classifier(Brightness(), tmp_path, decoders=2)
     data = encode(Image.new("RGB", (6000, 4000)), "JPEG")
     errors = one.classify([Item(data, Options(top_k=2))] * 2, time.monotonic() + 0.2)

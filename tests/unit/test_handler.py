@@ -17,7 +17,7 @@ from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
 from tests.helpers import encode
 from tests.unit.test_classifier import Brightness, described
-from visionserve import explanation, inputs, workarounds
+from visionserve import drawing, inputs, workarounds
 from visionserve.classifier import Classifier
 from visionserve.config import HandlerConfig, ModelConfig
 from visionserve_handler import VisionHandler
@@ -86,7 +86,7 @@ def test_a_map_that_cannot_be_drawn_is_an_error_of_its_request_alone(
     def fail(image: Image.Image, _: object) -> bytes:
         raise ValueError(f"images do not match, of {image.width} columns")
 
-    monkeypatch.setattr(explanation, "overlay", fail)
+    monkeypatch.setattr(drawing, "overlay", fail)
     sound, failed = worker.answer(({"body": CAT}, {}), ({"body": CAT}, MAP))
     assert sound[0] == 200 and json.loads(sound[2])["predictions"]
     assert failed[:2] == (500, "application/json")

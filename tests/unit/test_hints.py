@@ -14,7 +14,6 @@ from visionserve import hints
 from visionserve.answer import Hint
 from visionserve.metadata import Transforms
 from visionserve.preprocessing import decode, to_views
-from visionserve.trace import Trace
 from visionserve_tools import photos
 
 TRANSFORMS = Transforms()
@@ -23,9 +22,9 @@ TRANSFORMS = Transforms()
 def found(data: bytes) -> list[Hint]:
     """The hints of an encoded upright image."""
     with Image.open(io.BytesIO(data)) as image:
-        trace = Trace(size=image.size, luma_table=hints.luma_table(image))
+        size, table = image.size, hints.luma_table(image)
         (view,) = to_views(decode(image, TRANSFORMS, "fast"), TRANSFORMS, "fast", "none").stacked()
-    return hints.find(hints.measure(view), trace, TRANSFORMS)
+    return hints.find(hints.measure(view), size, table, TRANSFORMS)
 
 
 def test_sharpness_is_that_of_scipy_at_any_contrast() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision import models as tv
 from torchvision.transforms import functional
 
@@ -150,6 +150,13 @@ def test_exif_orientation_is_honoured(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert np.array_equal(np.asarray(decode(encode(stored, exif=exif))), np.asarray(upright))
+    # At half the size, both sides have 513 pixels.
+    data = encode(Image.new("RGB", (1026, 1025)), "JPEG", exif=exif)
+    image, expected = (Image.open(io.BytesIO(data)) for _ in range(2))
+    preprocessing.shrink_on_load(image, Transforms())
+    found = preprocessing.upright(image, (1026, 1025))
+    assert found.rgb.size == (513, 513) and found.orientation == orientation
+    assert found.size == ImageOps.exif_transpose(expected).size
 
 
 def test_truncated_and_corrupt_images_are_a_422() -> None:

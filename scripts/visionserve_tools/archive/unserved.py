@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageOps
 from torchvision.transforms import functional
 
-from visionserve.preprocessing import resized_size
+from visionserve.geometry import resized_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,8 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from visionserve.geometry import resized_size
 from visionserve.metadata import Transforms
-from visionserve.preprocessing import FILTERS, resize, resized_size
+from visionserve.preprocessing import FILTERS, resize
 
 
 def resize_fast(
