@@ -12,7 +12,7 @@ from typing import Any
 
 from ts.context import Context
 
-from visionserve import inputs, responses, workarounds
+from visionserve import heap, inputs, responses, workarounds
 from visionserve.answer import Outcome, to_json
 from visionserve.card import card, classes
 from visionserve.classifier import Classifier
@@ -88,6 +88,7 @@ class VisionHandler:
             self._name, self._version, metadata, self._config, self._classifier.checked
         )
         self._facts = describe(self._directory, metadata) | {"model": self._name}
+        heap.leave_code()
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """Respond to a batch of requests, to each with its own HTTP status, headers and body."""

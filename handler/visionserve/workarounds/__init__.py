@@ -5,13 +5,14 @@ when the version that `pyproject.toml` pins changes; a test compares it with `VE
 
 - `form_parts` patches `ts.service.Service`, so that a form may hold several parts of one name.
 - `logs` quietens the worker's loggers, which write lines for each request and each batch.
+- `openvino_converter` has OpenVINO's package imported without what no worker needs.
 - `response_size` reads the frontend's `max_response_size`, which TorchServe tells no worker.
 - `server_folder` finds the folder that the server was started in.
 - `torch_stand_in` saves OpenVINO's workers the import of PyTorch. The builder puts it into the
   root of such archives as `torch.py`.
 """
 
-from visionserve.workarounds import form_parts, logs
+from visionserve.workarounds import form_parts, logs, openvino_converter
 
 VERSION = "0.12.0"
 
@@ -20,3 +21,4 @@ def apply() -> None:
     """Patch this worker process, once, before its first request."""
     form_parts.keep_repeated()
     logs.quieten()
+    openvino_converter.leave_out()
