@@ -75,6 +75,17 @@ class Prepared:
 class Classifier:
     """A model with everything that turns encoded images into answers.
 
+    Of an archive that was unpacked (``unzip NAME.mar -d unpacked``), without a server::
+
+        >>> from visionserve.config import ModelConfig
+        >>> unpacked = Path("unpacked")
+        >>> config = ModelConfig.of(unpacked)
+        >>> classifier = Classifier.from_archive(unpacked, config, gpu_id=None, version="1.0")
+        >>> cat = Item(Path("cat.jpg").read_bytes(), classifier.defaults)
+        >>> (answer,) = classifier.classify([cat])
+        >>> answer["predictions"][0]["label"]
+        'Egyptian cat'
+
     Args:
         runtime: the loaded model.
         metadata: the model's transforms and labels.

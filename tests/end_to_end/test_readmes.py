@@ -1,7 +1,9 @@
 """The commands of the README files do what the text says of them, on the ports that it names."""
 
 import csv
+import doctest
 import importlib.util
+import io
 import itertools
 import json
 import re
@@ -21,6 +23,7 @@ from PIL import Image
 
 from tests.end_to_end.test_doors import grpc_port
 from tests.helpers import REAL, site_of
+from visionserve.classifier import Classifier
 from visionserve.models import MODELS
 from visionserve_tools import paths, photos
 from visionserve_tools.archive.recipe import Recipe, build
@@ -31,7 +34,7 @@ from visionserve_tools.server.torchserve import TorchServe
 READMES = ("README.md", "handler/README.md", "scripts/README.md", "config/README.md")
 OTHERS = (
     *("config/OPERATE.md", "tests/bench/RESULTS.md"),
-    *(".github/CHANGELOG.md", ".github/CONTRIBUTING.md", ".github/SECURITY.md"),
+    *(f".github/{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "NOTICES", "SECURITY")),
 )
 NOT_RUN = {
     "make test": "would run itself",
@@ -316,6 +319,29 @@ def test_a_python_client(server: TorchServe, client: Client, tmp_path: Path) -> 
     for refused in (code.replace("Bearer ", "Bearer x"), code.replace("Top-K", "Top-Z")):
         done = subprocess.run([*command[:2], refused], cwd=tmp_path, capture_output=True, text=True)
         assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+
+
+def test_docstrings_begin_with_what_runs(
+    server: TorchServe, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(photos.greeting(), tmp_path / "cat.jpg")
+    with zipfile.ZipFile(server.store / f"{REAL}.mar") as archive:
+        archive.extractall(tmp_path / "unpacked")
+    monkeypatch.chdir(tmp_path)
+    here = {
+        "http://127.0.0.1:8080": client.inference,
+        "http://127.0.0.1:8081": client.management,
+        ".torchserve/server": str(server.state),
+    }
+    for documented in (Classifier, Client):
+        text = documented.__doc__ or ""
+        for old, new in here.items():
+            text = text.replace(old, new)
+        names = vars(sys.modules[documented.__module__])
+        example = doctest.DocTestParser().get_doctest(text, {**names}, documented.__name__, None, 0)
+        said = io.StringIO()
+        tried = doctest.DocTestRunner().run(example, out=said.write)
+        assert tried.attempted >= 6 and tried.failed == 0, said.getvalue()
 
 
 def test_the_grpc_client(server: TorchServe, client: Client, tmp_path: Path) -> None:

@@ -27,6 +27,18 @@ class KeyFileError(ValueError):
 class Client:
     """A client for the inference and management APIs of one server.
 
+    With a token, a server's key file comes third::
+
+        >>> key_file = Path(".torchserve/server/key_file.json")
+        >>> client = Client("http://127.0.0.1:8080", "http://127.0.0.1:8081", key_file, retries=3)
+        >>> client.ready()
+        True
+        >>> client.default_version("efficientnet_lite0")
+        '1.0'
+        >>> response = client.predict("efficientnet_lite0", Path("cat.jpg").read_bytes(), top_k=1)
+        >>> [prediction["label"] for prediction in response.json()["predictions"]]
+        ['Egyptian cat']
+
     Args:
         inference: address of the inference API, such as ``http://127.0.0.1:8080``.
         management: address of the management API, such as ``http://127.0.0.1:8081``, or
