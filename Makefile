@@ -8,7 +8,7 @@ IMAGE ?= visionserve:1.0.0
 DEVICE ?= cpu
 PYTHON := .venv/bin/python
 VISIONSERVE := .venv/bin/visionserve
-PIP := $(PYTHON) -m pip install --quiet
+INSTALL := PYTHONPATH=handler:scripts $(PYTHON) -m visionserve_tools.installer
 SERVES := .venv/.serves
 INSTALLED := .venv/.installed
 LUA := /usr/lib/nginx/modules/ngx_http_lua_module.so /usr/lib/nginx/modules/ngx_stream_module.so
@@ -130,24 +130,29 @@ format: $(INSTALLED)
 	$(PYTHON) -m ruff format .
 	.venv/bin/biome check --write --config-path=config handler/visionserve/web
 
-# The releases of all that is installed, and the hashes of what serving takes, for every platform.
+# The releases of all that is installed, and the hashes of what an extra takes beside what serving
+# and the extras within it take, for every platform.
 HASHES := .venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	--no-annotate --no-header --constraint config/constraints.txt --output-file
+	--no-annotate --no-header --constraint config/constraints.txt
+beside = $$(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' $(1:%=config/requirements%txt))
 lock: $(INSTALLED)
 	$(PYTHON) -m pip freeze --exclude-editable | sed 's/+cpu$$//' > config/constraints.txt
 	$(VISIONSERVE) install lock
-	echo 'setuptools>=77' | $(HASHES) config/requirements.txt - pyproject.toml
-	$(PYTHON) -c 'from visionserve_tools import environment; print(*environment.pinned("java"))' \
-		| $(HASHES) config/requirements-java.txt -
+	echo 'setuptools>=77' | $(HASHES) --output-file config/requirements.txt - pyproject.toml
+	for extra in java lock pytorch; do $(HASHES) --output-file config/requirements-$$extra.txt \
+		--extra $$extra $(call beside,.) pyproject.toml || exit; done
+	$(HASHES) --output-file config/requirements-build.txt --extra build $(call beside,. -pytorch.) pyproject.toml
+	$(HASHES) --output-file config/requirements-dev.txt --extra dev $(call beside,. -pytorch. -build.) pyproject.toml
 
 # What serving takes; `visionserve serve` itself installs what building takes, where it has to build.
 # The project itself has no hash, and is built with the setuptools that was checked.
-$(SERVES): pyproject.toml config/constraints.txt config/requirements.txt
-	{ test -f .venv/pyvenv.cfg && $(PYTHON) -m pip --version; } >/dev/null 2>&1 || python3.11 -m venv --clear .venv
-	$(PIP) --require-hashes --requirement config/requirements.txt
-	$(PIP) --no-deps --no-build-isolation --editable .
-	touch $@
+$(SERVES): pyproject.toml config/constraints.txt config/requirements.txt config/requirements-lock.txt
+	@{ test -f .venv/pyvenv.cfg && $(PYTHON) -m pip --version; } >/dev/null 2>&1 || python3.11 -m venv --clear .venv
+	@$(INSTALL) 'Installing what serving takes (500 MB on disk).' \
+		--no-deps --require-hashes --requirement config/requirements.txt
+	@$(INSTALL) 'Installing visionserve.' --no-deps --no-build-isolation --editable .
+	@touch $@
 
 $(INSTALLED): $(SERVES)
-	$(VISIONSERVE) install dev
-	touch $@
+	@$(VISIONSERVE) install dev
+	@touch $@

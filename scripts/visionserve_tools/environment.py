@@ -1,13 +1,13 @@
-"""Install extras of `pyproject.toml` with pip: the packages that only some tasks need."""
+"""Install extras of `pyproject.toml`: the packages that only some tasks need."""
 
 import importlib
-import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from visionserve_tools import installer
+from visionserve_tools.installer import InstallError as InstallError
 from visionserve_tools.paths import CONFIG
 
 PROJECT = "visionserve"
@@ -20,50 +20,63 @@ SIZES = {
 }
 
 
-class InstallError(Exception):
-    """Pip could not install an extra."""
-
-
 def require(extra: str, why: str) -> None:
-    """Install an extra, unless all its packages are installed; pip shows its own progress.
+    """Install an extra, unless all its packages are installed at their pinned releases.
 
     Args:
         extra: its name in `pyproject.toml`.
         why: the reason, as half a sentence for the user, who has to wait.
 
     Raises:
-        InstallError: pip failed.
+        InstallError: it cannot be installed.
     """
     if all(map(_is_installed, pinned(extra))):
         return
-    size = f" ({SIZES[extra]})" if extra in SIZES else ""
-    print(f"{why}: installing `{extra}`{size}.", file=sys.stderr)
-    install(extra)
+    install(extra, f"{why}: ")
     importlib.invalidate_caches()
 
 
-def install(extra: str) -> None:
+def install(extra: str, why: str = "") -> None:
     """Install an extra, at the releases pinned in `config/constraints.txt`.
 
-    Where `config/requirements-EXTRA.txt` has the hashes of its packages, pip refuses others.
-    PyTorch has none: its builds with and without CUDA are different files of one release. A
-    machine without an NVIDIA GPU gets PyTorch without CUDA, which is much smaller, if PyTorch's
-    own package index can be reached.
+    Where `config/requirements-EXTRA.txt` has the hashes of its packages, others are refused. A
+    machine without an NVIDIA GPU gets PyTorch without CUDA, which is much smaller, if PyTorch's own
+    package index can be reached. That build has no hash there: it is another file of the release.
+
+    Args:
+        extra: its name in `pyproject.toml`.
+        why: what the line about it begins with.
 
     Raises:
-        InstallError: pip failed.
+        InstallError: it cannot be installed.
     """
-    hashes = CONFIG / f"requirements-{extra}.txt"
-    if hashes.exists():
-        options = ["--require-hashes", "--requirement", str(hashes)]
-    else:
-        options = ["--constraint", f"{CONFIG}/constraints.txt", *pinned(extra)]
-        torch = any(requirement.startswith("torch==") for requirement in pinned(extra))
-        nvidia = Path("/proc/driver/nvidia").exists()
-        if torch and not nvidia and _is_reachable(f"{CPU_TORCH}/torch/"):
-            options += ["--extra-index-url", CPU_TORCH]
-    if subprocess.run([sys.executable, "-m", "pip", "install", *options]).returncode != 0:
-        raise InstallError(f"pip could not install `{extra}`; its last lines say why.")
+    size = f" ({SIZES[extra]})" if extra in SIZES else ""
+    what = f"{why}installing `{extra}`{size}."
+    nested = _nested(extra)
+    nvidia = Path("/proc/driver/nvidia").exists()
+    if "pytorch" in nested and not nvidia and _is_reachable(f"{CPU_TORCH}/torch/"):
+        nested.remove("pytorch")
+        installer.install([*_constrained("pytorch"), "--extra-index-url", CPU_TORCH], what)
+        what = "The rest of it."
+    locked = [path for one in nested if (path := CONFIG / f"requirements-{one}.txt").exists()]
+    if CONFIG / f"requirements-{extra}.txt" in locked:
+        options = [part for path in locked for part in ("--requirement", str(path))]
+        installer.install(["--no-deps", "--require-hashes", *options], what)
+    elif nested:
+        installer.install(_constrained(extra), what)
+
+
+def _constrained(extra: str) -> list[str]:
+    return ["--constraint", f"{CONFIG}/constraints.txt", *pinned(extra)]
+
+
+def _nested(extra: str) -> list[str]:
+    """Return the names of the extras that one consists of, itself last."""
+    inner = [
+        one for each in _required(extra) if each.name == PROJECT for one in sorted(each.extras)
+    ]
+    found = [name for one in inner for name in _nested(one)]
+    return [*dict.fromkeys(found), extra]
 
 
 def extras() -> list[str]:

