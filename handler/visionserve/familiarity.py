@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,29 @@ NEAREST = 3
 
 Features = NDArray[np.float32]
 Score = Callable[[Features], float]
+
+
+class Rounded(NamedTuple):
+    """A last layer in INT8, in a quarter of its memory: its weight is `weight` * `step`.
+
+    Attributes:
+        weight: int8 of shape (channels, classes).
+        step: float32 of shape (classes,).
+        bias: float32 of shape (classes,).
+    """
+
+    weight: NDArray[np.int8]
+    step: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, last: Linear) -> "Rounded | Linear":
+        """Return a layer in INT8, or the layer itself where that would change its weight."""
+        step = np.abs(last.weight).max(axis=0) / np.float32(127)
+        weight = np.rint(last.weight / np.maximum(step, np.finfo(np.float32).tiny))
+        if not np.allclose(weight * step, last.weight, rtol=1e-6, atol=0):
+            return last
+        return cls(weight.astype(np.int8), step, last.bias)
 
 
 @dataclass(frozen=True)
@@ -36,7 +60,7 @@ class Energy:
         kept: the share of the channels whose features are not removed, 0 to 1.
     """
 
-    last: Linear
+    last: Linear | Rounded
     clip: float
     kept: float
 
@@ -45,13 +69,21 @@ class Energy:
         count = round(self.kept * len(features))
         strongest = np.argpartition(-features, count - 1)[:count]
         clipped = np.minimum(features, self.clip)
-        # Zeros, and not a part of the weight, which would be copied for each image.
-        left = np.zeros_like(clipped)
-        left[strongest] = clipped[strongest]
+        left = clipped[strongest]
         scale = np.exp(clipped.sum() / max(left.sum(), np.finfo(np.float32).tiny))
-        logits = scale * left @ self.last.weight + self.last.bias
+        logits = self._weighted(strongest, scale * left) + self.last.bias
         highest = logits.max()
         return float(highest + np.log(np.exp(logits - highest).sum()))
+
+    def _weighted(self, channels: NDArray[np.intp], values: Features) -> NDArray[np.float32]:
+        """Weight the features of some channels, where the others are 0."""
+        if isinstance(self.last, Rounded):
+            rows = self.last.weight[channels].astype(np.float32)
+            return np.asarray(values @ rows * self.last.step)
+        # Zeros, and not a part of the weight, which would be copied for each image.
+        features = np.zeros(len(self.last.weight), np.float32)
+        features[channels] = values
+        return np.asarray(features @ self.last.weight)
 
 
 class Neighbours:
@@ -114,7 +146,7 @@ def load(
         known = Neighbours(np.load(directory / KNOWN))
         scores = dict.fromkeys(familiarity.thresholds, known)
     else:
-        last = runtime.linear()
+        last = Rounded.of(runtime.linear())
         scores = {
             mode: Energy(last, threshold.clip or math.inf, familiarity.kept)
             for mode, threshold in familiarity.thresholds.items()

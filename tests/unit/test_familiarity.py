@@ -6,7 +6,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from visionserve.config import TTA
-from visionserve.familiarity import Energy, Neighbours
+from visionserve.familiarity import Energy, Neighbours, Rounded
 from visionserve.runtimes import Linear
 from visionserve_tools.quality import generated, unfamiliar
 from visionserve_tools.quality.unfamiliar import Pictures
@@ -29,8 +29,23 @@ def test_the_energy_is_that_of_clipped_and_pruned_features() -> None:
     expected = logits.logsumexp(1).numpy()
     score = Energy(LAST, clip=1.5, kept=0.25)
     assert np.allclose([score(row) for row in FEATURES], expected, rtol=1e-5)
+    assert Rounded.of(LAST) is LAST
     assert np.isfinite(Energy(LAST, clip=1e4, kept=1)(FEATURES[0] * 1e4))
     assert np.isfinite(score(np.zeros(64, np.float32)))
+
+
+def test_a_layer_in_int8_scores_as_its_floats_do() -> None:
+    """Its steps are PyTorch's, of one scale for each class."""
+    scale = torch.from_numpy(np.abs(LAST.weight).max(axis=0) / 127)
+    zeros = torch.zeros(10, dtype=torch.int32)
+    given = torch.from_numpy(LAST.weight)
+    floats = torch.fake_quantize_per_channel_affine(given, scale, zeros, 1, -127, 127).numpy()
+    floats[:, 3] = 0
+    last = Rounded.of(Linear(floats, LAST.bias))
+    assert isinstance(last, Rounded) and last.weight.dtype == np.int8
+    for row in FEATURES:
+        expected = Energy(Linear(floats, LAST.bias), 1.5, 0.25)(row)
+        assert Energy(last, 1.5, 0.25)(row) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_neighbour_is_scikit_learns_third_nearest() -> None:
