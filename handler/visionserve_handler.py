@@ -85,7 +85,8 @@ class VisionHandler:
             )
         self._page = Page()
         self._card = card(
-            self._name, self._version, metadata, self._config, self._classifier.checked
+            *(self._name, self._version, metadata, self._config),
+            *(self._classifier.precision, self._classifier.checked),
         )
         self._facts = describe(self._directory, metadata) | {"model": self._name}
         heap.leave_code()

@@ -38,9 +38,9 @@ def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
 
 
 def write_config(directory: Path, workers: int = 2, **handler: object) -> Path:
-    """Write the server profile's model-config.yaml with other handler settings and no cache."""
+    """Write the server profile's model-config.yaml in FP32, with other settings and no cache."""
     config = yaml.safe_load(SERVER_CONFIG.read_text()) | {"minWorkers": workers}
-    config["handler"] |= {"cache": {"size_mb": 0}} | handler
+    config["handler"] |= {"precision": "fp32", "cache": {"size_mb": 0}} | handler
     path = directory / "model-config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

@@ -2,7 +2,8 @@
 
 from typing import Any, get_args
 
-from visionserve.config import HandlerConfig, Language, Options
+from visionserve import processor
+from visionserve.config import HandlerConfig, Language, Options, Precision
 from visionserve.metadata import Comparison, Familiarity, Metadata
 from visionserve.self_check import Checked
 
@@ -14,6 +15,7 @@ def card(
     version: str,
     metadata: Metadata,
     config: HandlerConfig,
+    precision: Precision = "fp32",
     checked: Checked | None = None,
 ) -> dict[str, Any]:
     """Describe a model.
@@ -23,11 +25,14 @@ def card(
         version: the model's version.
         metadata: the archive's `metadata.json`.
         config: the `handler` section of its `model-config.yaml`.
+        precision: what the model computes in on this machine.
         checked: what the model's self-check found on this machine.
 
     Returns:
-        A JSON object. `formats` are those that are read. `groups` names the classes of the network,
-        by index, that each class is the sum of; None where they are the network's own. `thresholds`
+        A JSON object. `precision` is what the model computes in on this machine; `computes` says
+        that and why, where its configuration names something else. `formats` are those that are
+        read. `groups` names the classes of the network, by index, that each class is the sum of;
+        None where they are the network's own. `thresholds`
         are those of a multi-label model, by label, or None. `options` has a JSON schema for each
         option, with its default. `limits` are the limits of a request. `activation`,
         `temperatures`, `plausible`, `familiarity`, `proof`, `training` and `comparison` are as in
@@ -49,7 +54,8 @@ def card(
         "architecture": metadata.architecture,
         "weights": {"source": metadata.weights, "sha256": metadata.weights_sha256},
         "runtime": config.runtime,
-        "precision": config.precision,
+        "precision": precision,
+        "computes": processor.reason(config.precision, precision, metadata.bf16),
         "decode": config.decode,
         "formats": config.formats,
         "transforms": metadata.transforms.model_dump(),

@@ -24,6 +24,7 @@ from visionserve import (
     heap,
     hints,
     postprocessing,
+    processor,
     runtimes,
     self_check,
 )
@@ -103,6 +104,7 @@ class Classifier:
 
     Attributes:
         metadata: as given.
+        precision: what the model computes in on this machine.
         checked: as given.
         defaults: the options of a request that names none, adapted to the model.
         failures: how many forward passes in a row have failed for all of their images.
@@ -126,6 +128,7 @@ class Classifier:
         self._memory = Share(config.max_image_pixels)
         self.failures = 0
         self._runtime = runtime
+        self.precision = runtime.precision
         self._unfamiliar = unfamiliar or {}
         self.metadata = metadata
         self.checked = checked
@@ -163,6 +166,10 @@ class Classifier:
         cores = len(os.sched_getaffinity(0))
         threads = config.handler.threads or max(1, cores // config.maxWorkers)
         runtime = runtimes.load(directory, metadata, config.handler, gpu_id, threads)
+        wanted = config.handler.precision
+        if told := processor.reason(wanted, runtime.precision, metadata.bf16):
+            level = logging.INFO if wanted == "auto" else logging.WARNING
+            logger.log(level, "Precision %s: the model computes %s.", wanted, told)
         if config.handler.decode == "fast" and not HAS_RESIZER:
             logger.info("cykooz-resizer is not installed, so `decode: fast` resizes with Pillow.")
         checked = self_check.check(directory, metadata, config.handler, runtime)

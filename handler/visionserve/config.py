@@ -18,7 +18,8 @@ from visionserve.formats import FORMATS, Format
 TTA = Literal["none", "five_crop", "ten_crop", "dense"]
 Decode = Literal["exact", "fast"]
 Engine = Literal["openvino", "pytorch"]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Wanted = Literal["auto", Precision]
 Language = Literal["en", "zh"]
 Activation = Literal["softmax", "sigmoid"]
 Positive = Annotated[int, Field(ge=1)]
@@ -28,8 +29,8 @@ Threshold = Annotated[
 ]
 MEBIBYTE = 1024 * 1024
 
-PRECISIONS: dict[Engine, tuple[Precision, ...]] = {
-    "openvino": ("fp32", "int8"),
+PRECISIONS: dict[Engine, tuple[Wanted, ...]] = {
+    "openvino": ("auto", "fp32", "bf16", "int8"),
     "pytorch": ("fp32", "fp16"),
 }
 
@@ -108,7 +109,10 @@ class HandlerConfig(Strict):
 
     Attributes:
         runtime: the inference engine: `openvino` on a CPU, `pytorch` on a CPU or a GPU.
-        precision: `fp32` for both engines, `int8` for openvino, `fp16` for pytorch on CUDA.
+        precision: what the network computes in: `fp32` for both engines, `bf16` and `int8` for
+            openvino, `fp16` for pytorch on CUDA. `bf16` is FP32 on a processor that does not
+            multiply it; `auto` is BF16 where the processor does, and where the builder found it
+            close enough, otherwise FP32. See `visionserve.processor.precision`.
         threads: inference threads of a worker; by default, cores divided by workers.
         decoders: threads of a worker that decode a batch's images side by side; by default, one
             on a CPU, and as many as `threads` beside a GPU.
@@ -139,7 +143,7 @@ class HandlerConfig(Strict):
     """
 
     runtime: Engine = "openvino"
-    precision: Precision = "fp32"
+    precision: Wanted = "fp32"
     threads: Positive | None = None
     decoders: Positive | None = None
     decode: Decode = "exact"

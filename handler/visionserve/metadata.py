@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from visionserve.config import TTA, Activation, Language, Options, Probability, Strict
+from visionserve.config import TTA, Activation, Language, Options, Precision, Probability, Strict
 
 FILE = "metadata.json"
 # The features of photographs that the method `neighbours` needs, in the same folder.
@@ -100,6 +100,7 @@ class Proof(Strict):
             far a probability lies outside 0 to 1.
         feature_cosine: mean cosine of a view's features and PyTorch's; None of a model without
             features.
+        precision: what the archive's model computed in meanwhile; None from an earlier builder.
     """
 
     photographs: int
@@ -109,6 +110,7 @@ class Proof(Strict):
     agreement: float
     largest_sum_error: float
     feature_cosine: float | None = None
+    precision: Precision | None = None
 
 
 class Share(Strict):
@@ -249,6 +251,7 @@ class Metadata(Strict):
             and features need.
         half_range: whether the weights use half of INT8's range, so that no processor's sums
             overflow; see `visionserve.processor`.
+        bf16: whether `precision: auto` may mean BF16; not if that was too far from FP32.
         proof: how close the model is to its weights. The builder always writes it.
         training: what the weights were trained on, where `visionserve train` made them.
         comparison: how close its answers are to its owner's figures; None if nobody compared them.
@@ -272,6 +275,7 @@ class Metadata(Strict):
     dense: bool = True
     explains: bool = True
     half_range: bool = False
+    bf16: bool = True
     proof: Proof | None = None
     training: Training | None = None
     comparison: Comparison | None = None

@@ -9,6 +9,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, get_args
 
+from visionserve import processor
 from visionserve.config import TTA, ModelConfig
 from visionserve.metadata import Metadata
 from visionserve.postprocessing import HINTS, NO_LABEL, UNFAMILIAR, WARNINGS
@@ -81,12 +82,12 @@ def describe(directory: Path, metadata: Metadata) -> dict[str, Any]:
         metadata: the archive's `metadata.json`.
 
     Returns:
-        `model` and `version`; `runtime` with its precision; `defaults`, the options of a request
-        that sets none; `max_image_bytes` and `max_images`; the `formats` that are read; `modes`,
-        the TTA modes that the model has; `explains`, whether it can be explained; `classes`, how
-        many it has; `multi_label`, whether a picture may have several; `names`, the classes' names
-        in English by label, if they have such names; `samples`, whether some pictures are kept, so
-        that a person can report the right label.
+        `model` and `version`; `runtime` with what the model computes in on this processor;
+        `defaults`, the options of a request that sets none; `max_image_bytes` and `max_images`; the
+        `formats` that are read; `modes`, the TTA modes that the model has; `explains`, whether it
+        can be explained; `classes`, how many it has; `multi_label`, whether a picture may have
+        several; `names`, the classes' names in English by label, if they have such names;
+        `samples`, whether some pictures are kept, so that a person can report the right label.
 
     Raises:
         OSError, KeyError, ValueError: the folder is not an archive of this handler.
@@ -97,7 +98,7 @@ def describe(directory: Path, metadata: Metadata) -> dict[str, Any]:
     return {
         "model": manifest["modelName"],
         "version": manifest.get("modelVersion", ""),
-        "runtime": f"{config.runtime} {config.precision}",
+        "runtime": f"{config.runtime} {processor.precision(config.precision, metadata.bf16)}",
         "defaults": metadata.suited(config.defaults).model_dump(),
         "max_image_bytes": config.max_image_bytes,
         "max_images": config.max_images,

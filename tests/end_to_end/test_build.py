@@ -25,7 +25,7 @@ from tests.helpers import RANDOM, REAL, SERVER_CONFIG, copy_sources, write_confi
 from visionserve.config import ModelConfig
 from visionserve.metadata import Metadata
 from visionserve.models import MODELS
-from visionserve.processor import overflows
+from visionserve.processor import multiplies_bf16, overflows
 from visionserve_tools import environment, paths, photos
 from visionserve_tools.archive import converted
 from visionserve_tools.archive.classes import read_classes
@@ -87,22 +87,27 @@ def test_a_built_archive_needs_no_weights_any_more(
     assert archive.read_bytes() == b"built before" and not (tmp_path / "empty").exists()
 
 
-def test_an_int8_archive_for_other_processors_is_served_and_built_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("profile", "special"), [("local", overflows()), ("server", multiplies_bf16())]
+)
+def test_an_archive_for_other_processors_is_served_and_built_anew(
+    tmp_path: Path, exact_config: Path, profile: str, special: bool
+) -> None:
     """`build` makes one for this processor, as its worker's log advises, and `serve` needs none."""
     (tmp_path / "weights.pt").write_bytes(b"")
-    path = paths.CONFIG / "local" / "model-config.yaml"
+    path = paths.CONFIG / profile / "model-config.yaml"
     wanted, config = recipe(path, tmp_path / "weights.pt"), ModelConfig.load(path)
-    by_range = {half: fingerprint(wanted, config, half) for half in (False, True)}
-    assert fingerprint(wanted, config) == by_range[overflows()] != by_range[not overflows()]
+    by_kind = {kind: fingerprint(wanted, config, kind) for kind in (False, True)}
+    assert fingerprint(wanted, config) == by_kind[special] != by_kind[not special]
     archive = tmp_path / "random.mar"
     archive.write_bytes(b"built before")
-    record(archive, by_range[not overflows()])
+    record(archive, by_kind[not special])
     assert build(wanted, tmp_path, again=False) == archive
     with pytest.raises(WeightsError):
         build(wanted, tmp_path)
-    record(archive, by_range[overflows()])
+    record(archive, by_kind[special])
     assert build(wanted, tmp_path) == archive
-    exact = ModelConfig.load(SERVER_CONFIG)
+    exact = ModelConfig.load(exact_config)
     assert fingerprint(wanted, exact, False) == fingerprint(wanted, exact, True)
 
 
@@ -382,16 +387,17 @@ def test_a_converted_model_is_known_by_what_made_it(
         "tta": {"runtime": "pytorch", "defaults": {"tta": "none"}},
         "openvino": {},
         "int8": {"precision": "int8"},
+        "auto": {"precision": "auto"},
     }
     for name, handler in settings.items():
         (tmp_path / name).mkdir()
         others[name] = write_config(tmp_path / name, **handler)
 
-    def key(recipe: Recipe, half_range: bool = False, /, **made: Any) -> str:
+    def key(recipe: Recipe, special: bool = False, /, **made: Any) -> str:
         recipe = replace(recipe, **made)
         config, classes = ModelConfig.load(recipe.config), read_classes(recipe)
         hashes = made_of(recipe)["files"]
-        return converted.key_of(recipe, config, hashes, classes.labels, classes.members, half_range)
+        return converted.key_of(recipe, config, hashes, classes.labels, classes.members, special)
 
     plain = recipe(pytorch_config, tmp_path / "one.pt", labels=tmp_path / "a.txt")
     wrappers: list[dict[str, Any]] = [
@@ -401,8 +407,8 @@ def test_a_converted_model_is_known_by_what_made_it(
     ]
     for wrapper in wrappers:
         assert key(plain, **wrapper) == key(plain), wrapper
-    int8 = replace(plain, config=others["int8"])
-    keys = [key(plain), key(int8), key(int8, True)] + [
+    int8, auto = (replace(plain, config=others[name]) for name in ("int8", "auto"))
+    keys = [key(plain), *(key(one, kind) for one in (int8, auto) for kind in (False, True))] + [
         key(plain, **made)
         for made in (
             *({"weights": tmp_path / "two.pt"}, {"labels": tmp_path / "c.txt"}, {"averaged": True}),
@@ -638,7 +644,7 @@ def test_the_builder_command_reports_an_error_without_a_traceback(
 
 def test_the_server_profile_is_exact() -> None:
     config = ModelConfig.load(SERVER_CONFIG).handler
-    assert (config.precision, config.decode, config.defaults.tta) == ("fp32", "exact", "dense")
+    assert (config.precision, config.decode, config.defaults.tta) == ("auto", "exact", "dense")
 
 
 @pytest.mark.parametrize("bad", ["", "a/b", "../a", "a b", "é", "-a", "a\n"])

@@ -12,25 +12,30 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.helpers import REAL, write_config
-from visionserve import runtimes
-from visionserve.config import HandlerConfig
-from visionserve.metadata import Metadata
+from visionserve import processor, runtimes
+from visionserve.card import card
+from visionserve.classifier import Classifier
+from visionserve.config import HandlerConfig, ModelConfig, Wanted
+from visionserve.metadata import FILE, Metadata
 from visionserve.models import IMAGENET_CATEGORIES, MODELS, FullyConvolutional
 from visionserve.preprocessing import decode, to_views
-from visionserve.processor import overflows
+from visionserve.processor import multiplies_bf16, overflows
 from visionserve.runtimes import Runtime
 from visionserve.runtimes.openvino import OpenVINORuntime
 from visionserve_tools import photos
-from visionserve_tools.archive import convert
+from visionserve_tools.archive import convert, proof
+from visionserve_tools.archive.proof import Limits
 from visionserve_tools.archive.recipe import Recipe, build
-from visionserve_tools.archive.weights import load, resolve
+from visionserve_tools.archive.weights import Weights, load, resolve
 from visionserve_tools.quality.evaluate import measure
 from visionserve_tools.quality.labelled import label_of
 from visionserve_tools.quality.models import Loaded, prepare
 from visionserve_tools.quality.statistics import paired_difference
 
 FP32 = HandlerConfig(runtime="openvino")
+BF16 = HandlerConfig(runtime="openvino", precision="bf16")
 INT8 = HandlerConfig(runtime="openvino", precision="int8", decode="fast")
+NO_BF16 = "flags : fpu avx2 avx512f avx512_vnni\n"
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +94,87 @@ def test_fp16_without_cuda_runs_on_the_cpu(tmp_path: Path, random_weights: Path)
     half = runtimes.load(random_weights.parent, metadata, config, None, 1)
     full = runtimes.load(random_weights.parent, metadata, HandlerConfig(runtime="pytorch"), None, 1)
     assert np.array_equal(half(pixels(1, 224, 224)), full(pixels(1, 224, 224)))
+
+
+@pytest.mark.skipif(not multiplies_bf16(), reason="this processor does not multiply BF16")
+def test_bf16_is_as_close_to_fp32_as_pytorchs_own(fp32: tuple[Runtime, Metadata]) -> None:
+    """From the files of FP32, in one window and several; maps and the last layer stay FP32's."""
+    exact, metadata = fp32
+    assert isinstance(exact, OpenVINORuntime) and exact.precision == "fp32"
+    runtime = runtimes.load(exact._artifact.parent, metadata, BF16, None, threads=2)
+    assert runtime.precision == "bf16"
+    network = FullyConvolutional(REAL, 1000, metadata.transforms).eval()
+    network.network.load_state_dict(load(resolve(REAL), network.network.state_dict()))
+    network.freeze(torch.bfloat16)
+    for batch in (pixels(30, 224, 224), pixels(8, 256, 320)):
+        expected, found = exact.passed(batch), runtime.passed(batch)
+        with torch.inference_mode():
+            theirs = network(torch.from_numpy(batch)).numpy()
+        best = expected.probabilities.argmax(axis=1)[:, np.newaxis]
+        ours, pytorchs = (
+            np.abs(np.take_along_axis(one - expected.probabilities, best, axis=1)).mean()
+            for one in (found.probabilities, theirs)
+        )
+        assert 1e-4 < ours <= 0.012 and ours <= 1.5 * pytorchs
+        assert np.abs(found.probabilities.sum(axis=1) - 1).max() < 1e-5
+        assert found.features is not None and expected.features is not None
+        products = (found.features * expected.features).sum(axis=1)
+        lengths = [np.linalg.norm(one.features, axis=1) for one in (found, expected)]
+        assert (products / np.prod(lengths, axis=0)).mean() > 0.995
+    assert np.array_equal(runtime.contributions(batch[:1]), exact.contributions(batch[:1]))
+    assert all(map(np.array_equal, runtime.linear(), exact.linear()))
+
+
+@pytest.mark.parametrize("wanted", ["bf16", "auto"])
+def test_without_bf16_the_same_files_compute_in_fp32_and_say_so(
+    fp32: tuple[Runtime, Metadata],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    wanted: Wanted,
+) -> None:
+    exact, metadata = fp32
+    assert isinstance(exact, OpenVINORuntime)
+    (tmp_path / "cpuinfo").write_text(NO_BF16)
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    folder = exact._artifact.parent
+    (folder / FILE).write_text(metadata.model_dump_json())
+    config = ModelConfig(handler=HandlerConfig(runtime="openvino", precision=wanted))
+    with caplog.at_level("INFO"):
+        classifier = Classifier.from_archive(folder, config, None, "1.0")
+    told = "in FP32, as this processor does not multiply BF16 itself (no AMX, no AVX-512 BF16)"
+    assert caplog.text.count(f"Precision {wanted}: the model computes {told}.") == 1
+    assert classifier.precision == "fp32" and classifier.checked is not None
+    described = card("m", "1.0", metadata, config.handler, classifier.precision)
+    assert (described["precision"], described["computes"]) == ("fp32", told)
+    runtime = runtimes.load(folder, metadata, config.handler, None, threads=2)
+    batch = pixels(2, 224, 224)
+    assert np.array_equal(runtime(batch), exact(batch))
+
+
+def test_auto_is_fp32_for_a_model_that_bf16_would_be_too_far_off(
+    tmp_path: Path,
+    random_weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Everywhere; and a model that is to be BF16 is refused."""
+    known = {"bf16": Limits(difference=1e-9, agreement=1), "fp32": proof.LIMITS["fp32"]}
+    monkeypatch.setattr(proof, "LIMITS", known)
+    monkeypatch.setattr(processor, "multiplies_bf16", lambda: True)
+    given = ("resnet18", Weights(random_weights, "random", ""), IMAGENET_CATEGORIES)
+    for wanted in ("auto", "bf16"):
+        (folder := tmp_path / wanted).mkdir()
+        config = HandlerConfig(runtime="openvino", precision=wanted)
+        if wanted == "bf16":
+            with pytest.raises(proof.ProofError, match="The bf16 model's probabilities"):
+                convert.convert(*given, config, photos.packaged()[:1], folder)
+            continue
+        metadata = convert.convert(*given, config, photos.packaged()[:1], folder)
+        assert "too far off" in capsys.readouterr().err
+        assert not metadata.bf16 and metadata.proof and metadata.proof.precision == "fp32"
+        assert metadata.self_check and metadata.self_check.difference < 0.012
+        assert runtimes.load(folder, metadata, config, None, threads=1).precision == "fp32"
 
 
 def test_an_int8_resnet18_archive_has_at_most_12_mb(

@@ -12,12 +12,15 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from tests.helpers import REAL
-from visionserve import runtimes, self_check
+from visionserve import processor, runtimes, self_check
 from visionserve.config import HandlerConfig
 from visionserve.metadata import Metadata, Transforms
-from visionserve.models import MODELS
+from visionserve.models import IMAGENET_CATEGORIES, MODELS
+from visionserve.processor import multiplies_bf16
 from visionserve.runtimes import Passed, Runtime
 from visionserve.self_check import SelfCheckError
+from visionserve_tools import photos
+from visionserve_tools.archive import convert
 from visionserve_tools.archive.weights import load, resolve
 from visionserve_tools.commands import verify
 
@@ -115,6 +118,32 @@ def test_int8_that_overflows_is_refused(
     with pytest.raises(SelfCheckError, match="VNNI"):
         self_check.check(unpacked, whole, INT8, runtime)
     assert self_check.check(unpacked, half, INT8, runtime)
+
+
+@pytest.mark.skipif(not multiplies_bf16(), reason="this processor does not multiply BF16")
+@pytest.mark.parametrize("built_with", [False, True])
+def test_bf16_passes_whether_the_builders_processor_had_it_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built_with: bool
+) -> None:
+    """Of one archive of `precision: auto`, which is proved in what its builder computes in."""
+    (cpuinfo := tmp_path / "cpuinfo").write_text("flags : fpu avx512f avx512_vnni\n")
+    auto = HandlerConfig(runtime="openvino", precision="auto")
+    if not built_with:
+        monkeypatch.setattr(processor, "CPUINFO", cpuinfo)
+    photographs = photos.packaged()
+    metadata = convert.convert(
+        REAL, resolve(REAL), IMAGENET_CATEGORIES, auto, photographs, tmp_path
+    )
+    assert metadata.proof and metadata.proof.precision == ("bf16" if built_with else "fp32")
+    for precision, place in (("fp32", cpuinfo), ("bf16", Path("/proc/cpuinfo"))):
+        monkeypatch.setattr(processor, "CPUINFO", place)
+        runtime = runtimes.load(tmp_path, metadata, auto, None, 1)
+        found = self_check.check(tmp_path, metadata, auto, runtime)
+        assert runtime.precision == precision and found is not None and found.agreement == 1
+        assert (found.mean_difference > 1e-4) == (precision == "bf16")
+    wrong = Other(runtime, lambda one: Passed(one.probabilities * 0.95))
+    with pytest.raises(SelfCheckError, match="wrong on this machine"):
+        self_check.check(tmp_path, metadata, auto, wrong)
 
 
 def test_one_flipped_bit_is_found_by_hand(

@@ -606,7 +606,7 @@ def test_what_was_served_last_is_served_again_after_a_kill(
 
     try:
         first, _ = serve("--models", "mountains")
-        assert first == ["  mountains 1.0 (default), built 12 days ago"]
+        assert first == ["  mountains 1.0 (default), openvino fp32, built 12 days ago"]
         most = "mountains.mar allows 1 worker (maxWorkers of its profile), not 99: "
         for typo in (["scale", "mountains", "99"], ["scale", "mountains", "1", "99"]):
             assert refused("manage", *typo) == f"{most}--force starts them all the same."
@@ -620,7 +620,7 @@ def test_what_was_served_last_is_served_again_after_a_kill(
         assert before == {"mountains": ("2.0", {"2.0": 2}), "hills": ("2.0", {"2.0": 1})}
         kill()
         again, told = serve()
-        lines = [f"  {model} 2.0 (default), built 3 hours ago" for model in before]
+        lines = [f"  {model} 2.0 (default), openvino fp32, built 3 hours ago" for model in before]
         assert (sorted(again), told) == (sorted(lines), [])
         assert served() == before
         pid = server.pid
@@ -642,7 +642,7 @@ def test_what_was_served_last_is_served_again_after_a_kill(
         once_more, told = serve()
         assert told == [f"{store}/{gone.name} is gone: mountains 2.0 is not served."]
         assert once_more == [
-            "  mountains 3.0 (default), built 1 day ago, by an older handler: "
+            "  mountains 3.0 (default), openvino fp32, built 1 day ago, by an older handler: "
             ".venv/bin/visionserve repack old"
         ]
         assert served() == {"mountains": ("3.0", {"3.0": 1})}

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from visionserve.config import HandlerConfig
+from visionserve import processor
+from visionserve.config import HandlerConfig, Precision
 from visionserve.metadata import Metadata
 from visionserve.tta import Views
 
@@ -65,9 +66,11 @@ class Runtime:
     Attributes:
         capacity: how many views of 224 × 224 pixels fill a forward pass. More views in one pass
             would take more memory, but no less time each.
+        precision: what it computes in, by what the engine says.
     """
 
     capacity: int
+    precision: Precision = "fp32"
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Classify a batch.
@@ -138,7 +141,7 @@ def load(
     Args:
         directory: where the archive's files are.
         metadata: the archive's `metadata.json`.
-        config: names the engine and the precision.
+        config: names the engine and the precision; see `visionserve.processor.precision`.
         gpu_id: CUDA device index; None for the CPU.
         threads: inference threads on the CPU.
     """
@@ -146,7 +149,9 @@ def load(
     if config.runtime == "openvino":
         from visionserve.runtimes.openvino import OpenVINORuntime
 
-        return OpenVINORuntime(artifact, metadata.transforms.crop, threads, metadata.explains)
+        bf16 = processor.precision(config.precision, metadata.bf16) == "bf16"
+        crop = metadata.transforms.crop
+        return OpenVINORuntime(artifact, crop, threads, metadata.explains, bf16)
     from visionserve.runtimes.pytorch import PyTorchRuntime
 
     return PyTorchRuntime(artifact, metadata, gpu_id, config.precision == "fp16", threads)

@@ -16,16 +16,21 @@ import openvino
 from openvino import opset13 as opset
 
 from visionserve import heap
+from visionserve.config import Precision
 from visionserve.metadata import LEAST
 from visionserve.runtimes import Linear, Passed, Runtime
 
 # How many kernels OpenVINO keeps; it makes one for each layer and shape. 64 hold those of a crop
-# and of one size of `dense`, and 128 those of the three sizes that `dense` views mostly have; see
-# `visionserve.tta.STRIDES`. Kernels of INT8 take longest to make: with 64 and every size, a pass of
-# efficientnet_lite0 took 2.6 times what it takes where one size follows itself. Each kernel takes
-# 0.1 MB, and the default of 5000 hundreds of megabytes.
+# and of one size of `dense`, and 256 those of the four sizes that `dense` views mostly have; see
+# `visionserve.tta.STRIDES`. Kernels of INT8 and BF16 take longest to make: of four sizes mixed, a
+# pass of efficientnet_lite0 in INT8, which has 50 convolutions, takes 2.3 times what it takes where
+# one size follows itself with 64, 1.17 with 128, 1.10 with 256 and 1.12 with 512. A kernel takes up
+# to 0.1 MB, and the default of 5000 hundreds of megabytes where shapes are many.
 KERNELS = 64
-KERNELS_INT8 = 128
+KERNELS_LOW = 256
+
+# How OpenVINO names what a model computes in. A processor may not have what is asked for.
+PRECISIONS: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 
 # A pass over more pixels than two crops gives its memory back; the `dense` view of a photograph of
 # 3:2 has 1.96. New memory for each pass would make it a tenth slower, because the kernel clears
@@ -45,17 +50,22 @@ class OpenVINORuntime(Runtime):
         threads: inference threads. They are not pinned to cores, which all workers share.
         features: whether the model has a linear layer alone after a global pool, so that it has
             pooled features to give. They are added to the outputs; the file has one.
+        bf16: whether layers are computed in BF16, from the weights of FP32. Maps of explanations
+            are not.
     """
 
     capacity = 1
 
-    def __init__(self, artifact: Path, crop: int, threads: int, features: bool = False) -> None:
+    def __init__(
+        self, artifact: Path, crop: int, threads: int, features: bool = False, bf16: bool = False
+    ) -> None:
         self._artifact = artifact
         self._threads = threads
         self._kept = KEPT_CROPS * crop * crop * 3
         heap.keep_small_buffers()
         model = openvino.Core().read_model(artifact)
-        self._request = self._compile(with_features(model) if features else model)
+        self._request = self._compile(with_features(model) if features else model, bf16)
+        self.precision = "int8" if _is_int8(model) else self._computes()
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Classify a batch; see `visionserve.runtimes.Runtime`."""
@@ -101,8 +111,12 @@ class OpenVINORuntime(Runtime):
         """
         return self._compile(with_contributions(openvino.Core().read_model(self._artifact)))
 
-    def _compile(self, model: openvino.Model) -> Any:
-        int8 = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+    def _computes(self) -> Precision:
+        """Ask OpenVINO what it computes the layers in that are not quantized."""
+        hint = self._request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT")
+        return PRECISIONS[hint.get_type_name()]
+
+    def _compile(self, model: openvino.Model, bf16: bool = False) -> Any:
         compiled = openvino.Core().compile_model(
             model,
             "CPU",
@@ -111,11 +125,15 @@ class OpenVINORuntime(Runtime):
                 "NUM_STREAMS": 1,
                 "INFERENCE_NUM_THREADS": self._threads,
                 "ENABLE_CPU_PINNING": False,
-                "INFERENCE_PRECISION_HINT": "f32",
-                "CPU_RUNTIME_CACHE_CAPACITY": KERNELS_INT8 if int8 else KERNELS,
+                "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+                "CPU_RUNTIME_CACHE_CAPACITY": KERNELS_LOW if bf16 or _is_int8(model) else KERNELS,
             },
         )
         return compiled.create_infer_request()
+
+
+def _is_int8(model: openvino.Model) -> bool:
+    return any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
 
 
 def with_features(model: openvino.Model) -> openvino.Model:

@@ -52,8 +52,7 @@ class PyTorchRuntime(Runtime):
     ) -> None:
         on_gpu = gpu_id is not None and torch.cuda.is_available()
         self._device = torch.device(f"cuda:{gpu_id}" if on_gpu else "cpu")
-        if half and not on_gpu:
-            logger.warning("No CUDA device: the model runs in FP32 on the CPU.")
+        self.precision = "fp16" if half and on_gpu else "fp32"
         torch.set_num_threads(threads)
         transforms = metadata.transforms
         module = FullyConvolutional(

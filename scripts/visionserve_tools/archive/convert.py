@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from visionserve import runtimes
+from visionserve import processor, runtimes
 from visionserve.classifier import Classifier
-from visionserve.config import Activation, CacheConfig, HandlerConfig
+from visionserve.config import Activation, CacheConfig, HandlerConfig, Precision
 from visionserve.metadata import Metadata, Proof, Transforms
 from visionserve.models import MODELS, FullyConvolutional
 from visionserve.processor import overflows
@@ -43,6 +43,7 @@ CLOSE = 0.018
 MOST_SPARED = 3
 LARGEST_SHARE = 0.1
 # FP32 and FP16 differ from PyTorch only by rounding, which a few photographs show well enough.
+EXACT: tuple[Precision, ...] = ("fp32", "fp16")
 EXACT_PHOTOGRAPHS = 3
 LARGEST_PROOF = 30
 FORM_DIFFERENCE = 1e-4
@@ -113,7 +114,8 @@ def convert(
             *(module.activation, metadata.thresholds),
         )
     calibration, judges = divide(photographs)
-    if config.precision != "int8":
+    runs = processor.precision(config.precision)
+    if runs in EXACT:
         judges = judges[:EXACT_PHOTOGRAPHS]
     pictures = [photos.read(path) for path in judges]
     reference = proof.refer(module, pictures, transforms, groups)
@@ -126,11 +128,20 @@ def convert(
     else:
         save(to_openvino(module, transforms.crop), directory / metadata.artifact)
         proved = _prove(directory, metadata, config, reference)
-    proof.check(proved, config.precision, module.activation)
+        if config.precision == "auto" and not proof.is_close(proved, runs, module.activation):
+            print(
+                f"In BF16, {proof.describe(proved, module.activation)}: too far off, so that the "
+                "archive computes in FP32 on every processor.",
+                file=sys.stderr,
+            )
+            metadata, runs = metadata.model_copy(update={"bf16": False}), "fp32"
+            proved = _prove(directory, metadata, config, reference)
+    proof.check(proved, runs, module.activation)
     network = plain.grouped(module.network, groups)
     with _one_thread():
         runtime = _served(directory, metadata, config)
-        checked = self_check.write(network, metadata, config.precision, runtime, directory)
+        loosest = processor.loosest(config.precision, metadata.bf16)
+        checked = self_check.write(network, metadata, loosest, runtime, directory)
         metadata = metadata.model_copy(update={"proof": proved, "self_check": checked})
         if expected:
             uncached = config.model_copy(update={"cache": CacheConfig()})
@@ -299,7 +310,7 @@ def _prove(
     """Load the written model, and prove it."""
     with _one_thread():
         runtime = _served(directory, metadata, config)
-        return proof.prove(runtime.passed, reference, metadata.thresholds)
+        return proof.prove(runtime.passed, reference, metadata.thresholds, runtime.precision)
 
 
 def _served(directory: Path, metadata: Metadata, config: HandlerConfig) -> Runtime:

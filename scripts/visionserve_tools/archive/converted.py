@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from visionserve import processor
 from visionserve.config import ModelConfig
 from visionserve.metadata import FILE, KNOWN, Metadata
 from visionserve_tools import environment, lock, paths
@@ -58,7 +59,7 @@ def key_of(
     hashes: Mapping[str, str],
     labels: Sequence[str],
     groups: Sequence[Sequence[int]],
-    half_range: bool,
+    special: bool,
 ) -> str:
     """Return the SHA-256 in hex over everything that a converted model is made of.
 
@@ -69,7 +70,7 @@ def key_of(
             what was fitted count only if the archive is compared with its owner's figures.
         labels: of the network's classes, of which only the number counts otherwise.
         groups: as for `archive.convert.convert`.
-        half_range: whether weights in INT8 use half their range.
+        special: whether weights in INT8 use half their range, or the model is proved in BF16.
     """
     arithmetic = config.handler
     report = trained.read(recipe.weights)
@@ -80,7 +81,7 @@ def key_of(
         "transforms": report and report.transforms.model_dump(mode="json"),
         "classes": [len(labels), groups],
         "arithmetic": [arithmetic.runtime, arithmetic.precision],
-        "half range": arithmetic.precision == "int8" and half_range,
+        "special": arithmetic.precision in processor.DEPEND and special,
         "packages": packages(),
         "code": code(MAKERS, PROVED),
     }

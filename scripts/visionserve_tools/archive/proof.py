@@ -54,6 +54,7 @@ class Limits:
 
 LIMITS: dict[Precision, Limits] = {
     "fp32": Limits(difference=0.001, agreement=1, cosine=0.9999),
+    "bf16": Limits(difference=0.012, agreement=0.99, cosine=0.995),
     "fp16": Limits(difference=0.01, agreement=0.98, cosine=0.999),
     "int8": Limits(difference=0.06, agreement=0.9, cosine=0.95),
 }
@@ -61,6 +62,7 @@ LIMITS: dict[Precision, Limits] = {
 
 # All labels of a view are right less often than its best class.
 MULTI_LABEL: dict[Precision, Limits] = LIMITS | {
+    "bf16": replace(LIMITS["bf16"], agreement=0.95),
     "fp16": replace(LIMITS["fp16"], agreement=0.95),
     "int8": replace(LIMITS["int8"], agreement=0.8),
 }
@@ -140,6 +142,7 @@ def prove(
     passed: Callable[[NDArray[np.uint8]], Passed],
     reference: Reference,
     thresholds: Sequence[float] = (),
+    precision: Precision | None = None,
 ) -> Proof:
     """Compare what a loaded model says with PyTorch, on the reference's views.
 
@@ -147,6 +150,7 @@ def prove(
         passed: the model.
         reference: what it is compared with.
         thresholds: of a multi-label model.
+        precision: what the model computes in.
     """
     passes = [passed(views) for views in reference.views]
     found = np.concatenate([one.probabilities for one in passes])
@@ -162,6 +166,7 @@ def prove(
             agreement=close.agreement,
             largest_sum_error=float(np.maximum(np.abs(found - 0.5) - 0.5, 0).max()),
             feature_cosine=_cosine(passes, reference),
+            precision=precision,
         )
     best, chosen = expected.argmax(axis=1), found.argmax(axis=1)
     differences = np.abs(found[rows, best] - expected[rows, best])
@@ -174,6 +179,7 @@ def prove(
         agreement=float(ties.mean()),
         largest_sum_error=float(np.abs(found.sum(axis=1) - 1).max()),
         feature_cosine=_cosine(passes, reference),
+        precision=precision,
     )
 
 
@@ -211,6 +217,17 @@ def describe(proof: Proof, activation: Activation = "softmax") -> str:
     )
 
 
+def is_close(proof: Proof, precision: Precision, activation: Activation = "softmax") -> bool:
+    """Tell whether a model's figures are within its limits; NaN is beyond every limit."""
+    limits = limits_of(precision, activation)
+    return (
+        proof.largest_sum_error <= SUM_ERROR
+        and proof.mean_difference <= limits.difference
+        and proof.agreement >= limits.agreement
+        and (proof.feature_cosine is None or proof.feature_cosine >= limits.cosine)
+    )
+
+
 def check(proof: Proof, precision: Precision, activation: Activation = "softmax") -> None:
     """Refuse a model whose probabilities differ too much from PyTorch's.
 
@@ -219,12 +236,7 @@ def check(proof: Proof, precision: Precision, activation: Activation = "softmax"
             beyond its limit; NaN counts as beyond every limit.
     """
     limits = limits_of(precision, activation)
-    if not (
-        proof.largest_sum_error <= SUM_ERROR
-        and proof.mean_difference <= limits.difference
-        and proof.agreement >= limits.agreement
-        and (proof.feature_cosine is None or proof.feature_cosine >= limits.cosine)
-    ):
+    if not is_close(proof, precision, activation):
         raise ProofError(
             f"The {precision} model's probabilities are not those of its weights, and no archive "
             f"is written: {describe(proof, activation)}. Allowed are {limits.difference} in the "

@@ -14,10 +14,9 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter
 
-from visionserve import metadata
+from visionserve import metadata, processor
 from visionserve.config import Activation, ModelConfig
 from visionserve.metadata import Metadata
-from visionserve.processor import overflows
 from visionserve_tools import class_folders, environment, lock, paths, photos
 from visionserve_tools.archive import (
     converted,
@@ -177,7 +176,7 @@ def build(
         store: where to write.
         mirror: see `archive.weights.resolve`.
         again: whether to retry a download that failed within the last day, and to build an INT8
-            archive anew that was built for other processors; `serve` does neither.
+            or BF16 archive anew that was built on another kind of processor; `serve` does neither.
         carried: what was fitted for the same weights after an earlier build of the archive.
         force: whether to convert the model and build the archive anew in any case.
 
@@ -200,10 +199,12 @@ def build(
     config = ModelConfig.load(recipe.config)
     archive = store / recipe.archive
     figures = expected.read(recipe.expect) if recipe.expect else None
-    # `serve` takes INT8 of the other range, too, but not in place of this processor's.
-    ranges = [overflows()]
-    ranges += [not overflows()] if config.handler.precision == "int8" and not again else []
-    made = {half: with_fitted(fingerprint(recipe, config, half), carried) for half in ranges}
+    # `serve` takes INT8 of the other range, or what was proved in the other one of FP32 and BF16,
+    # but not in place of this processor's.
+    special = processor.is_special(config.handler.precision)
+    kinds = [special]
+    kinds += [not special] if config.handler.precision in processor.DEPEND and not again else []
+    made = {kind: with_fitted(fingerprint(recipe, config, kind), carried) for kind in kinds}
     if not force and any(is_recorded(archive, one) for one in made.values()):
         return archive
     _keep(archive, recipe)
@@ -212,17 +213,17 @@ def build(
         figures.arranged(classes.categories)
     kept = made_of(recipe, carried)
     keys = {
-        half: converted.key_of(recipe, config, kept["files"], classes.labels, classes.members, half)
-        for half in ranges
+        kind: converted.key_of(recipe, config, kept["files"], classes.labels, classes.members, kind)
+        for kind in kinds
     }
     store.mkdir(parents=True, exist_ok=True)
     with lock.alone(store), tempfile.TemporaryDirectory() as scratch:
         if not force and any(is_recorded(archive, one) for one in made.values()):
             return archive
         _keep(archive, recipe)
-        there = {half: converted.find(key, archive) for half, key in keys.items() if not force}
-        half = next((half for half, found in there.items() if found), ranges[0])
-        found = there.get(half)
+        there = {kind: converted.find(key, archive) for kind, key in keys.items() if not force}
+        kind = next((kind for kind, found in there.items() if found), special)
+        found = there.get(kind)
         if found is None:
             if not (again or recipe.weights) and (told := remembered(recipe.architecture, mirror)):
                 raise WeightsUnavailableError(told)
@@ -231,7 +232,7 @@ def build(
             weights = resolve(recipe.architecture, recipe.weights, mirror, recipe.averaged)
             _read_fitted(recipe, weights.sha256, classes)
         how = "packed around the model that was converted before" if found else "built"
-        reason = "--force asks for it" if force else _reason(archive, made[half])
+        reason = "--force asks for it" if force else _reason(archive, made[kind])
         print(f"{archive} is {how}, as {reason}.", file=sys.stderr)
         content = Path(scratch) / "content"
         content.mkdir()
@@ -251,9 +252,9 @@ def build(
         else:
             package.package(content, built, recipe.name, recipe.version)
         own = recipe.is_own or carried is not None
-        record(archive, made[half], own, built, kept | {"model": keys[half]})
+        record(archive, made[kind], own, built, kept | {"model": keys[kind]})
         if not found:
-            converted.keep(archive, keys[half])
+            converted.keep(archive, keys[kind])
     return archive
 
 
@@ -453,7 +454,7 @@ def check_architecture(name: str) -> None:
         )
 
 
-def fingerprint(recipe: Recipe, config: ModelConfig, half_range: bool | None = None) -> str:
+def fingerprint(recipe: Recipe, config: ModelConfig, special: bool | None = None) -> str:
     """Return the SHA-256 in hex over everything that goes into an archive.
 
     The official weights, ImageNet's labels and the packaged photographs need not be present: the
@@ -462,13 +463,14 @@ def fingerprint(recipe: Recipe, config: ModelConfig, half_range: bool | None = N
     Args:
         recipe: what the archive is made of.
         config: the configuration of the recipe.
-        half_range: whether weights in INT8 use half their range; None for what suits this machine's
-            processor (`visionserve.processor.overflows`).
+        special: whether weights in INT8 use half their range, or a model is proved in BF16; None
+            for what suits this machine's processor (`visionserve.processor.is_special`).
 
     Raises:
         WeightsError, ValueError, OSError: as `hash_of`.
     """
-    half = overflows() if half_range is None else half_range
+    wanted = config.handler.precision
+    special = processor.is_special(wanted) if special is None else special
     training = trained.read(recipe.weights)
     today = handler.files(config.handler.runtime)
     values = {
@@ -477,7 +479,7 @@ def fingerprint(recipe: Recipe, config: ModelConfig, half_range: bool | None = N
         "files": {what: hash_of(what, path) for what, path in recipe.files().items()},
         "packages": converted.packages(),
         "training": training and training.model_dump(mode="json"),
-        "half range": config.handler.precision == "int8" and half,
+        "special": wanted in processor.DEPEND and special,
         "handler": {name: sha256_of(path) for name, path in today.items()},
         "makers": [sha256_of(paths.TOOLS / name) for name in (*converted.MAKERS, *WRAPPERS)],
         "names": sha256_of(imagenet.FILE),

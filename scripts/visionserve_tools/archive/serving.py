@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from visionserve import processor
 from visionserve.classifier import Classifier
 from visionserve.config import HandlerConfig, Options
 from visionserve.errors import RequestError
@@ -46,12 +47,13 @@ def check(classifier: Classifier, expected: Expected, config: HandlerConfig) -> 
     figures = expected.arranged(categories)
     found = answers(classifier, expected.photographs)
     compared = compare(found, figures, classifier.metadata.thresholds)
-    limits, fast = limits_of(config.precision, activation), config.decode == "fast"
+    precision = processor.precision(config.precision, classifier.metadata.bf16)
+    limits, fast = limits_of(precision, activation), config.decode == "fast"
     difference = limits.difference + fast * FAST.difference
     agreement = limits.agreement - fast * FAST.agreement
     if not (compared.mean_difference <= difference and compared.agreement >= agreement):
         raise ExpectationError(
-            f"{expected.file}: the {config.precision} archive would not answer as its owner "
+            f"{expected.file}: the {precision} archive would not answer as its owner "
             f"expects, and is not written: {describe(compared, activation)}. Allowed are "
             f"{difference:g} in the mean and {agreement:.0%}. "
             f"Worst: {worst(expected, figures, found, categories, activation)}."

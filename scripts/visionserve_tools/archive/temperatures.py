@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from visionserve import metadata
-from visionserve.config import TTA, Precision, Probability, Strict
+from visionserve.config import TTA, Probability, Strict, Wanted
 from visionserve.metadata import KNOWN, Familiarity, Numbers, Temperature
 from visionserve_tools import lock
 from visionserve_tools.archive.rewrite import check_recorded, rewrite
@@ -79,7 +79,7 @@ class Fitted(Strict):
         return self.model_copy(update={"familiarity": None, "known": None})
 
 
-def numbers(precision: Precision, half_range: bool) -> Numbers:
+def numbers(precision: Wanted, half_range: bool) -> Numbers:
     """Name the arithmetic of an archive; FP16 scores as FP32 does."""
     if precision != "int8":
         return "float"

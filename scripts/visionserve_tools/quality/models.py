@@ -17,7 +17,7 @@ from PIL import Image
 
 from visionserve import runtimes
 from visionserve.classifier import Classifier
-from visionserve.config import TTA, CacheConfig, Engine, HandlerConfig, Precision
+from visionserve.config import TTA, CacheConfig, Engine, HandlerConfig, Wanted
 from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.metadata import Metadata, Transforms
@@ -247,7 +247,7 @@ class Archived(Loaded):
     def __str__(self) -> str:
         """Return one line for people."""
         config = self.config
-        ran = f"{config.runtime} {config.precision}, {config.decode} decode"
+        ran = f"{config.runtime} {self.runtime.precision}, {config.decode} decode"
         return f"{self.name} {self.version} ({self.metadata.architecture}, {ran})"
 
 
@@ -288,7 +288,7 @@ def load(
 
     The files stay in the scratch folder, because explanations read them later.
     """
-    models: dict[tuple[Engine, Precision], tuple[Runtime, Metadata]] = {}
+    models: dict[tuple[Engine, Wanted], tuple[Runtime, Metadata]] = {}
     for variant in variants:
         config = VARIANTS[variant]
         key = config.runtime, config.precision

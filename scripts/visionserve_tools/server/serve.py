@@ -17,7 +17,7 @@ from visionserve_tools import environment, lock, paths, photos
 from visionserve_tools.archive import handler
 from visionserve_tools.archive.groups import find_groups
 from visionserve_tools.archive.hashes import HashError
-from visionserve_tools.archive.manifest import ArchiveError, read_age, read_config
+from visionserve_tools.archive.manifest import ArchiveError, read_age, read_config, read_engine
 from visionserve_tools.archive.store import adopt
 from visionserve_tools.archive.weights import WeightsError
 from visionserve_tools.environment import InstallError
@@ -128,9 +128,11 @@ def announce(server: TorchServe, models: Models) -> None:
 
 
 def _described(server: TorchServe, model: str, version: str, entry: Entry) -> str:
-    """Return a version's line: whether it is the default, its age, and what an old one needs."""
+    """Return a version's line: whether it is the default, its engine, age, and what it needs."""
     archive = server.admitted / entry["marName"]
     line = f"{model} {version}{' (default)' * entry['defaultVersion']}"
+    if engine := read_engine(archive):
+        line += f", {engine}"
     if (age := read_age(archive)) is not None:
         line += f", built {_since(age)}"
     if handler.differing(archive):
