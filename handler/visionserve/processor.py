@@ -1,5 +1,6 @@
 """What INT8 and BF16 have to know of the processor."""
 
+import platform
 import re
 from pathlib import Path
 
@@ -95,3 +96,15 @@ def _flags(cpuinfo: str | None) -> set[str] | None:
     text = CPUINFO.read_text(encoding="utf-8") if cpuinfo is None else cpuinfo
     flags = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
     return flags and set(flags[1].split())
+
+
+def suits_int8(machine: str | None = None) -> bool:
+    """Tell whether OpenVINO 2026.4 computes INT8 as it was quantized on this kind of processor.
+
+    On ARM64 it computes nearly half of efficientnet_lite0's quantized convolutions in floats; the
+    README of the repository has what that costs.
+
+    Args:
+        machine: as `platform.machine` tells it; this machine's if None.
+    """
+    return (machine or platform.machine()).lower() not in ("aarch64", "arm64")

@@ -626,6 +626,11 @@ def test_only_an_openvino_archive_stands_in_for_torch(store: Path) -> None:
             "--groups sums up a softmax: give it without --activation sigmoid.",
         ),
         (["--weights", "absent.pt"], 1, "absent.pt: no such file of weights."),
+        (
+            ["--profile", "gpu-t4", "--precision", "int8"],
+            1,
+            "gpu-t4/model-config.yaml: pytorch has no precision int8.",
+        ),
         (["--use-ema"], 2, "--use-ema chooses among the weights of a checkpoint: give --weights"),
     ],
 )
@@ -645,6 +650,22 @@ def test_the_builder_command_reports_an_error_without_a_traceback(
 def test_the_server_profile_is_exact() -> None:
     config = ModelConfig.load(SERVER_CONFIG).handler
     assert (config.precision, config.decode, config.defaults.tta) == ("auto", "exact", "dense")
+
+
+def test_a_profiles_precision_can_be_replaced_and_is_fp32_on_arm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    edge = Recipe("resnet18", "a", "1.0", paths.CONFIG / "edge" / "model-config.yaml")
+    given = [replace(edge, precision=precision) for precision in (None, "fp32", "int8")]
+    for machine, expected in (
+        ("x86_64", ["int8", "fp32", "int8"]),
+        ("aarch64", ["fp32", "fp32", "int8"]),
+    ):
+        monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
+        configs = [one.configuration for one in given]
+        assert [config.handler.precision for config in configs] == expected
+        assert len({fingerprint(given[0], config, False) for config in configs}) == 2
+    assert configs[0].handler.model_copy(update={"precision": "int8"}) == configs[2].handler
 
 
 @pytest.mark.parametrize("bad", ["", "a/b", "../a", "a b", "é", "-a", "a\n"])

@@ -119,7 +119,7 @@ def test_bf16_is_as_close_to_fp32_as_pytorchs_own(fp32: tuple[Runtime, Metadata]
         assert np.abs(found.probabilities.sum(axis=1) - 1).max() < 1e-5
         assert found.features is not None and expected.features is not None
         products = (found.features * expected.features).sum(axis=1)
-        lengths = [np.linalg.norm(one.features, axis=1) for one in (found, expected)]
+        lengths = [np.linalg.norm(one, axis=1) for one in (found.features, expected.features)]
         assert (products / np.prod(lengths, axis=0)).mean() > 0.995
     assert np.array_equal(runtime.contributions(batch[:1]), exact.contributions(batch[:1]))
     assert all(map(np.array_equal, runtime.linear(), exact.linear()))

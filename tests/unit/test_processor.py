@@ -4,7 +4,7 @@ import pytest
 
 from visionserve import processor
 from visionserve.config import Precision, Wanted
-from visionserve.processor import multiplies_bf16, overflows, precision, reason
+from visionserve.processor import multiplies_bf16, overflows, precision, reason, suits_int8
 
 AVX512 = "processor : 0\nflags\t\t: fpu avx2 avx512f avx512_vnni\nbugs : none\n"
 AMX = "processor : 0\nflags\t\t: fpu avx2 avx512f avx512_vnni amx_bf16 amx_tile amx_int8\n"
@@ -63,3 +63,11 @@ def test_what_a_model_computes_in(
     assert precision(wanted, close) == found
     told = reason(wanted, found, close)
     assert why in told if why and told else told is why
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [("x86_64", True), ("AMD64", True), ("aarch64", False), ("arm64", False), ("ARM64", False)],
+)
+def test_int8_is_for_x86(machine: str, expected: bool) -> None:
+    assert suits_int8(machine) == expected

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
+import yaml
 from pydantic import TypeAdapter
 
 from visionserve import metadata, processor
-from visionserve.config import Activation, ModelConfig
+from visionserve.config import PRECISIONS, Activation, ModelConfig, Wanted
 from visionserve.metadata import Metadata
 from visionserve_tools import class_folders, environment, lock, paths, photos
 from visionserve_tools.archive import (
@@ -79,6 +80,7 @@ class Recipe:
             network's own classes.
         activation: what follows the network; see `visionserve.metadata.Metadata`.
         thresholds: a file of a multi-label model's thresholds; see `archive.thresholds`.
+        precision: in place of the configuration's; see `configuration`.
 
     Raises:
         ValueError: a name, version or file name would not be valid in a URL or for TorchServe.
@@ -100,6 +102,7 @@ class Recipe:
     groups: Path | None = None
     activation: Activation = "softmax"
     thresholds: Path | None = None
+    precision: Wanted | None = None
 
     def __post_init__(self) -> None:
         """Check the names before anything is computed."""
@@ -115,6 +118,27 @@ class Recipe:
     def is_own(self) -> bool:
         """Whether the recipe differs from the one that `serve` uses for this architecture."""
         return self != served(self.architecture, self.config, self.groups)
+
+    @property
+    def configuration(self) -> ModelConfig:
+        """The archive's configuration, with its precision; FP32 where INT8 suits no processor.
+
+        Raises:
+            OSError, ValueError: as `visionserve.config.ModelConfig.load`; or the runtime has no
+                such precision.
+        """
+        config = ModelConfig.load(self.config)
+        handler = config.handler
+        suited = (
+            "fp32"
+            if handler.precision == "int8" and not processor.suits_int8()
+            else handler.precision
+        )
+        precision = self.precision or suited
+        if precision not in PRECISIONS[handler.runtime]:
+            raise ValueError(f"{self.config}: {handler.runtime} has no precision {precision}.")
+        handler = handler.model_copy(update={"precision": precision})
+        return config.model_copy(update={"handler": handler})
 
     @property
     def archive(self) -> str:
@@ -196,7 +220,7 @@ def build(
         OSError: a file of the recipe cannot be read.
         pydantic.ValidationError: the configuration has an unknown key or a bad value.
     """
-    config = ModelConfig.load(recipe.config)
+    config = recipe.configuration
     archive = store / recipe.archive
     figures = expected.read(recipe.expect) if recipe.expect else None
     # `serve` takes INT8 of the other range, or what was proved in the other one of FP32 and BF16,
@@ -245,7 +269,7 @@ def build(
         described = _put_fitted(recipe, config, classes, described, carried, content)
         (content / metadata.FILE).write_text(described.model_dump_json(), encoding="utf-8")
         handler.copy(config.handler.runtime, content)
-        shutil.copy(recipe.config, content / package.CONFIG)
+        _write_config(recipe, config, content / package.CONFIG)
         built = Path(scratch) / archive.name
         if found:
             package.package_around(found, content, built, recipe.name, recipe.version)
@@ -256,6 +280,15 @@ def build(
         if not found:
             converted.keep(archive, keys[kind])
     return archive
+
+
+def _write_config(recipe: Recipe, config: ModelConfig, file: Path) -> None:
+    """Write an archive's configuration: the recipe's file, or with another precision its values."""
+    if config == ModelConfig.load(recipe.config):
+        shutil.copy(recipe.config, file)
+        return
+    values = config.model_dump(mode="json", exclude_unset=True)
+    file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def _convert(
@@ -474,6 +507,7 @@ def fingerprint(recipe: Recipe, config: ModelConfig, special: bool | None = None
     training = trained.read(recipe.weights)
     today = handler.files(config.handler.runtime)
     values = {
+        "precision": config.handler.precision,
         # Only what files hold counts, not where they are.
         "recipe": TypeAdapter(Recipe).dump_python(recipe.at(lambda _: Path()), mode="json"),
         "files": {what: hash_of(what, path) for what, path in recipe.files().items()},

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import get_args
 
-from visionserve.config import Activation
+from visionserve.config import Activation, Wanted
 from visionserve_tools import paths
 from visionserve_tools.archive import arguments
 from visionserve_tools.archive.weights import MIRROR_HELP
@@ -65,6 +65,11 @@ def main() -> int:
         metavar="FILE",
         help="of sigmoid: a CSV of label and threshold, or JSON (0.5 each)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Wanted),
+        help="in place of the profile's: fp32 for a machine with an ARM processor",
+    )
     parser.add_argument("--calibration", type=Path, help="a folder of photographs for INT8")
     parser.add_argument("--temperatures", type=Path, help="a file of visionserve calibrate")
     parser.add_argument("--expect", type=Path, metavar="FILE", help=EXPECT_HELP)
@@ -97,6 +102,7 @@ def main() -> int:
             groups=groups,
             activation=args.activation,
             thresholds=args.thresholds,
+            precision=args.precision,
         )
         store = args.store or paths.MODEL_STORE / args.profile
         return build(recipe, store, args.mirror, force=args.force)
