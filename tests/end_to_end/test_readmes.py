@@ -283,6 +283,13 @@ def test_links_lead_somewhere() -> None:
                 assert anchor in slugs, f"{page}: {link}"
 
 
+def test_each_alert_says_what_to_do_first() -> None:
+    alerts = (paths.CONFIG / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
+    told = (paths.CONFIG / "OPERATE.md").read_text(encoding="utf-8")
+    named = re.findall(r"- alert: (\w+)", alerts)
+    assert named == re.findall(r"^\| (Visionserve\w+) \|", told, re.MULTILINE)
+
+
 @pytest.mark.parametrize("readme", [*READMES, *OTHERS])
 def test_commands_in_the_text_exist(readme: str) -> None:
     """Targets of make, commands with their options and subcommands, modules of Python."""
