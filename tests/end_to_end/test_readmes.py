@@ -27,6 +27,7 @@ from visionserve.classifier import Classifier
 from visionserve.models import MODELS
 from visionserve_tools import paths, photos
 from visionserve_tools.archive.recipe import Recipe, build
+from visionserve_tools.server import openapi
 from visionserve_tools.server.client import Client
 from visionserve_tools.server.nginx import Proxy
 from visionserve_tools.server.torchserve import TorchServe
@@ -281,6 +282,14 @@ def test_links_lead_somewhere() -> None:
                 )
                 slugs = {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
                 assert anchor in slugs, f"{page}: {link}"
+
+
+def test_each_code_of_an_error_is_listed() -> None:
+    text = (paths.ROOT / "handler/README.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^## Errors\n(.*?)^## ", text, re.DOTALL | re.MULTILINE)
+    assert {code for found in openapi.codes().values() for code in found} <= set(
+        re.findall(r"`(\w+)`", table)
+    )
 
 
 def test_each_alert_says_what_to_do_first() -> None:
