@@ -57,7 +57,8 @@ def _stream(name: str) -> TextIO:
         _Stream(io.FileIO(earlier.fileno(), "w", closefd=False)),
         earlier.encoding,
         "backslashreplace",
-        line_buffering=earlier.line_buffering,
+        # Standard error that is no terminal has the second in place of the first.
+        line_buffering=earlier.line_buffering or earlier.write_through,
         write_through=earlier.write_through,
     )
 

@@ -148,7 +148,7 @@ def _lock(descriptor: int, shown: Path, wait: bool) -> None:
         holder = _holder(descriptor)
         if not wait:
             raise HeldError(f"{shown}: {holder} writes it. Wait for its end.") from None
-        print(f"{shown}: waiting for the end of {holder}.", file=sys.stderr, flush=True)
+        print(f"{shown}: waiting for the end of {holder}.", file=sys.stderr)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in UNSUPPORTED:
