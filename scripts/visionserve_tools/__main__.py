@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any, TextIO
 
-from visionserve_tools import commands
+from visionserve_tools import HOME, commands
 
 PROGRAM = "visionserve"
 STDOUT = 1
@@ -19,7 +19,11 @@ STDOUT = 1
 
 def overview() -> str:
     """List each command with the first line of its module's docstring, without importing it."""
-    lines = [f"usage: {PROGRAM} COMMAND …, each with --help; {PROGRAM} --version"]
+    lines = [
+        f"usage: {PROGRAM} [--home DIR] COMMAND …, each with --help; {PROGRAM} --version",
+        "",
+        f"Archives and states lie in DIR, else in {HOME}, else in the checkout or the folder here.",
+    ]
     for group, names in commands.GROUPS.items():
         lines += ["", f"{group}:", *(f"  {name:12}{commands.about(name)}" for name in names)]
     return "\n".join(lines)
@@ -76,7 +80,16 @@ def main() -> int:
 
 
 def _run() -> int:
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    arguments = sys.argv[1:]
+    if arguments and arguments[0].partition("=")[0] == "--home":
+        first, *arguments = arguments
+        home = first.partition("=")[2] or "".join(arguments[:1])
+        arguments = arguments if "=" in first else arguments[1:]
+        if not home:
+            print("--home: give a folder.", file=sys.stderr)
+            return 2
+        os.environ[HOME] = home
+    name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         print(overview())
         return 0
@@ -86,7 +99,7 @@ def _run() -> int:
     if name not in commands.names():
         print(f"{name} is no command; {PROGRAM} --help lists them.", file=sys.stderr)
         return 2
-    sys.argv = [f"{PROGRAM} {name}", *sys.argv[2:]]
+    sys.argv = [f"{PROGRAM} {name}", *arguments[1:]]
     code: int = import_module(f"{commands.__name__}.{name}").main()
     return code
 

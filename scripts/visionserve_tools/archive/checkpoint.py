@@ -12,6 +12,8 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visionserve_tools import advice
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -115,7 +117,7 @@ def _foreign_zip(file: Path) -> str | None:
         take = "torch.export.load(sys.argv[1]).state_dict"
         return f"is a program of torch.export. Take its weights out: {_command(take)} {path}"
     if "MAR-INF/MANIFEST.json" in names:
-        return "is a model archive, built already: make serve ARCHIVE=FILE serves it."
+        return f"is a model archive, built already: {advice.serve('archive', 'FILE')} serves it."
     if "model.weights.h5" in names:
         return "is a Keras model: a network of PyTorch is needed."
     if "data.pkl" not in inner:

@@ -15,7 +15,9 @@ OWN = {ENTRY, "visionserve", STAND_IN}
 
 def files(runtime: Engine) -> dict[str, Path]:
     """Return today's files of the handler, by their names in an archive for a runtime."""
-    found = {str(path.relative_to(paths.HANDLER)): path for path in paths.HANDLER.rglob("*")}
+    # Installed from a wheel, all else that is installed lies beside them.
+    own = [paths.HANDLER / ENTRY, *(paths.HANDLER / "visionserve").rglob("*")]
+    found = {str(path.relative_to(paths.HANDLER)): path for path in own}
     kept = {name: path for name, path in sorted(found.items()) if path.is_file() and _goes_in(name)}
     return kept | ({STAND_IN: paths.TORCH_STAND_IN} if runtime == "openvino" else {})
 

@@ -12,7 +12,7 @@ import requests
 from tqdm import tqdm
 
 from visionserve.config import ModelConfig, Options
-from visionserve_tools import paths
+from visionserve_tools import advice, paths
 from visionserve_tools.archive.hashes import sha256_of
 from visionserve_tools.batch import features, listing, server_engine
 from visionserve_tools.batch.provenance import WAYS_OUT, Provenance
@@ -43,7 +43,7 @@ def connect(args: argparse.Namespace) -> tuple[Client, str]:
     Raises:
         RunError: the server, its key or a single model of it cannot be found.
     """
-    start = f"make serve PROFILE={args.profile}"
+    start = advice.serve("profile", args.profile)
     try:
         if args.server:
             client = Client(args.server.rstrip("/"), args.server, args.key_file)

@@ -8,6 +8,7 @@ vary more, it is greater than both.
 
 import sys
 
+from visionserve_tools import advice
 from visionserve_tools.arguments import Parser, real, whole
 
 WORKERS = (1, 10, 1000)
@@ -45,5 +46,5 @@ def main() -> int:
     try:
         from visionserve_tools.server import capacity
     except ImportError:
-        sys.exit("capacity needs SciPy: .venv/bin/visionserve install build")
+        sys.exit(f"capacity needs SciPy: {advice.PROGRAM} install build")
     return capacity.run(args)

@@ -44,7 +44,7 @@ def build(tag: str, device: str, model: str) -> None:
             *("buildah", "build", "--isolation", "chroot", "--layers", "--tag", tag),
             *("--build-arg", f"DEVICE={device}", "--build-arg", f"MODEL={model}"),
             *(f"--volume={source}:{target}:ro" for source, target in volumes.items()),
-            *("--file", "-", str(paths.ROOT)),
+            *("--file", "-", str(paths.SOURCES)),
         ]
         # Buildah 1.28 does not resolve an argument in FROM.
         resolved = text.replace("${DEVICE}", device).replace("${BASE}", base)

@@ -49,7 +49,9 @@ def processor() -> str:
 def _commit() -> str:
     command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
     try:
-        done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, cwd=paths.SOURCES, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
     return done.stdout.strip()

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from visionserve_tools import advice
 from visionserve_tools.archive.manifest import Archive, ArchiveError
 from visionserve_tools.archive.store import choose
 from visionserve_tools.archive.weights import FALLBACK
@@ -98,7 +99,7 @@ def of_record(server: TorchServe, mirror: str | None) -> Plan:
     if not models:
         raise ArchiveError(
             "Nothing is left of what was served last: name what to serve, as in "
-            f'make serve MODELS="{DEFAULT}".'
+            + advice.serve("models", f'"{DEFAULT}".')
         )
     for versions in models.values():
         if not any(entry["defaultVersion"] for entry in versions.values()):

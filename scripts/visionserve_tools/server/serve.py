@@ -13,7 +13,7 @@ from typing import Any
 import requests
 import yaml
 
-from visionserve_tools import environment, lock, paths, photos
+from visionserve_tools import advice, environment, lock, paths, photos
 from visionserve_tools.archive import handler
 from visionserve_tools.archive.groups import find_groups
 from visionserve_tools.archive.hashes import HashError
@@ -111,8 +111,8 @@ def announce(server: TorchServe, models: Models) -> None:
     if server.needs_token:
         keys = shlex.quote(str(_short(server.state / "key_file.json")))
         code = "import json, sys; print(json.load(open(sys.argv[1]))['inference']['key'])"
-        proxy = ".venv/bin/visionserve proxy start --upstream"
-        print(f'  token: TOKEN=$(.venv/bin/python -c "{code}" {keys})')
+        proxy = f"{advice.PROGRAM} proxy start --upstream"
+        print(f'  token: TOKEN=$({advice.PYTHON} -c "{code}" {keys})')
         print(f'  ask:   curl -H "Authorization: Bearer $TOKEN" -T image.jpg {url}')
         print(f"  page:  {proxy} {client.inference} {keys} --model {next(iter(models))}")
     else:
@@ -137,7 +137,7 @@ def _described(server: TorchServe, model: str, version: str, entry: Entry) -> st
         line += f", built {_since(age)}"
     if handler.differing(archive):
         profile = "" if server.profile == "local" else f" --profile {server.profile}"
-        line += f", by an older handler: .venv/bin/visionserve repack {archive.stem}{profile}"
+        line += f", by an older handler: {advice.PROGRAM} repack {archive.stem}{profile}"
     return line
 
 
@@ -245,7 +245,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         # One that is there may be another user's, as a pod's volume is.
         for folder in (paths.STATE, state := paths.STATE / args.profile):
-            folder.mkdir(mode=0o700, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with lock.alone(state):
             _change(args)
     except (

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 import psutil
 
 from visionserve.config import ModelConfig
-from visionserve_tools import paths
+from visionserve_tools import advice, paths
 from visionserve_tools.archive.hashes import admit
 from visionserve_tools.archive.manifest import Archive, ArchiveError, read_config
 from visionserve_tools.server import java, processes, snapshots
@@ -520,14 +520,14 @@ def _not_running(state: Path) -> str:
         told = f"No server of profile {state.name} runs"
         if others:
             return f"{told}, but one of {' and '.join(others)} does: --profile {others[0]}"
-        return f"{told}: make serve PROFILE={state.name}"
+        return f"{told}: {advice.serve('profile', state.name)}"
     return f"{state}: no server runs."
 
 
 def _name(pid: int | None) -> str:
     for profile in paths.profiles():
         if pid is not None and pid == TorchServe(profile, paths.STATE / profile, Path()).pid:
-            return f"the server of profile {profile}: make stop PROFILE={profile} ends it"
+            return f"the server of profile {profile}: {advice.stop(profile)} ends it"
     return processes.describe(pid)
 
 
