@@ -70,6 +70,7 @@ class VisionHandler:
             self._version,
             len(metadata.categories),
             self._config.slow_request_ms / 1000,
+            self._classifier.checked,
         )
         self._sampling: Sampling | None = None
         if self._config.samples.on:

@@ -19,6 +19,7 @@ from visionserve import drift
 from visionserve.answer import Outcome
 from visionserve.errors import RequestError
 from visionserve.item import Item
+from visionserve.self_check import Checked
 from visionserve.trace import Stage
 
 FLUSH_SECONDS = 1.0
@@ -28,6 +29,9 @@ TRACE_HEADER = "traceparent"
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 WITHIN = (*(f"{bound:g}" for bound in BOUNDS), "+Inf")
 REQUEST, STAGE = "vision_request_seconds_bucket", "vision_stage_seconds_bucket"
+
+# 1 if the model's self-check passed when its workers loaded, 0 if it is served in spite of that.
+SELF_CHECK = "vision_self_check_success"
 
 # Name of each counter to its dimensions beside the model's name and version. TorchServe 0.12 has
 # histograms, but with bounds of its own and a line of a worker's output for each observation, so
@@ -77,6 +81,7 @@ class Telemetry:
         version: the model's version.
         classes: how many classes the model has.
         slow_seconds: a request that takes this long or longer is logged as slow.
+        checked: what the model's self-check found, if it had pictures for that.
     """
 
     def __init__(
@@ -86,19 +91,26 @@ class Telemetry:
         version: str,
         classes: int,
         slow_seconds: float,
+        checked: Checked | None = None,
     ) -> None:
         self._model = model
         self._version = version
         self._classes = classes
         self._slow_seconds = slow_seconds
         self._metrics = {
-            name: _counter(metrics, name, ["ModelName", "ModelVersion", *dimensions])
+            name: _metric(
+                metrics, name, ["ModelName", "ModelVersion", *dimensions], MetricTypes.COUNTER
+            )
             for name, dimensions in COUNTERS.items()
         }
         self._sums = defaultdict[tuple[str, ...], float](float, dict.fromkeys(EXPORTED_AT_ZERO, 0))
         for property_, buckets in drift.counts(classes).items():
             for bucket in range(buckets):
                 self._sums["vision_pictures_total", property_, str(bucket)] = 0
+        if checked is not None:
+            names = ["ModelName", "ModelVersion"]
+            passed = _metric(metrics, SELF_CHECK, names, MetricTypes.GAUGE)
+            passed.add_or_update(float(checked.passed), [model, version])
         self._lock = threading.Lock()
         threading.Thread(target=self._flush_for_ever, daemon=True, name="telemetry").start()
 
@@ -205,14 +217,13 @@ def trace_of(headers: Mapping[str, str]) -> str:
     return given if _TRACE.fullmatch(given) else ""
 
 
-def _counter(metrics: MetricCacheAbstract, name: str, dimensions: list[str]) -> MetricAbstract:
-    """Return the counter that `config/metrics.yaml` declares, or a new one if it declares none."""
+def _metric(
+    metrics: MetricCacheAbstract, name: str, dimensions: list[str], kind: MetricTypes
+) -> MetricAbstract:
+    """Return the metric that `config/metrics.yaml` declares, or a new one if it declares none."""
     try:
-        return metrics.get_metric(name, MetricTypes.COUNTER)
+        return metrics.get_metric(name, kind)
     except MetricsCacheKeyError:
         return metrics.add_metric_to_cache(
-            metric_name=name,
-            unit="count",
-            dimension_names=dimensions,
-            metric_type=MetricTypes.COUNTER,
+            metric_name=name, unit="count", dimension_names=dimensions, metric_type=kind
         )

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from visionserve.metadata import Familiarity, Share, Threshold
 from visionserve_tools import paths, photos
 from visionserve_tools.archive.hashes import sha256_of
 from visionserve_tools.archive.recipe import Recipe, build
+from visionserve_tools.archive.rewrite import rewrite
 from visionserve_tools.archive.temperatures import Fitted
 from visionserve_tools.server.canary import Canary
 from visionserve_tools.server.client import Client
@@ -73,13 +75,17 @@ def scrape(server: TorchServe) -> Samples:
 def observed(
     server: TorchServe, random_weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Client]:
-    """The server with another model, which caches, and finds requests slow and pictures odd."""
+    """The server with another model, which caches, and finds requests slow and pictures odd.
+
+    Its self-check fails, as if it had been built for another processor.
+    """
     folder = tmp_path_factory.mktemp(OBSERVED)
     config = write_config(
         folder,
         cache={"size_mb": 8, "directory": OBSERVED},
         defaults={"tta": "none"},
         slow_request_ms=0,
+        self_check="warn",
     )
     share = Share(value=0, low=0, high=1)
     thresholds: dict[TTA, Threshold] = {
@@ -98,7 +104,12 @@ def observed(
     file.write_text(fitted.model_dump_json())
     recipe = Recipe("resnet18", OBSERVED, "1.0", config, random_weights, temperatures=file)
     build(recipe, server.store)
-    server.register(f"{OBSERVED}.mar", workers=2)
+    archive = server.store / f"{OBSERVED}.mar"
+    with zipfile.ZipFile(archive) as packed:
+        metadata = json.loads(packed.read("metadata.json"))
+    metadata["self_check"]["difference"] = -1
+    rewrite(archive, {"metadata.json": json.dumps(metadata).encode()}, "", None)
+    server.register(archive.name, workers=2)
     client = server.client
     yield client
     client.unregister(OBSERVED)
@@ -308,6 +319,25 @@ def test_a_lack_of_workers_is_a_5xx_and_no_answer(lacking: tuple[Samples, Sample
     for name in ("Requests5XX", "ts_inference_requests_total"):
         assert after[name,] - before[name,] == 1
     assert after["vision_answers_total", "ok"] == before["vision_answers_total", "ok"]
+
+
+def test_a_model_that_fails_its_self_check_is_told_beside_one_that_passes(
+    observed: Client, server: TorchServe
+) -> None:
+    other = next(name for name in observed.models() if name != OBSERVED)
+
+    def told() -> set[tuple[str, str, float]]:
+        text = requests.get(f"{metrics_address(server)}/metrics", timeout=10).text
+        return {
+            (pairs["ModelName"], pairs["ModelVersion"], float(value))
+            for name, labels, value in SAMPLE.findall(text)
+            for pairs in [dict(LABEL.findall(labels))]
+            if name == "vision_self_check_success" and pairs["ModelName"] in (OBSERVED, other)
+        }
+
+    settle(told, {(OBSERVED, "1.0", 0), (other, "1.0", 1)})
+    assert not observed.card(OBSERVED)["self_check"]["passed"]
+    assert observed.predict(OBSERVED, CAT).ok
 
 
 def test_metrics_need_no_token(server: TorchServe) -> None:
