@@ -4,8 +4,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -103,10 +103,12 @@ class VisionHandler:
         ]
         items = [item for request in requests for item in request.items]
         if self._sampling:
-            self._sampling.choose(items)
+            with _aside("samples"):
+                self._sampling.choose(items)
         answered = self._classifier.classify(items, deadline)
         if self._sampling:
-            self._sampling.name(items, answered)
+            with _aside("samples"):
+                self._sampling.name(items, answered)
         classified = iter(answered)
         bodies, sent = [], list[Outcome]()
         for index, request in enumerate(requests):
@@ -122,9 +124,11 @@ class VisionHandler:
                 seconds = time.monotonic() - started
                 request_id = context.get_request_id(index)
                 trace = trace_of(headers[index])
-                self._telemetry.observe(request_id, request.items, outcomes, seconds, trace)
+                with _aside("metrics"):
+                    self._telemetry.observe(request_id, request.items, outcomes, seconds, trace)
         if self._sampling:
-            self._sampling.offer(items, sent)
+            with _aside("samples"):
+                self._sampling.offer(items, sent)
         if self._classifier.failures >= MAX_FAILURES:
             self._end()
         return bodies
@@ -220,6 +224,15 @@ class VisionHandler:
         logger.error("%d forward passes in a row failed: this worker ends.", MAX_FAILURES)
         self._telemetry.flush()
         threading.Timer(SECONDS_TO_RESPOND, os._exit, (1,)).start()
+
+
+@contextmanager
+def _aside(what: str) -> Iterator[None]:
+    """Log a fault of what no answer depends on, so that it costs no request its answer."""
+    try:
+        yield
+    except Exception:
+        logger.exception("The %s of a batch are not complete.", what)
 
 
 def _headers(context: Context, index: int) -> dict[str, str]:

@@ -408,7 +408,9 @@ class Classifier:
         except RequestError as error:
             return [error.without_frames()] * len(images)
         except Exception:
-            logger.exception("Images could not be classified.")
+            if len(images) > 1:  # Those that are not at fault are answered.
+                return [one for image in images for one in self._infer([image])]
+            logger.exception("An image could not be classified.")
             return [_unclassified()] * len(images)
 
     def _answer(self, image: Prepared, passed: Passed, deadline: float) -> Outcome:
@@ -416,14 +418,13 @@ class Classifier:
         try:
             answer = self._describe(image, passed, deadline)
             _spend_bytes(image.item, answer)
-            localized = self._localize(answer, image.item.options)
+            self._cache.put(image.item, answer)
+            return self._localize(answer, image.item.options)
         except RequestError as error:
             return error.without_frames()
         except Exception:
             logger.exception("An answer could not be made.")
             return _unclassified()
-        self._cache.put(image.item, answer)
-        return localized
 
     def _describe(self, image: Prepared, passed: Passed, deadline: float) -> Answer:
         """Make an answer that is not localized.

@@ -121,14 +121,14 @@ def read(
         if not parts or data is None or data == b"":
             raise RequestError(400, "empty_request", "The request holds no image.")
         check_count(len(parts), 1 if report else config.max_images)
+        budget = Budget(config.max_work, config.max_answer_bytes)
+        items = [_item(part, options, probe, budget, report is not None) for part in parts]
     except RequestError as error:
         return _failed(error.without_frames(), form, config, probe)
     except Exception:
         logger.exception("A request could not be read.")
         fault = RequestError(500, "internal_error", "The request could not be read.")
         return _failed(fault, form, config, probe)
-    budget = Budget(config.max_work, config.max_answer_bytes)
-    items = [_item(part, options, probe, budget, report is not None) for part in parts]
     return Request(items, many, form, probe, report=report)
 
 

@@ -15,7 +15,6 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from visionserve import heap, tta
 from visionserve.config import TTA, Decode
-from visionserve.errors import RequestError
 from visionserve.formats import (
     FILE_ERRORS,
     bmp,
@@ -26,6 +25,7 @@ from visionserve.formats import (
     too_many_pixels,
     unsupported_pixels,
 )
+from visionserve.formats.decoder import load_pixels
 from visionserve.formats.heif_tiles import TiledImage
 from visionserve.formats.samples import strips
 from visionserve.geometry import Size, resized_size, upright_size
@@ -139,27 +139,14 @@ def upright(image: Image.Image, stored: Size) -> Photograph:
     # value is the one that counts), and browsers pass it over as well.
     for name in XMP:
         image.info.pop(name, None)
-    load = LOADERS.get(image.format or "", _load)
-    try:
-        image = load(image)
-    except FILE_ERRORS as error:
-        if "truncated" in str(error).lower():
-            raise RequestError(422, "truncated_image", "The image is truncated.") from None
-        raise RequestError(422, "corrupt_image", "The image is corrupt.") from None
+    load = LOADERS.get(image.format or "", load_pixels)
+    image = load(image)
     if image.mode in UNBOUNDED:
         raise unsupported_pixels("An image of floats, signed or 32-bit numbers")
-    try:
-        orientation = _turn(image)
-        rgb = _convert(image)
-    except ValueError:
-        raise unsupported_pixels(f"An image of mode {image.mode}") from None
+    orientation = _turn(image)
+    rgb = _convert(image)
     size = upright_size(stored, orientation) if is_smaller else rgb.size
     return Photograph(rgb, size, 1 if image.format == "AVIF" else orientation)
-
-
-def _load(image: Image.Image) -> Image.Image:
-    image.load()
-    return image
 
 
 def _turn(image: Image.Image) -> int:
@@ -191,11 +178,14 @@ def _convert(image: Image.Image) -> Image.Image:
 def _convert_strip(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
-    if image.has_transparency_data:
-        opaque = Image.new("RGBA", image.size, WHITE)
-        opaque.alpha_composite(image.convert("RGBA"))
-        image = opaque
-    return image.convert("RGB")
+    try:
+        if image.has_transparency_data:
+            opaque = Image.new("RGBA", image.size, WHITE)
+            opaque.alpha_composite(image.convert("RGBA"))
+            image = opaque
+        return image.convert("RGB")
+    except ValueError:
+        raise unsupported_pixels(f"An image of mode {image.mode}") from None
 
 
 def shrink_on_load(

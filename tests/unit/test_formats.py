@@ -379,6 +379,14 @@ def test_a_tiff_of_few_bits_is_scaled_by_what_it_says() -> None:
                     )
                     right = np.stack([right[..., 0]] * 3, -1) if count == 1 else right
                     assert np.array_equal(decoded(file.getvalue()), right), (photometric, order)
+    file = io.BytesIO()
+    tags: dict[str, Any] = {
+        "photometric": "rgb",
+        "planarconfig": "separate",
+        "extratags": [(281, "H", 3, (2**12 - 1,) * 3, True)],
+    }
+    tifffile.imwrite(file, np.moveaxis(wide, -1, 0), **tags)
+    assert refusal(file.getvalue())[:2] == (415, "unsupported_pixels")
 
 
 def test_subsampled_colours_without_compression_are_not_read_as_whole_ones() -> None:

@@ -2,7 +2,10 @@
 
 import base64
 import io
+import itertools
 import json
+import pkgutil
+import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,6 +95,61 @@ def test_a_map_that_cannot_be_drawn_is_an_error_of_its_request_alone(
     assert failed[:2] == (500, "application/json")
     error = json.loads(failed[2])["error"]
     assert error["code"] == "internal_error" and "match" not in error["message"]
+
+
+FAULTS = (
+    *(("visionserve.inputs.from_base64", MemoryError()), ("visionserve.inputs.Item", KeyError())),
+    *(("visionserve.validation._by_pillow", AttributeError()), ("PIL.Image.open", MemoryError())),
+    *(("visionserve.classifier.work", ValueError()), ("visionserve.classifier.memory", OSError())),
+    *(("visionserve.formats.png._told", LookupError()), ("visionserve.tta.cut", TypeError())),
+    ("visionserve.preprocessing._turn", ValueError()),
+    ("visionserve.preprocessing._convert", ValueError()),
+    ("visionserve.preprocessing.resize", SyntaxError()),
+    ("visionserve.hints.measure", struct.error()),
+    ("visionserve.postprocessing.most_probable", IndexError()),
+    *(("visionserve.cache.Cache.get", TypeError()), ("visionserve.cache.Cache.put", TypeError())),
+    ("visionserve.responses.respond", NotImplementedError()),
+)
+
+
+@pytest.mark.parametrize(("place", "fault"), FAULTS, ids=[place for place, _ in FAULTS])
+def test_a_fault_of_ours_is_a_logged_500_of_its_image_alone(
+    worker: Worker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    place: str,
+    fault: Exception,
+) -> None:
+    """Whatever is raised, also what Pillow raises of a file that is broken."""
+    pictures = [encode(Image.effect_noise((40 + more, 40), 50), "PNG") for more in range(3)]
+    bodies = [{"data": base64.b64encode(picture).decode()} for picture in pictures]
+    batch: list[tuple[Mapping[str, Any], dict[str, str]]] = [(body, {}) for body in bodies]
+    assert [status for status, *_ in worker.answer(*batch)] == [200] * 3
+    calls = itertools.count()
+    original = pkgutil.resolve_name(place)
+
+    def fail(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == 1:
+            raise fault
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(place, fail)
+    (first, *_), (status, _, text), (last, *_) = worker.answer(*batch)
+    assert (first, status, last) == (200, 500, 200)
+    assert json.loads(text)["error"]["code"] == "internal_error" and b"Traceback" not in text
+    (logged,) = [record for record in caplog.records if record.exc_info]
+    assert logged.levelname == "ERROR" and "Traceback" in caplog.text and "in fail" in caplog.text
+
+
+def test_metrics_that_fail_cost_no_answer(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("visionserve.telemetry.Telemetry.observe", fail)
+    assert [status for status, *_ in worker.answer(*[({"body": CAT}, {})] * 2)] == [200] * 2
+    assert caplog.text.count("Traceback") == 2
 
 
 def test_each_request_of_a_batch_has_its_own_response(worker: Worker) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 from torchvision import models as tv
 from torchvision.transforms import functional
 
@@ -157,6 +158,16 @@ def test_exif_orientation_is_honoured(orientation: int) -> None:
     found = preprocessing.upright(image, (1026, 1025))
     assert found.rgb.size == (513, 513) and found.orientation == orientation
     assert found.size == ImageOps.exif_transpose(expected).size
+
+
+def test_a_decoder_without_memory_blames_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(image: Image.Image) -> None:
+        raise OSError("out of memory error when reading image file")
+
+    data = encode(gradient(), "PNG")
+    monkeypatch.setattr(PngImageFile, "load", load)
+    with pytest.raises(MemoryError):
+        decode(data)
 
 
 def test_truncated_and_corrupt_images_are_a_422() -> None:

@@ -10,7 +10,7 @@ Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIC"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 # What Pillow raises of a file's content. Anything else, such as a MemoryError, is no fault of the
-# file.
+# file. A mistake in this package raises the same, so where they are caught nothing but Pillow runs.
 FILE_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, OverflowError, NotImplementedError),
     *(LookupError, TypeError, struct.error, zlib.error),

@@ -7,6 +7,7 @@ from PIL.BmpImagePlugin import BmpImageFile
 
 from visionserve.errors import RequestError
 from visionserve.formats import samples, unsupported_pixels
+from visionserve.formats.decoder import load_pixels
 
 SIGNATURE = b"BM"
 # How many Huffman scans of a JPEG take as long as a BMP of runs, which Pillow decodes in Python: of
@@ -72,7 +73,7 @@ def unsupported(data: bytes) -> RequestError | None:
 
 def load(image: BmpImageFile) -> Image.Image:
     """Decode a BMP. Alpha that is zero everywhere is no alpha, as Windows shows such pictures."""
-    image.load()
+    load_pixels(image)
     if image.mode == "RGBA" and samples.largest(image)[3] == 0:
         image.putalpha(255)
     return image

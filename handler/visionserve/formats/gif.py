@@ -3,6 +3,7 @@
 from PIL import Image
 from PIL.GifImagePlugin import GifImageFile
 
+from visionserve.formats.decoder import load_pixels
 from visionserve.formats.samples import STRIP
 
 
@@ -13,7 +14,7 @@ def load(image: GifImageFile) -> Image.Image:
     none, the first one, whatever that is.
     """
     box, is_clear = image.tile[0].extents, "transparency" in image.info
-    image.load()
+    load_pixels(image)
     if is_clear or box is None or box == (0, 0, *image.size):
         return image
     screen = Image.new("RGB", image.size, "white")

@@ -25,8 +25,11 @@ from visionserve.formats import (
     unsupported_format,
     unsupported_pixels,
 )
+from visionserve.formats.decoder import load_pixels
 from visionserve.formats.heif_tiles import Property, TiledImage, alone
 
+# What reading a file's boxes and headers raises here where they end too soon, or lie.
+BROKEN = (ValueError, LookupError, struct.error)
 MAX_BOXES = 10_000
 MAX_ITEMS = 2_000
 # A coded picture is padded to whole blocks, by less than this part of a large one.
@@ -119,7 +122,7 @@ def open_heif(
             raise unsupported_format("A HEIF of moving pictures alone")
         primary, items, properties = _read(data)
         kinds = _kinds(items, primary)
-    except FILE_ERRORS:
+    except BROKEN:
         raise corrupt_header() from None
     codecs = {kind for kind in kinds if kind not in DERIVED}
     if len(codecs) != 1 or not codecs <= CODECS.keys():
@@ -131,7 +134,7 @@ def open_heif(
     try:
         pixel_bytes = PIXEL_BYTES[format][any(map(_is_deep, properties))]
         shown, coded = (max(sizes, default=0) for sizes in _sizes(data, items, properties))
-    except FILE_ERRORS:
+    except BROKEN:
         raise corrupt_header() from None
     max_pixels = max_pixels * jpeg.PIXEL_BYTES // pixel_bytes
     if shown > max_pixels or coded > max_pixels + max_pixels // PADDING:
@@ -151,12 +154,12 @@ def load(image: Image.Image) -> Image.Image:
     """Decode an AVIF or HEIC to samples of 8 bits, which pillow-heif does but for grey.
 
     Raises:
-        OSError: it is broken, which its decoder calls an error of its own.
+        RequestError: 422 `truncated_image` or `corrupt_image`.
     """
-    try:
+    if isinstance(image, TiledImage):
         image.load()
-    except RuntimeError as error:
-        raise OSError(str(error)) from None
+        return image
+    load_pixels(image)
     return samples.narrow_grey(image, 16, 16) if image.mode == "I;16" else image
 
 
@@ -206,7 +209,7 @@ def _tiled(
         places, size = (body[3] + 1, body[2] + 1), _canvas_size(b"grid", body)
         tile: tuple[int, int] = struct.unpack_from(">II", dict(known[0])[b"ispe"], 4)
         coded = max(_sizes(data, {index: items[index] for index in grid.inputs}, properties)[1])
-    except FILE_ERRORS:
+    except BROKEN:
         return None
     fits = all(
         0 <= count * side - full < side

@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from visionserve.errors import RequestError
+
 SCALES = (8, 4, 2, 1)
 QUARTERS = (
     *(None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270),
@@ -57,8 +59,8 @@ class TiledImage(Image.Image):
         """Decode the tiles, and put them together.
 
         Raises:
-            OSError: a tile has another size than the file says.
-            RuntimeError: libheif cannot decode a tile.
+            RequestError: 422 `corrupt_image`, a tile has another size than the file says; or as
+                `decode` does.
         """
         if self._im is None:
             canvas = Image.new("RGB", _reduced(self._stored, self._scale))
@@ -67,7 +69,7 @@ class TiledImage(Image.Image):
                 row, column = divmod(index, columns)
                 tile = self._decode(index)
                 if tile.size != self._tile:
-                    raise OSError("A tile has another size than its file says.")
+                    raise RequestError(422, "corrupt_image", "The image is corrupt.")
                 part = tile.convert("RGB").reduce(self._scale)
                 canvas.paste(part, (column * part.width, row * part.height))
             for turn in self._turns:

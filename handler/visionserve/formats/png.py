@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from visionserve.errors import RequestError
 from visionserve.formats import corrupt_header, samples, unsupported_format
+from visionserve.formats.decoder import load_pixels
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_CHUNKS = 120_000
@@ -91,7 +92,7 @@ def load(image: PngImageFile) -> Image.Image:
         image.info["transparency"] = scaled[0] if kind == GREY else tuple(scaled)
     if kind == GREY_ALPHA and min(significant) < depth:
         return _narrowed(image, significant)
-    image.load()
+    load_pixels(image)
     if depth < 16:
         return image
     if kind == GREY:
@@ -112,7 +113,7 @@ def _narrow(
     """Scale decoded colours of 16 bits, of which Pillow has read the high bytes, by all bits."""
     file = PngImageFile(io.BytesIO(data))
     file.tile = [tile._replace(args=LOW_BYTES[kind]) for tile in file.tile]
-    file.load()
+    load_pixels(file)
     most = [(band << 8) + 255 for band in samples.largest(image)]
     bits = [
         samples.recorded(band, 16, count) for band, count in zip(most, significant, strict=True)
@@ -125,7 +126,7 @@ def _narrow(
 def _narrowed(image: PngImageFile, significant: Sequence[int]) -> Image.Image:
     """Decode grey and alpha of 16 bits, which lie in a file as four bands of 8 do."""
     image.tile = [tile._replace(args="RGBA") for tile in image.tile]
-    image.load()
+    load_pixels(image)
     high, _, high_alpha, _ = samples.largest(image)
     bits = [
         samples.recorded((band << 8) + 255, 16, count)

@@ -35,6 +35,7 @@ from visionserve.formats import (
     too_many_pixels,
     unsupported_pixels,
 )
+from visionserve.formats.decoder import load_pixels
 
 SIGNATURES = tuple(PREFIXES)
 MAX_LISTS = 500_000
@@ -184,14 +185,14 @@ def check_samples(image: TiffImageFile) -> None:
         RequestError: 415 `unsupported_pixels`.
     """
     tags = image.tag_v2
-    for number in tags.get(SAMPLEFORMAT, ()):
+    for number in _numbers(tags, SAMPLEFORMAT):
         if number in SAMPLE_FORMATS:
             raise unsupported_pixels(f"A TIFF of {SAMPLE_FORMATS[number]}")
-    if tags.get(PHOTOMETRIC_INTERPRETATION) == SEPARATED and tags.get(INK_SET, 1) != 1:
+    if _first(tags, PHOTOMETRIC_INTERPRETATION) == SEPARATED and _first(tags, INK_SET, 1) != 1:
         raise unsupported_pixels("A TIFF of inks other than CMYK")
-    if tags.get(COMPRESSION) == WEBP:
+    if _first(tags, COMPRESSION) == WEBP:
         raise unsupported_pixels(f"A TIFF of compression {WEBP} (WebP)")
-    extra = tags.get(EXTRASAMPLES, ())
+    extra = _numbers(tags, EXTRASAMPLES)
     is_grey = image.mode in ("L", "LA", "La") or image.mode.startswith("I;16")
     beyond_alpha = len(extra) > 1 and image.mode != "RGB" and image.use_load_libtiff
     if _has_planes(tags) and extra and (is_grey or beyond_alpha):
@@ -216,44 +217,46 @@ def unsupported(page: Page) -> RequestError | None:
 def load(image: TiffImageFile) -> Image.Image:
     """Decode a TIFF to samples of 8 bits, and turn it upright, as Pillow does."""
     first = image.info.pop("first page", None)
-    decoded = _load(image)
+    meant = _load(image)
     if first is None:
-        return decoded
-    smaller = _load(TiffImageFile(io.BytesIO(first)))
-    return decoded if _is_same(smaller, decoded) else smaller
+        return meant
+    smaller = _load(_opened(first))
+    return meant if _is_same(smaller, meant) else smaller
 
 
 def _load(image: TiffImageFile) -> Image.Image:
     """Decode one page to samples of 8 bits."""
     _prefer_libtiff(image)
     tags = image.tag_v2
-    if image.palette and max(tags.get(COLORMAP, (0,))) < 256:
+    colours = _numbers(tags, COLORMAP) if image.palette else ()
+    if colours and max(colours) < 256:
         # Some programs write 8 bits of 16, of which Pillow keeps the upper ones.
-        image.palette = ImagePalette.raw("RGB;L", bytes(tags[COLORMAP]))
-    depth = tags.get(BITSPERSAMPLE, (1,))[0]
-    most = tags.get(MAX_SAMPLE_VALUE, (2**depth - 1,))
+        image.palette = ImagePalette.raw("RGB;L", bytes(colours))
+    depth = _first(tags, BITSPERSAMPLE, 1)
+    most = _numbers(tags, MAX_SAMPLE_VALUE) or (2**depth - 1,)
     # A whole number of bits; any other value is only the largest sample of this picture.
     significant = max(value.bit_length() for value in most)
     if significant > depth or any(value != 2**significant - 1 for value in most):
         significant = depth
     if image.mode.startswith("I;16"):
-        image.load()
-        inverted = tags.get(PHOTOMETRIC_INTERPRETATION) == 0
+        load_pixels(image)
+        inverted = _first(tags, PHOTOMETRIC_INTERPRETATION, 1) == 0
         return samples.narrow_grey(image, depth, significant, inverted=inverted)
     if depth == 16 and significant < depth and image.mode in ("RGB", "RGBA"):
+        if _has_planes(tags):  # Pillow reads the upper bytes of planes alone.
+            raise unsupported_pixels(f"A TIFF of planes of {significant} bits in 16")
         return _narrowed(image, significant)
-    image.load()
-    return image
+    return load_pixels(image)
 
 
 def _narrowed(image: TiffImageFile, significant: int) -> Image.Image:
     """Decode colours of 16 bits, their low bytes included."""
     assert image.fp is not None
     image.fp.seek(0)
-    low = TiffImageFile(io.BytesIO(image.fp.read()))
+    low = _opened(image.fp.read())
     low.tile = [_swapped(tile) for tile in low.tile]
-    image.load()
-    low.load()
+    load_pixels(image)
+    load_pixels(low)
     most = (max(samples.largest(image)) << 8) + 255
     if samples.recorded(most, 16, significant) < 16:
         samples.narrow_colour(image, low, [significant] * len(image.getbands()), None)
@@ -276,8 +279,8 @@ def _prefer_libtiff(image: TiffImageFile) -> None:
     """
     tags = image.tag_v2
     planes = _has_planes(tags) and len(image.getbands()) > 1
-    deep = tags.get(BITSPERSAMPLE, (1,))[0] == 16
-    subsampled = tags.get(PHOTOMETRIC_INTERPRETATION) == YCBCR and image.mode == "YCbCr"
+    deep = _first(tags, BITSPERSAMPLE, 1) == 16
+    subsampled = _first(tags, PHOTOMETRIC_INTERPRETATION) == YCBCR and image.mode == "YCbCr"
     misread = subsampled or (planes and (deep or EXTRASAMPLES in tags))
     if image.use_load_libtiff or not misread:
         return
@@ -290,7 +293,40 @@ def _prefer_libtiff(image: TiffImageFile) -> None:
 
 
 def _has_planes(tags: ImageFileDirectory_v2) -> bool:
-    return bool(tags.get(PLANAR_CONFIGURATION, 1) == 2)
+    return _first(tags, PLANAR_CONFIGURATION, 1) == 2
+
+
+def _first(tags: ImageFileDirectory_v2, tag: int, default: int = 0) -> int:
+    """Return a tag's first number; it raises as `_numbers` does."""
+    return next(iter(_numbers(tags, tag)), default)
+
+
+def _numbers(tags: ImageFileDirectory_v2, tag: int) -> tuple[int, ...]:
+    """Return a tag's whole numbers; none where it is absent.
+
+    Raises:
+        RequestError: 422 `corrupt_image`, they are of another type, or not whole.
+    """
+    try:
+        found = tags.get(tag, ())
+    except FILE_ERRORS:
+        raise corrupt_header() from None
+    numbers = tuple(found) if isinstance(found, tuple | bytes) else (found,)
+    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise corrupt_header()
+    return numbers
+
+
+def _opened(data: bytes) -> TiffImageFile:
+    """Open a TIFF's first page.
+
+    Raises:
+        RequestError: 422 `corrupt_image`.
+    """
+    try:
+        return TiffImageFile(io.BytesIO(data))
+    except FILE_ERRORS:
+        raise corrupt_header() from None
 
 
 def _is_larger(size: tuple[int, int], other: tuple[int, int]) -> bool:

@@ -18,7 +18,7 @@ from openvino import opset13 as opset
 from visionserve import heap
 from visionserve.config import Precision
 from visionserve.metadata import LEAST
-from visionserve.runtimes import Linear, Passed, Runtime
+from visionserve.runtimes.base import Linear, Passed, Runtime
 
 # How many kernels OpenVINO keeps; it makes one for each layer and shape. 64 hold those of a crop
 # and of one size of `dense`, and 256 those of the four sizes that `dense` views mostly have; see

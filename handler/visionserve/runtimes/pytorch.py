@@ -13,7 +13,7 @@ from visionserve import tta
 from visionserve.errors import RequestError
 from visionserve.metadata import Metadata
 from visionserve.models import FullyConvolutional
-from visionserve.runtimes import Linear, Passed, Runtime
+from visionserve.runtimes.base import Linear, Passed, Runtime
 from visionserve.runtimes.transfer import Transfer
 
 # Numbers of views for which a CUDA graph is recorded. A pass of another number uses the next
