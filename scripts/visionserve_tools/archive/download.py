@@ -8,19 +8,26 @@ from tqdm import tqdm
 
 from visionserve_tools import lock
 from visionserve_tools.archive.hashes import sha256_of
-from visionserve_tools.archive.weights import WeightsError, WeightsUnavailableError
 
 TIMEOUT = (10, 30)
 TRIES = 3
 CHUNK = 1 << 16
 
 
+class DownloadError(Exception):
+    """A file cannot be downloaded; the message names it, its address and the reason."""
+
+
+class ChecksumError(Exception):
+    """A downloaded file is another one; the message names its address and both hashes."""
+
+
 def download(url: str, path: Path, prefix: str) -> None:
     """Download a file whose SHA-256 begins with a prefix, and resume where an earlier try ended.
 
     Raises:
-        WeightsUnavailableError: the download failed; what has arrived is kept for the next try.
-        WeightsError: the downloaded file has another SHA-256.
+        DownloadError: the download failed; what has arrived is kept for the next try.
+        ChecksumError: the downloaded file has another SHA-256.
     """
     part = path.with_name(f"{path.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -38,13 +45,13 @@ def download(url: str, path: Path, prefix: str) -> None:
                 if file.tell() > had and tries_left:
                     continue
                 kept = f"; {file.tell():,} bytes are kept for the next try" if file.tell() else ""
-                raise WeightsUnavailableError(
+                raise DownloadError(
                     f"{path}: not cached, and {url} cannot be downloaded: {_reason(error)}{kept}."
                 ) from None
         digest = sha256_of(part)
         if not digest.startswith(prefix):
             part.unlink()
-            raise WeightsError(
+            raise ChecksumError(
                 f"{url}: expected SHA-256 {prefix}..., found {digest}; the file is not used."
             )
         part.replace(path)

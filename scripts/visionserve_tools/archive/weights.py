@@ -138,15 +138,17 @@ def _official(name: str, weights: WeightsEnum, mirror: str | None) -> Weights:
     prefix = file.rpartition("-")[2].removesuffix(".pth")
     path = _checkpoints() / file
     if not path.exists():
-        from visionserve_tools.archive.download import download
+        from visionserve_tools.archive.download import ChecksumError, DownloadError, download
 
         try:
             download(f"{(mirror or base).rstrip('/')}/{file}", path, prefix)
-        except WeightsUnavailableError as error:
+        except ChecksumError as error:
+            raise WeightsError(str(error)) from None
+        except DownloadError as error:
             known = {"message": str(error), "mirror": mirror, "path": str(path)}
             check_file(_memory(name))
             _memory(name).write_text(json.dumps(known), encoding="utf-8")
-            raise
+            raise WeightsUnavailableError(str(error)) from None
         _memory(name).unlink(missing_ok=True)
     digest = sha256_of(path)
     if not digest.startswith(prefix):
