@@ -3,6 +3,7 @@
 import heapq
 import itertools
 import math
+import re
 import sys
 from fractions import Fraction
 
@@ -11,9 +12,6 @@ import pytest
 
 from visionserve_tools.commands.capacity import WORKERS, main
 from visionserve_tools.server.queues import (
-    SERVICES,
-    ConstantService,
-    ExponentialService,
     Queue,
     erlang_c,
     machines,
@@ -44,7 +42,7 @@ def test_a_thousand_workers_are_no_overflow() -> None:
 def test_the_textbook_clinic() -> None:
     """Gross and Harris, Fundamentals of Queueing Theory: 6 patients an hour, 3 doctors, 20 min."""
     hour = 3_600_000
-    clinic = ExponentialService(service_ms=hour / 3, workers=3, rate=6 / 3600)
+    clinic = Queue(service_ms=hour / 3, workers=3, rate=6 / 3600)
     assert clinic.utilisation == pytest.approx(2 / 3)
     assert clinic.waiting == pytest.approx(4 / 9)
     assert clinic.mean_wait_ms / hour == pytest.approx(0.148, abs=0.0005)
@@ -52,57 +50,34 @@ def test_the_textbook_clinic() -> None:
 
 def test_the_call_centre_of_erlang_tables() -> None:
     """100 calls in half an hour, of 3 min each, 14 agents: the wait's published figures."""
-    centre = ExponentialService(service_ms=180_000, workers=14, rate=100 / 1800)
+    centre = Queue(service_ms=180_000, workers=14, rate=100 / 1800)
     assert centre.waiting == pytest.approx(0.174, abs=0.0005)
     assert centre.mean_wait_ms / 1000 == pytest.approx(7.8, abs=0.05)
 
 
 def test_one_worker_is_the_mm1_queue() -> None:
     """Its answer's time is exponential, with the rate of service less that of requests."""
-    queue = ExponentialService(service_ms=40, workers=1, rate=20)
+    queue = Queue(service_ms=40, workers=1, rate=20)
     assert queue.waiting == pytest.approx(0.8)
     assert queue.mean_wait_ms == pytest.approx(160)
     assert queue.p99_wait_ms == pytest.approx(40 / 0.2 * math.log(80))
     assert queue.p99_ms == pytest.approx(40 / 0.2 * math.log(100))
 
 
-@pytest.mark.parametrize("load", [0.2, 0.8, 0.99])
-def test_one_worker_is_the_md1_queue(load: float) -> None:
-    """Erlang's own formula of 1909 for the wait, and that of Pollaczek for its mean."""
-    queue = ConstantService(service_ms=40, workers=1, rate=load * 25)
-    assert queue.waiting == pytest.approx(load)
-    assert queue.mean_wait_ms == pytest.approx(40 * load / (2 * (1 - load)))
-    for wait in (0.3, 1.0, 2.5):
-        terms = (
-            (load * (k - wait)) ** k / math.factorial(k) * math.exp(-load * (k - wait))
-            for k in range(int(wait) + 1)
-        )
-        assert queue.waits_over(40 * wait) == pytest.approx(1 - (1 - load) * sum(terms))
-        assert queue.takes_over(40 * wait + 40) == queue.waits_over(40 * wait)
-
-
 def test_a_few_of_many_workers_answer_in_the_services_own_time() -> None:
     """Where hardly a request waits, one in a hundred takes ln 100 times the mean by itself."""
     busy_half = 10 / 0.008 / 2
-    assert ExponentialService(8, 10, busy_half).p99_ms == pytest.approx(36.9, abs=0.1)
-    assert ExponentialService(8, 1000, 1).p99_ms == pytest.approx(8 * math.log(100))
-    assert ConstantService(8, 1000, 1).p99_ms == 8
+    assert Queue(8, 10, busy_half).p99_ms == pytest.approx(36.9, abs=0.1)
+    assert Queue(8, 1000, 1).p99_ms == pytest.approx(8 * math.log(100))
 
 
-@pytest.mark.parametrize("service", SERVICES.values())
 @pytest.mark.parametrize(("workers", "load"), [(1, 0.5), (4, 0.7), (10, 0.5), (10, 0.8)])
-def test_times_are_those_of_a_simulated_queue(
-    service: type[Queue], workers: int, load: float
-) -> None:
-    queue = service(service_ms=40, workers=workers, rate=25 * workers * load)
+def test_times_are_those_of_a_simulated_queue(workers: int, load: float) -> None:
+    queue = Queue(service_ms=40, workers=workers, rate=25 * workers * load)
     random = np.random.default_rng(0)
     count = 400_000
     arrivals = np.cumsum(random.exponential(1000 / queue.rate, count))
-    services = (
-        random.exponential(queue.service_ms, count)
-        if service is ExponentialService
-        else np.full(count, queue.service_ms)
-    )
+    services = random.exponential(queue.service_ms, count)
     free = [0.0] * queue.workers
     waits = np.empty(count)
     for index, (arrival, time) in enumerate(zip(arrivals, services, strict=True)):
@@ -118,11 +93,10 @@ def test_times_are_those_of_a_simulated_queue(
         assert np.mean(answers > time) == pytest.approx(queue.takes_over(float(time)), abs=0.01)
 
 
-@pytest.mark.parametrize("service", SERVICES.values())
 @pytest.mark.parametrize("workers", WORKERS)
-def test_waits_grow_with_the_load(service: type[Queue], workers: int) -> None:
+def test_waits_grow_with_the_load(workers: int) -> None:
     shares = (0.1, 0.5, 0.7, 0.9, 0.99)
-    queues = [service(40, workers, share * workers / 0.04) for share in shares]
+    queues = [Queue(40, workers, share * workers / 0.04) for share in shares]
     for less, more in itertools.pairwise(queues):
         assert less.waiting <= more.waiting
         assert less.mean_wait_ms <= more.mean_wait_ms
@@ -130,25 +104,15 @@ def test_waits_grow_with_the_load(service: type[Queue], workers: int) -> None:
         assert less.p99_ms <= more.p99_ms
 
 
-def test_a_shared_queue_waits_less_and_an_even_service_too() -> None:
-    for service in SERVICES.values():
-        queues = [service(40, workers, 0.8 * workers / 0.04) for workers in WORKERS]
-        for smaller, larger in itertools.pairwise(queues):
-            assert smaller.p99_wait_ms > larger.p99_wait_ms
-    for workers in WORKERS:
-        even, uneven = (
-            service(40, workers, 0.95 * workers / 0.04)
-            for service in (ConstantService, ExponentialService)
-        )
-        assert even.mean_wait_ms < uneven.mean_wait_ms
-        assert even.p99_wait_ms < uneven.p99_wait_ms
-        assert even.p99_ms < uneven.p99_ms
+def test_a_shared_queue_waits_less() -> None:
+    queues = [Queue(40, workers, 0.8 * workers / 0.04) for workers in WORKERS]
+    for smaller, larger in itertools.pairwise(queues):
+        assert smaller.p99_wait_ms > larger.p99_wait_ms
 
 
-@pytest.mark.parametrize("service", SERVICES.values())
 @pytest.mark.parametrize("rate", [25, 26])
-def test_overload_waits_without_end(service: type[Queue], rate: float) -> None:
-    queue = service(service_ms=40, workers=1, rate=rate)
+def test_overload_waits_without_end(rate: float) -> None:
+    queue = Queue(service_ms=40, workers=1, rate=rate)
     assert queue.waiting == 1
     assert math.isinf(queue.mean_wait_ms)
     assert math.isinf(queue.p99_wait_ms)
@@ -165,28 +129,24 @@ def test_the_last_in_a_full_queue_is_answered_in_time(workers: int) -> None:
     assert queue_size(40_000, workers, 30_000) == 0
 
 
-@pytest.mark.parametrize("service", SERVICES.values())
 @pytest.mark.parametrize("rate", [1, 100, 3000])
 @pytest.mark.parametrize("workers", [1, 2, 8])
-def test_there_are_just_enough_machines(service: type[Queue], workers: int, rate: int) -> None:
-    count = machines(service, 40, workers, rate, p99_ms=300)
-    assert service(40, workers, rate / count).p99_ms <= 300
-    assert count == 1 or service(40, workers, rate / (count - 1)).p99_ms > 300
+def test_there_are_just_enough_machines(workers: int, rate: int) -> None:
+    count = machines(40, workers, rate, p99_ms=300)
+    assert Queue(40, workers, rate / count).p99_ms <= 300
+    assert count == 1 or Queue(40, workers, rate / (count - 1)).p99_ms > 300
 
 
-@pytest.mark.parametrize("service", SERVICES.values())
-def test_more_load_or_less_time_takes_more_machines(service: type[Queue]) -> None:
-    by_rate = [machines(service, 40, 2, rate, 300) for rate in (10, 100, 1000, 10_000)]
+def test_more_load_or_less_time_takes_more_machines() -> None:
+    by_rate = [machines(40, 2, rate, 300) for rate in (10, 100, 1000, 10_000)]
     assert by_rate == sorted(set(by_rate))
-    by_time = [machines(service, 40, 2, 1000, p99_ms) for p99_ms in (1000, 300, 190)]
+    by_time = [machines(40, 2, 1000, p99_ms) for p99_ms in (1000, 300, 190)]
     assert by_time == sorted(set(by_time))
 
 
 def test_what_takes_longer_than_its_time_cannot_be_planned() -> None:
     with pytest.raises(ValueError, match=r"in 180 ms: .* over 184.2 ms"):
-        machines(ExponentialService, 40, 8, 100, p99_ms=180)
-    with pytest.raises(ValueError, match=r"in 39 ms: .* over 40 ms"):
-        machines(ConstantService, 40, 8, 100, p99_ms=39)
+        machines(40, 8, 100, p99_ms=180)
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,9 +157,9 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         return capsys.readouterr().out
 
     assert "| 10 | 625.0 | 50% | 3.6% | 0.1 ms | 2.1 ms | 36.9 ms | 37,490 |" in run()
-    constant = run("--service", "constant", "--rate", "625", "--workers", "10", "--p99-ms", "9")
-    assert "| 10 | 625.0 | 50% | 3.3% | 0.0 ms | 1.5 ms | 9.5 ms | 37,490 |" in constant
-    assert "answer 99 % in 9 ms: 2\n" in constant
+    planned = run("--rate", "1000", "--workers", "1", "2", "8", "--p99-ms", "100")
+    found = re.findall(r"Machines of (\d) workers that answer 99 % in 100 ms: (\d+)\n", planned)
+    assert found == [("1", "13"), ("2", "5"), ("8", "2")]  # As when SciPy found the roots.
     with pytest.raises(SystemExit, match="2"):
         run("--p99-ms", "100")
     refused = capsys.readouterr()

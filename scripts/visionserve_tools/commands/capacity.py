@@ -1,14 +1,10 @@
-"""Plan workers, queues and machines from measured figures, by the M/M/c or M/D/c queue.
+"""Plan workers, queues and machines from measured figures, by the M/M/c queue (Erlang C).
 
 Requests arrive at random (a Poisson process) in one queue, which all workers of a server share.
-Service times are either exponential, with a standard deviation equal to the mean, or all the same.
-If the real ones vary less than exponential ones, the need lies between the two results; if they
-vary more, it is greater than both.
+Service times are exponential, with a standard deviation equal to the mean. If the real ones vary
+less, fewer are needed than it says; if they vary more, more.
 """
 
-import sys
-
-from visionserve_tools import advice
 from visionserve_tools.arguments import Parser, real, whole
 
 WORKERS = (1, 10, 1000)
@@ -28,12 +24,6 @@ def main() -> int:
         help="a request's mean time in one worker: 1000 / (images per second of a worker or a GPU)",
     )
     parser.add_argument(
-        "--service",
-        choices=("exponential", "constant"),
-        default="exponential",
-        help="how it varies (exponential)",
-    )
-    parser.add_argument(
         "--workers", type=whole(1, 100_000), nargs="+", default=WORKERS, help="of one queue"
     )
     parser.add_argument("--rate", type=real(1e-6, 1e9), help="requests per second of all clients")
@@ -43,8 +33,6 @@ def main() -> int:
     args = parser.parse_args()
     if args.p99_ms and not args.rate:
         parser.error("--p99-ms counts machines, which needs --rate")
-    try:
-        from visionserve_tools.server import capacity
-    except ImportError:
-        sys.exit(f"capacity needs SciPy: {advice.PROGRAM} install build")
+    from visionserve_tools.server import capacity
+
     return capacity.run(args)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 
 from visionserve_tools.report.tables import table
-from visionserve_tools.server.queues import SERVICES, Queue, machines, queue_size
+from visionserve_tools.server.queues import Queue, machines, queue_size
 
 P99_MS = 500.0
 UTILISATIONS = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -18,24 +18,20 @@ COLUMNS = (
 
 def run(args: argparse.Namespace) -> int:
     """Run `visionserve capacity`, and return its exit code."""
-    service, service_ms, p99_ms = (
-        SERVICES[args.service],
-        args.service_time_ms,
-        args.p99_ms or P99_MS,
-    )
+    service_ms, p99_ms = args.service_time_ms, args.p99_ms or P99_MS
     if args.rate is None:
         capacities = {workers: 1000 * workers / service_ms for workers in args.workers}
         queues = [
-            service(service_ms, workers, share * capacity)
+            Queue(service_ms, workers, share * capacity)
             for workers, capacity in capacities.items()
             for share in UTILISATIONS
         ]
         print(described(queues))
         return 0
-    print(described(service(service_ms, workers, args.rate) for workers in args.workers))
+    print(described(Queue(service_ms, workers, args.rate) for workers in args.workers))
     for workers in args.workers:
         try:
-            count = machines(service, service_ms, workers, args.rate, p99_ms)
+            count = machines(service_ms, workers, args.rate, p99_ms)
         except ValueError as error:
             print(error, file=sys.stderr)
             return 1
