@@ -58,6 +58,13 @@ def test_help_waits_for_no_heavy_import(name: str) -> None:
     assert imported.isdisjoint({"torch", "numpy", "scipy", "PIL", "requests"})
 
 
+def test_a_plan_needs_no_extra() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "visionserve_tools", "capacity"]
+    done = subprocess.run([*command, "--service-time-ms", "8"], capture_output=True, text=True)
+    assert done.returncode == 0 and "| 10 | 625.0 | 50% |" in done.stdout
+    assert not re.search(r"\b(torch|scipy)\b", done.stderr)
+
+
 def test_what_is_no_command_is_refused_in_a_line() -> None:
     done = visionserve("bench-", "--help")
     assert done.returncode == 2
@@ -174,6 +181,34 @@ def test_a_log_whose_reader_has_gone_ends_nothing(tmp_path: Path) -> None:
         running.stderr.close()
         assert running.stdout.read() == ""
     assert running.returncode == 1
+
+
+# At an import, as if Ctrl-C came then.
+INTERRUPTED = """
+import os, signal, sys
+_, chosen, *sys.argv = sys.argv
+class Finder:
+    def find_spec(self, name, *_):
+        if name == chosen:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from visionserve_tools.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("importlib.metadata", "visionserve_tools.commands"),
+        *("visionserve_tools.commands.build", "pydantic"),
+    ],
+)
+def test_ctrl_c_before_a_command_begins_is_a_line(name: str, tmp_path: Path) -> None:
+    words = [name, "visionserve", "build", "none", "--store", str(tmp_path)]
+    command = [sys.executable, "-c", INTERRUPTED, *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
 
 
 def test_ctrl_c_ends_a_command_in_a_line(tmp_path: Path) -> None:
