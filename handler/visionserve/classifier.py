@@ -168,7 +168,7 @@ class Classifier:
         runtime = runtimes.load(directory, metadata, config.handler, gpu_id, threads)
         wanted = config.handler.precision
         if told := processor.reason(wanted, runtime.precision, metadata.bf16):
-            level = logging.INFO if wanted == "auto" else logging.WARNING
+            level = logging.WARNING if runtime.precision == "fp32" else logging.INFO
             logger.log(level, "Precision %s: the model computes %s.", wanted, told)
         if config.handler.decode == "fast" and not HAS_RESIZER:
             logger.info("cykooz-resizer is not installed, so `decode: fast` resizes with Pillow.")

@@ -15,6 +15,7 @@ import yaml
 
 from tests.bench.peers import stock_model
 from visionserve.models import IMAGENET_CATEGORIES, MODELS
+from visionserve.processor import multiplies_bf16
 from visionserve_tools.archive.recipe import Recipe, build
 from visionserve_tools.archive.weights import WeightsUnavailableError, resolve
 
@@ -23,6 +24,9 @@ VARIANTS: dict[str, dict[str, object]] = {
     "pytorch_fp32": {"runtime": "pytorch", "precision": "fp32"},
     "openvino_fp32": {"runtime": "openvino", "precision": "fp32"},
     "openvino_int8": {"runtime": "openvino", "precision": "int8"},
+    **(
+        {"openvino_bf16": {"runtime": "openvino", "precision": "bf16"}} if multiplies_bf16() else {}
+    ),
     # A cached answer takes the same time whatever computed it, and FP32 is built sooner.
     "openvino_fp32_cached": {"runtime": "openvino", "precision": "fp32", "cache": {"size_mb": 64}},
 }

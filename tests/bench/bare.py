@@ -20,11 +20,12 @@ from torch import nn
 from torch.ao.quantization import quantize_dynamic
 from torchvision.models import resnet18
 
-from tests.bench.contenders import DECODED, GROUPED, INT8, MIXED, MODEL, PILLOW
+from tests.bench.contenders import BF16, DECODED, FP32, GROUPED, INT8, MIXED, MODEL, PILLOW
 from tests.bench.peers import pillow
 from visionserve import tta
 from visionserve.metadata import Metadata, Transforms
 from visionserve.preprocessing import decode, resize_fast
+from visionserve.processor import multiplies_bf16
 from visionserve.runtimes.openvino import OpenVINORuntime
 from visionserve_tools.arguments import Parser, real, whole
 
@@ -136,16 +137,18 @@ def latencies(store: Path, seconds: float) -> dict[str, float]:
     strided = planar.contiguous(memory_format=torch.channels_last)
     pixels = (planar.permute(0, 2, 3, 1).contiguous() * 255).byte().numpy()
     runtimes = {
-        name: OpenVINORuntime(store / name / "model.xml", CROP, 1)
-        for name in ("openvino_fp32", "openvino_int8")
+        name: OpenVINORuntime(store / name / "model.xml", CROP, 1, bf16=name == BF16)
+        for name in (FP32, *([BF16] if multiplies_bf16() else []), INT8)
     }
     runs: dict[str, Callable[[int], object]] = {
         "eager fp32": lambda _: network(planar),
         "eager fp32, channels last": lambda _: channels_last(strided),
         "eager, dynamic int8": lambda _: dynamic(planar),
-        "openvino fp32": lambda _: runtimes["openvino_fp32"](pixels),
-        "openvino int8": lambda _: runtimes["openvino_int8"](pixels),
+        "openvino fp32": lambda _: runtimes[FP32](pixels),
+        "openvino int8": lambda _: runtimes[INT8](pixels),
     }
+    if BF16 in runtimes:
+        runs["openvino bf16"] = lambda _: runtimes[BF16](pixels)
     times: dict[str, list[float]] = {name: [] for name in runs}
     with torch.inference_mode():
         for run in runs.values():
@@ -215,8 +218,12 @@ def main() -> int:
     parser.add_argument("images", type=Path, nargs="+")
     parser.add_argument("--processes", type=whole(1, 1000), required=True)
     parser.add_argument("--seconds", type=real(0.01, 1e5), required=True)
+    parser.add_argument("--rates", action="store_true", help="the rates alone")
     args = parser.parse_args()
     rates = ceilings(args.store / INT8, args.images, args.processes, args.seconds)
+    if args.rates:
+        print(json.dumps({"rate": rates}))
+        return 0
     network, dynamic = networks(args.store)
     found = {
         "rate": rates,

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import requests
 
+from visionserve.processor import multiplies_bf16
 from visionserve_tools import paths
 from visionserve_tools.server.ports import free_port, free_ports
 from visionserve_tools.server.torchserve import TorchServe
@@ -22,6 +23,7 @@ BIN = Path(sys.executable).parent
 CLIENTS = (1, 2, 4, 8)
 TTA = ("none", "five_crop", "dense")
 INT8 = "openvino_int8"
+FP32, BF16 = "openvino_fp32", "openvino_bf16"
 MODEL = "ceiling: int8 model alone"
 DECODED = "ceiling: decode, preprocess, int8 model"
 PILLOW = "ceiling: decode, preprocess with Pillow, int8 model"
@@ -44,7 +46,8 @@ class Contender:
         tta: the TTA modes to measure.
         clients: the numbers of clients to measure with.
         explains: whether to measure explained answers too; possible only with TorchServe.
-        bound: the multiple of this peer's rate that ours should reach; 0 for ours.
+        bound: the multiple of this peer's rate that ours should reach; 0 for ours, and for peers
+            that are compared with it on cores of their own.
     """
 
     name: str
@@ -67,7 +70,8 @@ OURS = {
     model: Contender(f"ours, {model.replace('_', ' ')}", model, tta=tta, explains=True)
     for model, tta in (
         ("pytorch_fp32", ("none",)),
-        ("openvino_fp32", ("none", "dense")),
+        (FP32, ("none", "dense")),
+        *([(BF16, ("none", "dense"))] if multiplies_bf16() else []),
         (INT8, TTA),
     )
 }
@@ -82,12 +86,15 @@ EAGER = [
     Contender("BentoML, eager fp32", "weights.pt", BENTOML, "image", bound=2.5),
 ]
 DROPPED_IN = [
-    Contender("Flask + gunicorn, openvino int8, Pillow", INT8, FLASK_PILLOW, "image", bound=1.05),
+    Contender("Flask + gunicorn, openvino int8, Pillow", INT8, FLASK_PILLOW, "image"),
     Contender("Flask + gunicorn, openvino int8", INT8, FLASK, "image", bound=1),
-    Contender("LitServe, openvino int8", INT8, LITSERVE, "image", bound=1.2),
-    Contender("BentoML, openvino int8", INT8, BENTOML, "image", bound=1.2),
+    Contender("LitServe, openvino int8", INT8, LITSERVE, "image"),
+    Contender("BentoML, openvino int8", INT8, BENTOML, "image"),
 ]
 ALL = [*OURS.values(), CACHED, *EAGER, *DROPPED_IN]
+# With one worker that has a core to itself; see `tests.bench.pinned`.
+PINNED = [OURS[INT8], CACHED, *DROPPED_IN]
+PINNED_QUICK = [OURS[INT8], CACHED, DROPPED_IN[1]]
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,13 @@ class Running:
             process.memory_full_info().pss / 1e6
             for process in (root, *root.children(recursive=True))
         ]
+
+    def spent(self) -> tuple[float, float]:
+        """Return the processor seconds of the first process, and those of its descendants."""
+        root = psutil.Process(self.pid)
+        times = [one.cpu_times() for one in (root, *root.children(recursive=True))]
+        first, *others = (one.user + one.system for one in times)
+        return first, sum(others)
 
 
 @contextmanager

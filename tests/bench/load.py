@@ -21,12 +21,14 @@ class Summary:
     """The measurements of a load whose clients each send one request after another.
 
     Attributes:
+        requests: how many answers there were.
         rate: answers per second.
         p50_ms: median time of an answer, in milliseconds.
         p99_ms: time that one answer in a hundred exceeds, in milliseconds.
         client_ms: the client's own CPU time for a request, in milliseconds.
     """
 
+    requests: int
     rate: float
     p50_ms: float
     p99_ms: float
@@ -66,6 +68,7 @@ def load(
     if found["failed"]:
         raise RuntimeError(f"{url}: {found['failed']} of {found['requests']} requests failed.")
     return Summary(
+        requests=found["requests"],
         rate=found["requests"] / found["seconds"],
         p50_ms=found["p50_ms"],
         p99_ms=found["p99_ms"],

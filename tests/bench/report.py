@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.bench.contenders import ALL, CLIENTS, DECODED, INT8, MODEL, OURS, PILLOW, TTA
+from tests.bench.contenders import ALL, CLIENTS, DECODED, INT8, MODEL, OURS, PILLOW, PINNED, TTA
 from tests.bench.results import About, Bar, Figure, Results, rate, repeated
 from visionserve_tools.report.tables import table
 
@@ -15,7 +15,8 @@ def markdown(results: Results, about: About, held: Sequence[Bar]) -> str:
     """Return a heading and all tables."""
     size_mb = about.size_mb
     parts = [_heading(results, about), _rates(results), _starts(results, size_mb)]
-    return "\n\n".join([*parts, _explained(results), _bare(results, size_mb), _bars(held)])
+    parts += [_pinned(results), _explained(results), _bare(results, size_mb), _bars(held)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _heading(results: Results, about: About) -> str:
@@ -76,6 +77,21 @@ def _starts(results: Results, size_mb: Mapping[str, float]) -> str:
         "archive",
     ]
     return table(heading, rows)
+
+
+def _pinned(results: Results) -> str:
+    """Return the table of servers whose one worker has a core to itself; see `bench.pinned`."""
+    rows = []
+    for name in (DECODED, *(contender.name for contender in PINNED)):
+        metrics = ("requests/s", "first process ms", "others ms")
+        figures = [Figure(name, f"pinned {metric}") for metric in metrics]
+        found = [results.median(one) if one in results.values else None for one in figures]
+        if found[0] is not None:
+            rows.append([name, *("" if one is None else f"{one:.2f}" for one in found)])
+    if not rows:
+        return ""
+    heading = ["one worker on its own core", "requests/s:"]
+    return table([*heading, "ms of the first process:", "ms of the others:"], rows)
 
 
 def _explained(results: Results) -> str:

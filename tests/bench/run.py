@@ -18,8 +18,18 @@ import psutil
 from PIL import Image
 from tqdm import tqdm
 
-from tests.bench import report
-from tests.bench.contenders import ALL, BIN, INT8, OURS, Contender, running
+from tests.bench import pinned, report
+from tests.bench.contenders import (
+    ALL,
+    BIN,
+    DECODED,
+    INT8,
+    OURS,
+    PINNED,
+    PINNED_QUICK,
+    Contender,
+    running,
+)
 from tests.bench.load import load, one_by_one
 from tests.bench.results import About, Figure, Results, bars, rate, repeated
 from visionserve_tools import lock, paths, photos
@@ -84,6 +94,11 @@ def measure_bare(images: Sequence[Path], seconds: int, results: Results) -> dict
     for name, value in (found["latency_ms"] | found["dense_ms"]).items():
         results.add(Figure(name, "one image ms"), value)
     sizes: dict[str, float] = found["size_mb"]
+    core = min(os.sched_getaffinity(0))
+    with pinned.on({core}):
+        one = ("--processes", "1", "--seconds", str(seconds), "--rates")
+        alone = _json_of("tests.bench.bare", str(STORE), *map(str, images), *one)
+    results.add(Figure(DECODED, "pinned requests/s"), alone["rate"][DECODED])
     return sizes
 
 
@@ -119,15 +134,18 @@ def _as_jpeg(path: Path, size: tuple[int, int], scratch: Path) -> Path:
     return target
 
 
-def measure(rounds: int, seconds: int, images: Sequence[Path]) -> tuple[Results, About]:
-    """Measure everything, in rounds.
+def measure(
+    rounds: int, seconds: int, images: Sequence[Path], apart: Sequence[Contender]
+) -> tuple[Results, About]:
+    """Measure everything, in rounds; some servers also with a worker that has a core to itself.
 
     Raises:
         StartError: a TorchServe did not become ready.
         RuntimeError: another server did not start, or a request failed.
     """
     results = Results()
-    with tqdm(total=rounds * (1 + sum(map(_steps, ALL))), bar_format=PROGRESS) as bar:
+    total = rounds * (1 + sum(map(_steps, ALL)) + 3 * len(apart))
+    with tqdm(total=total, bar_format=PROGRESS) as bar:
         bar.set_description("building the archives")
         built = _json_of("tests.bench.archives", str(STORE), str(WORKERS))
         bar.unpause()
@@ -139,6 +157,10 @@ def measure(rounds: int, seconds: int, images: Sequence[Path]) -> tuple[Results,
                 bar.set_description(contender.name)
                 measure_server(contender, images, seconds, results)
                 bar.update(_steps(contender))
+            for contender in apart:
+                bar.set_description(f"{contender.name}, pinned")
+                pinned.measure(contender, STORE, images, seconds, results)
+                bar.update(3)
     about = About(
         processor=circumstances.processor(),
         workers=WORKERS,
@@ -180,7 +202,8 @@ def run(args: argparse.Namespace) -> int:
             tempfile.TemporaryDirectory() as scratch,
         ):
             images = photographs(args.images, Path(scratch))
-            results, about = measure(args.rounds, args.seconds, images)
+            apart = PINNED_QUICK if args.quick else PINNED
+            results, about = measure(args.rounds, args.seconds, images, apart)
             if args.profile:
                 profile(images, flames)
             held = bars(results, about.size_mb[INT8])

@@ -185,13 +185,13 @@ def test_the_whole_distribution_is_pytorchs(
 def test_the_server_profile_says_what_it_computes_in(
     client: Client, served: dict[str, str], server: TorchServe
 ) -> None:
-    """In the card, as in the log of each worker; a model in FP32 by its configuration is silent."""
+    """In the card, and in the log where it is FP32; what the configuration names goes unsaid."""
     card, exact = (client.card(served[profile]) for profile in ("server", "server in FP32"))
     assert card["precision"] == ("bf16" if multiplies_bf16() else "fp32")
     assert card["proof"]["precision"] == card["precision"]
-    assert "BF16" in card["computes"] and exact["computes"] is None
+    assert "BF16" in card["computes"] and "computes" not in exact
     logged = (server.state / "logs" / "model_log.log").read_text()
-    assert logged.count(f"Precision auto: the model computes {card['computes']}.") == 2
+    assert ("Precision auto: the model computes" in logged) != multiplies_bf16()
 
 
 @pytest.mark.skipif(not ODD.exists(), reason=f"{ODD} is absent")

@@ -15,6 +15,9 @@ def load() -> Classify:
     Returns:
         A function from an encoded image to a JSON object.
     """
+    if core := os.environ.get("BENCH_CORE"):
+        for thread in Path("/proc/self/task").iterdir():
+            os.sched_setaffinity(int(thread.name), {int(core)})
     path = Path(os.environ["BENCH_MODEL"])
     return int8(path) if path.is_dir() else eager(path)
 

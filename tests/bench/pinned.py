@@ -1,0 +1,69 @@
+"""Measure a server whose one worker has a core to itself, and all else the other cores.
+
+Where workers, frontend and client share the cores, they slow each other by the caches, and a rate
+says more of the machine than of the server. Here what a worker adds to the bare model shows.
+"""
+
+import os
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from tests.bench.contenders import Contender, running
+from tests.bench.load import load
+from tests.bench.results import Figure, Results
+
+CLIENTS = 4
+# A peer's process that loads the model moves to this core; see `tests.bench.peers.model`.
+CORE = "BENCH_CORE"
+
+
+@contextmanager
+def on(cores: Set[int]) -> Iterator[None]:
+    """Run this thread on some cores, and the processes that it starts meanwhile."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def move(pid: int, core: int) -> None:
+    """Move all threads of a process to a core."""
+    for thread in psutil.Process(pid).threads():
+        os.sched_setaffinity(thread.id, {core})
+
+
+def measure(
+    contender: Contender, store: Path, images: Sequence[Path], seconds: int, results: Results
+) -> None:
+    """Measure one server in one round; on a machine of one core, do nothing.
+
+    Adds its rate, and the processor milliseconds that a request takes of its first process, which
+    is TorchServe's frontend, and of the others.
+    """
+    core, *others = sorted(os.sched_getaffinity(0))
+    if not others:
+        return
+    os.environ[CORE] = str(core)
+    try:
+        with on({*others}), running(contender, store, images[0], 1) as server:
+            if server.shrink:
+                server.shrink()
+                (worker,) = psutil.Process(server.pid).children()
+                move(worker.pid, core)
+            asked = (server.url, contender.field, "none", CLIENTS)
+            load(*asked, 2 * seconds, images)
+            before = server.spent()
+            found = load(*asked, seconds, images)
+            spent = [1000 * (b - a) for a, b in zip(before, server.spent(), strict=True)]
+    finally:
+        del os.environ[CORE]
+    name = contender.name
+    results.add(Figure(name, "pinned requests/s"), found.rate)
+    results.add(Figure(name, "pinned first process ms"), spent[0] / found.requests)
+    results.add(Figure(name, "pinned others ms"), spent[1] / found.requests)
+    results.add(Figure(name, "pinned server ms"), sum(spent) / found.requests)
