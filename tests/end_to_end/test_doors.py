@@ -15,6 +15,7 @@ import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings, strategies
+from openapi_spec_validator import validate
 from PIL import Image
 from schemathesis import checks
 from tritonclient import http as triton
@@ -210,6 +211,7 @@ def test_nginx_tells_tritons_client_what_there_is(nginx: Entrance) -> None:
 
 def test_answers_are_as_the_description_says(nginx: Entrance, answer: Any) -> None:
     described = requests.get(f"{nginx.url}/openapi.json", timeout=60).json()
+    validate(described)
     components = {"components": described["components"]}
     image = {"Content-Type": "image/png"}
     explained = image | {"X-Classify-Features": "true", "X-Classify-Threshold": "1"}

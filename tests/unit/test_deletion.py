@@ -9,7 +9,7 @@ from visionserve.runtimes import Runtime
 from visionserve_tools.quality import deletion
 from visionserve_tools.quality.statistics import ratio_of_means
 
-CELLS, SIDE = 10, 32
+CELLS, SIDE = 10, 8
 EVIDENCE = round(0.2 * CELLS**2)
 GREY = Transforms(mean=(0.0, 0.0, 0.0))
 
