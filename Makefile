@@ -20,7 +20,7 @@ $(info This folder was moved: its .venv is made anew.)
 $(shell rm -f .venv/pyvenv.cfg .venv/.serves .venv/.installed)
 endif
 
-.PHONY: help audit clean status serve stop test test-fast test-ray image test-image fuzz chaos overload soak evaluate robustness bench bench-families bench-page lint format lock
+.PHONY: help audit clean status serve stop test test-fast test-arm test-ray image test-image fuzz chaos overload soak evaluate robustness bench bench-families bench-page lint format lock
 
 help:
 	@echo 'make serve     build, start and ask [PROFILE=local] [MODELS="resnet18 my_archive"] [GROUPS=everyday] [ARCHIVE=file.mar]'
@@ -79,9 +79,17 @@ test-ray: $(INSTALLED)
 	$(VISIONSERVE) install ray
 	$(PYTHON) -m pytest tests/end_to_end/test_ray.py
 
+# A Debian of ARM64 in namespaces of its own, kept in .cache/arm64.
+test-arm: $(INSTALLED) /usr/bin/qemu-aarch64-static /usr/sbin/debootstrap
+	ARM=1 $(PYTHON) -m pytest tests/end_to_end/test_arm.py
+
+/usr/bin/qemu-aarch64-static /usr/sbin/debootstrap:
+	apt-get update -qq
+	apt-get install -qq --yes --no-install-recommends qemu-user-static debootstrap
+
 # The container, built from Debian's packages with buildah; MODELS is the one model in it.
 image: $(SERVES) /usr/bin/buildah
-	$(VISIONSERVE) image --tag $(IMAGE) --device $(DEVICE) $(if $(MODELS),--model $(MODELS))
+	$(VISIONSERVE) image --tag $(IMAGE) --device $(DEVICE) $(if $(MODELS),--model $(MODELS)) $(if $(ARCH),--arch $(ARCH))
 
 # In a network of its own, as a container listens on all interfaces.
 test-image: $(INSTALLED) image
