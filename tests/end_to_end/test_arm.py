@@ -19,17 +19,18 @@ import requests
 import yaml
 from PIL import Image
 
-from scripts import image, paths, photos
-from scripts.archive.recipe import Recipe, build
-from scripts.archive.unpacked import unpacked
-from scripts.server.client import Client
-from scripts.server.ports import free_ports
-from scripts.server.processes import listeners
 from tests.corpus import CORRUPT, TRUNCATED
 from tests.helpers import REAL, copy_sources, encode
 from visionserve import runtimes
 from visionserve.config import Precision
 from visionserve.preprocessing import decode, to_views
+from visionserve_tools import paths, photos
+from visionserve_tools.archive.recipe import Recipe, build
+from visionserve_tools.archive.unpacked import unpacked
+from visionserve_tools.commands import image
+from visionserve_tools.server.client import Client
+from visionserve_tools.server.ports import free_ports
+from visionserve_tools.server.processes import listeners
 
 pytestmark = pytest.mark.skipif("ARM" not in os.environ, reason="`make test-arm` runs it")
 
@@ -67,8 +68,8 @@ exec sleep infinity
 PATIENCE = 1800
 START = f"""
 import sys
-from scripts import serve
-from scripts.server import client, torchserve
+from visionserve_tools.commands import serve
+from visionserve_tools.server import client, torchserve
 client.TIMEOUT = torchserve.START_TIMEOUT = {PATIENCE}
 sys.exit(serve.main())
 """
@@ -170,7 +171,7 @@ def client(debian: Debian, fp32: Path) -> Iterator[Client]:
     assert "Egyptian cat" in started.stdout
     keys = CLONE / ".torchserve" / "edge" / "key_file.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scripts.server.client.TIMEOUT", PATIENCE)
+        patch.setattr("visionserve_tools.server.client.TIMEOUT", PATIENCE)
         yield Client(ports["inference_address"], ports["management_address"], keys)
     stopped = debian.run("make stop PROFILE=edge")
     assert stopped.returncode == 0 and "Stopped the server" in stopped.stdout, stopped.stderr
@@ -185,6 +186,7 @@ def test_its_answers_are_those_of_x86(client: Client, fp32: Path) -> None:
     with unpacked(fp32) as one:
         runtime = runtimes.load(one.directory, one.metadata, one.config.handler, None, 1)
         side = one.metadata.transforms.resize
+        assert isinstance(side, int)
         for picture, apart in ((whole.crop((90, 20, 90 + side, 20 + side)), 1e-5), (whole, 0.01)):
             decoded = decode(picture, one.metadata.transforms, "fast")
             view = to_views(decoded, one.metadata.transforms, "fast", "none")
