@@ -5,6 +5,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+import openvino  # noqa: F401
 import psutil
 import pytest
 
@@ -14,6 +15,9 @@ from visionserve_tools import paths
 # processes, such as a TorchServe, want the cores. What a test starts has one thread, too. PyTorch
 # reads it when it is imported, which only the processes that run tests do.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# OpenVINO is imported whole above: the handler, which some tests run in a process that also builds,
+# would leave out its converter (`visionserve.workarounds.openvino_converter`).
 
 # A shell that starts the tests in the background lets them ignore SIGINT, and so would commands
 # that a test starts and interrupts.

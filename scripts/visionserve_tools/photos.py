@@ -34,8 +34,7 @@ def greeting() -> Path:
 def packaged(*packages: str) -> list[Path]:
     """Return the paths of the colour photographs that scikit-image and scikit-learn contain.
 
-    The packages are not imported, because that would take seconds. Those of scikit-image may be
-    passed on without a word (CC0, or of NASA); those of scikit-learn ask for their author's name.
+    The packages are not imported, because that would take seconds.
 
     Args:
         packages: names of some of them; none means both.
@@ -45,6 +44,14 @@ def packaged(*packages: str) -> list[Path]:
         for package in packages or PACKAGED
         for name in PACKAGED[package]
     ]
+
+
+def free() -> list[Path]:
+    """Return the paths of those that may be passed on without a word: CC0, or of NASA.
+
+    Those of scikit-learn ask for their author's name, and Middlebury's motorcycle has no licence.
+    """
+    return [path for path in packaged("scikit-image") if path.stem != "motorcycle_left"]
 
 
 def folder(directory: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """An archive that computes otherwise on this machine is not served."""
 
 import io
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,17 +14,19 @@ from torchvision.transforms import functional
 
 from tests.helpers import REAL
 from visionserve import processor, runtimes, self_check
-from visionserve.config import HandlerConfig
-from visionserve.metadata import Metadata, Transforms
+from visionserve.classifier import Classifier
+from visionserve.config import CacheConfig, HandlerConfig, ModelConfig
+from visionserve.metadata import FILE, Metadata
 from visionserve.models import IMAGENET_CATEGORIES, MODELS
 from visionserve.processor import multiplies_bf16
 from visionserve.runtimes import Passed, Runtime
 from visionserve.self_check import SelfCheckError
-from visionserve_tools import photos
+from visionserve_tools import paths, photos
 from visionserve_tools.archive import convert
 from visionserve_tools.archive.weights import load, resolve
 from visionserve_tools.commands import verify
 
+Factory = pytest.TempPathFactory
 INT8 = HandlerConfig(runtime="openvino", precision="int8", decode="fast")
 
 
@@ -99,25 +102,67 @@ def test_wrong_answers_are_refused_or_warned_of(
     assert "wrong on this machine" in caplog.text
 
 
-def test_other_preprocessing_is_refused(unpacked: Path, runtime: Runtime) -> None:
-    metadata = Metadata.load(unpacked)
-    for change in ({"resize": 1024}, {"channels": "grey"}):
-        other = Transforms.model_validate(metadata.transforms.model_dump() | change)
-        changed = metadata.model_copy(update={"transforms": other})
-        with pytest.raises(SelfCheckError, match="wrong on this machine"):
-            self_check.check(unpacked, changed, INT8, runtime)
+@pytest.fixture(scope="module", params=paths.profiles())
+def archive(
+    request: pytest.FixtureRequest, int8_archive: Path, store: Path, tmp_path_factory: Factory
+) -> tuple[Path, ModelConfig]:
+    """The real classifier's files as a profile has them, and its configuration, without a cache."""
+    config = ModelConfig.of(paths.CONFIG / request.param)
+    handler = config.handler.model_copy(update={"cache": CacheConfig(size_mb=0)})
+    folder = tmp_path_factory.mktemp(request.param)
+    packed = int8_archive if handler.precision == "int8" else store / f"{REAL}.mar"
+    with zipfile.ZipFile(packed) as file:
+        file.extractall(folder)
+    if handler.runtime == "pytorch":
+        network = MODELS[REAL].build(1000)
+        torch.save(load(resolve(REAL), network.state_dict()), folder / "network.pt")
+        digest = self_check.sha256_of([folder / "network.pt"])
+        change(folder, artifact="network.pt", self_check={"sha256": digest})
+    return folder, config.model_copy(update={"handler": handler})
 
 
-def test_int8_that_overflows_is_refused(
-    unpacked: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+def change(folder: Path, **fields: object) -> None:
+    """Change fields of a folder's metadata, and of what is in them."""
+    file = folder / FILE
+    metadata = json.loads(file.read_bytes())
+    for name, value in fields.items():
+        metadata[name] = metadata[name] | value if isinstance(value, dict) else value
+    file.write_text(json.dumps(metadata))
+
+
+def test_each_profile_loads_a_sound_archive_and_no_broken_one(
+    archive: tuple[Path, ModelConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights of half the range never overflow."""
-    monkeypatch.setattr(self_check, "overflows", lambda: True)
-    metadata = Metadata.load(unpacked)
-    whole, half = (metadata.model_copy(update={"half_range": one}) for one in (False, True))
-    with pytest.raises(SelfCheckError, match="VNNI"):
-        self_check.check(unpacked, whole, INT8, runtime)
-    assert self_check.check(unpacked, half, INT8, runtime)
+    """Weights of half the range never overflow, and floats do not."""
+    folder, config = archive
+    is_int8 = config.handler.precision == "int8"
+
+    def checked() -> self_check.Checked | None:
+        return Classifier.from_archive(folder, config, None, "1.0").checked
+
+    with monkeypatch.context() as other:
+        found = checked()
+        assert found is not None and found.passed and found.agreement == 1
+        other.setattr(self_check, "overflows", lambda: True)
+        if is_int8:
+            change(folder, half_range=False)
+            with pytest.raises(SelfCheckError, match=r"no VNNI.*visionserve rebuild"):
+                checked()
+            change(folder, half_range=True)
+        found = checked()
+        assert found is not None and found.passed
+    sound = (folder / FILE).read_bytes()
+    for wrong in ({"resize": 1024}, {"channels": "grey"}):
+        change(folder, transforms=wrong)
+        with pytest.raises(SelfCheckError, match=r"wrong on this machine.*visionserve rebuild"):
+            checked()
+        (folder / FILE).write_bytes(sound)
+    (weights,) = [*folder.glob("model.bin"), *folder.glob("network.pt")][-1:]
+    flipped = bytearray(weights.read_bytes())
+    flipped[len(flipped) // 2] ^= 0x80
+    weights.write_bytes(flipped)
+    with pytest.raises(SelfCheckError, match="not those that were built"):
+        checked()
 
 
 @pytest.mark.skipif(not multiplies_bf16(), reason="this processor does not multiply BF16")

@@ -55,7 +55,7 @@ def write(
         directory: where the model's files are.
     """
     transforms = metadata.transforms
-    parts = [part for path in photos.packaged("scikit-image") for part in _parts(photos.read(path))]
+    parts = [part for path in photos.free() for part in _parts(photos.read(path))]
     jpegs = [_jpeg(part, transforms) for part in parts]
     images = [Image.open(io.BytesIO(jpeg)) for jpeg in jpegs]
     with torch.inference_mode():

@@ -1,4 +1,9 @@
-"""Check that an archive's model computes on this machine what its weights compute in PyTorch."""
+"""Check that an archive's model computes on this machine what its weights compute in PyTorch.
+
+It asks about the pictures that the archive holds. An archive in INT8 has no weights in FP32 to hold
+your own pictures against: build it for a profile in FP32, too, and give both to `visionserve
+compare`; or `visionserve evaluate --archive` where the pictures have labels, on each machine.
+"""
 
 import sys
 
