@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import pkgutil
+import re
 import struct
 import time
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
 from tests.helpers import encode
 from tests.unit.test_classifier import Brightness, described
-from visionserve import drawing, inputs, workarounds
+from visionserve import drawing, heap, inputs, workarounds
 from visionserve.classifier import Classifier
 from visionserve.config import HandlerConfig, ModelConfig
 from visionserve_handler import VisionHandler
@@ -249,6 +250,18 @@ def test_a_form_of_many_parts_is_told_in_few_words(worker: Worker, count: int) -
     ((status, _, body),) = worker.answer((fields | {"data": CAT}, {}))
     assert status == 400 and len(body) < 1000
     assert json.loads(body)["error"]["code"] == "invalid_option"
+
+
+def test_code_that_has_run_does_not_stay_in_memory() -> None:
+    def kept() -> int:
+        """Kilobytes of the files that this process may execute."""
+        maps = re.split(r"^(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text(), flags=re.M)
+        code = (one for one in maps if re.match(r"\S+ r-xp \S+ \S+ [1-9]", one))
+        return sum(int(re.findall(r"^Rss: +(\d+)", one, re.M)[0]) for one in code)
+
+    before = kept()
+    heap.leave_code()
+    assert kept() < before / 2
 
 
 def test_the_workarounds_are_for_the_torchserve_that_is_installed() -> None:
