@@ -40,7 +40,7 @@ from visionserve.preprocessing import shrink_on_load, to_views, upright
 from visionserve.resizer import HAS_RESIZER
 from visionserve.runtimes import Passed, Runtime
 from visionserve.sampling import small
-from visionserve.share import Share
+from visionserve.semaphore import WeightedSemaphore
 from visionserve.tta import Views
 from visionserve.validation import memory, open_image, work
 
@@ -125,7 +125,7 @@ class Classifier:
         self._pool = ThreadPoolExecutor(decoders, "decoder") if decoders > 1 else None
         if self._pool:
             heap.keep_small_buffers()
-        self._memory = Share(config.max_image_pixels)
+        self._memory = WeightedSemaphore(config.max_image_pixels)
         self.failures = 0
         self._runtime = runtime
         self.precision = runtime.precision

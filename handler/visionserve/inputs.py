@@ -107,6 +107,10 @@ def read(
         return Request([], many=False, form=form, probe=probe)
     try:
         check(deadline)
+        if ASK_HEADER in headers:
+            known = " or ".join(ASKED_BY_CLIENTS)
+            message = f"{ASK_HEADER}: give {known}, in a request without a body."
+            raise RequestError(400, "invalid_option", message)
         form = _form(row, headers, config)
         fields = form.fields()
         report = _read_report(fields, config)

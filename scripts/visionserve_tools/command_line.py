@@ -87,7 +87,10 @@ def run() -> int:
         print(PROGRAM, version(PROGRAM))
         return 0
     if name not in commands.names():
-        print(f"{name} is no command; {PROGRAM} --help lists them.", file=sys.stderr)
+        from visionserve_tools.errors import closest
+
+        hint = closest(name, commands.names())
+        print(f"{name} is no command{hint}; {PROGRAM} --help lists them.", file=sys.stderr)
         return 2
     sys.argv = [f"{PROGRAM} {name}", *arguments[1:]]
     code: int = import_module(f"{commands.__name__}.{name}").main()

@@ -28,6 +28,7 @@ from visionserve.models import MODELS
 from visionserve.processor import multiplies_bf16, overflows
 from visionserve_tools import environment, paths, photos
 from visionserve_tools.archive import converted
+from visionserve_tools.archive.calibrated import Fitted, pack
 from visionserve_tools.archive.classes import read_classes
 from visionserve_tools.archive.declared import Declared
 from visionserve_tools.archive.groups import find_groups
@@ -35,7 +36,6 @@ from visionserve_tools.archive.hashes import HashError, read_record, record, sha
 from visionserve_tools.archive.manifest import ArchiveError
 from visionserve_tools.archive.recipe import Recipe, build, fingerprint, made_of, served
 from visionserve_tools.archive.store import adopt, choose
-from visionserve_tools.archive.temperatures import Fitted, pack
 from visionserve_tools.archive.weights import WeightsError, WeightsUnavailableError, resolve
 from visionserve_tools.server.plan import of_names
 from visionserve_tools.server.torchserve import TorchServe

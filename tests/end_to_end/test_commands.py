@@ -69,6 +69,20 @@ def test_what_is_no_command_is_refused_in_a_line() -> None:
     done = visionserve("bench-", "--help")
     assert done.returncode == 2
     assert done.stderr == "bench- is no command; visionserve --help lists them.\n"
+    assert "manag is no command (is it manage?);" in visionserve("manag", "list").stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "proxy start --model x --upstream http://127.0.0.1:9 /absent/key.json --state {}",
+        "build efficientnet_lite0 --expect /absent/expected.csv --store {}",
+    ],
+)
+def test_a_file_that_is_not_there_is_told_in_words(words: str, tmp_path: Path) -> None:
+    done = visionserve(*words.format(tmp_path).split())
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert re.search(r"/absent\S*: no such file or directory\.", done.stderr)
 
 
 def parsers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Parser]:

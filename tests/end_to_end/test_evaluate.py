@@ -31,10 +31,10 @@ from visionserve.familiarity import Neighbours
 from visionserve.metadata import Share, Threshold
 from visionserve.models import IMAGENET_CATEGORIES, MODELS
 from visionserve_tools import paths, photos
+from visionserve_tools.archive.calibrated import Fitted, pack
 from visionserve_tools.archive.hashes import read_record, sha256_of
 from visionserve_tools.archive.recipe import Recipe, build
 from visionserve_tools.archive.store import choose
-from visionserve_tools.archive.temperatures import Fitted, pack
 from visionserve_tools.archive.weights import load, resolve
 from visionserve_tools.commands import calibrate, compare, evaluate, robustness
 from visionserve_tools.quality import generated, labelled

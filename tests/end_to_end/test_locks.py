@@ -25,9 +25,9 @@ import requests
 from tests.helpers import REAL, copy_sources, site_of
 from visionserve_tools import lock, paths, photos
 from visionserve_tools.archive import converted
+from visionserve_tools.archive.calibrated import Fitted, pack
 from visionserve_tools.archive.download import download
 from visionserve_tools.archive.hashes import is_recorded, read_record, record
-from visionserve_tools.archive.temperatures import Fitted, pack
 from visionserve_tools.server.ports import free_ports
 from visionserve_tools.server.torchserve import TorchServe
 

@@ -22,10 +22,10 @@ from tests.helpers import RANDOM, encode, site_of, write_config
 from visionserve.config import TTA
 from visionserve.metadata import Familiarity, Share, Threshold
 from visionserve_tools import paths, photos
+from visionserve_tools.archive.calibrated import Fitted
 from visionserve_tools.archive.hashes import sha256_of
 from visionserve_tools.archive.recipe import Recipe, build
 from visionserve_tools.archive.rewrite import rewrite
-from visionserve_tools.archive.temperatures import Fitted
 from visionserve_tools.server.canary import Canary
 from visionserve_tools.server.client import Client
 from visionserve_tools.server.nginx import Proxy, Site

@@ -27,7 +27,7 @@ from visionserve.item import Budget, Item
 from visionserve.metadata import Metadata, Transforms
 from visionserve.preprocessing import Photograph, upright
 from visionserve.runtimes import Passed, Runtime
-from visionserve.share import Share
+from visionserve.semaphore import WeightedSemaphore
 from visionserve.validation import open_image
 from visionserve_tools import photos
 
@@ -585,7 +585,7 @@ def _comparable(outcome: Outcome) -> object:
 
 
 def test_decoders_share_the_memory_of_the_largest_image() -> None:
-    share, held, peaks = Share(10), [0], []
+    share, held, peaks = WeightedSemaphore(10), [0], []
 
     def hold(amount: int) -> None:
         with share.holding(amount):

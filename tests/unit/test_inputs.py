@@ -65,7 +65,9 @@ def test_a_description_is_asked_for_by_a_header_without_an_image() -> None:
         headers = {"x-classify-describe": asked, "accept": "text/html"}
         assert read({"body": bytearray()}, headers).describes == asked
         assert refused({"body": bytearray(b"x")}, headers).code == "invalid_option"
-    assert read({"body": bytearray()}, {"x-classify-describe": "ready"}).describes is None
+    for body, asked in ((b"", "ready"), (b"", "nonsense"), (b"x", "card")):
+        fault = refused({"body": bytearray(body)}, {"x-classify-describe": asked})
+        assert (fault.status, "give card or classes" in fault.message) == (400, True)
 
 
 def test_a_probe_is_told_by_its_header() -> None:

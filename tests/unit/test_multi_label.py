@@ -23,7 +23,7 @@ from visionserve.metadata import Metadata, Transforms
 from visionserve.postprocessing import temper
 from visionserve.runtimes import Runtime
 from visionserve_tools.archive import multi_label, thresholds
-from visionserve_tools.archive.temperatures import Fitted
+from visionserve_tools.archive.calibrated import Fitted
 from visionserve_tools.batch.formats import Table
 from visionserve_tools.batch.rows import row
 from visionserve_tools.quality import labelled

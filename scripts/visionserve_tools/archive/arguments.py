@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from visionserve.metadata import LONGEST
 from visionserve_tools.arguments import real, whole
+from visionserve_tools.errors import told
 
 if TYPE_CHECKING:
     from visionserve_tools.archive.declared import Declared
@@ -32,7 +33,7 @@ def end(make: Callable[[], Path]) -> int:
         archive = make()
         print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
     except (ArchiveError, HashError, WeightsError, InstallError, ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 1
     return 0
 

@@ -409,6 +409,8 @@ def quantize(
         half_range: whether the weights of all layers use only half of INT8's range, for processors
             on which `visionserve.processor.overflows` is true. Otherwise only the first layer's do.
     """
+    # With CUDA_HOME set, PyTorch's tools for extensions, which NNCF imports, warn of no device.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import nncf
 
     nncf.set_log_level(logging.WARNING)

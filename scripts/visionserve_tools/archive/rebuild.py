@@ -8,9 +8,9 @@ from pydantic import ValidationError
 
 from visionserve.config import Strict
 from visionserve_tools import paths
+from visionserve_tools.archive.calibrated import Fitted
 from visionserve_tools.archive.hashes import HashError, read_record, sha256_of
 from visionserve_tools.archive.recipe import Recipe, build, hash_of
-from visionserve_tools.archive.temperatures import Fitted
 from visionserve_tools.archive.weights import WeightsError
 
 

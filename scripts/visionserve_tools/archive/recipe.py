@@ -1,6 +1,5 @@
 """Define what an archive is made of, and build it."""
 
-import difflib
 import hashlib
 import json
 import re
@@ -20,21 +19,21 @@ from visionserve.config import PRECISIONS, Activation, ModelConfig, Wanted
 from visionserve.metadata import Metadata
 from visionserve_tools import class_folders, environment, lock, paths, photos
 from visionserve_tools.archive import (
+    calibrated,
     converted,
     expected,
     handler,
     imagenet,
     package,
-    temperatures,
     thresholds,
     trained,
 )
+from visionserve_tools.archive.calibrated import Fitted, with_fitted
 from visionserve_tools.archive.classes import Classes, read_classes
 from visionserve_tools.archive.declared import Declared, assumed, resolve_preprocessing
 from visionserve_tools.archive.expected import Expected
 from visionserve_tools.archive.hashes import HashError, is_recorded, read_record, record, sha256_of
 from visionserve_tools.archive.manifest import ArchiveError, read_name
-from visionserve_tools.archive.temperatures import Fitted, with_fitted
 from visionserve_tools.archive.weights import (
     ClassCountError,
     Weights,
@@ -43,6 +42,7 @@ from visionserve_tools.archive.weights import (
     remembered,
     resolve,
 )
+from visionserve_tools.errors import closest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 FIRST = "1.0"
@@ -371,11 +371,11 @@ def _read_fitted(recipe: Recipe, weights_sha256: str, classes: Classes) -> Fitte
     """Return what a recipe's file has fitted for its weights; None if it names none.
 
     Raises:
-        ValueError, OSError: as `archive.temperatures.read`.
+        ValueError, OSError: as `archive.calibrated.read`.
     """
     if recipe.temperatures is None:
         return None
-    return temperatures.read(
+    return calibrated.read(
         recipe.temperatures, recipe.architecture, weights_sha256, classes.members
     )
 
@@ -394,10 +394,10 @@ def _put_fitted(
     before both. The files that belong to it are written to `content`.
     """
     digest, half_range = described.weights_sha256, described.half_range
-    numbers = temperatures.numbers(config.handler.precision, half_range)
+    numbers = calibrated.numbers(config.handler.precision, half_range)
     fitted = _read_fitted(recipe, digest, classes)
     known = (
-        temperatures.registered(recipe.architecture, digest, numbers)
+        calibrated.registered(recipe.architecture, digest, numbers)
         if recipe.declared == Declared()
         else None
     )
@@ -480,8 +480,7 @@ def check_architecture(name: str) -> None:
     from visionserve.models import MODELS
 
     if name not in MODELS:
-        like = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f" (is it {like[0]}?)" if like else ""
+        hint = closest(name, MODELS)
         raise UnknownModelError(
             f"{name} is no model that can be built{hint}: {', '.join(MODELS)} are."
         )

@@ -19,6 +19,7 @@ from visionserve_tools.batch.provenance import WAYS_OUT, Provenance
 from visionserve_tools.batch.rows import Body, RunError, row
 from visionserve_tools.batch.sinks import open_sink
 from visionserve_tools.batch.truth import Given
+from visionserve_tools.errors import told
 from visionserve_tools.server.client import Client
 from visionserve_tools.server.torchserve import client_of
 
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return 1 if classify(args) else 0
     except (RunError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted; an output is gone on with by the same command.", file=sys.stderr)

@@ -3,6 +3,7 @@
 import sys
 
 from visionserve_tools.arguments import Parser
+from visionserve_tools.errors import told
 
 
 def main() -> int:
@@ -17,7 +18,7 @@ def main() -> int:
         with lock.replace(openapi.FILE) as written:
             written.write(openapi.encoded().encode())
     except (lock.HeldError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 1
     print(f"{openapi.FILE} is written.")
     return 0

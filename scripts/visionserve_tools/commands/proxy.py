@@ -10,6 +10,7 @@ from typing import Any
 
 from visionserve_tools import paths
 from visionserve_tools.arguments import Parser
+from visionserve_tools.errors import told
 from visionserve_tools.server.canary import Canary
 from visionserve_tools.server.nginx import Proxy, ProxyError, Site, Upstream
 
@@ -89,10 +90,10 @@ def main() -> int:
         with proxy.shifted(site) if _shifts(args, proxy, site) else proxy.started(site):
             serves = _serves(site)
     except (ProxyError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 1
-    told = (f"{canary}." for canary in site.canaries)
-    print("\n".join([f"nginx answers at http://{site.listen}.", *told]))
+    canaries = (f"{canary}." for canary in site.canaries)
+    print("\n".join([f"nginx answers at http://{site.listen}.", *canaries]))
     if not serves:
         print(f"No server behind it answers for {site.model}: see --model and --upstream.")
         return 1

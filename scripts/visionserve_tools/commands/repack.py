@@ -5,6 +5,7 @@ from pathlib import Path
 
 from visionserve_tools import paths
 from visionserve_tools.arguments import Parser
+from visionserve_tools.errors import told
 
 
 def main() -> int:
@@ -27,7 +28,7 @@ def main() -> int:
         archive = find(args.name, args.store or paths.MODEL_STORE / args.profile)
         replaced = repack(archive)
     except (ArchiveError, HashError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 1
     if replaced:
         print(f"{archive}: {len(replaced)} files of its handler are today's now.")

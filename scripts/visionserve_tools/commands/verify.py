@@ -9,6 +9,7 @@ import sys
 
 from visionserve_tools import paths
 from visionserve_tools.arguments import Parser
+from visionserve_tools.errors import told
 
 
 def main() -> int:
@@ -34,7 +35,7 @@ def main() -> int:
             runtime = runtimes.load(one.directory, one.metadata, config, one.gpu_id, 1)
             checked = self_check.check(one.directory, one.metadata, config, runtime)
     except (ArchiveError, HashError, self_check.SelfCheckError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 1
     if checked is None:
         print(

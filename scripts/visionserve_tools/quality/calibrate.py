@@ -18,8 +18,8 @@ from visionserve.metadata import COLDEST, HOTTEST, Metadata
 from visionserve.postprocessing import temper
 from visionserve.runtimes import Passed
 from visionserve_tools import paths
+from visionserve_tools.archive.calibrated import Fitted, hash_groups, numbers, pack
 from visionserve_tools.archive.rewrite import check_recorded
-from visionserve_tools.archive.temperatures import Fitted, hash_groups, numbers, pack
 from visionserve_tools.quality import output, plausible, thresholds, unfamiliar
 from visionserve_tools.quality.arguments import archive_of
 from visionserve_tools.quality.models import Loaded, gather, gather_multi_label, opened

@@ -10,8 +10,10 @@ from typing import Any
 import requests
 
 from visionserve_tools import lock, paths
+from visionserve_tools.archive import handler
 from visionserve_tools.archive.hashes import HashError
 from visionserve_tools.archive.manifest import ArchiveError, read_config
+from visionserve_tools.errors import told
 from visionserve_tools.server import snapshots
 from visionserve_tools.server.client import Client
 from visionserve_tools.server.retire import retire
@@ -31,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         print(_refusal(error, args.profile), file=sys.stderr)
         return 1
     except (OSError, ValueError, ArchiveError, HashError, NotRunningError) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 1
     return 0
 
@@ -58,7 +60,11 @@ def _operate(args: argparse.Namespace, server: TorchServe) -> str:
                 _check_workers(server.store / args.archive, args.workers or 0)
             archive = server.register(args.archive, args.workers)
             (entry,) = client.describe(archive.model, archive.version)
-            return _state(f"{archive.model} {archive.version}", entry)
+            state = _state(f"{archive.model} {archive.version}", entry)
+            if handler.differing(server.store / args.archive):
+                name = args.archive.removesuffix(".mar")
+                state += f"; by an older handler, so metrics may miss it: visionserve repack {name}"
+            return state
         case "set-default":
             client.set_default(args.model, args.version)
             return f"{args.model} {client.default_version(args.model)} is the default now."

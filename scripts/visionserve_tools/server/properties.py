@@ -1,12 +1,12 @@
 """Read and write `config.properties`, and check for keys that TorchServe does not know."""
 
-import difflib
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from visionserve_tools.errors import closest
 from visionserve_tools.kept import read_file
 
 # The keys that TorchServe 0.12.0 reads, in org.pytorch.serve.util.ConfigManager and in
@@ -48,8 +48,7 @@ def check_properties(keys: Iterable[str]) -> None:
     """
     for key in keys:
         if key not in KNOWN:
-            like = difflib.get_close_matches(key, KNOWN, n=1)
-            hint = f" (is it {like[0]}?)" if like else ""
+            hint = closest(key, KNOWN)
             raise UnknownPropertyError(f"TorchServe has no property {key}{hint}.")
 
 

@@ -12,6 +12,7 @@ from visionserve.config import ModelConfig
 from visionserve.sample_store import LOCK, Sample
 from visionserve_tools import paths
 from visionserve_tools.batch.formats import MARK, defused, printable, record
+from visionserve_tools.errors import told
 from visionserve_tools.server import label_studio
 
 INDEX = "index.csv"
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         count = export(samples, args.folder)
         print(f"{count} pictures are in {args.folder}, listed in {args.folder / INDEX}.")
     except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 1
     return 0
 

@@ -21,6 +21,7 @@ from visionserve_tools.archive.manifest import ArchiveError, read_age, read_conf
 from visionserve_tools.archive.store import adopt
 from visionserve_tools.archive.weights import WeightsError
 from visionserve_tools.environment import InstallError
+from visionserve_tools.errors import told
 from visionserve_tools.kept import check_file, read_json
 from visionserve_tools.server.client import Client
 from visionserve_tools.server.manage import NO_MODEL, listing
@@ -184,7 +185,7 @@ def status() -> None:
         try:
             lines, models = listing(client), client.models()
         except (requests.RequestException, OSError, KeyError, ValueError) as error:
-            print(f"  does not answer: {error}")
+            print(f"  does not answer: {told(error)}")
             continue
         print("\n".join(f"  {line}" for line in lines or [NO_MODEL]))
         if models:
@@ -252,7 +253,7 @@ def run(args: argparse.Namespace) -> int:
         *(OSError, ArchiveError, StartError, HashError, WeightsError, InstallError),
         *(ValueError, requests.RequestException),
     ) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted; give the command again to go on.", file=sys.stderr)

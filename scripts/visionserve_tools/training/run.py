@@ -32,6 +32,7 @@ from visionserve_tools.archive.weights import (
     resolve,
 )
 from visionserve_tools.class_folders import ClassFolders
+from visionserve_tools.errors import told
 from visionserve_tools.quality.corruptions import CORRUPTIONS
 from visionserve_tools.training import (
     data,
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{error} Give --weights FILE, or --architecture {FALLBACK}.", file=sys.stderr)
         return 1
     except (WeightsError, ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 1
     return 0
 

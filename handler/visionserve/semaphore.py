@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from threading import TIMEOUT_MAX, Condition
 
 
-class Share:
+class WeightedSemaphore:
     """A semaphore whose holders take different amounts.
 
     Args:
