@@ -61,7 +61,7 @@ def _operate(args: argparse.Namespace, server: TorchServe) -> str:
             archive = server.register(args.archive, args.workers)
             (entry,) = client.describe(archive.model, archive.version)
             state = _state(f"{archive.model} {archive.version}", entry)
-            if handler.differing(server.store / args.archive):
+            if handler.differing(server.admitted / args.archive):
                 name = args.archive.removesuffix(".mar")
                 state += f"; by an older handler, so metrics may miss it: visionserve repack {name}"
             return state
