@@ -307,6 +307,6 @@ def test_memory_does_not_grow_with_the_shapes_that_were_seen(store: Path, tmp_pa
 
 
 def test_the_fuzzer_finds_nothing_in_the_corpus_and_its_next_of_kin() -> None:
-    command = [sys.executable, "-m", "visionserve_tools.fuzz", "--runs", "500"]
+    command = [sys.executable, "-m", "tests.stress.fuzz", "--runs", "500"]
     done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
