@@ -20,7 +20,7 @@ $(info This folder was moved: its .venv is made anew.)
 $(shell rm -f .venv/pyvenv.cfg .venv/.serves .venv/.installed)
 endif
 
-.PHONY: help audit clean status serve stop test test-fast test-arm test-ray image test-image fuzz chaos overload soak evaluate robustness bench bench-families bench-page lint format lock
+.PHONY: help audit clean status serve stop test test-fast test-arm test-ray image test-image sbom release fuzz chaos overload soak evaluate robustness bench bench-families bench-page lint format lock
 
 help:
 	@echo 'make serve     build, start and ask [PROFILE=local] [MODELS="resnet18 my_archive"] [GROUPS=everyday] [ARCHIVE=file.mar]'
@@ -32,6 +32,8 @@ help:
 	@echo 'make bench     measure beside other servers [QUICK=1]; also make bench-families, bench-page, evaluate, soak, overload, chaos, fuzz'
 	@echo 'make image     build the container with buildah [IMAGE=name:tag] [DEVICE=cpu] [MODELS=resnet18]; make test-image runs it'
 	@echo 'make audit     ask for known advisories of what is installed, and of the libraries in TorchServe'
+	@echo 'make sbom      name all packages of the image with their hashes, in dist/ (CycloneDX)'
+	@echo 'make release   check tag, version, CHANGELOG and the wheel, which is left in dist/'
 	@echo 'make clean     stop every server; remove .venv, logs, tokens, caches and samples, but no archive'
 
 # A word that is not read would be ignored in silence.
@@ -53,7 +55,7 @@ clean:
 	-for profile in $(notdir $(patsubst %/,%,$(dir $(wildcard config/*/model-config.yaml)))); do \
 		test ! -d .torchserve/$$profile || $(VISIONSERVE) serve stop --profile $$profile; done
 	-test ! -d .torchserve/nginx || $(VISIONSERVE) proxy stop
-	rm -rf .venv .torchserve model_store/.converted .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .torchserve dist model_store/.converted .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find handler scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
 audit: $(INSTALLED)
@@ -88,12 +90,23 @@ test-arm: $(INSTALLED) /usr/bin/qemu-aarch64-static /usr/sbin/debootstrap
 	apt-get install -qq --yes --no-install-recommends qemu-user-static debootstrap
 
 # The container, built from Debian's packages with buildah; MODELS is the one model in it.
-image: $(SERVES) /usr/bin/buildah
+image: $(SERVES) /usr/bin/buildah sbom
 	$(VISIONSERVE) image --tag $(IMAGE) --device $(DEVICE) $(if $(MODELS),--model $(MODELS)) $(if $(ARCH),--arch $(ARCH))
 
 # In a network of its own, as a container listens on all interfaces.
 test-image: $(INSTALLED) image
 	IMAGE=$(IMAGE) unshare --net sh -c 'ip link set lo up && exec $(PYTHON) -m pytest tests/end_to_end/test_image.py'
+
+# Of what the image installs, beside Debian's packages.
+sbom: $(SERVES)
+	$(VISIONSERVE) install audit
+	mkdir -p dist
+	cat config/requirements.txt config/requirements-java.txt $(if $(filter cuda,$(DEVICE)),config/requirements-pytorch.txt) \
+		| .venv/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/visionserve-$(DEVICE).cdx.json -
+
+release: $(INSTALLED)
+	.ci/release
 
 /usr/bin/buildah:
 	apt-get update -qq

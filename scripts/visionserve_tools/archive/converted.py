@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,16 +107,18 @@ def code(tools: Iterable[str], handlers: Iterable[str] = ()) -> str:
     root = paths.HANDLER / "visionserve"
     files = [paths.TOOLS / name for name in tools]
     files += sorted(file for pattern in handlers for file in root.glob(pattern))
-    texts = (f"{file.name} {ast.dump(_undocumented(file))}" for file in files)
+    texts = (f"{file.name} {_undocumented(file.read_bytes())}" for file in files)
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
-def _undocumented(file: Path) -> ast.Module:
-    tree = ast.parse(file.read_bytes())
+@cache
+def _undocumented(source: bytes) -> str:
+    """Return Python's syntax tree of a source, which serves for both ranges of a key."""
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             del node.body[: ast.get_docstring(node) is not None]
-    return tree
+    return ast.dump(tree)
 
 
 def find(key: str, archive: Path) -> Path | None:

@@ -432,8 +432,8 @@ class TorchServe:
             archives: how many archives have to be registered.
         """
         deadline = time.monotonic() + START_TIMEOUT
-        client = self.client
-        while time.monotonic() < deadline and (process := self.process) is not None:
+        client, process = self.client, self.process
+        while time.monotonic() < deadline and process is not None and processes.runs(process):
             if processes.listens(process, *self._ports):
                 with suppress(OSError, KeyError):
                     if sum(len(client.describe(model)) for model in client.models()) < archives:
