@@ -215,7 +215,7 @@ def _token_age(key_file: Path) -> str:
 
 
 def _short(path: Path) -> Path:
-    return path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path
+    return path.relative_to(here) if path.is_relative_to(here := Path.cwd()) else path
 
 
 def ask(client: Client, model: str) -> dict[str, Any]:
