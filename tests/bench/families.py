@@ -1,4 +1,4 @@
-"""Measure torchvision's families of classifiers, FP32 and INT8, on seeded weights, or archives."""
+"""Measure torchvision's families of classifiers in each precision, seeded, or archives."""
 
 import os
 import statistics
@@ -23,7 +23,7 @@ from visionserve import runtimes
 from visionserve.config import Precision
 from visionserve.metadata import Proof
 from visionserve.models import MODELS, FullyConvolutional
-from visionserve.processor import overflows
+from visionserve.processor import multiplies_bf16, overflows
 from visionserve.runtimes import Runtime
 from visionserve.runtimes.openvino import OpenVINORuntime
 from visionserve_tools import photos
@@ -48,9 +48,11 @@ CONFIDENCE = 0.5
 SAMPLES, PHOTOGRAPHS = 30, 3
 ROUNDS, PASSES, WARM_UP = 5, 10, 3
 COLUMNS = (
-    *("model", "crop:", "`dense`", "explained", "FP32 ms:", "INT8 ms:", "FP32 MB:", "INT8 MB:"),
-    *("FP32 proof", "INT8 proof"),
+    *("model", "crop:", "`dense`", "explained", "FP32 ms:", "BF16 ms:", "INT8 ms:"),
+    *("FP32 MB:", "INT8 MB:", "FP32 proof", "BF16 proof", "INT8 proof", "INT8 `dense`, mixed:"),
 )
+# Height and width of the usual `dense` views, in crops of 224 pixels plus strides of 32.
+STRIDES = ((1, 3), (1, 1), (3, 1), (1, 7))
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,9 @@ class Row:
         explains: whether the model can explain its answers.
         fp32: the measurements in FP32; None for an archive of another precision.
         int8: the measurements in INT8, with all layers quantized; None likewise.
+        bf16: the measurements in BF16; None likewise, and where the processor does not multiply it.
+        mixed: how long `dense` views of mixed sizes take in INT8, to one size after the other;
+            None if not measured.
     """
 
     name: str
@@ -89,6 +94,8 @@ class Row:
     explains: bool
     fp32: Measured | None
     int8: Measured | None
+    bf16: Measured | None = None
+    mixed: float | None = None
 
 
 def seeded(name: str, pixels: Tensor) -> FullyConvolutional:
@@ -149,6 +156,7 @@ def measure(name: str) -> Row:
     exact = convert.to_openvino(module, transforms.crop)
     quantized = convert.quantize(exact, samples, [], overflows())
     models: dict[Precision, Any] = {"fp32": exact, "int8": quantized}
+    models |= {"bf16": exact} if multiplies_bf16() else {}
     with tempfile.TemporaryDirectory() as scratch:
         loaded: dict[Precision, Runtime] = {}
         sizes: dict[Precision, float] = {}
@@ -156,7 +164,8 @@ def measure(name: str) -> Row:
             directory = Path(scratch) / precision
             convert.save(model, directory / "model.xml")
             loaded[precision] = OpenVINORuntime(
-                directory / "model.xml", transforms.crop, 1, module.linear is not None
+                *(directory / "model.xml", transforms.crop, 1, module.linear is not None),
+                bf16=precision == "bf16",
             )
             sizes[precision] = _megabytes(directory)
         times = _times(loaded, samples[0])
@@ -164,14 +173,15 @@ def measure(name: str) -> Row:
         for precision, runtime in loaded.items():
             figures = proof.prove(runtime.passed, reference)
             found[precision] = judged(times[precision], sizes[precision], figures, precision)
+        mixed = _mixed(loaded["int8"], transforms.crop) if module.dense else None
     explains = module.linear is not None
-    return Row(name, transforms.crop, module.dense, explains, **found)
+    return Row(name, transforms.crop, module.dense, explains, **found, mixed=mixed)
 
 
 def measure_archive(archive: Path) -> Row:
     """Time the model of an archive, with its own transforms, in the precision that it has.
 
-    FP16 counts as FP32, which it is without a GPU. The proof is the one that the builder packed.
+    FP16 is FP32 without a GPU. The proof is the one that the builder packed.
 
     Raises:
         ArchiveError, HashError, OSError: as `quality.models.opened`.
@@ -180,8 +190,8 @@ def measure_archive(archive: Path) -> Row:
         described, config = archived.metadata, archived.config
         crop = described.transforms.crop
         sample = convert.calibration_samples(photos.packaged(), crop, 1)[0]
-        precision: Precision = "int8" if config.precision == "int8" else "fp32"
         runtime = runtimes.load(archived.directory, described, config, None, threads=1)
+        precision = runtime.precision
         files = [*archived.directory.glob(f"{Path(described.artifact).stem}.*")]
         found = Measured(
             _times({precision: runtime}, sample)[precision],
@@ -189,8 +199,10 @@ def measure_archive(archive: Path) -> Row:
             described.proof,
             accepted=True,
         )
-        exact, quantized = (found, None) if precision == "fp32" else (None, found)
-        return Row(archived.name, crop, described.dense, described.explains, exact, quantized)
+        fp32, int8, bf16 = (found if one == precision else None for one in ("fp32", "int8", "bf16"))
+        mixed = _mixed(runtime, crop) if described.dense and precision == "int8" else None
+        able = (described.dense, described.explains)
+        return Row(archived.name, crop, *able, fp32, int8, bf16, mixed)
 
 
 def _compressed(archive: Path, names: Sequence[str]) -> float:
@@ -223,6 +235,27 @@ def _times(loaded: Mapping[Precision, Runtime], crop: NDArray[np.uint8]) -> dict
     return {precision: statistics.median(values) * 1000 for precision, values in times.items()}
 
 
+def _mixed(runtime: Runtime, crop: int) -> float:
+    """Return how long `dense` views of mixed sizes take, to one size after the other.
+
+    OpenVINO makes kernels for each size, and keeps those of few. Both take turns; the least
+    processor time of each size counts.
+    """
+    views = [
+        np.zeros((1, crop + 32 * down, crop + 32 * across, 3), np.uint8) for down, across in STRIDES
+    ]
+    grouped, mixed = ([float("inf")] * len(views) for _ in range(2))
+    for _ in range(PASSES):
+        for number, view in enumerate(views):
+            for least, passes in ((mixed, 1), (grouped, 2)):
+                for _ in range(passes):  # The second one of a size has its kernels.
+                    begin = time.process_time()
+                    runtime(view)
+                    spent = time.process_time() - begin
+                least[number] = min(least[number], spent)
+    return sum(mixed) / sum(grouped)
+
+
 def judged(milliseconds: float, megabytes: float, figures: Proof, precision: Precision) -> Measured:
     """Return the measurements, with whether the builder would accept the model."""
     try:
@@ -238,13 +271,14 @@ def markdown(rows: list[Row]) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    pair = (row.fp32, row.int8)
+    all_three, pair = (row.fp32, row.bf16, row.int8), (row.fp32, row.int8)
     return [
         *(f"`{row.name}`", str(row.crop)),
         *("yes" if able else "no" for able in (row.dense, row.explains)),
-        *(f"{each.milliseconds:.1f}" if each else "–" for each in pair),
+        *(f"{each.milliseconds:.1f}" if each else "–" for each in all_three),
         *(f"{each.megabytes:.1f}" if each else "–" for each in pair),
-        *(_verdict(each) if each else "–" for each in pair),
+        *(_verdict(each) if each else "–" for each in all_three),
+        f"{row.mixed:.2f}" if row.mixed else "–",
     ]
 
 

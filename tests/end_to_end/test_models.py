@@ -102,11 +102,13 @@ def test_the_table_of_families_has_what_was_measured() -> None:
     far = close.model_copy(update={"mean_difference": 0.34, "agreement": 0.22})
     exact = families.judged(30.04, 44.96, close, "fp32")
     quantized = families.judged(8.06, 11.24, far, "int8")
-    row = families.Row("resnet18", 224, True, False, exact, quantized)
+    half = families.judged(17.0, 44.96, close, "bf16")
+    row = families.Row("resnet18", 224, True, False, exact, quantized, half, 1.02)
     cells = families.markdown([row]).splitlines()[2].strip("| ").split(" | ")
     assert cells[:4] == ["`resnet18`", "224", "yes", "no"]
-    assert cells[4:8] == ["30.0", "8.1", "45.0", "11.2"]
-    assert cells[8:] == ["passes: 0.0001, 100%", "refused: 0.34, 22%"]
+    assert cells[4:9] == ["30.0", "17.0", "8.1", "45.0", "11.2"]
+    assert cells[9:11] == ["passes: 0.0001, 100%"] * 2
+    assert cells[11:] == ["refused: 0.34, 22%", "1.02"]
 
 
 def test_every_classifier_of_torchvision_is_there_by_its_name() -> None:
