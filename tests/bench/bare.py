@@ -49,7 +49,7 @@ def prepare(image: bytes, transforms: Transforms, resize: Resize) -> NDArray[np.
 
 def ceilings(
     archive: Path, images: Sequence[Path], processes: int, seconds: float
-) -> dict[str, float]:
+) -> dict[str, tuple[float, float]]:
     """Measure the highest rates that a server could reach, with processes of one thread.
 
     The model runs first on prepared tensors, then on encoded images, which are resized by the
@@ -62,10 +62,11 @@ def ceilings(
         seconds: how long each of the three measurements runs.
 
     Returns:
-        The images per second of all processes together, for each of the three.
+        The images per second of all processes together, and the processor milliseconds of an
+        image, for each of the three.
     """
     context = multiprocessing.get_context("spawn")
-    counts: Queue[list[float]] = context.Queue()
+    counts: Queue[list[tuple[float, float]]] = context.Queue()
     start = context.Barrier(processes)
     workers = [
         context.Process(target=_work, args=(archive, images, seconds, start, counts))
@@ -73,10 +74,14 @@ def ceilings(
     ]
     for worker in workers:
         worker.start()
-    rates = [counts.get(timeout=120 + 3 * seconds) for _ in workers]
+    measured = [counts.get(timeout=120 + 3 * seconds) for _ in workers]
     for worker in workers:
         worker.join()
-    return dict(zip((MODEL, DECODED, PILLOW), map(sum, zip(*rates, strict=True)), strict=True))
+    found = {}
+    for name, of_each in zip((MODEL, DECODED, PILLOW), zip(*measured, strict=True), strict=True):
+        rates, spent = zip(*of_each, strict=True)
+        found[name] = (sum(rates), statistics.mean(spent))
+    return found
 
 
 def _work(
@@ -84,7 +89,7 @@ def _work(
     images: Sequence[Path],
     seconds: float,
     start: Barrier,
-    rates: "Queue[list[float]]",
+    measured: "Queue[list[tuple[float, float]]]",
 ) -> None:
     metadata = Metadata.load(archive)
     runtime = OpenVINORuntime(archive / metadata.artifact, metadata.transforms.crop, 1)
@@ -102,9 +107,11 @@ def _work(
         for _ in range(WARM_UP):
             run(next(turns))
         start.wait()
+        begin = time.process_time()
         times = timed(run, turns, seconds)
-        found.append(len(times) / sum(times))
-    rates.put(found)
+        spent = time.process_time() - begin
+        found.append((len(times) / sum(times), 1000 * spent / len(times)))
+    measured.put(found)
 
 
 def timed(run: Callable[[int], object], turns: Iterable[int], seconds: float) -> list[float]:
@@ -220,9 +227,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=real(0.01, 1e5), required=True)
     parser.add_argument("--rates", action="store_true", help="the rates alone")
     args = parser.parse_args()
-    rates = ceilings(args.store / INT8, args.images, args.processes, args.seconds)
+    highest = ceilings(args.store / INT8, args.images, args.processes, args.seconds)
+    rates = {name: rate for name, (rate, _) in highest.items()}
     if args.rates:
-        print(json.dumps({"rate": rates}))
+        print(json.dumps({"rate": rates, "ms": {name: ms for name, (_, ms) in highest.items()}}))
         return 0
     network, dynamic = networks(args.store)
     found = {

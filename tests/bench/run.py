@@ -99,6 +99,7 @@ def measure_bare(images: Sequence[Path], seconds: int, results: Results) -> dict
         one = ("--processes", "1", "--seconds", str(seconds), "--rates")
         alone = _json_of("tests.bench.bare", str(STORE), *map(str, images), *one)
     results.add(Figure(DECODED, "pinned requests/s"), alone["rate"][DECODED])
+    results.add(Figure(DECODED, "pinned others ms"), alone["ms"][DECODED])
     return sizes
 
 
