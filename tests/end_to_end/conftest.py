@@ -38,9 +38,9 @@ def kept(common: Path) -> Path:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Have the other processes wait that want to write there, too."""
-    with (folder / "lock").open("w") as lock:
+def alone(folder: Path, what: str) -> Iterator[None]:
+    """Have the other processes wait that want to make the same there, too."""
+    with (folder / f"{what}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -49,7 +49,7 @@ def alone(folder: Path) -> Iterator[None]:
 def random_weights(common: Path) -> Path:
     """A state dict of a seeded, untrained ResNet-18."""
     path = common / "random.pt"
-    with alone(common):
+    with alone(common, "weights"):
         if not path.exists():
             torch.manual_seed(0)
             torch.save(MODELS["resnet18"].build(1000).state_dict(), path)
@@ -70,7 +70,7 @@ def pytorch_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(common: Path, exact_config: Path, random_weights: Path, pytorch_config: Path) -> Path:
     """A model store with both models, which classify exactly and cache nothing."""
     store = common / "store"
-    with alone(common):
+    with alone(common, "store"):
         build(Recipe(REAL, REAL, "1.0", exact_config), store)
         build(Recipe("resnet18", RANDOM, "1.0", pytorch_config, random_weights), store)
     return store
@@ -80,7 +80,7 @@ def store(common: Path, exact_config: Path, random_weights: Path, pytorch_config
 def int8_archive(common: Path, store: Path) -> Path:
     """The real classifier of the local profile, in the same store: INT8, fast, with a cache."""
     config = paths.CONFIG / "local" / "model-config.yaml"
-    with alone(common):
+    with alone(common, "int8"):
         return build(Recipe(REAL, "int8", "1.0", config), store)
 
 
@@ -89,7 +89,7 @@ def newer(common: Path, store: Path, exact_config: Path) -> Path:
     """Version 2.0 of the random ResNet-18, with other weights, in the same store."""
     weights = common / "newer.pt"
     recipe = Recipe("resnet18", RANDOM, "2.0", exact_config, weights)
-    with alone(common):
+    with alone(common, "newer"):
         torch.manual_seed(1)
         torch.save(MODELS["resnet18"].build(1000).state_dict(), weights)
         return build(recipe, store)
