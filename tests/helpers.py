@@ -2,11 +2,15 @@
 
 import io
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 
+import pytest
 import requests
 import yaml
 from PIL import Image
@@ -52,6 +56,17 @@ def copy_sources(root: Path) -> None:
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(paths.ROOT / folder, root / folder, ignore=ignored)
     shutil.copy(paths.ROOT / "pyproject.toml", root)
+
+
+def called(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, where PyTorch and OpenVINO are loaded."""
+    main = import_module(f"visionserve_tools.commands.{name}").main
+    words = [f"visionserve {name}", *map(str, arguments)]
+    out, error = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error):
+        patch.setattr(sys, "argv", words)
+        code = main()
+    return subprocess.CompletedProcess(words, code or 0, out.getvalue(), error.getvalue())
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +19,7 @@ from torch.nn import functional
 from torchvision import models as tv
 from torchvision import transforms as T  # noqa: N812
 
-from tests.helpers import write_config
+from tests.helpers import called, write_config
 from visionserve.card import card
 from visionserve.classifier import Classifier
 from visionserve.config import HandlerConfig, ModelConfig
@@ -512,11 +510,6 @@ SNIPPET = re.search(
 )
 
 
-def run(arguments: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "visionserve_tools", "build", *arguments]
-    return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
-
-
 def test_an_archive_is_built_when_it_answers_as_its_owner_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -531,7 +524,7 @@ def test_an_archive_is_built_when_it_answers_as_its_owner_says(
     command: list[str | Path] = ["resnet18", "--profile", "server", *files]
     command += ["--store", tmp_path / "store"]
 
-    silent = run([*command, "--expect", tmp_path / "expected.csv"])
+    silent = called("build", *command, "--expect", tmp_path / "expected.csv")
     assert silent.returncode == 1 and not any((tmp_path / "store").glob("*"))
     *_, refusal = silent.stderr.splitlines()
     assert "no archive is written" in refusal and str(PICTURES[-1]) in refusal
@@ -539,7 +532,7 @@ def test_an_archive_is_built_when_it_answers_as_its_owner_says(
     assert refusal.endswith(f"Your figures fit {advice}")
 
     declared = advice.partition(": ")[2].split()
-    done = run([*command, *declared, "--expect", tmp_path / "expected.csv"])
+    done = called("build", *command, *declared, "--expect", tmp_path / "expected.csv")
     assert done.returncode == 0, done.stderr
     assert "mean 0.5 0.5 0.5 [--mean], std 0.5 0.5 0.5 [--std]" in done.stderr
     with zipfile.ZipFile(tmp_path / "store" / "resnet18.mar") as archive:
@@ -552,6 +545,6 @@ def test_an_archive_is_built_when_it_answers_as_its_owner_says(
     assert described["compared"].startswith("compared with its owner's figures on 3 photographs")
     assert described["transforms"] == Transforms(mean=(0.5,) * 3, std=(0.5,) * 3).model_dump()
 
-    undeclared = run([*command, "--name", "undeclared"])
+    undeclared = called("build", *command, "--name", "undeclared")
     assert undeclared.returncode == 0
     assert "that of ResNet18_Weights.IMAGENET1K_V1 is assumed" in undeclared.stderr
