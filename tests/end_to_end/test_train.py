@@ -28,7 +28,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torchvision.transforms import InterpolationMode, v2
 
-from tests.helpers import REAL, SERVER_CONFIG
+from tests.helpers import REAL, SERVER_CONFIG, called
 from visionserve.models import MODELS
 from visionserve_tools import paths, photos
 from visionserve_tools.archive.recipe import Recipe, build
@@ -285,11 +285,7 @@ def test_the_archive_is_evaluated_on_what_was_held_out(
     trained: Trained, store: Path, tmp_path: Path
 ) -> None:
     given = [trained.output / "held-out.csv", "--archive", store / "eight.mar", "--modes", "none"]
-    done = subprocess.run(
-        [VISIONSERVE, "evaluate", *map(str, given), "--output", str(tmp_path)],
-        capture_output=True,
-        text=True,
-    )
+    done = called("evaluate", *given, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     (figures,) = json.loads((tmp_path / "evaluation.json").read_text())["figures"]
     assert figures["top1"]["value"] == trained.report["training"]["top1"]["value"]
