@@ -41,7 +41,6 @@ def stage() -> Iterator[chaos.Stage]:
 @pytest.mark.parametrize(
     "fault",
     [
-        chaos.kill_worker,
         chaos.stop_worker,
         chaos.kill_workers_amid_a_list,
         chaos.leave_stale_ids,
