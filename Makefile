@@ -68,7 +68,7 @@ test: lint $(DEBIAN)
 	$(PYTHON) -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
 test-fast: $(INSTALLED)
-	$(PYTHON) -m pytest tests/unit
+	$(PYTHON) -m pytest -p no:schemathesis -p no:hypothesispytest -p no:anyio tests/unit
 
 # What the tests drive that pip does not have: a browser, nginx and Prometheus.
 $(DEBIAN) /usr/bin/wrk:
