@@ -2,8 +2,9 @@
 PROFILE ?= local
 MODELS ?=
 ARCHIVE ?=
-# On the command line alone: shells have a variable of that name.
+# On the command line alone: shells have variables of these names.
 GROUPS :=
+ARCH :=
 IMAGE ?= visionserve:1.0.0
 DEVICE ?= cpu
 PYTHON := .venv/bin/python
@@ -30,7 +31,8 @@ help:
 	@echo 'make test-fast the unit tests, which start no process and open no socket, in seconds'
 	@echo 'make format    ruff and biome write their style, make lint asks for it'
 	@echo 'make bench     measure beside other servers [QUICK=1]; also make bench-families, bench-page, evaluate, soak, overload, chaos, fuzz'
-	@echo 'make image     build the container with buildah [IMAGE=name:tag] [DEVICE=cpu] [MODELS=resnet18]; make test-image runs it'
+	@echo 'make image     build the container with buildah [IMAGE=name:tag] [DEVICE=cpu] [MODELS=resnet18] [ARCH=arm64]; make test-image runs it'
+	@echo 'make test-arm  install, serve and ask in an ARM64 Debian that qemu runs; needs Linux 6.7'
 	@echo 'make audit     ask for known advisories of what is installed, and of the libraries in TorchServe'
 	@echo 'make sbom      name all packages of the image with their hashes, in dist/ (CycloneDX)'
 	@echo 'make release   check tag, version, CHANGELOG and the wheel, which is left in dist/'

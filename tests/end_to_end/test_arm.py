@@ -40,12 +40,15 @@ CLONE = TREE / "opt" / "visionserve"
 PROCESSOR = "cortex-a72"
 
 # Linux has a table of other processors' programs for each user namespace, so that this machine's is
-# left alone. In such a namespace nobody may make devices; debootstrap mounts them where it thinks
-# that it runs in LXC.
+# left alone; Debian's line for qemu is entered there. In such a namespace nobody may make devices;
+# debootstrap mounts them where it thinks that it runs in LXC.
 ENTER = r"""
 set -e
 mount -t proc proc /proc
-mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
+mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc || {
+    echo "A user namespace has a table of binary formats from Linux 6.7 on." >&2
+    exit 1
+}
 cat /usr/lib/binfmt.d/qemu-aarch64.conf > /proc/sys/fs/binfmt_misc/register
 if test -e "$TREE/debootstrap" || ! test -e "$TREE/usr/bin/make"; then
     rm -rf "$TREE"

@@ -17,6 +17,7 @@ import yaml
 from tests.helpers import REAL
 from visionserve.config import HandlerConfig
 from visionserve_tools import paths
+from visionserve_tools.commands import image
 from visionserve_tools.server.properties import read_properties
 from visionserve_tools.server.torchserve import TorchServe
 
@@ -153,6 +154,7 @@ def test_pods_have_no_rights_to_spare(variant: str, manifests: dict[str, Manifes
         "capabilities": {"drop": ["ALL"]},
     }
     assert re.fullmatch(r"visionserve:\d+\.\d+\.\d+(-cuda)?", container["image"])
+    assert "kubernetes.io/arch" not in yaml.safe_dump(spec), "a tag is of both architectures"
     assert all(volume.keys() == {"name", "emptyDir"} for volume in spec["volumes"])
     assert manifests["ServiceAccount default"]["automountServiceAccountToken"] is False
     labels = manifests["Namespace"]["metadata"]["labels"]
@@ -342,8 +344,8 @@ def test_the_dockerfile_passes_its_linter() -> None:
 
 def test_every_base_image_is_named_by_its_digest() -> None:
     text = DOCKERFILE.read_text()
-    stages = re.findall(r"^FROM \S+ AS (\S+)$", text, re.MULTILINE)
-    for base in re.findall(r"^FROM (\S+)", text, re.MULTILINE):
+    stages = re.findall(r"^FROM .+ AS (\S+)$", text, re.MULTILINE)
+    for base in re.findall(r"^FROM (?:--platform=\S+ )?(\S+)", text, re.MULTILINE):
         (base,) = (
             re.findall(r"^ARG BASE=(\S+)$", text, re.MULTILINE) if base == "${BASE}" else [base]
         )
@@ -352,6 +354,20 @@ def test_every_base_image_is_named_by_its_digest() -> None:
     for copied in re.findall(r"^COPY --from=(\S+)", text, re.MULTILINE):
         assert copied in stages
     assert not re.search(r"^# *(syntax|escape) *=", text, re.MULTILINE)
+
+
+def test_an_image_that_cannot_be_built_here_is_refused_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    other = next(one for one in image.ARCHITECTURES.values() if one != image.own())
+    monkeypatch.setattr(image, "BINARY_FORMATS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["image", "--arch", other])
+    assert image.main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"This machine runs no programs of {other}: apt-get install qemu-user-")
+    (tmp_path / "qemu-aarch64").touch()
+    (tmp_path / "qemu-x86_64").touch()
+    image.check_runs(other)
 
 
 def test_docker_starts_the_container_anew_and_gives_it_no_rights_to_spare() -> None:

@@ -1,10 +1,12 @@
 """Build the container image with buildah and Debian's packages, for machines without Docker.
 
 If the base image that `config/Dockerfile` names by its digest is missing, debootstrap makes another
-one, with Debian's Python, from packages that Debian has signed.
+one, with Debian's Python, from packages that Debian has signed. An image for another architecture
+takes its programs, which the kernel has qemu run; the archive in it is built by this machine's own.
 """
 
 import ast
+import platform
 import re
 import subprocess
 import sys
@@ -19,44 +21,82 @@ from visionserve_tools.arguments import Parser
 DOCKERFILE = paths.CONFIG / "Dockerfile"
 DEBIAN = "bookworm"
 OWN_BASE = f"localhost/visionserve-base:{DEBIAN}"
+# Debian's names, which are the containers' as well, by the kernel's.
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+BINARY_FORMATS = Path("/proc/sys/fs/binfmt_misc")
 INCLUDED = "ca-certificates,python3,python3-venv"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CERTIFICATE = "/etc/pip.crt"
 SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
 
 
-def build(tag: str, device: str, model: str) -> None:
-    """Build the image for a device and a model.
+class EmulationError(Exception):
+    """This machine runs no programs of an architecture."""
+
+
+def build(tag: str, device: str, model: str, architecture: str) -> None:
+    """Build the image for a device, a model and an architecture.
 
     Raises:
+        EmulationError: this machine runs no programs of the architecture.
         subprocess.CalledProcessError: a command failed.
     """
+    check_runs(architecture)
     text = DOCKERFILE.read_text(encoding="utf-8")
     found = re.search(r"^ARG BASE=(\S+)$", text, re.MULTILINE)
     assert found
-    base = f"docker.io/library/{found[1]}"
-    if not _is_here(base):
-        base = OWN_BASE
-        if not _is_here(base):
-            make_base(base)
+    # Buildah 1.28 does not resolve an argument in FROM.
+    here = f"--platform=linux/{own()}"
+    text = text.replace("--platform=$BUILDPLATFORM ${BASE}", f"{here} {base(found[1], own())}")
+    text = text.replace("${BASE}", base(found[1], architecture))
     with pip_volumes() as volumes:
         command = [
             *("buildah", "build", "--isolation", "chroot", "--layers", "--tag", tag),
+            *("--arch", architecture),
             *("--build-arg", f"DEVICE={device}", "--build-arg", f"MODEL={model}"),
             *(f"--volume={source}:{target}:ro" for source, target in volumes.items()),
             *("--file", "-", str(paths.SOURCES)),
         ]
-        # Buildah 1.28 does not resolve an argument in FROM.
-        resolved = text.replace("${DEVICE}", device).replace("${BASE}", base)
+        resolved = text.replace("${DEVICE}", device)
         subprocess.run(command, input=resolved, text=True, check=True)
 
 
-def make_base(name: str) -> None:
+def own() -> str:
+    """Return this machine's architecture by Debian's name."""
+    return ARCHITECTURES.get(platform.machine(), platform.machine())
+
+
+def check_runs(architecture: str) -> None:
+    """Check that this machine runs programs of an architecture, itself or through qemu.
+
+    Raises:
+        EmulationError: it does not; the message says what makes it.
+    """
+    (name,) = (name for name, debian in ARCHITECTURES.items() if debian == architecture)
+    if architecture != own() and not (BINARY_FORMATS / f"qemu-{name}").exists():
+        raise EmulationError(
+            f"This machine runs no programs of {architecture}: apt-get install qemu-user-static "
+            f"binfmt-support, which enter qemu-{name} in {BINARY_FORMATS}."
+        )
+
+
+def base(official: str, architecture: str) -> str:
+    """Return the name of a base image that is here: the official one, or one made of Debian."""
+    name = f"docker.io/library/{official}"
+    if architecture == own() and _is_here(name):
+        return name
+    name = OWN_BASE if architecture == own() else f"{OWN_BASE}-{architecture}"
+    if not _is_here(name):
+        make_base(name, architecture)
+    return name
+
+
+def make_base(name: str, architecture: str) -> None:
     """Make a base image from Debian, with Debian's Python."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        debootstrap = ["debootstrap", "--variant=minbase", f"--include={INCLUDED}"]
-        subprocess.run([*debootstrap, DEBIAN, scratch], check=True)
+        debootstrap = ["debootstrap", f"--arch={architecture}", "--variant=minbase"]
+        subprocess.run([*debootstrap, f"--include={INCLUDED}", DEBIAN, scratch], check=True)
         (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")
         if SOURCES.exists():
             (root / "etc/apt/sources.list").unlink()
@@ -70,7 +110,7 @@ def make_base(name: str) -> None:
             subprocess.run(["find", root / leftovers, "-type", "f", "-delete"], check=True)
         container = _buildah("from", "scratch")
         _buildah("add", container, scratch, "/")
-        _buildah("config", "--env", f"PATH={PATH}", container)
+        _buildah("config", "--arch", architecture, "--env", f"PATH={PATH}", container)
         _buildah("commit", "--rm", container, name)
 
 
@@ -126,10 +166,11 @@ def main() -> int:
     parser.add_argument("--tag", default="visionserve:1.0.0")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--arch", default=own(), choices=ARCHITECTURES.values())
     args = parser.parse_args()
     try:
-        build(args.tag, args.device, args.model)
-    except (OSError, subprocess.CalledProcessError) as error:
+        build(args.tag, args.device, args.model, args.arch)
+    except (EmulationError, OSError, subprocess.CalledProcessError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
