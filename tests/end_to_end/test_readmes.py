@@ -46,6 +46,17 @@ NOT_RUN = {
     ".venv/bin/visionserve samples export labelled": "needs samples; test_samples does the same",
     **dict.fromkeys(
         (
+            "make image IMAGE=visionserve:1.0.0-amd64",
+            "make image IMAGE=visionserve:1.0.0-arm64 ARCH=arm64",
+            "buildah manifest create visionserve:1.0.0",
+            "buildah manifest add visionserve:1.0.0 localhost/visionserve:1.0.0-amd64",
+            "buildah manifest add visionserve:1.0.0 localhost/visionserve:1.0.0-arm64",
+            "buildah manifest push --all visionserve:1.0.0 docker://REGISTRY/visionserve:1.0.0",
+        ),
+        "takes qemu, buildah and a registry",
+    ),
+    **dict.fromkeys(
+        (
             ".venv/bin/visionserve train pictures/ --architecture efficientnet_lite0",
             ".venv/bin/visionserve build efficientnet_lite0 --name pictures --weights "
             "model_store/trained/pictures/weights.pt",
