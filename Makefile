@@ -65,9 +65,9 @@ audit: $(INSTALLED)
 	status=0; $(PYTHON) -m pip_audit --strict --no-deps --disable-pip -r config/constraints.txt || status=1; \
 		$(VISIONSERVE) audit || status=1; exit $$status
 
-# Three processes, as the tests often wait for servers; tests/conftest.py says what is one's.
+# Three processes, as the tests often wait for servers; each test file is one process's.
 test: lint $(DEBIAN)
-	$(PYTHON) -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
+	$(PYTHON) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(INSTALLED)
 	$(PYTHON) -m pytest -p no:schemathesis -p no:hypothesispytest -p no:anyio tests/unit

@@ -27,7 +27,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 RUN = "VISIONSERVE_TEST_RUN"
 os.environ.setdefault(RUN, str(os.getpid()))
 
-# The files whose parts take longest are begun first, so that no process works alone at the end.
+# The files that take longest are begun first, so that no process works alone at the end.
 LONGEST = (
     *("test_train", "test_own_model", "test_evaluate", "test_chaos", "test_page", "test_nginx"),
     *("test_build", "test_heads", "test_truth", "test_serve", "test_readmes", "test_classify"),
@@ -36,17 +36,8 @@ LONGEST = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each process of pytest-xdist a file at a time, or a part where a file has several."""
-    part = ""
-    for item in items:
-        name, line = item.path.stem, item.location[1]
-        if item.get_closest_marker("part"):
-            part = f"{name}-{line}"
-        elif part.partition("-")[0] != name:
-            part = name
-        item.add_marker(pytest.mark.xdist_group(part))
+    """Begin with the files that take longest."""
     items.sort(key=lambda item: (*LONGEST, item.path.stem).index(item.path.stem))
 
 

@@ -184,7 +184,6 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, pytorch_config: Path) -> tup
     return wanted, build(wanted, root / "store")
 
 
-@pytest.mark.part
 def test_a_checkpoint_with_class_folders_and_a_label_map(
     tuned: tuple[Recipe, Path], pytorch_config: Path
 ) -> None:
@@ -315,7 +314,6 @@ def edit(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new, 1))
 
 
-@pytest.mark.part
 def test_what_only_wraps_a_model_is_packed_around_it_without_pytorch(
     tuned: tuple[Recipe, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -546,7 +544,6 @@ def test_a_label_map_with_an_unknown_label_is_refused(
         build(recipe(pytorch_config, random_weights, label_map=names), tmp_path / "store")
 
 
-@pytest.mark.part
 def test_a_second_build_does_nothing_and_a_changed_one_rebuilds(
     tmp_path: Path,
     pytorch_config: Path,

@@ -156,7 +156,6 @@ def test_a_wrong_answer_is_noticed(stage: chaos.Stage) -> None:
     assert {sent.verdict for sent in account} == {"right", "wrong"}
 
 
-@pytest.mark.part
 def test_a_soak_asks_for_everything() -> None:
     questions = mixed()
     assert {(q.tta, len(q.images)) for q in questions} == set(product(VIEWS, LENGTHS))

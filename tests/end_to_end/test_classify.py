@@ -222,7 +222,6 @@ def test_json_lines(folder: Path, target: list[str], tmp_path: Path) -> None:
     assert rows[3]["confident"] is True
 
 
-@pytest.mark.part
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_the_truth_stands_beside_the_predictions(
     folder: Path, target: list[str], tmp_path: Path, suffix: str
@@ -380,7 +379,6 @@ def test_a_server_that_is_down(folder: Path) -> None:
     assert last == f"{address}: No server answers."
 
 
-@pytest.mark.part
 def test_an_interruption_ends_the_wait_for_a_server(folder: Path) -> None:
     class Busy(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -620,7 +618,6 @@ def test_every_fault_of_the_handlers_own_is_known() -> None:
     assert not is_server_fault("") and not is_server_fault(None)
 
 
-@pytest.mark.part
 def test_a_worker_that_dies_with_an_image_costs_nothing(
     folder: Path, target: list[str], client: Client, tmp_path: Path
 ) -> None:

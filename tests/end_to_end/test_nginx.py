@@ -248,7 +248,6 @@ def test_torchserves_own_errors_pass(shared: str) -> None:
     assert (empty.status_code, empty.json()["error"]["code"]) == (400, "empty_request")
 
 
-@pytest.mark.part
 def test_a_client_may_send_so_many_requests(proxy: Proxy, server: TorchServe) -> None:
     """Whatever address it gives, where it is no load balancer."""
     site = site_of(server, rate="1r/m")
@@ -469,7 +468,6 @@ def test_a_bad_configuration_is_refused(proxy: Proxy, server: TorchServe) -> Non
     assert proxy.pid is None
 
 
-@pytest.mark.part
 def test_new_tokens_are_taken_on_at_once(proxy: Proxy, second: TorchServe, cat: bytes) -> None:
     """nginx sends no token of yesterday, after a restart or amid a rotation."""
     site = site_of(second)
@@ -735,7 +733,6 @@ def test_two_starts_at_once_end_with_one_nginx(
     assert requests.get(f"http://{first.listen}/ping", timeout=TIMEOUT).status_code == 200
 
 
-@pytest.mark.part
 def test_no_request_is_lost_when_a_server_dies(
     address: str, proxy: Proxy, client: Client, second: TorchServe, tmp_path: Path
 ) -> None:
@@ -898,7 +895,6 @@ def versions_of(site: Site, cat: bytes, addresses: Iterable[str]) -> dict[str, s
     return {one: answer.result().json()["version"] for one, answer in answers.items()}
 
 
-@pytest.mark.part
 def test_a_canary_gets_its_share_of_the_clients_and_all_that_they_ask(
     canary: Site, server: TorchServe, cat: bytes
 ) -> None:

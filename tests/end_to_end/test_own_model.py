@@ -277,7 +277,6 @@ def test_a_network_is_served_fast_as_it_was_trained(owners: Owners) -> None:
     assert not np.array_equal(found, wanted)
 
 
-@pytest.mark.part
 @pytest.mark.parametrize("name", ["one grey channel", "Caffe"])
 def test_a_worker_of_pytorch_answers_as_its_owners_does(name: str, tmp_path: Path) -> None:
     net, transform, declared = own(name, tmp_path / "own.pt")
@@ -432,7 +431,6 @@ def test_pictures_that_are_decoded_otherwise_are_told(others: list[Path], tmp_pa
         alternatives.check(net, Transforms(), LABELS, expected.read(file), HandlerConfig())
 
 
-@pytest.mark.part
 def test_groups_of_an_own_model_answer_as_its_owner_says(tmp_path: Path) -> None:
     """By the owner's labels, with their names for the groups, and with their sums as figures."""
     net, transform, _ = own("imagenet", tmp_path / "own.pt")

@@ -385,7 +385,6 @@ def test_too_large_is_never_sent(page: Browser, tmp_path: Path) -> None:
     assert page.run("return performance.getEntriesByType('resource').length") == 0
 
 
-@pytest.mark.part
 def test_unreachable_server_is_asked_again(page: Browser, notes: Path, tmp_path: Path) -> None:
     changing, going = tmp_path / "changing.png", tmp_path / "going.png"
     for path in (changing, going):
@@ -632,7 +631,6 @@ def test_a_database_that_never_answers_holds_up_nothing_for_long(page: Browser) 
     assert not page.one("#results").is_displayed()
 
 
-@pytest.mark.part
 def test_several_images_and_their_csv(page: Browser, client: Client, tmp_path: Path) -> None:
     formula = tmp_path / '=cmd, "x".txt'
     formula.write_text("not an image")
@@ -840,7 +838,6 @@ def test_languages(page: Browser, client: Client, notes: Path) -> None:
     assert page.text("h1") == "What is in the picture?"
 
 
-@pytest.mark.part
 def test_where_the_model_looked(page: Browser, client: Client, tmp_path: Path) -> None:
     """A cat on a plain, wide picture that the camera stored turned."""
     with Image.open(CAT) as cat:
@@ -1162,7 +1159,6 @@ def test_modules_are_joined_behind_their_imports() -> None:
         bundle(modules | {"one.js": 'import { main } from "./main.js";\n'})
 
 
-@pytest.mark.part
 def test_a_reload_keeps_the_answers(page: Browser) -> None:
     page.pick(CAT)
     page.until(lambda: records(page) == 1)
@@ -1369,7 +1365,6 @@ def test_json_and_curl_of_a_card(page: Browser, client: Client) -> None:
     assert json.loads(run.stdout) == answer
 
 
-@pytest.mark.part
 def test_two_models_side_by_side(page: Browser, client: Client) -> None:
     images = [CAT, *packaged()[3:5]]
     page.pick(*images)

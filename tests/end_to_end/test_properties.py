@@ -232,7 +232,6 @@ def growth(folder: Path) -> dict[str, float]:
     return risen
 
 
-@pytest.mark.part
 def test_no_image_takes_over_300_mb(tmp_path: Path) -> None:
     images = [*(case.data for case in IMAGES), *largest()]
     for index, data in enumerate(images):

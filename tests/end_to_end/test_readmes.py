@@ -267,7 +267,6 @@ def test_nginx_answers(printed: Printed, clone: Path) -> None:
     assert tensors["outputs"][0]["shape"] == [1, 3]
 
 
-@pytest.mark.part
 def test_no_readme_and_no_command_is_left_out() -> None:
     found = [paths.ROOT / "README.md", *paths.ROOT.glob("[a-z]*/**/README.md")]
     assert {str(path.relative_to(paths.ROOT)) for path in found} == set(READMES)

@@ -362,7 +362,6 @@ def ended(arguments: tuple[object, ...], file: Path, how: signal.Signals) -> tup
         return process.returncode, (errors.splitlines() or [""])[-1]
 
 
-@pytest.mark.part
 def test_every_pool_of_processes_starts_where_no_ctrl_c_comes_through() -> None:
     sources = (path.read_text() for path in paths.TOOLS.rglob("*.py"))
     before = [line for text in sources for line in re.findall(r"(\S.*)\n.*\.Pool\(", text)]
