@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
 import sys
 import unicodedata
 import zipfile
@@ -25,7 +24,7 @@ from sklearn.neighbors import NearestNeighbors
 from torchvision.transforms import InterpolationMode, v2
 
 from tests.bench import families
-from tests.helpers import REAL, write_config
+from tests.helpers import REAL, called, write_config
 from visionserve import familiarity
 from visionserve.familiarity import Neighbours
 from visionserve.metadata import Share, Threshold
@@ -248,17 +247,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_command(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "visionserve_tools", name, *map(str, arguments)],
-        cwd=paths.ROOT,
-        capture_output=True,
-        text=True,
-    )
-
-
 def command(name: str, *arguments: object) -> str:
-    done = run_command(name, *arguments)
+    done = called(name, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -431,9 +421,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Own:
 def calibrated(own: Own) -> dict[str, float]:
     """The temperatures that `calibrate` put into the archive."""
     before = sha256_of(own.archive)
-    done = run_command(
-        "calibrate", own.folder, "--archive", own.archive, "--modes", "none", "five_crop"
-    )
+    done = called("calibrate", own.folder, "--archive", own.archive, "--modes", "none", "five_crop")
     assert done.returncode == 0, done.stderr
     assert "own 1.0 (resnet18, openvino fp32, exact decode)" in done.stdout
     assert "Unfamiliar pictures will not be told: it takes 100 photographs" in done.stderr
@@ -523,7 +511,7 @@ def test_a_threshold_is_fitted_by_the_command(
     for suffix in (".mar", ".json"):
         shutil.copy(store / f"{REAL}{suffix}", archive.with_suffix(suffix))
     options = ("--archive", archive, "--modes", "none", "--false-alarms", "0.1")
-    done = run_command("calibrate", photographs, *options)
+    done = called("calibrate", photographs, *options)
     assert done.returncode == 0, done.stderr
     assert "With 100 photographs, fewer than 200, the rate" in done.stderr
     assert "| TTA | false alarms | caught | documents | text |" in done.stdout
@@ -593,7 +581,7 @@ def test_an_own_archive_is_measured_as_it_is_served(
     own: Own, answers: dict[Path, Any], tmp_path: Path
 ) -> None:
     """By PyTorch's count, scikit-learn's figures of the answers over HTTP, and the pictures."""
-    done = run_command("evaluate", own.folder, "--archive", own.archive, "--output", tmp_path)
+    done = called("evaluate", own.folder, "--archive", own.archive, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "evaluation.json").read_text())
     (figures,) = record["figures"]
@@ -790,7 +778,7 @@ def test_two_archives_are_compared_as_pytorch_compares_them(
     other = another(own.archive, tmp_path / "other.mar", {})
     folder = tmp_path / "comparison"
     pair = (own.archive, other, own.folder, "--output", folder)
-    done = run_command("compare", *pair, "--at-least", "-99")
+    done = called("compare", *pair, "--at-least", "-99")
     assert done.returncode == 0, done.stderr
     assert "The bar is reached: " in done.stdout and "broken.jpg: The image" in done.stderr
     found = json.loads((folder / "comparison.json").read_text())

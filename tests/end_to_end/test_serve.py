@@ -478,13 +478,16 @@ def test_an_interrupted_build_is_built_anew(mountains: Path, tmp_path: Path) -> 
     own = ["--weights", str(mountains / "tuned.pt"), "--labels", str(mountains / "labels.txt")]
     where = ["--profile", "gpu-t4", "--name", "hills", "--store", str(tmp_path / "store")]
     build_it = [sys.executable, "-m", "visionserve_tools", "build", "resnet18", *own, *where]
-    for seconds in (1, 4):
+    for reached in ("is built", "Every picture"):  # It imports PyTorch, and then it converts.
         process = subprocess.Popen(
             build_it, cwd=paths.ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-        time.sleep(seconds)
+        assert process.stderr is not None
+        while reached not in (line := process.stderr.readline()):
+            assert line, "it ended before"
         os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=60)
+        assert process.returncode != 0 and not any((tmp_path / "store").glob("*.mar"))
     done = subprocess.run(build_it, cwd=paths.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     archive = tmp_path / "store" / "hills.mar"
