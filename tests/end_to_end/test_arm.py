@@ -25,10 +25,9 @@ from tests.helpers import REAL, copy_sources, encode
 from visionserve import runtimes
 from visionserve.config import Precision
 from visionserve.preprocessing import decode, to_views
-from visionserve_tools import paths, photos
+from visionserve_tools import container, paths, photos
 from visionserve_tools.archive.recipe import Recipe, build
 from visionserve_tools.archive.unpacked import unpacked
-from visionserve_tools.commands import image
 from visionserve_tools.server.client import Client
 from visionserve_tools.server.ports import free_ports
 from visionserve_tools.server.processes import listeners
@@ -88,7 +87,7 @@ class Debian:
     def run(self, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a shell's command in the clone there."""
         entered = ["nsenter", f"--target={self._process}", "--user", "--mount", "--pid"]
-        own = {"PATH": image.PATH, "HOME": "/root", "QEMU_CPU": PROCESSOR, **environment}
+        own = {"PATH": container.PATH, "HOME": "/root", "QEMU_CPU": PROCESSOR, **environment}
         return subprocess.run(
             [
                 *(*entered, "chroot", str(TREE), "env", "--ignore-environment"),
@@ -108,7 +107,7 @@ def entered(volumes: Mapping[str, str]) -> Iterator[int]:
             *("unshare", "--user", "sh", "-c", 'echo; read -r _; exec "$@"', "enter"),
             *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER),
         ],
-        env={**os.environ, "TREE": str(TREE), "INCLUDED": f"{image.INCLUDED},make"},
+        env={**os.environ, "TREE": str(TREE), "INCLUDED": f"{container.INCLUDED},make"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -129,7 +128,7 @@ def entered(volumes: Mapping[str, str]) -> Iterator[int]:
 def debian() -> Iterator[Debian]:
     """The tree with a clone of this project, and what serving takes installed there by `make`."""
     TREE.parent.mkdir(exist_ok=True)
-    with image.pip_volumes() as volumes, entered(volumes) as process:
+    with container.pip_volumes() as volumes, entered(volumes) as process:
         for folder in ("handler", "config", "scripts"):
             shutil.rmtree(CLONE / folder, ignore_errors=True)
         copy_sources(CLONE)
