@@ -738,7 +738,7 @@ def test_an_archive_is_a_row_of_the_families(own: Own) -> None:
     assert (row.name, row.crop, row.dense, row.explains) == ("own", 224, True, True)
     assert row.int8 is None and row.fp32 and row.fp32.megabytes == pytest.approx(size / 1e6)
     cells = families.markdown([row]).splitlines()[2].split(" | ")
-    assert cells[5] == "–" and cells[8].startswith("passes: ") and cells[9].startswith("–")
+    assert cells[6] == "–" and cells[9].startswith("passes: ") and cells[11] == "–"
 
 
 def another(archive: Path, to: Path, metadata: dict[str, Any]) -> Path:

@@ -251,7 +251,7 @@ def store(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("store")
     first, serve = trained.printed.splitlines()[-2:]
     assert serve == f"{shlex.quote(shlex.split(first)[0])} serve start --models eight"
-    more = ["--profile", "server", "--store", str(store)]
+    more = ["--profile", "server", "--precision", "fp32", "--store", str(store)]
     done = subprocess.run([*shlex.split(first), *more], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Nothing is declared" not in done.stderr
