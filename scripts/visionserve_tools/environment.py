@@ -51,7 +51,7 @@ def install(extra: str, why: str = "") -> None:
         InstallError: it cannot be installed.
     """
     size = f" ({SIZES[extra]})" if extra in SIZES else ""
-    what = f"{why}installing `{extra}`{size}."
+    what = f"{why}{'installing' if why else 'Installing'} `{extra}`{size}."
     nested = _nested(extra)
     nvidia = Path("/proc/driver/nvidia").exists()
     if "pytorch" in nested and not nvidia and _is_reachable(f"{CPU_TORCH}/torch/"):
