@@ -266,7 +266,7 @@ def test_the_truth_stands_beside_the_predictions(
     labels.write_text("path;label\na.jpg\n")
     bad = run(*wanted, labels)
     assert bad.returncode == 2 and bad.stderr == f"{labels}, line 2: has no path and label.\n"
-    assert "No such file" in run(*wanted, tmp_path / "absent.csv").stderr
+    assert "no such file" in run(*wanted, tmp_path / "absent.csv").stderr
 
 
 ALL = ["a.jpg", "broken.jpg", "cat.PNG", "z.png"]

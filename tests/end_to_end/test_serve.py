@@ -400,6 +400,7 @@ def checkout(root: Path) -> Path:
         shutil.copytree(
             paths.ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__")
         )
+    shutil.copy(paths.ROOT / "pyproject.toml", root)
     venv.create(root / ".venv", symlinks=True)
     (packages,) = (root / ".venv").glob("lib/python*/site-packages")
     installed = Path(sysconfig.get_path("purelib"))
