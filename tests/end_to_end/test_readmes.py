@@ -39,7 +39,6 @@ OTHERS = (
 )
 NOT_RUN = {
     "make test": "would run itself",
-    'make serve MODELS="resnet18 resnet50 efficientnet_lite0"': "needs the official weights",
     "prometheus --config.file=config/prometheus/prometheus.yml": (
         "listens on every interface until it is stopped; test_observability runs the configuration"
     ),
