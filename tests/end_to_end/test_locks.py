@@ -22,8 +22,8 @@ from threading import Event
 import pytest
 import requests
 
-from tests.helpers import REAL, copy_sources, site_of
-from visionserve_tools import lock, paths, photos
+from tests.helpers import REAL, site_of
+from visionserve_tools import HOME, lock, paths, photos
 from visionserve_tools.archive import converted
 from visionserve_tools.archive.calibrated import Fitted, pack
 from visionserve_tools.archive.download import download
@@ -35,10 +35,10 @@ TIMEOUT = 60
 NOBODY = 65534
 
 
-def visionserve(*arguments: object, root: Path = paths.ROOT) -> subprocess.Popen[str]:
+def visionserve(*arguments: object, home: Path = paths.ROOT) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "visionserve_tools", *map(str, arguments)],
-        cwd=root,
+        env={**os.environ, HOME: str(home)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -109,22 +109,20 @@ def test_an_output_is_one_runs_alone(name: str, server: TorchServe, tmp_path: Pa
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This source tree, with state and stores of its own."""
-    root = tmp_path_factory.mktemp("clone")
-    copy_sources(root)
-    return root
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the commands' own, for states and stores."""
+    return tmp_path_factory.mktemp("home")
 
 
 def test_a_second_start_waits_and_finds_the_server_running(
-    clone: Path, store: Path, int8_archive: Path
+    home: Path, store: Path, int8_archive: Path
 ) -> None:
     """Of one profile; one of another profile, which wants the same ports, is told who has them."""
     ports = free_ports()
     overrides = [part for pair in ports.items() for part in ("--set", "=".join(pair))]
 
     def serve(*arguments: object) -> subprocess.Popen[str]:
-        return visionserve("serve", *arguments, root=clone)
+        return visionserve("serve", *arguments, home=home)
 
     def plain(out: str) -> str:
         return re.sub(", built .*", "", out)
@@ -136,7 +134,7 @@ def test_a_second_start_waits_and_finds_the_server_running(
         with start("local") as first:
             until(lambda: f" {first.pid} " in Path("/proc/locks").read_text())
             with start("local") as second, start("server") as other:
-                until(lambda: (clone / ".torchserve" / "local" / "console.log").exists())
+                until(lambda: (home / ".torchserve" / "local" / "console.log").exists())
                 stop = serve("stop", "--profile", "local")
                 until(lambda: stop.stderr is not None and "waiting" in stop.stderr.readline())
                 stop.kill()
@@ -156,15 +154,15 @@ def test_a_second_start_waits_and_finds_the_server_running(
         assert "taken by the server of profile local: make stop PROFILE=local ends it." in told
         assert none == ""
         assert requests.get(f"{ports['inference_address']}/ping", timeout=TIMEOUT).ok
-        pid = TorchServe("local", clone / ".torchserve" / "local", store).pid
+        pid = TorchServe("local", home / ".torchserve" / "local", store).pid
         told, _ = serve("start", *overrides).communicate(timeout=TIMEOUT)
         assert plain(told) == plain(out)
-        assert TorchServe("local", clone / ".torchserve" / "local", store).pid == pid
-        with lock.alone(clone / ".torchserve" / "local"):
-            rotating = visionserve("manage", "rotate", root=clone)
+        assert TorchServe("local", home / ".torchserve" / "local", store).pid == pid
+        with lock.alone(home / ".torchserve" / "local"):
+            rotating = visionserve("manage", "rotate", home=home)
             assert rotating.stderr
             assert "waiting for the end of process" in rotating.stderr.readline()
-            listed = visionserve("manage", "list", root=clone)
+            listed = visionserve("manage", "list", home=home)
             assert listed.communicate(timeout=TIMEOUT)[0].startswith("int8 1.0 (default)")
         _, error = rotating.communicate(timeout=TIMEOUT)
         assert error.startswith("This server asks for no token")
@@ -175,10 +173,10 @@ def test_a_second_start_waits_and_finds_the_server_running(
 
 
 def test_a_second_build_waits_and_finds_the_archive(
-    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A third one, of another archive of that store, waits as well."""
-    store = clone / "store"
+    store = home / "store"
     monkeypatch.setenv(converted.PLACE, str(tmp_path))
     command = ["build", REAL, "--profile", "server", "--store", store]
     with visionserve(*command) as first:
