@@ -193,8 +193,7 @@ def test_on_a_phone_the_answer_comes_into_view(
         page.pick(image)
         page.settle()
         page.until(lambda: pictures(page) == 1)
-        page.driver.execute_async_script("setTimeout(arguments[0], 100)")
-        assert in_view(page, ".label", ".bar") == []
+        page.until(lambda: in_view(page, ".label", ".bar") == [])
         shown, reserved, most = page.run(
             """const { naturalWidth, naturalHeight } = document.querySelector(".picture img");
                const { width, height } = document.querySelector(".picture").getBoundingClientRect();
@@ -207,8 +206,7 @@ def test_on_a_phone_the_answer_comes_into_view(
     page.run("scrollTo(0, 0)")
     page.pick(CAT)
     page.settle(5)
-    page.driver.execute_async_script("setTimeout(arguments[0], 100)")
-    assert in_view(page, ".card:last-child .label", ".card:last-child .bar") == []
+    page.until(lambda: in_view(page, ".card:last-child .label", ".card:last-child .bar") == [])
     assert page.texts("#options") == []
     assert page.text("#options-toggle") == f"{REAL} · Whole image"
     page.one("#options-toggle").click()
