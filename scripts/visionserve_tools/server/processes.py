@@ -6,6 +6,7 @@ now, and would get the signals.
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,17 +54,24 @@ def _identity(file: Path) -> tuple[int, int] | None:
     return None
 
 
-def wait(process: psutil.Process, seconds: float) -> None:
+def wait(
+    process: psutil.Process, seconds: float, until: Callable[[], bool] = lambda: False
+) -> None:
     """Wait until a process has ended, threads and all, even if its parent never waits for it.
 
     psutil would wait for the parent as well, which in a container may never come: its first process
     is often a program that does not know of the duty.
 
+    Args:
+        process: the process.
+        seconds: how long to wait at most.
+        until: what ends the wait as well, where it returns true.
+
     Raises:
         psutil.TimeoutExpired: it still runs after so many seconds.
     """
     deadline = time.monotonic() + seconds
-    while runs(process):
+    while runs(process) and not until():
         if time.monotonic() > deadline:
             raise psutil.TimeoutExpired(seconds, process.pid)
         time.sleep(0.02)

@@ -294,12 +294,15 @@ class TorchServe:
         process = self.process
         if process is not None:
             with suppress(psutil.NoSuchProcess):
+                workers = process.children()
                 process.terminate()
-                try:
-                    processes.wait(process, STOP_TIMEOUT)
-                except psutil.TimeoutExpired:
-                    process.kill()
-                    processes.wait(process, STOP_TIMEOUT)
+                with suppress(psutil.TimeoutExpired):
+                    processes.wait(process, STOP_TIMEOUT, until=lambda: _is_done(process))
+                # TorchServe kills its workers as well, after the wait.
+                for one in (process, *workers):
+                    with suppress(psutil.NoSuchProcess):
+                        one.kill()
+                        processes.wait(one, STOP_TIMEOUT)
         (self.state / "key_file.json").unlink(missing_ok=True)
         shutil.rmtree(self.temp, ignore_errors=True)
         return process is not None
@@ -457,6 +460,18 @@ class TorchServe:
                 file.seek(earlier.get(log, 0))
                 gained.append(file.read().decode(errors="replace"))
         return "\n".join(gained)
+
+
+def _is_done(process: psutil.Process) -> bool:
+    """Tell whether a frontend that was told to end has closed all connections, and idles since.
+
+    It then waits for two seconds that nobody needs, as netty's event loops do before they end.
+    """
+    for _ in range(10):
+        if process.net_connections("inet"):
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def client_of(state: Path, retries: int = 0) -> Client:
