@@ -448,6 +448,23 @@ def test_an_outage_is_told_once_until_it_is_over_or_a_person_stops_it(page: Brow
     assert page.texts(".label")[0] == "Egyptian cat"
     assert not page.texts(".failure")
 
+    page.one("#clear").click()
+    page.offline(True)
+    page.pick(CAT)
+    page.until(lambda: page.text("#trouble"))
+    page.run(
+        """window.fetch = () => new Promise((_, fail) => {
+               window.end = () => fail(new TypeError("no network"));
+           });"""
+    )
+    page.until(lambda: page.run("return typeof window.end") == "function")
+    page.one("#stop-trying").click()
+    page.run("window.end()")
+    page.settle()
+    assert page.text(".failure").startswith("The server cannot be reached.")
+    page.console()
+    page.offline(False)
+
 
 def test_silent_server_is_left_after_30_s(page: Browser) -> None:
     page.run(

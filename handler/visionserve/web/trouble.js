@@ -25,6 +25,7 @@ export function trouble() {
  * @returns whether the person said to stop trying.
  */
 export async function hold(request, kind, milliseconds, signal) {
+  if (held.get(request)?.stops) return true;
   const stops = await new Promise((wake) => {
     held.set(request, { kind, next: Date.now() + milliseconds, wake });
     setTimeout(wake, milliseconds, false);
@@ -45,7 +46,10 @@ export function tryNow() {
   for (const { wake } of held.values()) wake(false);
 }
 
-/** Have all requests fail with the failure that they have. */
+/** Have all requests fail with the failure that they have, or with that of the try under way. */
 export function stopTrying() {
-  for (const { wake } of held.values()) wake(true);
+  for (const one of held.values()) {
+    one.stops = true;
+    one.wake(true);
+  }
 }
