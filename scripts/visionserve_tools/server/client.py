@@ -20,6 +20,10 @@ READY_TIMEOUT = 10
 READY = {"X-Visionserve-Describe": "ready"}
 
 
+# TorchServe 0.12.0 ends a worker while it asks for its next job, and may answer so; it has scaled.
+NO_JOB = '"job\\" is null'
+
+
 class KeyFileError(ValueError):
     """A key file is not one of TorchServe's, or was cut off."""
 
@@ -170,7 +174,12 @@ class Client:
         path = f"/models/{model}/{version}" if version else f"/models/{model}"
         most = minimum if maximum is None else maximum
         wanted = {"min_worker": minimum, "max_worker": most}
-        self._manage("PUT", path, synchronous="true", timeout=TIMEOUT, **wanted)
+        try:
+            self._manage("PUT", path, synchronous="true", timeout=TIMEOUT, **wanted)
+        except requests.HTTPError as error:
+            if NO_JOB not in str(error):
+                raise
+            self._manage("PUT", path, synchronous="true", timeout=TIMEOUT, **wanted)
 
     def register(self, archive: str, workers: int = 1, **parameters: Any) -> None:
         """Register an archive of the model store by its file name, and wait for its workers.
