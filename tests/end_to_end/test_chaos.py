@@ -33,7 +33,7 @@ from visionserve_tools.server.client import Client
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[chaos.Stage]:
+def stage() -> Iterator[chaos.Testbed]:
     with chaos.stage() as stage:
         yield stage
 
@@ -52,7 +52,7 @@ def stage() -> Iterator[chaos.Stage]:
     ],
     ids=lambda fault: fault.__name__,
 )
-def test_a_fault_costs_no_answer(stage: chaos.Stage, fault: chaos.Fault) -> None:
+def test_a_fault_costs_no_answer(stage: chaos.Testbed, fault: chaos.Fault) -> None:
     try:
         report = chaos.cause(fault, stage)
     except chaos.SkippedError as reason:
@@ -61,7 +61,7 @@ def test_a_fault_costs_no_answer(stage: chaos.Stage, fault: chaos.Fault) -> None
     assert all(sent.verdict == "right" for sent in report.probed[-5:])
 
 
-def manage(stage: chaos.Stage, *arguments: str) -> subprocess.CompletedProcess[str]:
+def manage(stage: chaos.Testbed, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
@@ -73,7 +73,7 @@ def manage(stage: chaos.Stage, *arguments: str) -> subprocess.CompletedProcess[s
     return subprocess.run([*command, *arguments], cwd=paths.ROOT, capture_output=True, text=True)
 
 
-def test_a_killed_frontend_comes_back_from_its_last_whole_snapshot(stage: chaos.Stage) -> None:
+def test_a_killed_frontend_comes_back_from_its_last_whole_snapshot(stage: chaos.Testbed) -> None:
     """Also after the clock was set back: the earlier snapshots are of a later time."""
     snapshots = stage.server.state / "logs" / "config"
     assert manage(stage, "scale", MODEL, "1").returncode == 0
@@ -90,7 +90,7 @@ def test_a_killed_frontend_comes_back_from_its_last_whole_snapshot(stage: chaos.
     assert stage.client.describe(MODEL)[0]["modelVersion"] == "1.0"
 
 
-def test_a_start_is_newer_than_the_snapshots_before_it(stage: chaos.Stage) -> None:
+def test_a_start_is_newer_than_the_snapshots_before_it(stage: chaos.Testbed) -> None:
     """Which a clock that was ahead has dated."""
     stage.client.scale(MODEL, 1)
     for file in (stage.server.state / "logs" / "config").iterdir():
@@ -99,7 +99,9 @@ def test_a_start_is_newer_than_the_snapshots_before_it(stage: chaos.Stage) -> No
     chaos.restart_frontend(stage)
 
 
-def test_no_key_is_replaced_where_it_cannot_be_written(stage: chaos.Stage, tmp_path: Path) -> None:
+def test_no_key_is_replaced_where_it_cannot_be_written(
+    stage: chaos.Testbed, tmp_path: Path
+) -> None:
     keys = stage.server.state / "key_file.json"
     before = keys.read_text()
     disk = tmp_path / "disk"
@@ -128,7 +130,7 @@ def test_no_key_is_replaced_where_it_cannot_be_written(stage: chaos.Stage, tmp_p
     assert keys.read_text() == before
 
 
-def test_a_refused_key_counts_as_a_setback(stage: chaos.Stage, tmp_path: Path) -> None:
+def test_a_refused_key_counts_as_a_setback(stage: chaos.Testbed, tmp_path: Path) -> None:
     """The client itself sends such a request again, so the load only sees the last response."""
     keys = (stage.server.state / "key_file.json").read_text()
     file = tmp_path / "key_file.json"
@@ -139,7 +141,7 @@ def test_a_refused_key_counts_as_a_setback(stage: chaos.Stage, tmp_path: Path) -
     assert sent.verdict == "right" and set(sent.setbacks) == {"400"}
 
 
-def test_a_wrong_answer_is_noticed(stage: chaos.Stage) -> None:
+def test_a_wrong_answer_is_noticed(stage: chaos.Testbed) -> None:
     """The labels of version 3.0 are the right ones; its probabilities are not."""
     metadata = json.loads(stage.file("metadata.json"))
     metadata["transforms"]["resize"] += 8

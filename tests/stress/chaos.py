@@ -64,7 +64,7 @@ class SkippedError(Exception):
     """This machine does not permit this fault."""
 
 
-class Stage:
+class Testbed:
     """A server that faults are caused in, with two workers and a response timeout of 3 s.
 
     If mounting is permitted, its logs and its cache of answers lie on a small disk of their own.
@@ -115,7 +115,7 @@ class Stage:
 
 
 @contextmanager
-def stage() -> Iterator[Stage]:
+def stage() -> Iterator[Testbed]:
     """Start the server for the faults, with all its files in a temporary folder.
 
     The temporary files of the server and of this process lie in that folder too.
@@ -133,7 +133,7 @@ def stage() -> Iterator[Stage]:
         settings = {"minWorkers": WORKERS, "responseTimeout": RESPONSE_TIMEOUT}
         try:
             with serving(folder, handler, **settings) as server:
-                yield Stage(folder, server)
+                yield Testbed(folder, server)
         finally:
             if mounted:
                 _run("umount", str(disk))
@@ -177,23 +177,23 @@ def until(condition: Callable[[], bool], seconds: float = 90) -> None:
     raise FaultError(f"The server is not back after {seconds} s.")
 
 
-def kill_worker(stage: Stage) -> None:
+def kill_worker(stage: Testbed) -> None:
     """a worker is killed (`kill -9`)"""
     _replace_worker(stage, signal.SIGKILL)
 
 
-def stop_worker(stage: Stage) -> None:
+def stop_worker(stage: Testbed) -> None:
     """a worker is stopped (SIGSTOP) past the response timeout of 3 s"""
     _replace_worker(stage, signal.SIGSTOP)
 
 
-def _replace_worker(stage: Stage, number: signal.Signals) -> None:
+def _replace_worker(stage: Testbed, number: signal.Signals) -> None:
     victim = stage.pids()[0]
     os.kill(victim, number)
     until(lambda: victim not in stage.pids() and stage.client.ready())
 
 
-def kill_frontend(stage: Stage) -> None:
+def kill_frontend(stage: Testbed) -> None:
     """the frontend is killed (`kill -9`), then started from its snapshot"""
     frontend = stage.server.process
     assert frontend is not None
@@ -204,7 +204,7 @@ def kill_frontend(stage: Stage) -> None:
     restart_frontend(stage)
 
 
-def restart_frontend(stage: Stage) -> None:
+def restart_frontend(stage: Testbed) -> None:
     """the frontend is stopped, then started from its snapshot"""
     stage.server.stop()
     stage.server.restore()
@@ -212,7 +212,7 @@ def restart_frontend(stage: Stage) -> None:
         raise FaultError("The snapshot has other workers.")
 
 
-def fill_disk(stage: Stage) -> None:
+def fill_disk(stage: Testbed) -> None:
     """the disk of cache, logs and snapshots is full"""
     disk = stage.folder / "state" / "logs"
     if not disk.is_mount():
@@ -228,7 +228,7 @@ def fill_disk(stage: Stage) -> None:
         filler.unlink()
 
 
-def corrupt_version(stage: Stage) -> None:
+def corrupt_version(stage: Testbed) -> None:
     """a corrupt new version is registered, its model or its archive cut short"""
     (stage.archive.with_name("cut.mar")).write_bytes(stage.archive.read_bytes()[:100_000])
     stage.server.admit("cut.mar")
@@ -247,7 +247,7 @@ def corrupt_version(stage: Stage) -> None:
         stage.client.unregister(MODEL, "2.0")
 
 
-def replace_model(stage: Stage) -> None:
+def replace_model(stage: Testbed) -> None:
     """the model is unregistered and registered again; meanwhile a version serves whose cache \
 cannot be written"""
     config = yaml.safe_load(stage.file("model-config.yaml"))
@@ -258,13 +258,13 @@ cannot be written"""
     stage.replace("2.0", successor="1.0")
 
 
-def remove_model(stage: Stage) -> None:
+def remove_model(stage: Testbed) -> None:
     """the model is unregistered and registered again, no other version serving"""
     retire(stage.client, stage.server.admitted, MODEL)
     stage.server.register(stage.archive.name, WORKERS)
 
 
-def kill_workers_amid_a_list(stage: Stage) -> None:
+def kill_workers_amid_a_list(stage: Testbed) -> None:
     """both workers are killed (`kill -9`) in turn while a list of images is answered"""
     images = tuple(image for question in plain() for image in question.images)
     load = Load(stage.server.state, [Question(images[:3], "five_crop")])
@@ -284,19 +284,19 @@ def kill_workers_amid_a_list(stage: Stage) -> None:
         raise FaultError(f"A list was {failed[0].verdict}.")
 
 
-def ask_for_many_pixels(stage: Stage) -> None:
+def ask_for_many_pixels(stage: Testbed) -> None:
     """a list of 32 PNGs of 6,000 × 4,000 pixels with alpha is asked for"""
     _ask_for(stage, _large())
 
 
-def ask_for_many_scans(stage: Stage) -> None:
+def ask_for_many_scans(stage: Testbed) -> None:
     """a list of 32 progressive JPEGs of 11 arithmetic scans is asked for"""
     from tests.corpus import scans
 
     _ask_for(stage, scans(10, arithmetic=True))
 
 
-def ask_for_refused_images(stage: Stage) -> None:
+def ask_for_refused_images(stage: Testbed) -> None:
     """lists of 32 images of 24 MP to refuse are asked for, of workers that may grow by 400 MB"""
     for pid in stage.pids():
         worker = psutil.Process(pid)
@@ -306,7 +306,7 @@ def ask_for_refused_images(stage: Stage) -> None:
         _ask_for(stage, *(refused(format) for format in REFUSED_FORMATS))
 
 
-def _ask_for(stage: Stage, *images: bytes) -> None:
+def _ask_for(stage: Testbed, *images: bytes) -> None:
     """Send a list of 32 copies of images, and check that no worker ends and none takes long.
 
     Each copy has other bytes at its end, so that no answer comes from the cache.
@@ -327,7 +327,7 @@ def _ask_for(stage: Stage, *images: bytes) -> None:
         raise FaultError(f"The list took {seconds:.1f} s.")
 
 
-def attack_from_one_address(stage: Stage) -> None:
+def attack_from_one_address(stage: Testbed) -> None:
     """hostile forms, refused lists and lists of 24 megapixels come from one address behind nginx, \
 for a minute"""
     part = b'--b\r\nContent-Disposition: form-data; name="data"'
@@ -397,7 +397,7 @@ def _large() -> bytes:
     return buffer.getvalue()
 
 
-def delete_temporary_files(stage: Stage) -> None:
+def delete_temporary_files(stage: Testbed) -> None:
     """all temporary files are deleted, then a worker is killed"""
     for path in Path(tempfile.gettempdir()).iterdir():
         if path.is_dir():
@@ -409,7 +409,7 @@ def delete_temporary_files(stage: Stage) -> None:
     kill_worker(stage)
 
 
-def leave_stale_ids(stage: Stage) -> None:
+def leave_stale_ids(stage: Testbed) -> None:
     """files of process ids name a bystander, and the server is stopped and started"""
     bystander = subprocess.Popen(["sleep", "3600"])
     frontend = stage.server.process
@@ -428,7 +428,7 @@ def leave_stale_ids(stage: Stage) -> None:
         bystander.wait()
 
 
-def outlive_tokens(stage: Stage) -> None:
+def outlive_tokens(stage: Testbed) -> None:
     """tokens live for a minute, and are renewed (`manage rotate`) twice in each, for three"""
     properties = read_properties(stage.server.state / "config.properties")
     addresses = {
@@ -454,7 +454,7 @@ def outlive_tokens(stage: Stage) -> None:
         stage.server.restore()
 
 
-def rotate_read_only_keys(stage: Stage) -> None:
+def rotate_read_only_keys(stage: Testbed) -> None:
     """keys are to be replaced (`manage rotate`) while their file is read-only"""
     keys = stage.server.state / "key_file.json"
     before = keys.read_bytes()
@@ -493,7 +493,7 @@ def read_only(file: Path) -> Iterator[None]:
             _run("umount", path)
 
 
-Fault = Callable[[Stage], None]
+Fault = Callable[[Testbed], None]
 FAULTS: tuple[Fault, ...] = (
     kill_worker,
     stop_worker,
@@ -586,7 +586,7 @@ COLUMNS = (
 )
 
 
-def cause(fault: Fault, stage: Stage) -> Report:
+def cause(fault: Fault, stage: Testbed) -> Report:
     """Cause a fault while clients send requests, which they continue after the fault.
 
     Raises:
