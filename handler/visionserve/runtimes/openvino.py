@@ -23,11 +23,11 @@ from visionserve.runtimes.base import Linear, Passed, Runtime
 # How many kernels OpenVINO keeps; it makes one for each layer and shape. 64 hold those of a crop
 # and of one size of `dense`, and 256 those of the four sizes that `dense` views mostly have; see
 # `visionserve.tta.STRIDES`. Kernels of INT8 and BF16 take longest to make: of four sizes mixed, a
-# pass of efficientnet_lite0 in INT8, which has 50 convolutions, takes 2.3 times what it takes where
-# one size follows itself with 64, 1.17 with 128, 1.10 with 256 and 1.12 with 512. A kernel takes up
-# to 0.1 MB, and the default of 5000 hundreds of megabytes where shapes are many.
-KERNELS = 64
-KERNELS_LOW = 256
+# pass of efficientnet_lite0, which has 50 convolutions, takes in INT8 2.3 times what it takes where
+# one size follows itself with 64, 1.17 with 128, 1.10 with 256 and 1.12 with 512; in BF16 1.35,
+# 1.06 and 1.07. A kernel takes up to 0.1 MB, and the default of 5000 hundreds of megabytes where
+# shapes are many.
+KERNELS: dict[Precision, int] = {"fp32": 64, "bf16": 128, "int8": 256}
 
 # How OpenVINO names what a model computes in. A processor may not have what is asked for.
 PRECISIONS: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
@@ -117,6 +117,7 @@ class OpenVINORuntime(Runtime):
         return PRECISIONS[hint.get_type_name()]
 
     def _compile(self, model: openvino.Model, bf16: bool = False) -> Any:
+        arithmetic: Precision = "int8" if _is_int8(model) else "bf16" if bf16 else "fp32"
         compiled = openvino.Core().compile_model(
             model,
             "CPU",
@@ -126,7 +127,7 @@ class OpenVINORuntime(Runtime):
                 "INFERENCE_NUM_THREADS": self._threads,
                 "ENABLE_CPU_PINNING": False,
                 "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
-                "CPU_RUNTIME_CACHE_CAPACITY": KERNELS_LOW if bf16 or _is_int8(model) else KERNELS,
+                "CPU_RUNTIME_CACHE_CAPACITY": KERNELS[arithmetic],
             },
         )
         return compiled.create_infer_request()
