@@ -218,7 +218,7 @@ class Classifier:
             ValueError: the answer was in the cache, which has no probabilities of all classes.
         """
         prepared = self._prepare(item, math.inf)
-        found = self._infer([prepared])[0] if isinstance(prepared, Prepared) else prepared
+        found = self._infer([prepared], math.inf)[0] if isinstance(prepared, Prepared) else prepared
         if isinstance(found, RequestError):
             raise found
         if isinstance(found, dict):
@@ -384,7 +384,7 @@ class Classifier:
             if time.monotonic() > deadline:
                 outcomes |= dict.fromkeys(alike, too_slow())
                 continue
-            inferred = self._infer([*alike.values()])
+            inferred = self._infer([*alike.values()], deadline)
             failed = all(isinstance(one, RequestError) for one in inferred)
             self.failures = self.failures + 1 if failed else 0
             for (index, image), one in zip(alike.items(), inferred, strict=True):
@@ -393,11 +393,14 @@ class Classifier:
                 )
         return [outcomes[index] for index in range(len(group))]
 
-    def _infer(self, images: Sequence[Prepared]) -> Sequence[Passed | RequestError]:
+    def _infer(
+        self, images: Sequence[Prepared], deadline: float
+    ) -> Sequence[Passed | RequestError]:
         """Return what the model says of each image, averaged over its views, or an error.
 
         Args:
             images: images whose views have one shape.
+            deadline: as for `classify`.
         """
         try:
             with ExitStack() as stages:
@@ -408,8 +411,11 @@ class Classifier:
         except RequestError as error:
             return [error.without_frames()] * len(images)
         except Exception:
-            if len(images) > 1:  # Those that are not at fault are answered.
-                return [one for image in images for one in self._infer([image])]
+            if len(images) > 1:  # Those that are not at fault are answered, if there is time.
+                return [
+                    too_slow() if time.monotonic() > deadline else self._infer([image], deadline)[0]
+                    for image in images
+                ]
             logger.exception("An image could not be classified.")
             return [_unclassified()] * len(images)
 

@@ -389,6 +389,20 @@ def test_no_stage_begins_after_the_deadline(tmp_path: Path) -> None:
         one.draw(item, answer, time.monotonic() - 1)
 
 
+def test_images_of_a_failed_pass_are_tried_alone_until_the_deadline(tmp_path: Path) -> None:
+    class Failing(Slow):
+        def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+            super().__call__(pixels)
+            raise KeyError("a fault of ours")
+
+    runtime = Failing()
+    items = [Item(CAT, Options(top_k=1)) for _ in range(4)]
+    found = classifier(runtime, tmp_path).classify(items, time.monotonic() + 0.45)
+    assert runtime.passes == [4, 1]
+    codes = [getattr(error, "code", "") for error in found]
+    assert codes == ["internal_error", *["request_too_slow"] * 3]
+
+
 def test_the_wait_for_memory_ends_at_the_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
