@@ -1,7 +1,9 @@
 """Processes are told by what they run."""
 
+import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -9,8 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 
 from visionserve_tools import paths
+from visionserve_tools.server.client import Client
 from visionserve_tools.server.processes import describe, find, listeners, wait
 from visionserve_tools.server.torchserve import TorchServe
 
@@ -99,3 +103,26 @@ def test_nothing_is_signalled_by_an_id_from_a_file(tmp_path: Path) -> None:
         assert server.pid is None
         server.stop()
         assert bystander.poll() is None
+
+
+def test_a_scaling_that_torchserve_answers_with_its_own_fault_is_asked_for_again() -> None:
+    """The answer is one of TorchServe 0.12.0, which gives it once in many scalings down."""
+    message = 'Cannot invoke "org.pytorch.serve.job.Job.isControlCmd()" because "job" is null'
+    fault = {"code": 500, "type": "NullPointerException", "message": message}
+    answers = [(500, fault), (200, {}), (500, fault | {"message": "another"})]
+
+    class Management(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            status, body = answers.pop(0)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body, indent=2).encode())
+
+    with HTTPServer(("127.0.0.1", 0), Management) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = Client("", f"http://127.0.0.1:{server.server_port}")
+        client.scale("resnet18", 1)
+        assert len(answers) == 1
+        with pytest.raises(requests.HTTPError, match="another"):
+            client.scale("resnet18", 1)
+        server.shutdown()

@@ -286,7 +286,9 @@ class TorchServe:
         return archive
 
     def stop(self) -> bool:
-        """Stop the server and wait until it has ended; kill it if that takes over a minute.
+        """Stop the server, and wait until it and its workers have ended.
+
+        It is told to end, and killed once it has closed all connections, or after a minute.
 
         Returns:
             Whether the server ran.
