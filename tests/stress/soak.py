@@ -9,7 +9,7 @@ from statistics import linear_regression, median, median_low
 from typing import Any
 
 from tests.stress.clients import RETRIES, Load, Sent, large, mixed, plain
-from tests.stress.watch import PATIENCE, WORKERS, Reading, Watch, watched
+from tests.stress.watch import PATIENCE, WORKERS, Reading, Watch, exit_code, watched
 from visionserve_tools.arguments import Parser, real
 from visionserve_tools.report.tables import table
 
@@ -121,10 +121,7 @@ def main() -> int:
         "--interval", type=real(0.1, 3600), default=10, help="seconds between two readings"
     )
     args = parser.parse_args()
-    if soak(args.minutes, args.interval):
-        return 0
-    print("Missed a target.", file=sys.stderr)
-    return 1
+    return exit_code(soak(args.minutes, args.interval))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A server of two workers, and readings of its processes' memory and open files."""
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,3 +61,10 @@ class Watch:
         for name, process in self._processes.items():
             megabytes = process.memory_full_info().uss / 1e6
             self.readings[name].append(Reading(requests, megabytes, process.num_fds()))
+
+
+def exit_code(met: bool) -> int:
+    """Return a command's exit code, and say so if a target was missed."""
+    if not met:
+        print("Missed a target.", file=sys.stderr)
+    return 0 if met else 1
