@@ -25,6 +25,8 @@ const CACHED = 0;
 const waiting = [];
 const paces = new Map();
 let running = 0;
+/** The most images that waited since none did. */
+let longest = 0;
 
 /**
  * Classify an image, in order of arrival. Images for one setup share a request if that is faster:
@@ -47,6 +49,7 @@ let running = 0;
 export function ask(picture, setup, signal, onState) {
   return new Promise((resolve, reject) => {
     waiting.push({ picture, setup, signal, onState, resolve, reject });
+    longest = Math.max(longest, waiting.length);
     pump();
   });
 }
@@ -54,6 +57,7 @@ export function ask(picture, setup, signal, onState) {
 /** Start requests after the current call, so that images added together can share one. */
 function pump() {
   queueMicrotask(() => {
+    if (waiting.length === 0) longest = 0;
     while (waiting.length > 0 && running < concurrency(waiting[0].setup)) {
       const jobs = take();
       if (jobs.length === 0) continue;
@@ -98,13 +102,9 @@ function isOver({ signal, reject }) {
 function size(setup) {
   const pace = paces.get(setup.key);
   if (pace === undefined) return 1;
-  const few = pace === CACHED ? cachedSize(setup) : Math.floor(DURATION / pace);
+  const cachedSize = Math.max(CACHED_IMAGES, Math.ceil(longest / CACHED_REQUESTS));
+  const few = pace === CACHED ? cachedSize : Math.floor(DURATION / pace);
   return Math.max(1, Math.min(few, MOST_IMAGES, factsOf(setup).max_images));
-}
-
-function cachedSize({ key }) {
-  const { length } = waiting.filter(({ setup }) => setup.key === key);
-  return Math.max(CACHED_IMAGES, Math.ceil(length / CACHED_REQUESTS));
 }
 
 async function run(jobs) {
