@@ -89,7 +89,10 @@ class VisionHandler:
             *(self._name, self._version, metadata, self._config),
             *(self._classifier.precision, self._classifier.checked),
         )
-        self._facts = describe(self._directory, metadata) | {"model": self._name}
+        self._facts = describe(self._directory, metadata) | {
+            "model": self._name,
+            "runtime": f"{self._config.runtime} {self._classifier.precision}",
+        }
         heap.leave_code()
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:

@@ -82,7 +82,7 @@ def describe(directory: Path, metadata: Metadata) -> dict[str, Any]:
         metadata: the archive's `metadata.json`.
 
     Returns:
-        `model` and `version`; `runtime` with what the model computes in on this processor;
+        `model` and `version`; `runtime` with what the model is to compute in on this processor;
         `defaults`, the options of a request that sets none; `max_image_bytes` and `max_images`; the
         `formats` that are read; `modes`, the TTA modes that the model has; `explains`, whether it
         can be explained; `classes`, how many it has; `multi_label`, whether a picture may have

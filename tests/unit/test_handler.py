@@ -40,7 +40,8 @@ class Worker:
         metrics = MetricsCacheYamlImpl(config_file_path=str(paths.CONFIG / "metrics.yaml"))
         metrics.initialize_cache()
         model = {"modelName": "m", "modelVersion": "1.0", "configFile": "config.yaml"}
-        config = {"handler": {"defaults": {"top_k": 2}}}
+        arithmetic = {"runtime": "pytorch", "precision": "fp16"}
+        config = {"handler": {"defaults": {"top_k": 2}, **arithmetic}}
         (directory / "MAR-INF").mkdir()
         (directory / "MAR-INF" / "MANIFEST.json").write_text(json.dumps({"model": model}))
         (directory / "config.yaml").write_text(yaml.safe_dump(config))
@@ -166,6 +167,8 @@ def test_each_request_of_a_batch_has_its_own_response(worker: Worker) -> None:
     answer, error = json.loads(several[2])
     assert (several[0], error["error"]["code"]) == (207, "invalid_base64")
     assert page[:2] == (200, "text/html; charset=utf-8")
+    # What the model computes in here, not what was asked for.
+    assert b'"runtime": "pytorch fp32"' in page[2]
     assert (refused[0], json.loads(refused[2])["error"]["code"]) == (400, "invalid_option")
     assert single[0] == 200 and json.loads(single[2]) == answer
 

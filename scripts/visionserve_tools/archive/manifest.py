@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from visionserve import metadata, processor
+from visionserve import metadata
 from visionserve.config import ModelConfig
 from visionserve_tools.archive.hashes import read_record, sha256_of
 
@@ -100,17 +100,6 @@ def read_config(path: Path) -> ModelConfig:
             return ModelConfig.model_validate(yaml.safe_load(archive.read(file)))
     except FAULTS as error:
         raise ArchiveError(f"{path}: is no model archive ({_line(error)}).") from None
-
-
-def read_engine(path: Path) -> str | None:
-    """Read an archive's engine and what its model computes in here; None if it does not tell."""
-    try:
-        config = read_config(path).handler
-        with _opened(path) as archive:
-            close = json.loads(archive.read(metadata.FILE)).get("bf16", True)
-        return f"{config.runtime} {processor.precision(config.precision, close)}"
-    except (ArchiveError, *FAULTS):
-        return None
 
 
 def has_groups(path: Path) -> bool:

@@ -17,7 +17,7 @@ from visionserve_tools import advice, environment, lock, paths, photos
 from visionserve_tools.archive import handler
 from visionserve_tools.archive.groups import find_groups
 from visionserve_tools.archive.hashes import HashError
-from visionserve_tools.archive.manifest import ArchiveError, read_age, read_config, read_engine
+from visionserve_tools.archive.manifest import ArchiveError, read_age, read_config
 from visionserve_tools.archive.store import adopt
 from visionserve_tools.archive.weights import WeightsError
 from visionserve_tools.environment import InstallError
@@ -132,7 +132,7 @@ def _described(server: TorchServe, model: str, version: str, entry: Entry) -> st
     """Return a version's line: whether it is the default, its engine, age, and what it needs."""
     archive = server.admitted / entry["marName"]
     line = f"{model} {version}{' (default)' * entry['defaultVersion']}"
-    if engine := read_engine(archive):
+    if engine := _engine(server.client, model, version, entry):
         line += f", {engine}"
     if (age := read_age(archive)) is not None:
         line += f", built {_since(age)}"
@@ -140,6 +140,17 @@ def _described(server: TorchServe, model: str, version: str, entry: Entry) -> st
         profile = "" if server.profile == "local" else f" --profile {server.profile}"
         line += f", by an older handler: {advice.PROGRAM} repack {archive.stem}{profile}"
     return line
+
+
+def _engine(client: Client, model: str, version: str, entry: Entry) -> str | None:
+    """Ask a version what it runs on and computes in; None where no worker of ours could tell."""
+    if not entry.get("minWorkers", 1):
+        return None
+    try:
+        card = client.card(model, version)
+        return f"{card['runtime']} {card['precision']}"
+    except (requests.RequestException, KeyError, TypeError):
+        return None
 
 
 def _since(age: timedelta) -> str:
