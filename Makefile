@@ -5,7 +5,8 @@ ARCHIVE ?=
 # On the command line alone: shells have variables of these names.
 GROUPS :=
 ARCH :=
-IMAGE ?= visionserve:1.0.0
+VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
+IMAGE ?= visionserve:$(VERSION)
 DEVICE ?= cpu
 PYTHON := .venv/bin/python
 VISIONSERVE := .venv/bin/visionserve
