@@ -55,7 +55,9 @@ def copy_sources(root: Path) -> None:
     for folder in ("handler", "config", "scripts"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(paths.ROOT / folder, root / folder, ignore=ignored)
-    shutil.copy(paths.ROOT / "pyproject.toml", root)
+    for file in ("pyproject.toml", "LICENSE", ".github/NOTICES.md"):
+        (root / file).parent.mkdir(exist_ok=True)
+        shutil.copy(paths.ROOT / file, root / file)
 
 
 def called(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:

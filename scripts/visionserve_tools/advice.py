@@ -1,5 +1,7 @@
 """What messages tell the user to give: `make` in a checkout, and the command elsewhere."""
 
+import sys
+
 from visionserve_tools.paths import IN_CHECKOUT
 
 PROGRAM = ".venv/bin/visionserve" if IN_CHECKOUT else "visionserve"
@@ -18,3 +20,9 @@ def stop(profile: str) -> str:
     if IN_CHECKOUT:
         return f"make stop PROFILE={profile}"
     return f"{PROGRAM} serve stop --profile {profile}"
+
+
+def end_without_sources(command: str) -> None:
+    """End a command that reads or writes the project's sources, where a wheel is installed."""
+    if not IN_CHECKOUT:
+        sys.exit(f"visionserve {command} takes the project's sources: give it in a checkout.")

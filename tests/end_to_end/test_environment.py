@@ -263,6 +263,29 @@ def test_the_commands_that_serving_takes_run_there(served: Client, clone: Path) 
     assert listed.stdout.startswith(f"{REAL} 1.0 (default): workers 2 ready")
 
 
+def test_a_wheel_has_every_file(clone: Path) -> None:
+    (site,) = (clone / ".venv" / "lib").glob("python*/site-packages")
+    for folder, package in (
+        ("handler/visionserve", "visionserve"),
+        ("scripts/visionserve_tools", "visionserve_tools"),
+        ("config", "visionserve_tools/config"),
+    ):
+        for file in (paths.ROOT / folder).rglob("*"):
+            if file.is_file() and "__pycache__" not in file.parts:
+                there = site / package / file.relative_to(paths.ROOT / folder)
+                assert there.is_file(), f"{there}: pyproject.toml has to name it"
+    (notices,) = site.glob("visionserve-*.dist-info/licenses/.github/NOTICES.md")
+    assert notices.read_bytes() == (paths.ROOT / ".github" / "NOTICES.md").read_bytes()
+
+
+@pytest.mark.parametrize("command", ["image", "openapi"])
+def test_what_takes_the_sources_says_so_without_them(clone: Path, command: str) -> None:
+    done = run(clone, "visionserve_tools", command)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"visionserve {command} ") and "checkout" in line
+
+
 def test_an_archive_without_its_record_or_with_another_ones_is_refused(
     clone: Path, store: Path, tmp_path: Path
 ) -> None:

@@ -91,7 +91,7 @@ def choose(args: argparse.Namespace) -> tuple[Engine, Provenance]:
     try:
         from visionserve_tools.batch import ray_engine
     except ImportError:
-        raise RunError("The engine needs Ray: pip install '.[ray]'.") from None
+        raise RunError(f"The engine needs Ray: {advice.PROGRAM} install ray") from None
     return (
         lambda images: ray_engine.classify(
             args.archive, options, images, args.concurrency, args.address

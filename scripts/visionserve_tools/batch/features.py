@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from visionserve_tools import lock
+from visionserve_tools import advice, lock
 from visionserve_tools.batch.rows import Body, RunError, name
 
 AT_ONCE = 1000
@@ -88,7 +88,7 @@ class Parquet:
             import pyarrow
             from pyarrow import parquet
         except ImportError:
-            raise RunError("Parquet needs pyarrow: pip install '.[batch]'.") from None
+            raise RunError(f"Parquet needs pyarrow: {advice.PROGRAM} install batch") from None
         self._rows: list[dict[str, Any]] = []
         columns = {"path": pyarrow.string(), "features": pyarrow.list_(pyarrow.float32())}
         self._schema = pyarrow.schema(list(columns.items()))

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from visionserve_tools import lock
+from visionserve_tools import advice, lock
 from visionserve_tools.batch import provenance
 from visionserve_tools.batch.formats import CSV, JSONLines, Table
 from visionserve_tools.batch.provenance import Provenance
@@ -302,7 +302,7 @@ class Parquet(File):
         truth: bool = False,
     ) -> None:
         if find_spec("pyarrow") is None:
-            raise RunError("Parquet needs pyarrow: pip install '.[batch]'.")
+            raise RunError(f"Parquet needs pyarrow: {advice.PROGRAM} install batch")
         self._journal = path.with_name(f"{path.name}.jsonl")
         self._target = path
         check_file(path)

@@ -8,7 +8,7 @@ takes its programs, which the kernel has qemu run; the archive in it is built by
 import subprocess
 import sys
 
-from visionserve_tools import container
+from visionserve_tools import advice, container
 from visionserve_tools.arguments import Parser
 
 
@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--arch", default=container.own(), choices=container.ARCHITECTURES.values())
     args = parser.parse_args()
+    advice.end_without_sources("image")
     try:
         container.build(args.tag, args.device, args.model, args.arch)
     except (container.EmulationError, OSError, subprocess.CalledProcessError) as error:

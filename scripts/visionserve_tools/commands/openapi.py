@@ -11,9 +11,10 @@ def main() -> int:
     Parser(
         prog="visionserve openapi", description=__doc__, example="visionserve openapi"
     ).parse_args()
-    from visionserve_tools import lock
+    from visionserve_tools import advice, lock
     from visionserve_tools.server import openapi
 
+    advice.end_without_sources("openapi")
     try:
         with lock.replace(openapi.FILE) as written:
             written.write(openapi.encoded().encode())

@@ -47,6 +47,8 @@ def processor() -> str:
 
 
 def _commit() -> str:
+    if not paths.IN_CHECKOUT:
+        return ""  # A wheel may be installed within another repository.
     command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
     try:
         done = subprocess.run(

@@ -79,7 +79,7 @@ def audit(osv: str) -> int:
         reason = type(error).__name__
         print(f"{osv} does not answer ({reason}): newer advisories may exist.", file=sys.stderr)
         return 1
-    print("\n".join(found) or f"{TABLE.relative_to(paths.SOURCES)} names all advisories of these.")
+    print("\n".join(found) or f"{TABLE} names all advisories of these.")
     return 1 if found else 0
 
 
@@ -117,7 +117,7 @@ def unreviewed(library: Library, osv: str) -> list[str]:
         ValueError: what answers is not OSV.
     """
     if library.release is None:
-        return [f"{library}: review {TABLE.relative_to(paths.SOURCES)}."]
+        return [f"{library}: review {TABLE}."]
     package = {"ecosystem": "Maven", "name": library.name}
     response = requests.post(osv, json={"package": package, "version": library.release}, timeout=20)
     response.raise_for_status()
