@@ -286,6 +286,22 @@ def test_what_takes_the_sources_says_so_without_them(clone: Path, command: str) 
     assert line.startswith(f"visionserve {command} ") and "checkout" in line
 
 
+def test_a_profile_of_the_home_is_taken_in_place_of_the_wheels(clone: Path, tmp_path: Path) -> None:
+    for name in ("local", "mine"):
+        own = shutil.copytree(paths.CONFIG / "local", tmp_path / "config" / name)
+    config = own / "model-config.yaml"
+    config.write_text(config.read_text().replace("handler:", "handler:\n  samples: {share: 1}"))
+    listed = ("samples", "list", "--profile", "mine")
+    home = ("visionserve_tools", "--home", tmp_path)
+    assert run(clone, *home, *listed).stderr.endswith("mine/samples: no samples were kept here.\n")
+    assert "mine: stopped" in run(clone, *home, "serve", "status").stdout
+    assert "invalid choice: 'mine'" in run(clone, "visionserve_tools", *listed).stderr
+    config.rename(own.with_name("local") / config.name)
+    assert "no handler.samples" not in run(clone, *home, *listed[:2]).stderr
+    told = run(clone, "visionserve_tools", *listed[:2]).stderr
+    assert told.endswith(f"no handler.samples: copy its folder to {clone}/config, and set it.\n")
+
+
 def test_an_archive_without_its_record_or_with_another_ones_is_refused(
     clone: Path, store: Path, tmp_path: Path
 ) -> None:

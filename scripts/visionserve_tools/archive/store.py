@@ -118,7 +118,7 @@ def obtain(
     path = _own(grouped(name, groups), store)
     if path or (not groups and (path := _of_groups(name, store))):
         return path
-    config = paths.CONFIG / profile / "model-config.yaml"
+    config = paths.profile(profile) / paths.MODEL_CONFIG
     try:
         return build(served(name, config, groups), store, mirror, again=False)
     except UnknownModelError as error:

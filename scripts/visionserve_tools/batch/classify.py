@@ -79,7 +79,7 @@ def choose(args: argparse.Namespace) -> tuple[Engine, Provenance]:
     options |= {"features": "true"} if args.features else {}
     if args.engine == "server":
         client, model = connect(args)
-        largest = ModelConfig.of(paths.CONFIG / args.profile).handler.max_image_bytes
+        largest = ModelConfig.of(paths.profile(args.profile)).handler.max_image_bytes
         profile = None if args.server else args.profile
         where = {"server": client.inference, "profile": profile, "model": model}
         return (

@@ -89,7 +89,7 @@ def main() -> int:
             architecture=args.model,
             name=args.name or grouped(args.model, groups),
             version=args.version,
-            config=paths.CONFIG / args.profile / "model-config.yaml",
+            config=paths.profile(args.profile) / paths.MODEL_CONFIG,
             weights=args.weights,
             averaged=args.use_ema,
             labels=args.labels,

@@ -447,7 +447,7 @@ class Proxy:
         for upstream in site.upstreams:
             with suppress(OSError, ValueError):
                 profile = Started.read(upstream.key_file.parent).profile
-                sizes.append(ModelConfig.of(paths.CONFIG / profile).handler.max_body_bytes)
+                sizes.append(ModelConfig.of(paths.profile(profile)).handler.max_body_bytes)
         return max(sizes)
 
     def _keep_keys(self, *identities: str) -> None:

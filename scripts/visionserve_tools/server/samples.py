@@ -50,15 +50,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _directory(profile: str) -> Path:
-    config = ModelConfig.of(paths.CONFIG / profile).handler.samples
+    config = ModelConfig.of(paths.profile(profile)).handler.samples
     return paths.STATE / profile / config.directory
 
 
 def _absent(args: argparse.Namespace, directory: Path) -> str:
     told = f"{directory}: no samples were kept here."
-    if args.directory or ModelConfig.of(paths.CONFIG / args.profile).handler.samples.on:
+    if args.directory or ModelConfig.of(paths.profile(args.profile)).handler.samples.on:
         return told
-    return f"{told} config/{args.profile}/model-config.yaml sets no handler.samples."
+    told += f" {paths.profile(args.profile)}/{paths.MODEL_CONFIG} sets no handler.samples"
+    if paths.profile(args.profile).parent == paths.ROOT / "config":
+        return f"{told}."
+    return f"{told}: copy its folder to {paths.ROOT / 'config'}, and set it."
 
 
 def _is_wanted(sample: Sample, args: argparse.Namespace) -> bool:

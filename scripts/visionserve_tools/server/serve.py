@@ -167,7 +167,7 @@ def lacks_cuda(profile: str) -> bool:
 
     TorchServe finds GPUs through nvidia-smi.
     """
-    config = yaml.safe_load((paths.CONFIG / profile / "model-config.yaml").read_text())
+    config = yaml.safe_load((paths.profile(profile) / paths.MODEL_CONFIG).read_text())
     return config.get("deviceType") == "gpu" and shutil.which("nvidia-smi") is None
 
 

@@ -88,14 +88,14 @@ class TorchServe:
         self.temp = _temp(self.state)
         self._unrecorded = profile == "local" if unrecorded is None else unrecorded
         self.admitted = self.state / "store"
-        properties = read_properties(paths.CONFIG / profile / "config.properties")
-        needed = ModelConfig.of(paths.CONFIG / profile).handler.max_body_bytes
+        properties = read_properties(paths.profile(profile) / "config.properties")
+        needed = ModelConfig.of(paths.profile(profile)).handler.max_body_bytes
         allowed = int(properties.get("max_request_size", 0))
         properties["max_request_size"] = str(max(needed, allowed))
         properties |= overrides or {}
         for key in ADDRESSES:
             if (address := properties.get(key)) is None:
-                raise ValueError(f"{paths.CONFIG / profile}/config.properties: lacks {key}.")
+                raise ValueError(f"{paths.profile(profile)}/config.properties: lacks {key}.")
             if address.startswith("unix:") and not address.startswith("unix:/"):
                 properties[key] = f"unix:{self.temp / address.removeprefix('unix:')}"
         check_addresses(properties)
