@@ -26,7 +26,7 @@ import requests
 import torch
 import yaml
 
-from tests.helpers import write_config
+from tests.helpers import called, write_config
 from visionserve.models import MODELS
 from visionserve_tools import paths, photos
 from visionserve_tools.archive import hashes
@@ -332,10 +332,19 @@ def test_what_stops_a_start_is_told_at_once(tmp_path: Path, mountains: Path, cau
         ("management_address=http://127.0.0.1", "give http://HOST:PORT, or unix:PATH"),
         ("inference_address=http://0.0.0.0:8080", "asks for no token, so it listens on 127.0.0.1"),
         ("management_address=http://[::]:8081", "asks for no token, so it listens on 127.0.0.1"),
+        ("grpc_inference_address=0.0.0.0", "asks for no token, so it listens on 127.0.0.1"),
+        ("grpc_management_address=::", "asks for no token, so it listens on 127.0.0.1"),
+        ("grpc_management_address=127.0.0.1:7071", "give an address without a port"),
+        *((f"metrics_address=http://127.0.0.1:{port}", "1 to 65535") for port in (0, 65536)),
+        ("inference_address=unix:", "give http://HOST:PORT, or unix:PATH"),
+        ("grpc_inference_port=x", "grpc_inference_port=x: give a whole number from 0 to 65535"),
+        ("grpc_inference_port=65536", "give a whole number from 0 to 65535"),
+        ("max_request_size=9e6", "max_request_size=9e6: give a whole number"),
+        ("job_queue_size=-1", "give a whole number"),
     ],
 )
 def test_a_property_that_cannot_be_leaves_the_server_alone(given: str, told: str) -> None:
-    done = run("visionserve_tools", "serve", "start", "--set", given)
+    done = called("serve", "start", "--set", given, "--models", "none")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1 and told in done.stderr
 

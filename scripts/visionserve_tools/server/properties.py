@@ -3,6 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -33,6 +34,17 @@ workflow_store
 """
 KNOWN = frozenset(KEYS.split())
 ADDRESSES = ("inference_address", "management_address", "metrics_address")
+GRPC_ADDRESSES = frozenset({"grpc_inference_address", "grpc_management_address"})
+# The broadcast address, which Linux lets nobody connect to.
+NOWHERE = "255.255.255.255"
+NUMBERS = """
+default_response_timeout default_startup_timeout default_workers_per_model grpc_inference_port
+grpc_management_port initial_distribution_port initial_worker_port job_queue_size max_request_size
+max_response_size metric_time_interval netty_client_threads number_of_gpu number_of_netty_threads
+unregister_model_timeout
+"""
+WHOLE = frozenset(NUMBERS.split())
+PORTS, MAX_INT = 65535, 2**31 - 1
 WHITESPACE = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
 
 
@@ -52,37 +64,54 @@ def check_properties(keys: Iterable[str]) -> None:
             raise UnknownPropertyError(f"TorchServe has no property {key}{hint}.")
 
 
-def check_addresses(properties: Mapping[str, str]) -> None:
-    """Refuse addresses that TorchServe could not read, and an open door without a token.
+def check_values(properties: Mapping[str, str]) -> None:
+    """Refuse numbers and addresses that TorchServe cannot read, and an open door without a token.
 
     Args:
         properties: all properties of a server.
 
     Raises:
-        ValueError: an address has another form than `http://HOST:PORT` or `unix:PATH`; or an API
-            that asks for no token would listen on more than loopback.
+        ValueError: a number is none; an address has another form than `http://HOST:PORT` or
+            `unix:PATH`; or an API that asks for no token would listen on more than loopback.
     """
+    for key in WHOLE & properties.keys():
+        text, most = properties[key], PORTS if key.endswith("_port") else MAX_INT
+        if not (text.isascii() and text.isdigit() and int(text) <= most):
+            raise ValueError(f"{key}={text}: give a whole number from 0 to {most}.")
+    is_open = properties.get("disable_token_authorization") == "true"
     for key in ADDRESSES:
         address = properties[key]
-        if address.startswith("unix:"):
+        if address.startswith("unix:") and address != "unix:":
             continue
-        if re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", address) is None:
-            raise ValueError(f"{key}={address}: give http://HOST:PORT, or unix:PATH.")
-        host = str(urlsplit(address).hostname)
-        is_open = properties.get("disable_token_authorization") == "true"
-        if is_open and key != "metrics_address" and not _is_loopback(host):
+        found = re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})", address)
+        if found is None or not 1 <= int(found[2]) <= PORTS:
             raise ValueError(
-                f"{key}={address}: this profile asks for no token, so it listens on 127.0.0.1 "
-                "alone. Take a profile with a token (server, edge), or add "
-                "--set disable_token_authorization=false."
+                f"{key}={address}: give http://HOST:PORT, or unix:PATH; ports are 1 to {PORTS}."
             )
+        if is_open and key != "metrics_address":
+            _check_closed(key, address, str(urlsplit(address).hostname))
+    for key in GRPC_ADDRESSES & properties.keys():
+        host = properties[key]
+        if not _is_address(host):
+            raise ValueError(f"{key}={host}: give an address without a port, such as 127.0.0.1.")
+        if is_open and host != NOWHERE:
+            _check_closed(key, host, host)
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _check_closed(key: str, address: str, host: str) -> None:
+    """Refuse to listen on more than loopback."""
+    if not (host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)):
+        raise ValueError(
+            f"{key}={address}: this profile asks for no token, so it listens on 127.0.0.1 "
+            "alone. Take a profile with a token (server, edge), or add "
+            "--set disable_token_authorization=false."
+        )
+
+
+def _is_address(host: str) -> bool:
+    with suppress(ValueError):
+        return bool(ipaddress.ip_address(host))
+    return False
 
 
 def read_properties(path: Path) -> dict[str, str]:

@@ -25,8 +25,8 @@ from visionserve_tools.server.client import Client
 from visionserve_tools.server.private import make_private
 from visionserve_tools.server.properties import (
     ADDRESSES,
-    check_addresses,
     check_properties,
+    check_values,
     read_properties,
     write_properties,
 )
@@ -70,7 +70,7 @@ class TorchServe:
 
     Raises:
         UnknownPropertyError: TorchServe has no property of an override's name.
-        ValueError: an address cannot be used; see `server.properties.check_addresses`.
+        ValueError: an address cannot be used; see `server.properties.check_values`.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ class TorchServe:
         for key in ADDRESSES:
             if (address := properties.get(key)) is None:
                 raise ValueError(f"{paths.profile(profile)}/config.properties: lacks {key}.")
-            if address.startswith("unix:") and not address.startswith("unix:/"):
+            if re.match("unix:[^/]", address):
                 properties[key] = f"unix:{self.temp / address.removeprefix('unix:')}"
-        check_addresses(properties)
+        check_values(properties)
         self.properties = properties | {
             "model_store": str(self.admitted),
             "metrics_config": str(paths.CONFIG / "metrics.yaml"),
