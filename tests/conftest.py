@@ -53,7 +53,7 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def samples() -> list[Path]:
     """Real photographs; the first three digits of a name are the class index."""
-    found = sorted(paths.SAMPLES.glob("*.JPEG"))
+    found = sorted(paths.PHOTOGRAPHS.glob("*.JPEG"))
     if not found:
-        pytest.skip(f"{paths.SAMPLES} is absent")
+        pytest.skip(f"{paths.PHOTOGRAPHS} is absent")
     return found

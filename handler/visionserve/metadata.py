@@ -113,7 +113,7 @@ class Proof(Strict):
     precision: Precision | None = None
 
 
-class Share(Strict):
+class Proportion(Strict):
     """A share of right answers, 0 to 1, with its 95 % confidence interval."""
 
     value: float
@@ -138,8 +138,8 @@ class Threshold(Strict):
 
     score: Finite
     clip: Finite | None = None
-    false_alarms: Share
-    caught: Share
+    false_alarms: Proportion
+    caught: Proportion
 
 
 class Familiarity(Strict):
@@ -181,8 +181,8 @@ class Training(Strict):
     photographs: dict[str, int]
     held_out: dict[str, int]
     data_sha256: str
-    top1: Share
-    top1_damaged: Share
+    top1: Proportion
+    top1_damaged: Proportion
     augmented: bool
 
 

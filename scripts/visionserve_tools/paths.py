@@ -23,7 +23,9 @@ CONFIG = SOURCES / "config" if IN_CHECKOUT else TOOLS / "config"
 MODEL_CONFIG = "model-config.yaml"
 MODEL_STORE = ROOT / "model_store"
 STATE = ROOT / ".torchserve"
-SAMPLES = Path(os.environ.get("IMAGES") or ROOT.parent / "shared" / "imagenet-samples")
+PHOTOGRAPHS = Path(
+    os.environ.get("VISIONSERVE_PHOTOGRAPHS") or ROOT.parent / "shared" / "imagenet-samples"
+)
 
 
 def profile(name: str) -> Path:

@@ -17,7 +17,9 @@ def main() -> int:
         "--seconds", type=whole(1, 3600), help=f"a load's time: {SECONDS}, or 1 if quick"
     )
     parser.add_argument("--quick", action="store_true", help="once, in under five minutes")
-    parser.add_argument("--images", type=Path, help=f"a folder of photographs ({paths.SAMPLES})")
+    parser.add_argument(
+        "--images", type=Path, help=f"a folder of photographs ({paths.PHOTOGRAPHS})"
+    )
     parser.add_argument("--profile", action="store_true", help="draw bench-profile.svg as well")
     args = parser.parse_args()
     args.rounds = args.rounds or (1 if args.quick else ROUNDS)

@@ -35,7 +35,7 @@ class Summary:
     client_ms: float
 
 
-def load(
+def send(
     url: str, field: str, tta: str, clients: int, seconds: float, images: Sequence[Path]
 ) -> Summary:
     """Send images in turn.

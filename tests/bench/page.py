@@ -130,7 +130,7 @@ class Tab:
 
 def copies(folder: Path, count: int) -> list[Path]:
     """Fill a new folder with a number of photographs, by repeating the samples."""
-    sources = photos.folder(paths.SAMPLES) if paths.SAMPLES.is_dir() else photos.packaged()
+    sources = photos.folder(paths.PHOTOGRAPHS) if paths.PHOTOGRAPHS.is_dir() else photos.packaged()
     folder.mkdir()
     made = []
     for index in range(count):

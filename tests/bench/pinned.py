@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from tests.bench.contenders import Contender, running
-from tests.bench.load import load
+from tests.bench.load import send
 from tests.bench.results import Figure, Results
 
 CLIENTS = 4
@@ -63,9 +63,9 @@ def measure(
                 (worker,) = psutil.Process(server.pid).children()
                 move(worker.pid, core)
             asked = (server.url, contender.field, "none", CLIENTS)
-            load(*asked, max(2 * seconds, WARM_UP), images)
+            send(*asked, max(2 * seconds, WARM_UP), images)
             before = server.spent()
-            found = load(*asked, max(seconds, LEAST), images)
+            found = send(*asked, max(seconds, LEAST), images)
             spent = [1000 * (b - a) for a, b in zip(before, server.spent(), strict=True)]
     finally:
         del os.environ[CORE]

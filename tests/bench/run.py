@@ -30,7 +30,7 @@ from tests.bench.contenders import (
     Contender,
     running,
 )
-from tests.bench.load import load, one_by_one
+from tests.bench.load import one_by_one, send
 from tests.bench.results import About, Figure, Results, bars, rate, repeated
 from visionserve_tools import lock, paths, photos
 from visionserve_tools.report import circumstances
@@ -61,16 +61,16 @@ def measure_server(
     with running(contender, STORE, images[0], WORKERS) as server:
         add("start s", server.seconds)
         for tta in contender.tta:
-            load(server.url, contender.field, tta, max(2, WORKERS), 2 * seconds, images)
+            send(server.url, contender.field, tta, max(2, WORKERS), 2 * seconds, images)
             for clients in contender.clients:
-                found = load(server.url, contender.field, tta, clients, seconds, images)
+                found = send(server.url, contender.field, tta, clients, seconds, images)
                 add("requests/s", found.rate, tta, clients)
                 add("p50 ms", found.p50_ms, tta, clients)
                 add("p99 ms", found.p99_ms, tta, clients)
                 add("client ms", found.client_ms, tta, clients)
         if contender == OURS[INT8]:
             for _ in range(REPEATS):
-                found = load(server.url, contender.field, "none", report.CHARTED, seconds, images)
+                found = send(server.url, contender.field, "none", report.CHARTED, seconds, images)
                 results.add(repeated(contender.name), found.rate)
         processes = server.pss()
         for number, megabytes in enumerate(processes):
@@ -121,10 +121,10 @@ def photographs(folder: Path | None, scratch: Path) -> list[Path]:
         folder: the user's own folder; None means ImageNet's samples beside the repository.
         scratch: the folder for the packaged images, which are used if there are no samples.
     """
-    if folder is None and not paths.SAMPLES.is_dir():
+    if folder is None and not paths.PHOTOGRAPHS.is_dir():
         named = zip(photos.packaged(), itertools.cycle(SIZES), strict=False)
         return [_as_jpeg(path, size, scratch) for path, size in named]
-    found = photos.folder(folder or paths.SAMPLES)
+    found = photos.folder(folder or paths.PHOTOGRAPHS)
     return found[:: max(1, len(found) // IMAGES)][:IMAGES]
 
 
@@ -188,7 +188,7 @@ def profile(images: Sequence[Path], target: Path) -> None:
         worker = psutil.Process(server.pid).children()[0].pid
         arguments = ("--pid", str(worker), "--duration", str(PROFILE), "--output", str(target))
         with subprocess.Popen([str(BIN / "py-spy"), "record", *arguments]):
-            load(server.url, contender.field, "none", 2, PROFILE + 2, images)
+            send(server.url, contender.field, "none", 2, PROFILE + 2, images)
 
 
 def run(args: argparse.Namespace) -> int:

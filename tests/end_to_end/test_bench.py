@@ -29,7 +29,7 @@ from tests.bench.contenders import (
     Contender,
     running,
 )
-from tests.bench.load import load, one_by_one
+from tests.bench.load import one_by_one, send
 from tests.bench.peers import pillow
 from tests.bench.results import About, Bar, Figure, Results, bars, rate, repeated
 from tests.bench.run import IMAGES, SIZES, photographs
@@ -212,7 +212,7 @@ def test_photographs_are_spread_over_a_folder(tmp_path: Path) -> None:
 def test_packaged_photographs_become_small_jpeg_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(paths, "SAMPLES", tmp_path / "absent")
+    monkeypatch.setattr(paths, "PHOTOGRAPHS", tmp_path / "absent")
     chosen = photographs(None, tmp_path)
     assert len(chosen) == len(photos.packaged())
     seen = set()
@@ -314,8 +314,8 @@ def test_load_sends_the_images_and_refuses_errors(contender: Contender, tmp_path
     other = next(path for path in photos.packaged() if path != photos.greeting())
     with running(contender, tmp_path, photos.greeting(), workers=1) as server:
         for field in ("-", "image"):
-            found = load(server.url, field, "none", 2, 1, [photos.greeting()])
+            found = send(server.url, field, "none", 2, 1, [photos.greeting()])
             assert found.rate > 0
             assert 0 < found.p50_ms <= found.p99_ms
         with pytest.raises(RuntimeError, match="requests failed"):
-            load(server.url, "-", "none", 2, 1, [photos.greeting(), other])
+            send(server.url, "-", "none", 2, 1, [photos.greeting(), other])

@@ -33,9 +33,9 @@ from visionserve_tools.server.client import Client
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[chaos.Testbed]:
-    with chaos.stage() as stage:
-        yield stage
+def testbed() -> Iterator[chaos.Testbed]:
+    with chaos.testbed() as started:
+        yield started
 
 
 @pytest.mark.parametrize(
@@ -52,57 +52,57 @@ def stage() -> Iterator[chaos.Testbed]:
     ],
     ids=lambda fault: fault.__name__,
 )
-def test_a_fault_costs_no_answer(stage: chaos.Testbed, fault: chaos.Fault) -> None:
+def test_a_fault_costs_no_answer(testbed: chaos.Testbed, fault: chaos.Fault) -> None:
     try:
-        report = chaos.cause(fault, stage)
+        report = chaos.cause(fault, testbed)
     except chaos.SkippedError as reason:
         pytest.skip(str(reason))
     assert report.asked and (report.wrong, report.lost) == (0, 0)
     assert all(sent.verdict == "right" for sent in report.probed[-5:])
 
 
-def manage(stage: chaos.Testbed, *arguments: str) -> subprocess.CompletedProcess[str]:
+def manage(testbed: chaos.Testbed, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
         "visionserve_tools",
         "manage",
         "--state",
-        str(stage.server.state),
+        str(testbed.server.state),
     ]
     return subprocess.run([*command, *arguments], cwd=paths.ROOT, capture_output=True, text=True)
 
 
-def test_a_killed_frontend_comes_back_from_its_last_whole_snapshot(stage: chaos.Testbed) -> None:
+def test_a_killed_frontend_comes_back_from_its_last_whole_snapshot(testbed: chaos.Testbed) -> None:
     """Also after the clock was set back: the earlier snapshots are of a later time."""
-    snapshots = stage.server.state / "logs" / "config"
-    assert manage(stage, "scale", MODEL, "1").returncode == 0
+    snapshots = testbed.server.state / "logs" / "config"
+    assert manage(testbed, "scale", MODEL, "1").returncode == 0
     for number, file in enumerate(sorted(snapshots.iterdir())):
         os.utime(file, (4e9 + number, 4e9 + number))
         file.rename(file.with_name(f"299912312359{number:05}-snapshot.cfg"))
-    assert manage(stage, "scale", MODEL, str(chaos.WORKERS)).returncode == 0
+    assert manage(testbed, "scale", MODEL, str(chaos.WORKERS)).returncode == 0
     empty = snapshots / "29991231235959999-snapshot.cfg"
     empty.touch()
-    report = chaos.cause(chaos.kill_frontend, stage)
+    report = chaos.cause(chaos.kill_frontend, testbed)
     empty.unlink()
     assert (report.wrong, report.lost) == (0, 0)
     assert any(sent.setbacks for sent in report.asked)
-    assert stage.client.describe(MODEL)[0]["modelVersion"] == "1.0"
+    assert testbed.client.describe(MODEL)[0]["modelVersion"] == "1.0"
 
 
-def test_a_start_is_newer_than_the_snapshots_before_it(stage: chaos.Testbed) -> None:
+def test_a_start_is_newer_than_the_snapshots_before_it(testbed: chaos.Testbed) -> None:
     """Which a clock that was ahead has dated."""
-    stage.client.scale(MODEL, 1)
-    for file in (stage.server.state / "logs" / "config").iterdir():
+    testbed.client.scale(MODEL, 1)
+    for file in (testbed.server.state / "logs" / "config").iterdir():
         os.utime(file, (4e9, 4e9))
-    stage.restart()
-    chaos.restart_frontend(stage)
+    testbed.restart()
+    chaos.restart_frontend(testbed)
 
 
 def test_no_key_is_replaced_where_it_cannot_be_written(
-    stage: chaos.Testbed, tmp_path: Path
+    testbed: chaos.Testbed, tmp_path: Path
 ) -> None:
-    keys = stage.server.state / "key_file.json"
+    keys = testbed.server.state / "key_file.json"
     before = keys.read_text()
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -111,7 +111,7 @@ def test_no_key_is_replaced_where_it_cannot_be_written(
         pytest.skip("mounting a small disk is not permitted")
     try:
         with chaos.read_only(keys):
-            done = manage(stage, "rotate")
+            done = manage(testbed, "rotate")
         assert (done.returncode, done.stdout) == (1, "")
         assert re.fullmatch(
             rf"{re.escape(str(keys))} cannot be written \(.*\): no key.*\n", done.stderr
@@ -121,7 +121,7 @@ def test_no_key_is_replaced_where_it_cannot_be_written(
         with (disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError):
             while True:
                 filler.write(bytes(4096))
-        client = Client(stage.client.inference, stage.client.management, on_disk)
+        client = Client(testbed.client.inference, testbed.client.management, on_disk)
         with pytest.raises(OSError, match="No space left"):
             client.rotate()
         assert on_disk.read_text() == before and client.models() == [MODEL]
@@ -130,30 +130,30 @@ def test_no_key_is_replaced_where_it_cannot_be_written(
     assert keys.read_text() == before
 
 
-def test_a_refused_key_counts_as_a_setback(stage: chaos.Testbed, tmp_path: Path) -> None:
+def test_a_refused_key_counts_as_a_setback(testbed: chaos.Testbed, tmp_path: Path) -> None:
     """The client itself sends such a request again, so the load only sees the last response."""
-    keys = (stage.server.state / "key_file.json").read_text()
+    keys = (testbed.server.state / "key_file.json").read_text()
     file = tmp_path / "key_file.json"
     file.write_text(re.sub(r'"key": *"', '"key": "replaced', keys))
-    client = Client(stage.client.inference, stage.client.management, file)
+    client = Client(testbed.client.inference, testbed.client.management, file)
     with written_later(file, keys):
-        sent = stage.load.ask(client, 0, time.monotonic())
+        sent = testbed.load.ask(client, 0, time.monotonic())
     assert sent.verdict == "right" and set(sent.setbacks) == {"400"}
 
 
-def test_a_wrong_answer_is_noticed(stage: chaos.Testbed) -> None:
+def test_a_wrong_answer_is_noticed(testbed: chaos.Testbed) -> None:
     """The labels of version 3.0 are the right ones; its probabilities are not."""
-    metadata = json.loads(stage.file("metadata.json"))
+    metadata = json.loads(testbed.file("metadata.json"))
     metadata["transforms"]["resize"] += 8
     metadata["self_check"] = None  # As an earlier builder has it: nothing is checked.
-    stage.register("3.0", {"metadata.json": json.dumps(metadata).encode()})
-    with stage.load.steady(1) as account:
+    testbed.register("3.0", {"metadata.json": json.dumps(metadata).encode()})
+    with testbed.load.steady(1) as account:
         chaos.until(lambda: len(account) > 5)
-        stage.client.set_default(MODEL, "3.0")
+        testbed.client.set_default(MODEL, "3.0")
         chaos.until(lambda: account[-1].verdict == "wrong")
         with pytest.raises(WrongAnswerError, match="PyTorch gives that class"):
-            Load(stage.server.state, plain())
-        stage.replace("3.0", successor="1.0")
+            Load(testbed.server.state, plain())
+        testbed.replace("3.0", successor="1.0")
         chaos.until(lambda: account[-1].verdict == "right")
     assert {sent.verdict for sent in account} == {"right", "wrong"}
 

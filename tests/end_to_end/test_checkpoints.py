@@ -27,7 +27,12 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision import models as tv
 
 from visionserve.models import MODELS
-from visionserve_tools.archive.weights import ClassCountError, Weights, WeightsError, load
+from visionserve_tools.archive.weights import (
+    ClassCountError,
+    Weights,
+    WeightsError,
+    load_state_dict,
+)
 
 CLASSES = 3
 PIXELS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -86,7 +91,7 @@ def loaded(path: Path, averaged: bool = False, architecture: str = "resnet18") -
     """What the builder makes of a file; the next file overwrites it."""
     module = blank(architecture)
     weights = Weights(path, "", "", averaged)
-    module.load_state_dict(load(weights, module.state_dict(), architecture))
+    module.load_state_dict(load_state_dict(weights, module.state_dict(), architecture))
     return module
 
 

@@ -28,7 +28,7 @@ from visionserve.preprocessing import decode, to_views
 from visionserve.runtimes.pytorch import BUCKETS, PyTorchRuntime
 from visionserve.runtimes.transfer import Transfer
 from visionserve_tools import photos
-from visionserve_tools.archive.weights import load, resolve
+from visionserve_tools.archive.weights import load_state_dict, resolve
 
 MODES: tuple[TTA, ...] = get_args(TTA)
 CPU = torch.device("cpu")
@@ -52,7 +52,7 @@ Start = Callable[..., PyTorchRuntime]
 def network() -> nn.Module:
     """The plain network, untouched by this project."""
     plain = MODEL.build(1000).eval()
-    plain.load_state_dict(load(resolve(REAL), plain.state_dict()))
+    plain.load_state_dict(load_state_dict(resolve(REAL), plain.state_dict()))
     return plain
 
 
@@ -102,7 +102,7 @@ def by_torchvision(network: nn.Module, image: Image.Image, mode: TTA) -> NDArray
 def densely(image: Image.Image) -> NDArray[np.float32]:
     """Answer an image with the module that is not frozen; other tests prove that form itself."""
     module = FullyConvolutional(REAL, 1000, TRANSFORMS).eval()
-    module.network.load_state_dict(load(resolve(REAL), module.network.state_dict()))
+    module.network.load_state_dict(load_state_dict(resolve(REAL), module.network.state_dict()))
     views = to_views(image, TRANSFORMS, "exact", "dense").stacked()
     with torch.inference_mode():
         found: NDArray[np.float32] = module(torch.from_numpy(views)).numpy()[0]

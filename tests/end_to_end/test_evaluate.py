@@ -27,14 +27,14 @@ from tests.bench import families
 from tests.helpers import REAL, called, write_config
 from visionserve import familiarity
 from visionserve.familiarity import Neighbours
-from visionserve.metadata import Share, Threshold
+from visionserve.metadata import Proportion, Threshold
 from visionserve.models import IMAGENET_CATEGORIES, MODELS
 from visionserve_tools import paths, photos
 from visionserve_tools.archive.calibrated import Fitted, pack
 from visionserve_tools.archive.hashes import read_record, sha256_of
 from visionserve_tools.archive.recipe import Recipe, build
 from visionserve_tools.archive.store import choose
-from visionserve_tools.archive.weights import load, resolve
+from visionserve_tools.archive.weights import load_state_dict, resolve
 from visionserve_tools.commands import calibrate, compare, evaluate, robustness
 from visionserve_tools.quality import generated, labelled
 from visionserve_tools.quality.corruptions import CORRUPTIONS, SIDE, MotionBlur, corrupt, scaled
@@ -257,7 +257,7 @@ def expected(path: Path) -> Any:
     """Probabilities by torchvision's transforms and the network itself, in PyTorch."""
     transforms = MODELS[REAL].transforms
     network = MODELS[REAL].build(1000).eval()
-    network.load_state_dict(load(resolve(REAL), network.state_dict()))
+    network.load_state_dict(load_state_dict(resolve(REAL), network.state_dict()))
     steps = v2.Compose(
         [
             v2.Resize(transforms.resize, InterpolationMode.BICUBIC),
@@ -367,7 +367,7 @@ class Own:
 def pictures(folder: Path) -> None:
     """Fill class folders with 18 photographs, or with the ten of PyPI packages."""
     by_class: dict[str, list[Path]] = {
-        label: [found for index in classes for found in paths.SAMPLES.glob(f"{index:03}_n*")]
+        label: [found for index in classes for found in paths.PHOTOGRAPHS.glob(f"{index:03}_n*")]
         for label, classes in GROUPS.items()
     }
     if not any(by_class.values()):
@@ -451,7 +451,7 @@ def neighbours(own: Own, calibrated: dict[str, float]) -> Any:
         known = np.array([one.features for one in passed], np.float16)
         weights = archived.metadata.weights_sha256
     least = float(np.quantile([Neighbours(known)(row) for row in known], 0.33))
-    share = Share(value=0, low=0, high=1)
+    share = Proportion(value=0, low=0, high=1)
     threshold = Threshold(score=least, false_alarms=share, caught=share)
     told = Told("neighbours", {}, Pictures("", [], [], []), known)
     familiarity = told.familiarity("float", "by hand").model_copy(

@@ -18,7 +18,7 @@ from visionserve import tta
 from visionserve.metadata import Proof
 from visionserve.models import MODELS, FullyConvolutional
 from visionserve_tools.archive import convert
-from visionserve_tools.archive.weights import Weights, load
+from visionserve_tools.archive.weights import Weights, load_state_dict
 
 FIXED = {"alexnet", "maxvit_t", "swin_t", "swin_v2_t", "vit_b_32"}
 LAYERS_BEHIND_POOL = {"convnext_tiny", "mobilenet_v3_small", "squeezenet1_1"}
@@ -60,7 +60,9 @@ def test_a_family_answers_as_torchvisions_own_module(
         monkeypatch.setattr(nn.init, draw, lambda tensor, *_, **__: tensor)
     official = tv.get_model(name, weights=model.weights).eval()
     loaded = FullyConvolutional(name, 1000, model.transforms)
-    loaded.network.load_state_dict(load(Weights(file, "", ""), loaded.network.state_dict()))
+    loaded.network.load_state_dict(
+        load_state_dict(Weights(file, "", ""), loaded.network.state_dict())
+    )
     preset = model.weights.transforms()
     preset.resize_size = [model.transforms.crop]
     images = torch.stack([preset(Image.fromarray(image)) for image in pixels.numpy()])

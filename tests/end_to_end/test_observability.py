@@ -20,7 +20,7 @@ from PIL import Image
 
 from tests.helpers import RANDOM, encode, site_of, write_config
 from visionserve.config import TTA
-from visionserve.metadata import Familiarity, Share, Threshold
+from visionserve.metadata import Familiarity, Proportion, Threshold
 from visionserve_tools import paths, photos
 from visionserve_tools.archive.calibrated import Fitted
 from visionserve_tools.archive.hashes import sha256_of
@@ -87,7 +87,7 @@ def observed(
         slow_request_ms=0,
         self_check="warn",
     )
-    share = Share(value=0, low=0, high=1)
+    share = Proportion(value=0, low=0, high=1)
     thresholds: dict[TTA, Threshold] = {
         "none": Threshold(score=1e6, false_alarms=share, caught=share)
     }

@@ -41,7 +41,7 @@ LABELS = ("dog", "cat", "bird", "sea life", "insect", "food", "vehicle", "home &
 TRAINED = Path(__file__).parents[3] / "shared/own-model/resnet18_nine_classes_fp16.pt"
 NAMES = ("rocket.jpg", "china.jpg", "flower.jpg")
 PICTURES = [*(path for path in photos.packaged() if path.name in NAMES), photos.greeting()]
-MORE = [*PICTURES, *sorted(paths.SAMPLES.glob("*.JPEG"))[::125]]
+MORE = [*PICTURES, *sorted(paths.PHOTOGRAPHS.glob("*.JPEG"))[::125]]
 IMAGENET = T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 BICUBIC = T.InterpolationMode.BICUBIC
 

@@ -26,7 +26,7 @@ from visionserve_tools import photos
 from visionserve_tools.archive import convert, proof
 from visionserve_tools.archive.proof import Limits
 from visionserve_tools.archive.recipe import Recipe, build
-from visionserve_tools.archive.weights import Weights, load, resolve
+from visionserve_tools.archive.weights import Weights, load_state_dict, resolve
 from visionserve_tools.quality.evaluate import measure
 from visionserve_tools.quality.labelled import label_of
 from visionserve_tools.quality.models import Loaded, prepare
@@ -64,7 +64,9 @@ def pixels(*shape: int) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("shape", [(1, 224, 224), (5, 224, 224), (1, 256, 320), (2, 320, 257)])
 def test_openvino_equals_pytorch(fp32: tuple[Runtime, Metadata], shape: tuple[int, ...]) -> None:
     classifier = FullyConvolutional(REAL, 1000, MODELS[REAL].transforms).eval()
-    classifier.network.load_state_dict(load(resolve(REAL), classifier.network.state_dict()))
+    classifier.network.load_state_dict(
+        load_state_dict(resolve(REAL), classifier.network.state_dict())
+    )
     batch = pixels(*shape)
     with torch.inference_mode():
         expected = classifier(torch.from_numpy(batch)).numpy()
@@ -104,7 +106,7 @@ def test_bf16_is_as_close_to_fp32_as_pytorchs_own(fp32: tuple[Runtime, Metadata]
     runtime = runtimes.load(exact._artifact.parent, metadata, BF16, None, threads=2)
     assert runtime.precision == "bf16"
     network = FullyConvolutional(REAL, 1000, metadata.transforms).eval()
-    network.network.load_state_dict(load(resolve(REAL), network.network.state_dict()))
+    network.network.load_state_dict(load_state_dict(resolve(REAL), network.network.state_dict()))
     network.freeze(torch.bfloat16)
     for batch in (pixels(30, 224, 224), pixels(8, 256, 320)):
         expected, found = exact.passed(batch), runtime.passed(batch)
@@ -301,7 +303,7 @@ def test_features_leave_the_probabilities_as_they_are(
 
 def test_contributions_add_up_to_the_logits(fp32: tuple[Runtime, Metadata]) -> None:
     network = MODELS[REAL].build(1000).eval()
-    network.load_state_dict(load(resolve(REAL), network.state_dict()))
+    network.load_state_dict(load_state_dict(resolve(REAL), network.state_dict()))
     batch = pixels(2, 224, 224)
     scaled = (torch.from_numpy(batch).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
     with torch.inference_mode():

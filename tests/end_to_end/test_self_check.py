@@ -23,7 +23,7 @@ from visionserve.runtimes import Passed, Runtime
 from visionserve.self_check import SelfCheckError
 from visionserve_tools import paths, photos
 from visionserve_tools.archive import convert
-from visionserve_tools.archive.weights import load, resolve
+from visionserve_tools.archive.weights import load_state_dict, resolve
 from visionserve_tools.commands import verify
 
 Factory = pytest.TempPathFactory
@@ -59,7 +59,7 @@ def runtime(unpacked: Path) -> Runtime:
 def test_the_pictures_have_pytorchs_answers(unpacked: Path) -> None:
     """By torchvision's own preprocessing, and a network that it has not been converted from."""
     transforms, network = MODELS[REAL].transforms, MODELS[REAL].build(1000).eval()
-    network.load_state_dict(load(resolve(REAL), network.state_dict()))
+    network.load_state_dict(load_state_dict(resolve(REAL), network.state_dict()))
     with np.load(unpacked / self_check.FILE) as kept:
         assert kept["probabilities"].shape == (6, 1000)
         assert sum(array.nbytes for array in kept.values()) < 600_000
@@ -117,7 +117,7 @@ def archive(
         file.extractall(folder)
     if handler.runtime == "pytorch":
         network = MODELS[REAL].build(1000)
-        torch.save(load(resolve(REAL), network.state_dict()), folder / "network.pt")
+        torch.save(load_state_dict(resolve(REAL), network.state_dict()), folder / "network.pt")
         digest = self_check.sha256_of([folder / "network.pt"])
         change(folder, artifact="network.pt", self_check={"sha256": digest})
     return folder, config.model_copy(update={"handler": handler})

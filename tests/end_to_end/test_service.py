@@ -33,7 +33,7 @@ from visionserve.models import MODELS
 from visionserve_tools import paths, photos
 from visionserve_tools.archive import hashes
 from visionserve_tools.archive.recipe import Recipe, build
-from visionserve_tools.archive.weights import load, resolve
+from visionserve_tools.archive.weights import load_state_dict, resolve
 from visionserve_tools.server.client import Client
 from visionserve_tools.server.retire import retire
 from visionserve_tools.server.serve import announce
@@ -181,7 +181,7 @@ def test_top_1_equals_the_model_computed_directly(client: Client, samples: list[
 
     model = MODELS[REAL]
     network = model.build(1000).eval()
-    network.load_state_dict(load(resolve(REAL), network.state_dict()))
+    network.load_state_dict(load_state_dict(resolve(REAL), network.state_dict()))
     transforms = model.transforms
 
     def direct(path: Path) -> int:

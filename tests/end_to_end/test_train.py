@@ -33,7 +33,7 @@ from visionserve.models import MODELS
 from visionserve_tools import paths, photos
 from visionserve_tools.archive.recipe import Recipe, build
 from visionserve_tools.archive.trained import read
-from visionserve_tools.archive.weights import load, resolve
+from visionserve_tools.archive.weights import load_state_dict, resolve
 from visionserve_tools.commands import train
 from visionserve_tools.server.ports import free_ports
 from visionserve_tools.server.torchserve import TorchServe
@@ -67,7 +67,7 @@ def painted(label: int, number: int) -> Image.Image:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight class folders, of links to photographs where these are, else of painted pictures."""
     root = tmp_path_factory.mktemp("pictures")
-    samples = sorted(paths.SAMPLES.glob("*.JPEG"))
+    samples = sorted(paths.PHOTOGRAPHS.glob("*.JPEG"))
     for label, (name, ranges) in enumerate(RANGES.items()):
         (root / name).mkdir()
         chosen = [
@@ -182,7 +182,7 @@ def test_the_figures_are_those_of_the_written_weights(trained: Trained) -> None:
     interval = [(middle + sign * half) / (1 + z * z / n) for sign in (-1, 1)]
     top1 = report["training"]["top1"]
     assert [top1["value"], top1["low"], top1["high"]] == pytest.approx([p, *interval], abs=1e-6)
-    if paths.SAMPLES.exists():
+    if paths.PHOTOGRAPHS.exists():
         assert p > 0.3, "of eight classes, and the pretrained features are of colours"
     confusion = list(csv.reader((trained.output / "confusion.csv").read_text().splitlines()))
     answered = Counter(
@@ -203,7 +203,7 @@ def test_the_last_layer_is_scikit_learns(trained: Trained) -> None:
     refused = trained.report["left_out"].keys() | held_out
     used = [path for path in sorted(trained.folder.glob("*/*")) if str(path) not in refused]
     pretrained = MODELS[REAL].build(1000).eval()
-    pretrained.load_state_dict(load(resolve(REAL), pretrained.state_dict()))
+    pretrained.load_state_dict(load_state_dict(resolve(REAL), pretrained.state_dict()))
     pretrained.set_submodule("_fc", torch.nn.Identity())
     with torch.inference_mode():
         features, others = (

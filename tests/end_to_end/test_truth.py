@@ -20,7 +20,7 @@ from visionserve_tools import paths, photos
 from visionserve_tools.archive import convert
 from visionserve_tools.archive.groups import find_groups, read_groups
 from visionserve_tools.archive.recipe import Recipe, build
-from visionserve_tools.archive.weights import load, resolve
+from visionserve_tools.archive.weights import load_state_dict, resolve
 from visionserve_tools.quality import generated
 from visionserve_tools.server.client import Client
 from visionserve_tools.server.torchserve import TorchServe
@@ -29,7 +29,7 @@ CLASSES = len(IMAGENET_CATEGORIES)
 PHOTOGRAPHS = [path for path in photos.packaged() if path.name in ("coffee.png", "china.jpg")]
 # Largest difference of any class's probability: by rounding, by a resize of the centre alone,
 # by eight bits.
-ODD = paths.SAMPLES.parent / "odd-images"
+ODD = paths.PHOTOGRAPHS.parent / "odd-images"
 ODD_ANSWERED = (
     *("01bmp24_os2v2short16.bmp", "01bmp32_v5_alphamask_alpha0.bmp", "02png_L4_trns_big.png"),
     *("05rgb16_planar_tif.tif", "06exif6_webp.webp", "06xmp6_only.jpg", "30dnl_height0.jpg"),
@@ -93,7 +93,7 @@ def tensor_of(image: Image.Image) -> Tensor:
 @pytest.fixture(scope="module")
 def network() -> Any:
     network = MODELS[REAL].build(CLASSES).eval()
-    network.load_state_dict(load(resolve(REAL), network.state_dict()))
+    network.load_state_dict(load_state_dict(resolve(REAL), network.state_dict()))
     return network
 
 
@@ -232,7 +232,7 @@ def test_what_is_unfamiliar_is_so_by_pytorch(
     """ReAct, ASH-S and the energy of PyTorch's own features; of INT8, of those that it gives."""
     model = REAL if profile == "server" else request.getfixturevalue("served")[profile]
     known = client.card(model)["familiarity"]
-    pictures = [*PHOTOGRAPHS, *sorted(paths.SAMPLES.glob("*.JPEG"))[::60]]
+    pictures = [*PHOTOGRAPHS, *sorted(paths.PHOTOGRAPHS.glob("*.JPEG"))[::60]]
     for index, (kind, data) in enumerate(generated.pictures(2, seed=1)):
         pictures.append(tmp_path / f"{kind}{index}.png")
         pictures[-1].write_bytes(data)

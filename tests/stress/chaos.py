@@ -115,7 +115,7 @@ class Testbed:
 
 
 @contextmanager
-def stage() -> Iterator[Testbed]:
+def testbed() -> Iterator[Testbed]:
     """Start the server for the faults, with all its files in a temporary folder.
 
     The temporary files of the server and of this process lie in that folder too.
@@ -177,44 +177,44 @@ def until(condition: Callable[[], bool], seconds: float = 90) -> None:
     raise FaultError(f"The server is not back after {seconds} s.")
 
 
-def kill_worker(stage: Testbed) -> None:
+def kill_worker(testbed: Testbed) -> None:
     """a worker is killed (`kill -9`)"""
-    _replace_worker(stage, signal.SIGKILL)
+    _replace_worker(testbed, signal.SIGKILL)
 
 
-def stop_worker(stage: Testbed) -> None:
+def stop_worker(testbed: Testbed) -> None:
     """a worker is stopped (SIGSTOP) past the response timeout of 3 s"""
-    _replace_worker(stage, signal.SIGSTOP)
+    _replace_worker(testbed, signal.SIGSTOP)
 
 
-def _replace_worker(stage: Testbed, number: signal.Signals) -> None:
-    victim = stage.pids()[0]
+def _replace_worker(testbed: Testbed, number: signal.Signals) -> None:
+    victim = testbed.pids()[0]
     os.kill(victim, number)
-    until(lambda: victim not in stage.pids() and stage.client.ready())
+    until(lambda: victim not in testbed.pids() and testbed.client.ready())
 
 
-def kill_frontend(stage: Testbed) -> None:
+def kill_frontend(testbed: Testbed) -> None:
     """the frontend is killed (`kill -9`), then started from its snapshot"""
-    frontend = stage.server.process
+    frontend = testbed.server.process
     assert frontend is not None
     frontend.kill()
     processes.wait(
         frontend, 90
     )  # A dying process keeps its ports, but has no command line to find it by.
-    restart_frontend(stage)
+    restart_frontend(testbed)
 
 
-def restart_frontend(stage: Testbed) -> None:
+def restart_frontend(testbed: Testbed) -> None:
     """the frontend is stopped, then started from its snapshot"""
-    stage.server.stop()
-    stage.server.restore()
-    if len(stage.pids()) != WORKERS:
+    testbed.server.stop()
+    testbed.server.restore()
+    if len(testbed.pids()) != WORKERS:
         raise FaultError("The snapshot has other workers.")
 
 
-def fill_disk(stage: Testbed) -> None:
+def fill_disk(testbed: Testbed) -> None:
     """the disk of cache, logs and snapshots is full"""
-    disk = stage.folder / "state" / "logs"
+    disk = testbed.folder / "state" / "logs"
     if not disk.is_mount():
         raise SkippedError("mounting a small disk is not permitted")
     filler = disk / "filler"
@@ -222,20 +222,20 @@ def fill_disk(stage: Testbed) -> None:
         with filler.open("wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(bytes(4096))
-        kill_worker(stage)
-        stage.client.scale(MODEL, WORKERS)
+        kill_worker(testbed)
+        testbed.client.scale(MODEL, WORKERS)
     finally:
         filler.unlink()
 
 
-def corrupt_version(stage: Testbed) -> None:
+def corrupt_version(testbed: Testbed) -> None:
     """a corrupt new version is registered, its model or its archive cut short"""
-    (stage.archive.with_name("cut.mar")).write_bytes(stage.archive.read_bytes()[:100_000])
-    stage.server.admit("cut.mar")
-    model = stage.file("model.bin")
+    (testbed.archive.with_name("cut.mar")).write_bytes(testbed.archive.read_bytes()[:100_000])
+    testbed.server.admit("cut.mar")
+    model = testbed.file("model.bin")
     attempts: tuple[Callable[[], None], ...] = (
-        lambda: stage.client.register("cut.mar"),
-        lambda: stage.register("2.0", {"model.bin": model[: len(model) // 2]}),
+        lambda: testbed.client.register("cut.mar"),
+        lambda: testbed.register("2.0", {"model.bin": model[: len(model) // 2]}),
     )
     for register in attempts:
         try:
@@ -244,36 +244,36 @@ def corrupt_version(stage: Testbed) -> None:
             continue
         raise FaultError("A corrupt version was taken.")
     with suppress(requests.HTTPError):  # TorchServe may keep it listed, without a worker.
-        stage.client.unregister(MODEL, "2.0")
+        testbed.client.unregister(MODEL, "2.0")
 
 
-def replace_model(stage: Testbed) -> None:
+def replace_model(testbed: Testbed) -> None:
     """the model is unregistered and registered again; meanwhile a version serves whose cache \
 cannot be written"""
-    config = yaml.safe_load(stage.file("model-config.yaml"))
-    config["handler"]["cache"]["directory"] = str(stage.archive / "cache")
-    stage.register("2.0", {"model-config.yaml": yaml.safe_dump(config).encode()})
-    stage.replace("1.0", successor="2.0")
-    stage.server.register(stage.archive.name, WORKERS)
-    stage.replace("2.0", successor="1.0")
+    config = yaml.safe_load(testbed.file("model-config.yaml"))
+    config["handler"]["cache"]["directory"] = str(testbed.archive / "cache")
+    testbed.register("2.0", {"model-config.yaml": yaml.safe_dump(config).encode()})
+    testbed.replace("1.0", successor="2.0")
+    testbed.server.register(testbed.archive.name, WORKERS)
+    testbed.replace("2.0", successor="1.0")
 
 
-def remove_model(stage: Testbed) -> None:
+def remove_model(testbed: Testbed) -> None:
     """the model is unregistered and registered again, no other version serving"""
-    retire(stage.client, stage.server.admitted, MODEL)
-    stage.server.register(stage.archive.name, WORKERS)
+    retire(testbed.client, testbed.server.admitted, MODEL)
+    testbed.server.register(testbed.archive.name, WORKERS)
 
 
-def kill_workers_amid_a_list(stage: Testbed) -> None:
+def kill_workers_amid_a_list(testbed: Testbed) -> None:
     """both workers are killed (`kill -9`) in turn while a list of images is answered"""
     images = tuple(image for question in plain() for image in question.images)
-    load = Load(stage.server.state, [Question(images[:3], "five_crop")])
+    load = Load(testbed.server.state, [Question(images[:3], "five_crop")])
     with load.steady(1, RETRIES, PATIENCE) as lists:
         for _ in range(ATTEMPTS):
-            for victim in stage.pids():
+            for victim in testbed.pids():
                 time.sleep(0.2)
                 os.kill(victim, signal.SIGKILL)
-            until(lambda: len(stage.pids()) == WORKERS and stage.client.ready())
+            until(lambda: len(testbed.pids()) == WORKERS and testbed.client.ready())
             count = len(lists) + 1
             until(lambda count=count: len(lists) > count)  # type: ignore[misc]
             if any(sent.setbacks for sent in lists):
@@ -284,42 +284,42 @@ def kill_workers_amid_a_list(stage: Testbed) -> None:
         raise FaultError(f"A list was {failed[0].verdict}.")
 
 
-def ask_for_many_pixels(stage: Testbed) -> None:
+def ask_for_many_pixels(testbed: Testbed) -> None:
     """a list of 32 PNGs of 6,000 × 4,000 pixels with alpha is asked for"""
-    _ask_for(stage, _large())
+    _ask_for(testbed, _large())
 
 
-def ask_for_many_scans(stage: Testbed) -> None:
+def ask_for_many_scans(testbed: Testbed) -> None:
     """a list of 32 progressive JPEGs of 11 arithmetic scans is asked for"""
     from tests.corpus import scans
 
-    _ask_for(stage, scans(10, arithmetic=True))
+    _ask_for(testbed, scans(10, arithmetic=True))
 
 
-def ask_for_refused_images(stage: Testbed) -> None:
+def ask_for_refused_images(testbed: Testbed) -> None:
     """lists of 32 images of 24 MP to refuse are asked for, of workers that may grow by 400 MB"""
-    for pid in stage.pids():
+    for pid in testbed.pids():
         worker = psutil.Process(pid)
         most = worker.memory_info().vms + 400_000_000
         worker.rlimit(psutil.RLIMIT_AS, (most, psutil.RLIM_INFINITY))
     for _ in range(2):
-        _ask_for(stage, *(refused(format) for format in REFUSED_FORMATS))
+        _ask_for(testbed, *(refused(format) for format in REFUSED_FORMATS))
 
 
-def _ask_for(stage: Testbed, *images: bytes) -> None:
+def _ask_for(testbed: Testbed, *images: bytes) -> None:
     """Send a list of 32 copies of images, and check that no worker ends and none takes long.
 
     Each copy has other bytes at its end, so that no answer comes from the cache.
     """
-    before = stage.pids()
+    before = testbed.pids()
     copies = [image + os.urandom(8) for image in images for _ in range(32 // len(images))]
     body = _list(copies)
     began = time.monotonic()
-    response = client_of(stage.server.state).predict(MODEL, body, content_type="application/json")
+    response = client_of(testbed.server.state).predict(MODEL, body, content_type="application/json")
     seconds = time.monotonic() - began
     if (
         response.status_code not in (200, 207, 413, 503)
-        or stage.pids() != before
+        or testbed.pids() != before
         or "internal_error" in response.text
     ):
         raise FaultError(f"The list ended a worker: {response.status_code} after {seconds:.1f} s.")
@@ -327,7 +327,7 @@ def _ask_for(stage: Testbed, *images: bytes) -> None:
         raise FaultError(f"The list took {seconds:.1f} s.")
 
 
-def attack_from_one_address(stage: Testbed) -> None:
+def attack_from_one_address(testbed: Testbed) -> None:
     """hostile forms, refused lists and lists of 24 megapixels come from one address behind nginx, \
 for a minute"""
     part = b'--b\r\nContent-Disposition: form-data; name="data"'
@@ -348,7 +348,7 @@ for a minute"""
             with suppress(OSError):  # nginx may close the connection of a form that it refuses.
                 _post(listen, "127.0.0.2", *attacks[number % len(attacks)])
 
-    folder = stage.folder / "attacked"
+    folder = testbed.folder / "attacked"
     folder.mkdir(exist_ok=True)
     nginx = Proxy(folder / "nginx")
     with serving(folder, {"precision": "fp32"}) as server, ThreadPoolExecutor(16) as pool:
@@ -397,28 +397,28 @@ def _large() -> bytes:
     return buffer.getvalue()
 
 
-def delete_temporary_files(stage: Testbed) -> None:
+def delete_temporary_files(testbed: Testbed) -> None:
     """all temporary files are deleted, then a worker is killed"""
     for path in Path(tempfile.gettempdir()).iterdir():
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
-    if stage.server.pid is None:
+    if testbed.server.pid is None:
         raise FaultError("The server is no longer known to run.")
-    kill_worker(stage)
+    kill_worker(testbed)
 
 
-def leave_stale_ids(stage: Testbed) -> None:
+def leave_stale_ids(testbed: Testbed) -> None:
     """files of process ids name a bystander, and the server is stopped and started"""
     bystander = subprocess.Popen(["sleep", "3600"])
-    frontend = stage.server.process
+    frontend = testbed.server.process
     assert frontend is not None
     try:
-        for folder in (stage.server.state, stage.server.state / "tmp"):
+        for folder in (testbed.server.state, testbed.server.state / "tmp"):
             for file in folder.glob("*.pid"):
                 file.write_text(str(bystander.pid))
-        restart_frontend(stage)
+        restart_frontend(testbed)
         if bystander.poll() is not None:
             raise FaultError("A bystander was ended.")
         if frontend.is_running():
@@ -428,22 +428,22 @@ def leave_stale_ids(stage: Testbed) -> None:
         bystander.wait()
 
 
-def outlive_tokens(stage: Testbed) -> None:
+def outlive_tokens(testbed: Testbed) -> None:
     """tokens live for a minute, and are renewed (`manage rotate`) twice in each, for three"""
-    properties = read_properties(stage.server.state / "config.properties")
+    properties = read_properties(testbed.server.state / "config.properties")
     addresses = {
         key: value for key, value in properties.items() if key.endswith(("_address", "_port"))
     }
     brief = TorchServe(
         "server",
-        stage.server.state,
-        stage.server.store,
+        testbed.server.state,
+        testbed.server.store,
         addresses | {"token_expiration_min": "1"},
     )
-    stage.server.stop()
+    testbed.server.stop()
     try:
         brief.restore()
-        with stage.load.steady(1, pause=PAUSE) as asked:
+        with testbed.load.steady(1, pause=PAUSE) as asked:
             for _ in range(6):
                 time.sleep(30)
                 brief.client.rotate()
@@ -451,21 +451,21 @@ def outlive_tokens(stage: Testbed) -> None:
             raise FaultError(f"{failed} of {len(asked)} requests got no right answer.")
     finally:
         brief.stop()
-        stage.server.restore()
+        testbed.server.restore()
 
 
-def rotate_read_only_keys(stage: Testbed) -> None:
+def rotate_read_only_keys(testbed: Testbed) -> None:
     """keys are to be replaced (`manage rotate`) while their file is read-only"""
-    keys = stage.server.state / "key_file.json"
+    keys = testbed.server.state / "key_file.json"
     before = keys.read_bytes()
     with read_only(keys):
         with suppress(OSError):
-            stage.client.rotate()
+            testbed.client.rotate()
             raise FaultError("Keys were replaced that no file holds.")
-        answered = stage.client.predict(MODEL, plain()[0].images[0])
+        answered = testbed.client.predict(MODEL, plain()[0].images[0])
         if keys.read_bytes() != before or not answered.ok:
             raise FaultError("The file no longer holds the server's keys.")
-    stage.client.rotate()
+    testbed.client.rotate()
     if keys.read_bytes() == before:
         raise FaultError("The keys are still the old ones.")
 
@@ -586,20 +586,20 @@ COLUMNS = (
 )
 
 
-def cause(fault: Fault, stage: Testbed) -> Report:
+def cause(fault: Fault, testbed: Testbed) -> Report:
     """Cause a fault while clients send requests, which they continue after the fault.
 
     Raises:
         FaultError: the server did not recover, or did something that it must not do.
         SkippedError: this machine does not permit this fault.
     """
-    load = stage.load
+    load = testbed.load
     with (
         load.steady(CLIENTS, RETRIES, PATIENCE, PAUSE) as asked,
         load.steady(1, pause=PAUSE) as probed,
     ):
         until(lambda: len(asked) > 5 * CLIENTS)
-        fault(stage)
+        fault(testbed)
         with load.steady(1, pause=PAUSE) as after:
             until(lambda: sum(sent.verdict == "right" for sent in after) > 10)
     return Report(asked, [*probed, *after])
@@ -616,19 +616,19 @@ def main() -> int:
         print(f"No such fault: {', '.join(unknown)}; there are {known}.", file=sys.stderr)
         return 2
     missed = []
-    with stage() as staged:
+    with testbed() as started:
         print(tables.heading(COLUMNS))
         for name in args.faults or faults:
             fault = faults[name]
             try:
-                report = cause(fault, staged)
+                report = cause(fault, started)
             except SkippedError as reason:
                 _tell(fault, f"skipped: {reason}")
                 continue
             except (FaultError, StartError) as error:
                 _tell(fault, f"failed: {error}")
                 missed.append(name)
-                staged.restart()
+                started.restart()
                 continue
             _tell(fault, *report.cells())
             if not report.met:

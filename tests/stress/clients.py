@@ -26,7 +26,7 @@ from torchvision.transforms import InterpolationMode, functional
 from visionserve.models import MODELS, FullyConvolutional
 from visionserve_tools import paths, photos
 from visionserve_tools.archive.recipe import Recipe, build
-from visionserve_tools.archive.weights import FALLBACK, load, resolve
+from visionserve_tools.archive.weights import FALLBACK, load_state_dict, resolve
 from visionserve_tools.server.client import Client
 from visionserve_tools.server.ports import free_ports
 from visionserve_tools.server.torchserve import TorchServe, client_of
@@ -326,7 +326,7 @@ def reference(image: bytes) -> NDArray[np.float32]:
     """
     model = MODELS[MODEL]
     network = FullyConvolutional(MODEL, CLASSES, model.transforms)
-    network.network.load_state_dict(load(resolve(MODEL), network.network.state_dict()))
+    network.network.load_state_dict(load_state_dict(resolve(MODEL), network.network.state_dict()))
     rgb = Image.open(io.BytesIO(image)).convert("RGB")
     interpolation = InterpolationMode(model.transforms.interpolation)
     resized = functional.resize(rgb, [model.transforms.resize], interpolation)

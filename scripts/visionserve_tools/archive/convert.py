@@ -31,7 +31,12 @@ from visionserve_tools.archive import alternatives, plain, proof, self_check, se
 from visionserve_tools.archive.declared import one_channel
 from visionserve_tools.archive.expected import Expected
 from visionserve_tools.archive.thresholds import of as thresholds_of
-from visionserve_tools.archive.weights import ClassCountError, Weights, WeightsError, load
+from visionserve_tools.archive.weights import (
+    ClassCountError,
+    Weights,
+    WeightsError,
+    load_state_dict,
+)
 
 SAMPLES = 300
 TILES = (1, 2, 3)
@@ -243,14 +248,14 @@ def _load(
     """
     module = form(architecture, classes, transforms, groups, activation)
     try:
-        state = load(weights, module.network.state_dict(), architecture)
+        state = load_state_dict(weights, module.network.state_dict(), architecture)
     except WeightsError:
         grey = transforms.model_copy(
             update={"channels": "grey", "mean": (0.0,), "std": (1.0,), "range": "0-1"}
         )
         module = FullyConvolutional(architecture, classes, grey, groups, activation).eval()
         try:
-            state = load(weights, module.network.state_dict(), architecture)
+            state = load_state_dict(weights, module.network.state_dict(), architecture)
         except ClassCountError:
             raise
         except WeightsError:

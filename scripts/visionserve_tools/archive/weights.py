@@ -156,7 +156,7 @@ def _official(name: str, weights: WeightsEnum, mirror: str | None) -> Weights:
     return Weights(path, str(weights), digest)
 
 
-def load(
+def load_state_dict(
     weights: Weights, expected: dict[str, Tensor], network: str = "the network"
 ) -> dict[str, Tensor]:
     """Read a state dict and give its tensors a network's names.

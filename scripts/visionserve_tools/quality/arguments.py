@@ -28,7 +28,7 @@ def common() -> argparse.ArgumentParser:
         "folder",
         type=Path,
         nargs="?",
-        default=paths.SAMPLES,
+        default=paths.PHOTOGRAPHS,
         help=f"{SOURCE} (%(default)s)",
     )
     labelled(parser)

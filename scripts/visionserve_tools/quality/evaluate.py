@@ -17,7 +17,7 @@ from visionserve_tools import paths, photos
 from visionserve_tools.archive.recipe import check_architecture
 from visionserve_tools.quality import deletion, labelled, output
 from visionserve_tools.quality.deletion import Deletion
-from visionserve_tools.quality.models import Loaded, gather, load
+from visionserve_tools.quality.models import Loaded, gather, load_variants
 from visionserve_tools.quality.statistics import (
     Reliability,
     log_loss,
@@ -146,7 +146,7 @@ def evaluated(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], l
         if args.enlarge:
             photographs = labelled.enlarge(photographs, args.enlarge, Path(scratch))
         calibration = photos.folder(args.calibration) if args.calibration else photos.packaged()
-        variants = load(args.model, args.variants, calibration, Path(scratch))
+        variants = load_variants(args.model, args.variants, calibration, Path(scratch))
         modes = next(iter(variants.values())).modes(args.modes)
         ways = len(variants) * len(modes)
         bar = tqdm(photographs, desc=f"photographs, each {ways} times", smoothing=0)

@@ -281,7 +281,7 @@ def prepare(
     return runtimes.load(directory, metadata, config, None, THREADS), metadata
 
 
-def load(
+def load_variants(
     name: str, variants: Sequence[str], calibration: Sequence[Path], scratch: Path
 ) -> dict[str, Loaded]:
     """Load variants of a model, converting once for each runtime and precision.

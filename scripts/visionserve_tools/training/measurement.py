@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from visionserve.metadata import Transforms
 from visionserve.models import FullyConvolutional
 from visionserve_tools.archive import convert
-from visionserve_tools.archive.weights import load, resolve
+from visionserve_tools.archive.weights import load_state_dict, resolve
 from visionserve_tools.quality.corruptions import CORRUPTIONS
 from visionserve_tools.quality.statistics import Interval, clustered, proportion
 from visionserve_tools.training import reading
@@ -74,7 +74,7 @@ def measure(
     """
     module = FullyConvolutional(architecture, classes, transforms).eval()
     module.network.load_state_dict(
-        load(resolve(architecture, weights), module.network.state_dict())
+        load_state_dict(resolve(architecture, weights), module.network.state_dict())
     )
     some = photographs[:: -(-len(photographs) // MOST)]
     damages = [

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from visionserve.metadata import Transforms
 from visionserve.models import MODELS, FullyConvolutional
-from visionserve_tools.archive.weights import ClassCountError, Weights, load
+from visionserve_tools.archive.weights import ClassCountError, Weights, load_state_dict
 
 
 class HeadError(ValueError):
@@ -30,9 +30,9 @@ def start(architecture: str, classes: int, weights: Weights, seed: int) -> nn.Mo
     network = MODELS[architecture].build(classes)
     state = network.state_dict()
     try:
-        trained = load(weights, state)
+        trained = load_state_dict(weights, state)
     except ClassCountError as error:
-        trained = load(weights, MODELS[architecture].build(error.classes).state_dict())
+        trained = load_state_dict(weights, MODELS[architecture].build(error.classes).state_dict())
     new = heads(network, architecture, classes)
     # In place, as MNASNet's dictionary has versions beside its tensors.
     state.update({name: trained[name] for name in state if name not in new})

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from visionserve.metadata import Share, Training, Transforms
+from visionserve.metadata import Proportion, Training, Transforms
 from visionserve_tools.archive.hashes import sha256_of
 from visionserve_tools.archive.trained import FILE
 from visionserve_tools.quality.statistics import Interval
@@ -140,9 +140,9 @@ class Report:
         return [name, *numbers, *shares, often]
 
 
-def share(interval: Interval) -> Share:
+def proportion(interval: Interval) -> Proportion:
     """Return an interval as the archive holds it."""
-    return Share(value=interval.value, low=interval.low, high=interval.high)
+    return Proportion(value=interval.value, low=interval.low, high=interval.high)
 
 
 def _percent(interval: Interval) -> str:
