@@ -32,6 +32,7 @@ local WORKER = "x-visionserve-worker" -- Which worker has answered, by process i
 local SIGHUP, SIGUSR1 = 1, 10
 local MSG_PEEK_DONTWAIT = 0x42
 local FILES = 5
+local ENOENT = 2
 
 local KEPT = {
     ["accept"] = true,
@@ -243,9 +244,9 @@ local function type_of(answer)
 end
 
 -- TorchServe answers HEAD with a body. It is asked with GET, and nginx leaves the body out.
-local function forward(server)
-    local key, method = token(server), ngx.req.get_method()
-    return ngx.location.capture("/torchserve" .. ngx.var.uri, {
+local function forward(server, uri)
+    local key, method = token(server), ngx.var.sent_method
+    return ngx.location.capture("/" .. server .. uri, {
         method = ngx["HTTP_" .. (method == "HEAD" and "GET" or method)],
         always_forward_body = true,
         vars = { authorization = key and "Bearer " .. key or "" },
@@ -271,9 +272,9 @@ end
 
 -- Pass a request to a TorchServe, and its response back. If the model is stuck, another server gets
 -- the request at once.
-gate.ask = guarded(function(server, host, port)
+local function ask(server, host, port, uri)
     ngx.req.read_body()
-    local model = server .. ngx.var.uri
+    local model = server .. uri
     local waiting = model .. " waiting"
     answers:add(waiting, clock())
     local since = answers:get(waiting)
@@ -284,7 +285,7 @@ gate.ask = guarded(function(server, host, port)
         end
         answers:set(model .. " trial", clock())
     end
-    local answer = forward(server)
+    local answer = forward(server, uri)
     local fault = type_of(answer)
     -- TorchServe uses a new key before it writes it to the file, so that the file's key may be refused
     -- for a moment.
@@ -293,7 +294,7 @@ gate.ask = guarded(function(server, host, port)
             break
         end
         ngx.sleep(0.05)
-        answer = forward(server)
+        answer = forward(server, uri)
         fault = type_of(answer)
     end
     local status = answer.truncated and 502 or answer.status
@@ -330,12 +331,37 @@ gate.ask = guarded(function(server, host, port)
     ngx.status = status
     for name, value in pairs(answer.header) do
         if name:lower() == WORKER then
-            turns.met(server, ngx.var.uri, value)
+            turns.met(server, uri, value)
         else
             ngx.header[name] = value
         end
     end
     ngx.print(answer.body)
+end
+
+-- What a TorchServe's own socket gets.
+gate.ask = guarded(function(server, host, port)
+    ask(server, host, port, ngx.var.uri)
+end)
+
+-- Tell whether nginx has been told to end: it removes its sockets at once, also while it waits for
+-- bodies, turns and answers.
+local function ending(server)
+    local _, _, fault = io.open(ngx.config.prefix() .. server .. ".sock")
+    return fault == ENOENT
+end
+
+-- Answer a request that no TorchServe's socket took. While nginx ends, it is passed on without them;
+-- the servers are each one's name, host and port.
+gate.unanswered = guarded(function(...)
+    for _, server in ipairs(ngx.var.asked == "" and {} or { ... }) do
+        local name, host, port = unpack(server)
+        if ending(name) and connects(host, port) then
+            return ask(name, host, port, ngx.var.asked .. ngx.var.canary)
+        end
+    end
+    ngx.header["Content-Length"] = #ngx.var.error
+    ngx.print(ngx.var.error)
 end)
 
 local function leave()

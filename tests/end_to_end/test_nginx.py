@@ -679,6 +679,28 @@ def half_sent(site: Site, cat: bytes, tta: str = "none") -> http.client.HTTPConn
     return connection
 
 
+def test_a_body_that_comes_after_the_end_began_is_answered(
+    proxy: Proxy, site: Site, cat: bytes, tmp_path: Path
+) -> None:
+    """nginx removes its own sockets at once, between its parts as well."""
+    dead = Upstream(f"http://127.0.0.1:{free_port()}", site.upstreams[0].key_file)
+    proxy.start(replace(site, upstreams=(dead, *site.upstreams)))
+    pending = [half_sent(site, cat) for _ in range(4)]
+    time.sleep(0.2)
+    assert proxy.pid is not None
+    os.kill(proxy.pid, signal.SIGQUIT)
+    deadline = time.monotonic() + TIMEOUT
+    while list((tmp_path / "nginx").glob("*.sock")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for each in pending:
+        each.send(cat[1000:])
+    for each in pending:
+        response = each.getresponse()
+        answer = json.load(response)
+        assert response.status == 200 and answer["predictions"], answer
+        each.close()
+
+
 @pytest.mark.parametrize("how", ["killed", "ending"])
 def test_what_a_master_left_is_ended_and_the_site_answers(
     how: str, proxy: Proxy, server: TorchServe, cat: bytes, tmp_path: Path

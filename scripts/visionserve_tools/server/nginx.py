@@ -401,10 +401,12 @@ class Proxy:
         for old in self._state.glob("torchserve-*.conf"):
             old.unlink()
         names = [f"torchserve-{number}" for number in range(1, len(site.upstreams) + 1)]
+        each = []
         for name, upstream in zip(names, site.upstreams, strict=True):
             (keys / f"{name}.key").symlink_to(upstream.key_file.resolve())
             host, _, port = urlsplit(upstream.url).netloc.rpartition(":")
             self._render("torchserve.conf", f"{name}.conf", name=name, host=host, port=port)
+            each.append(f'{{"{name}", "{host}", {port}}}')
         limits = "max_conns=48 max_fails=3 fail_timeout=2s"
         files = min(MOST_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         for module in LUA:
@@ -431,6 +433,7 @@ class Proxy:
             headers=", ".join(HEADERS),
             style=_style_of(paths.CONFIG / "nginx" / OUTAGE),
             names=", ".join(f'"{name}"' for name in names),
+            each=", ".join(each),
             body=str(self._body(site) // MEBIBYTE),
             servers=_lines(f"server unix:{{}}.sock {limits};", names),
         )
