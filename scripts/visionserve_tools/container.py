@@ -1,31 +1,25 @@
 """The container image: its base, and its build with buildah."""
 
 import ast
-import platform
+import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from visionserve_tools import paths
+from visionserve_tools.emulation import emulated, own
 
 DOCKERFILE = paths.CONFIG / "Dockerfile"
 DEBIAN = "bookworm"
 OWN_BASE = f"localhost/visionserve-base:{DEBIAN}"
-# Debian's names, which are the containers' as well, by the kernel's.
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-BINARY_FORMATS = Path("/proc/sys/fs/binfmt_misc")
 INCLUDED = "ca-certificates,python3,python3-venv"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CERTIFICATE = "/etc/pip.crt"
 SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
-
-
-class EmulationError(Exception):
-    """This machine runs no programs of an architecture."""
 
 
 def build(tag: str, device: str, model: str, architecture: str) -> None:
@@ -35,17 +29,19 @@ def build(tag: str, device: str, model: str, architecture: str) -> None:
         EmulationError: this machine runs no programs of the architecture.
         subprocess.CalledProcessError: a command failed.
     """
-    check_runs(architecture)
     text = DOCKERFILE.read_text(encoding="utf-8")
     found = re.search(r"^ARG BASE=(\S+)$", text, re.MULTILINE)
     assert found
     # Buildah 1.28 does not resolve an argument in FROM.
-    here = f"--platform=linux/{own()}"
-    text = text.replace("--platform=$BUILDPLATFORM ${BASE}", f"{here} {base(found[1], own())}")
-    text = text.replace("${BASE}", base(found[1], architecture))
-    with pip_volumes() as volumes:
+    build = "--platform=$BUILDPLATFORM ${BASE}"
+    with emulated(architecture) as entered, pip_volumes() as volumes:
+        text = text.replace(build, f"--platform=linux/{own()} {base(found[1], own())}")
+        text = text.replace("${BASE}", base(found[1], architecture, entered))
         command = [
+            *entered,
             *("buildah", "build", "--isolation", "chroot", "--layers", "--tag", tag),
+            # OCI's has no health check.
+            *("--format", "docker", "--force-rm"),
             *("--arch", architecture),
             *("--build-arg", f"DEVICE={device}", "--build-arg", f"MODEL={model}"),
             *(f"--volume={source}:{target}:ro" for source, target in volumes.items()),
@@ -55,42 +51,26 @@ def build(tag: str, device: str, model: str, architecture: str) -> None:
         subprocess.run(command, input=resolved, text=True, check=True)
 
 
-def own() -> str:
-    """Return this machine's architecture by Debian's name."""
-    return ARCHITECTURES.get(platform.machine(), platform.machine())
-
-
-def check_runs(architecture: str) -> None:
-    """Check that this machine runs programs of an architecture, itself or through qemu.
-
-    Raises:
-        EmulationError: it does not; the message says what makes it.
-    """
-    (name,) = (name for name, debian in ARCHITECTURES.items() if debian == architecture)
-    if architecture != own() and not (BINARY_FORMATS / f"qemu-{name}").exists():
-        raise EmulationError(
-            f"This machine runs no programs of {architecture}: apt-get install qemu-user-static "
-            f"binfmt-support, which enter qemu-{name} in {BINARY_FORMATS}."
-        )
-
-
-def base(official: str, architecture: str) -> str:
+def base(official: str, architecture: str, entered: Sequence[str] = ()) -> str:
     """Return the name of a base image that is here: the official one, or one made of Debian."""
     name = f"docker.io/library/{official}"
     if architecture == own() and _is_here(name):
         return name
     name = OWN_BASE if architecture == own() else f"{OWN_BASE}-{architecture}"
     if not _is_here(name):
-        make_base(name, architecture)
+        make_base(name, architecture, entered)
     return name
 
 
-def make_base(name: str, architecture: str) -> None:
-    """Make a base image from Debian, with Debian's Python."""
+def make_base(name: str, architecture: str, entered: Sequence[str]) -> None:
+    """Make a base image from Debian, with Debian's Python; see `emulated` for `entered`."""
+    # In a user namespace nobody may make devices; debootstrap mounts them where it thinks of LXC.
+    environment = os.environ | ({"container": "lxc"} if entered else {})
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        debootstrap = ["debootstrap", f"--arch={architecture}", "--variant=minbase"]
-        subprocess.run([*debootstrap, f"--include={INCLUDED}", DEBIAN, scratch], check=True)
+        debootstrap = [*entered, "debootstrap", f"--arch={architecture}", "--variant=minbase"]
+        command = [*debootstrap, f"--include={INCLUDED}", DEBIAN, scratch]
+        subprocess.run(command, check=True, env=environment)
         (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")
         if SOURCES.exists():
             (root / "etc/apt/sources.list").unlink()

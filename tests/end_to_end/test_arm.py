@@ -9,7 +9,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from tests.helpers import REAL, copy_sources, encode
 from visionserve import runtimes
 from visionserve.config import Precision
 from visionserve.preprocessing import decode, to_views
-from visionserve_tools import container, paths, photos
+from visionserve_tools import container, emulation, paths, photos
 from visionserve_tools.archive.recipe import Recipe, build
 from visionserve_tools.archive.unpacked import unpacked
 from visionserve_tools.server.client import Client
@@ -39,17 +39,10 @@ CLONE = TREE / "opt" / "visionserve"
 # Raspberry Pi 4's: without half floats and dot products, which OpenVINO's INT8 takes.
 PROCESSOR = "cortex-a72"
 
-# Linux has a table of other processors' programs for each user namespace, so that this machine's is
-# left alone; Debian's line for qemu is entered there. In such a namespace nobody may make devices;
-# debootstrap mounts them where it thinks that it runs in LXC.
+# In a user namespace nobody may make devices; debootstrap mounts them where it thinks of LXC.
 ENTER = r"""
 set -e
 mount -t proc proc /proc
-mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc || {
-    echo "A user namespace has a table of binary formats from Linux 6.7 on." >&2
-    exit 1
-}
-cat /usr/lib/binfmt.d/qemu-aarch64.conf > /proc/sys/fs/binfmt_misc/register
 if test -e "$TREE/debootstrap" || ! test -e "$TREE/usr/bin/make"; then
     rm -rf "$TREE"
     container=lxc debootstrap --arch=arm64 --variant=minbase --include="$INCLUDED" \
@@ -79,18 +72,17 @@ sys.exit(serve.main())
 
 
 class Debian:
-    """A tree of ARM64 in namespaces of its own, but for the network's; `process` is their first."""
+    """A tree of ARM64 in namespaces of its own, but for the network's, which are `entered` so."""
 
-    def __init__(self, process: int) -> None:
-        self._process = process
+    def __init__(self, entered: Sequence[str]) -> None:
+        self._entered = entered
 
     def run(self, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a shell's command in the clone there."""
-        entered = ["nsenter", f"--target={self._process}", "--user", "--mount", "--pid"]
         own = {"PATH": container.PATH, "HOME": "/root", "QEMU_CPU": PROCESSOR, **environment}
         return subprocess.run(
             [
-                *(*entered, "chroot", str(TREE), "env", "--ignore-environment"),
+                *(*self._entered, "chroot", str(TREE), "env", "--ignore-environment"),
                 *(f"{name}={value}" for name, value in own.items()),
                 *("sh", "-c", f"cd /opt/visionserve && {command}"),
             ],
@@ -100,41 +92,39 @@ class Debian:
 
 
 @contextmanager
-def entered(volumes: Mapping[str, str]) -> Iterator[int]:
+def entered(volumes: Mapping[str, str]) -> Iterator[list[str]]:
     """Enter the tree, which debootstrap makes where it is missing."""
-    with subprocess.Popen(
-        [
-            *("unshare", "--user", "sh", "-c", 'echo; read -r _; exec "$@"', "enter"),
-            *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER),
-        ],
-        env={**os.environ, "TREE": str(TREE), "INCLUDED": f"{container.INCLUDED},make"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as unshared:
+    with (
+        emulation.emulated("arm64") as emulated,
+        subprocess.Popen(
+            [*emulated, "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER],
+            env={**os.environ, "TREE": str(TREE), "INCLUDED": f"{container.INCLUDED},make"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as unshared,
+    ):
         assert unshared.stdin and unshared.stdout
-        unshared.stdout.readline()
-        for kind in ("uid", "gid"):
-            Path(f"/proc/{unshared.pid}/{kind}_map").write_text("0 0 4294967295")
-        lines = ["", *(f"{source} {target}" for source, target in volumes.items()), ""]
-        unshared.stdin.write("".join(f"{line}\n" for line in lines))
+        lines = (f"{source} {target}\n" for source, target in volumes.items())
+        unshared.stdin.write("".join([*lines, "\n"]))
         unshared.stdin.flush()
         assert "entered\n" in unshared.stdout, "see above for what failed"
         (first,) = psutil.Process(unshared.pid).children()
-        yield first.pid  # It ends with its input, and all others there with it.
+        # It ends with its input, and all others there with it.
+        yield [*emulated, "nsenter", f"--target={first.pid}", "--mount", "--pid"]
 
 
 @pytest.fixture(scope="module")
 def debian() -> Iterator[Debian]:
     """The tree with a clone of this project, and what serving takes installed there by `make`."""
     TREE.parent.mkdir(exist_ok=True)
-    with container.pip_volumes() as volumes, entered(volumes) as process:
+    with container.pip_volumes() as volumes, entered(volumes) as begun:
         for folder in ("handler", "config", "scripts"):
             shutil.rmtree(CLONE / folder, ignore_errors=True)
         copy_sources(CLONE)
         for name in ("Makefile", "pyproject.toml", "LICENSE"):
             shutil.copy2(paths.ROOT / name, CLONE)
-        debian = Debian(process)
+        debian = Debian(begun)
         done = debian.run("make .venv/.serves && .venv/bin/visionserve install java")
         assert done.returncode == 0, done.stderr
         yield debian

@@ -1,26 +1,40 @@
-"""The image of `make image`, run as `docker run --read-only` does, by `make test-image`."""
+"""The image of `make image`, run as `docker run --read-only` does, by `make test-image`.
 
+With `ARCH=arm64` qemu runs it, whose times say nothing of a real processor.
+"""
+
+import io
 import json
 import os
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import requests
+from packaging.utils import canonicalize_name
+from PIL import Image
 
-from visionserve_tools import photos
+from tests.corpus import CORRUPT, TRUNCATED
+from visionserve import runtimes
+from visionserve.preprocessing import decode, to_views
+from visionserve_tools import emulation, paths, photos
+from visionserve_tools.archive.unpacked import unpacked
 
 IMAGE = os.environ.get("IMAGE")
 URL = "http://127.0.0.1:8000"
-TIMEOUT = 300
+# qemu is many times slower than any processor.
+TIMEOUT, EMULATED_TIMEOUT = 300, 1800
 CAT = photos.greeting().read_bytes()
 FORBIDDEN = ("torch", "torchvision", "nncf", "skimage", "sklearn", "scipy", "pip", "setuptools")
 
@@ -35,42 +49,84 @@ mount -t tmpfs tmpfs "$ROOT/tmp"
 mount -t tmpfs -o uid=10001,gid=10001,mode=0700 tmpfs "$ROOT/opt/visionserve/.torchserve"
 mount -t proc proc "$ROOT/proc"
 mount --rbind /dev "$ROOT/dev"
+mount --rbind /sys "$ROOT/sys"
 exec chroot --userspec=10001:10001 "$ROOT" env --ignore-environment --chdir="$DIRECTORY" "$@"
 """
 
 
-def buildah(*arguments: str) -> str:
-    return subprocess.run(
-        ["buildah", *arguments], capture_output=True, text=True, check=True
-    ).stdout
+@dataclass(frozen=True)
+class Container:
+    """A mounted container of the image.
+
+    Attributes:
+        path: its root folder, which only commands see that begin with `entered`.
+        seen: the same folder as this process sees it.
+        config: the image's configuration.
+        architecture: what its programs are for.
+        entered: see `emulation.emulated`.
+    """
+
+    path: Path
+    seen: Path
+    config: dict[str, Any]
+    architecture: str
+    entered: Sequence[str]
+
+    @property
+    def emulated(self) -> bool:
+        return self.architecture != emulation.own()
+
+    @property
+    def timeout(self) -> int:
+        return EMULATED_TIMEOUT if self.emulated else TIMEOUT
+
+    @property
+    def model(self) -> str:
+        (model,) = [of.removeprefix("MODEL=") for of in self.config["Env"] if "MODEL=" in of]
+        return str(model)
+
+
+def buildah(*arguments: str, entered: Sequence[str] = ()) -> str:
+    command = [*entered, "buildah", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.fixture(scope="module")
-def root() -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A mounted container of the image, and its configuration."""
-    container = buildah("from", "--pull-never", str(IMAGE)).strip()
-    try:
-        config = json.loads(buildah("inspect", "--type", "image", str(IMAGE)))["OCIv1"]["config"]
-        yield Path(buildah("mount", container).strip()), config
-    finally:
-        buildah("rm", container)
+def container() -> Iterator[Container]:
+    described = json.loads(buildah("inspect", "--type", "image", str(IMAGE)))["Docker"]
+    architecture = described["architecture"]
+    with emulation.emulated(architecture) as entered:
+        name = buildah("from", "--pull-never", str(IMAGE), entered=entered).strip()
+        try:
+            path = buildah("mount", name, entered=entered).strip()
+            targets = [word.partition("=")[2] for word in entered if word.startswith("--target=")]
+            seen = Path(f"/proc/{targets[0]}/root{path}" if targets else path)
+            yield Container(Path(path), seen, described["config"], architecture, entered)
+        finally:
+            buildah("rm", name, entered=entered)
 
 
 @contextmanager
-def running(root: tuple[Path, dict[str, Any]], log: Path) -> Iterator[psutil.Process]:
+def running(container: Container, log: Path) -> Iterator[psutil.Process]:
     """Start the container, its output in a file of root's, and wait until it answers."""
-    path, config = root
+    config = container.config
+    # Without it, qemu has all that any ARM processor can.
+    environment = [*config["Env"], *(["QEMU_CPU=cortex-a72"] if container.emulated else [])]
     log.touch(mode=0o600)
-    command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "enter"]
+    unshare = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "enter")
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [*command, *config["Env"], *config["Cmd"]],
-            env={"PATH": os.environ["PATH"], "ROOT": str(path), "DIRECTORY": config["WorkingDir"]},
+            [*container.entered, *unshare, *environment, *config["Cmd"]],
+            env={
+                "PATH": os.environ["PATH"],
+                "ROOT": str(container.path),
+                "DIRECTORY": config["WorkingDir"],
+            },
             stdout=output,
             stderr=output,
         )
     try:
-        deadline = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + container.timeout
         while not answers():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
@@ -92,17 +148,49 @@ def answers() -> bool:
         return False
 
 
-def ask(model: str) -> requests.Response:
-    """Ask about the cat, with bytes behind the image that keep the answer out of the cache."""
-    url = f"{URL}/predictions/{model}"
-    headers = {"Content-Type": "image/png"}
-    return requests.post(url, data=CAT + os.urandom(8), headers=headers, timeout=60)
+def ask(container: Container, data: bytes = CAT, *options: tuple[str, str]) -> requests.Response:
+    """Ask with bytes behind the image that keep the answer out of the cache."""
+    return requests.post(
+        f"{URL}/predictions/{container.model}",
+        data=data + os.urandom(8),
+        headers={"Content-Type": "image/png", **dict(options)},
+        timeout=container.timeout,
+    )
 
 
-def test_it_holds_no_torch_no_tools_and_no_configuration_of_pip(
-    root: tuple[Path, dict[str, Any]],
-) -> None:
-    path, _ = root
+def check_answers(container: Container, first: psutil.Process) -> None:
+    """Compare the whole distribution with FP32's on this machine, and send what is no image."""
+    archive = Path("opt/visionserve/model_store/server", f"{container.model}.mar")
+    with unpacked(container.seen / archive) as one:
+        config = one.config.handler.model_copy(update={"precision": "fp32"})
+        runtime = runtimes.load(one.directory, one.metadata, config, None, 1)
+        decoded = decode(Image.open(io.BytesIO(CAT)), one.metadata.transforms, config.decode)
+        view = to_views(decoded, one.metadata.transforms, config.decode, "none")
+        expected = runtime.averaged([view]).probabilities[0]
+    every = ("X-Classify-Top-K", str(len(expected)))
+    response = ask(container, CAT, ("X-Classify-TTA", "none"), every)
+    assert response.status_code == 200, response.text
+    found = np.zeros_like(expected)
+    for each in response.json()["predictions"]:
+        found[each["class_id"]] = each["probability"]
+    print(f"{response.headers}: at most {np.abs(found - expected).max():.7f} from FP32")
+    # This machine's own may be in BF16.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 if container.emulated else 0.1)
+    for body, (status, code) in (
+        (CAT[: len(CAT) // 2], TRUNCATED),
+        (b"GIF89a" + bytes(64), CORRUPT),
+    ):
+        refused = ask(container, body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (status, code)
+    kind, *health = container.config["Healthcheck"]["Test"]
+    assert kind == "CMD"
+    own = ("nsenter", f"--target={first.pid}", "--mount", "--root", "--setgid=10001")
+    environment = ("env", "--ignore-environment", *container.config["Env"])
+    subprocess.run([*container.entered, *own, "--setuid=10001", *environment, *health], check=True)
+
+
+def test_it_holds_no_torch_no_tools_and_no_configuration_of_pip(container: Container) -> None:
+    path = container.seen
     (packages,) = (path / "opt/visionserve/.venv/lib").glob("python*/site-packages")
     assert [name for name in FORBIDDEN if (packages / name).exists()] == []
     assert not (path / "root/.cache").exists() and not (path / "usr/bin/gcc").exists()
@@ -110,30 +198,48 @@ def test_it_holds_no_torch_no_tools_and_no_configuration_of_pip(
     assert not conf.exists() or conf.read_bytes() == b""
 
 
+def test_its_bill_of_materials_has_each_package_with_hashes(container: Container) -> None:
+    """`make sbom`, which is made of the locks, and not of an image."""
+    bill = json.loads((paths.ROOT / "dist" / "visionserve-cpu.cdx.json").read_bytes())
+    (packages,) = (container.seen / "opt/visionserve/.venv/lib").glob("python*/site-packages")
+    installed = {
+        canonicalize_name(each.metadata["Name"]): each.version
+        for each in distributions(path=[str(packages)])
+    }
+    listed = {each["name"]: each["version"] for each in bill["components"]}
+    if container.architecture != "amd64":
+        del listed["cykooz-resizer"]  # It has no wheel there.
+    own = bill["metadata"]["component"]
+    assert installed == listed | {own["name"]: own["version"]}
+    for each in bill["components"]:
+        hashes = [one for of in each["externalReferences"] for one in of.get("hashes", [])]
+        assert hashes and {one["alg"] for one in hashes} == {"SHA-256"}, each["name"]
+
+
 def test_it_runs_read_only_loses_no_request_when_it_stops_and_starts_again(
-    root: tuple[Path, dict[str, Any]], tmp_path: Path
+    container: Container, tmp_path: Path
 ) -> None:
     log = tmp_path / "output"
     stopping = threading.Event()
-    (model,) = [value.removeprefix("MODEL=") for value in root[1]["Env"] if "MODEL=" in value]
 
     def client() -> list[int]:
         statuses = []
         while not stopping.is_set():
             try:
-                statuses.append(ask(model).status_code)
+                statuses.append(ask(container).status_code)
             except requests.ConnectionError as error:
                 # Came too late: no connection was made, and nothing was sent.
                 assert stopping.is_set() and "Connection refused" in str(error), error
         return statuses
 
-    with running(root, log) as first:
+    with running(container, log) as first:
         family = [first, *first.children(recursive=True)]
         assert {process.uids().real for process in family} == {10001}
         assert any("java" in process.name() for process in family)
-        response = ask(model)
+        response = ask(container)
         assert response.status_code == 200, response.text
         assert response.json()["predictions"][0]["label"] == "Egyptian cat"
+        check_answers(container, first)
         with ThreadPoolExecutor(4) as pool:
             clients = [pool.submit(client) for _ in range(4)]
             time.sleep(2)
@@ -143,8 +249,8 @@ def test_it_runs_read_only_loses_no_request_when_it_stops_and_starts_again(
         assert len(statuses) > 4 and set(statuses) == {200}
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     assert [line["status"] for line in lines].count(200) >= len(statuses)
-    with running(root, log) as first:
-        assert ask(model).status_code == 200
+    with running(container, log) as first:
+        assert ask(container).status_code == 200
         (java,) = [each for each in first.children(recursive=True) if each.name() == "java"]
         java.kill()
         # The restart policy needs a container that ends.

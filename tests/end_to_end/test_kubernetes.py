@@ -16,7 +16,7 @@ import yaml
 
 from tests.helpers import REAL
 from visionserve.config import HandlerConfig
-from visionserve_tools import container, paths
+from visionserve_tools import emulation, paths
 from visionserve_tools.commands import image
 from visionserve_tools.server.properties import read_properties
 from visionserve_tools.server.torchserve import TorchServe
@@ -359,15 +359,17 @@ def test_every_base_image_is_named_by_its_digest() -> None:
 def test_an_image_that_cannot_be_built_here_is_refused_in_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    other = next(one for one in container.ARCHITECTURES.values() if one != container.own())
-    monkeypatch.setattr(container, "BINARY_FORMATS", tmp_path)
+    other = next(one for one in emulation.ARCHITECTURES.values() if one != emulation.own())
+    monkeypatch.setattr(emulation, "TABLE", tmp_path)
+    monkeypatch.setattr(emulation, "LINES", tmp_path)
     monkeypatch.setattr(sys, "argv", ["image", "--arch", other])
     assert image.main() == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"This machine runs no programs of {other}: apt-get install qemu-user-")
     (tmp_path / "qemu-aarch64").touch()
     (tmp_path / "qemu-x86_64").touch()
-    container.check_runs(other)
+    with emulation.emulated(other) as entered:
+        assert entered == []
 
 
 def test_docker_starts_the_container_anew_and_gives_it_no_rights_to_spare() -> None:

@@ -2,13 +2,13 @@
 
 If the base image that `config/Dockerfile` names by its digest is missing, debootstrap makes another
 one, with Debian's Python, from packages that Debian has signed. An image for another architecture
-takes its programs, which the kernel has qemu run; the archive in it is built by this machine's own.
+takes its programs, which qemu runs; the archive in it is built by this machine's own.
 """
 
 import subprocess
 import sys
 
-from visionserve_tools import advice, container
+from visionserve_tools import advice, container, emulation
 from visionserve_tools.arguments import Parser
 
 
@@ -22,12 +22,12 @@ def main() -> int:
     parser.add_argument("--tag", default="visionserve:1.0.0")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--arch", default=container.own(), choices=container.ARCHITECTURES.values())
+    parser.add_argument("--arch", default=emulation.own(), choices=emulation.ARCHITECTURES.values())
     args = parser.parse_args()
     advice.end_without_sources("image")
     try:
         container.build(args.tag, args.device, args.model, args.arch)
-    except (container.EmulationError, OSError, subprocess.CalledProcessError) as error:
+    except (emulation.EmulationError, OSError, subprocess.CalledProcessError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
