@@ -82,6 +82,15 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
+def zeros(count: int) -> bytes:
+    """Deflated zeros: one block many times (RFC 1950), as deflating all of them takes a second."""
+    deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    blocks, rest = divmod(count, MEBIBYTE)
+    block = deflate.compress(bytes(MEBIBYTE)) + deflate.flush(zlib.Z_FULL_FLUSH)
+    end = deflate.compress(bytes(rest)) + deflate.flush()
+    return b"\x78\x9c" + blocks * block + end + struct.pack(">HH", count % 65_521, 1)
+
+
 def png(size: tuple[int, int], pixels: bytes, *before: bytes, kind: bytes = b"\x08\x02") -> bytes:
     """A PNG of any declared size; `kind` is its bit depth and colour type."""
     header = chunk(b"IHDR", struct.pack(">II", *size) + kind + bytes(3))
@@ -158,7 +167,7 @@ def grey_tiff(
 
 def tiled_tiff(side: int) -> bytes:
     """A TIFF of 100x100 pixels in one tile of another side."""
-    tile = zlib.compress(bytes(side * side))
+    tile = zeros(side * side)
     return grey_tiff((100, 100), tile, 8, {322: side, 323: side, 324: 8, 325: len(tile)})
 
 
@@ -308,16 +317,16 @@ def truncations() -> Iterator[Case]:
 
 def bombs() -> Iterator[Case]:
     """Few bytes that ask for much memory or time."""
-    deflated = zlib.compress(bytes(4_000_000))
+    deflated = zeros(4_000_000)
     yield Case("PNG of 20000x20000 in few bytes", TOO_MANY_PIXELS, png((20_000, 20_000), deflated))
     yield Case("PNG of no side", CORRUPT, png((0, 100), deflated))
     yield Case("PNG of the largest sides", TOO_MANY_PIXELS, png((2**31 - 1,) * 2, deflated))
     yield Case("PNG with more pixels than declared", OK, png((64, 64), deflated))
-    profile = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(50_000_000)))
+    profile = chunk(b"iCCP", b"a\0\0" + zeros(50_000_000))
     yield Case("PNG with a bomb as its profile", OK, sound_png(profile))
-    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(50_000_000)))
+    text = chunk(b"zTXt", b"a\0\0" + zeros(50_000_000))
     yield Case("PNG with a bomb as its text", OK, sound_png(text))
-    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(MEBIBYTE)))
+    text = chunk(b"zTXt", b"a\0\0" + zeros(MEBIBYTE))
     yield Case("PNG with 1000 texts of 1 MB", OK, sound_png(*[text] * 1000))
     yield Case("PNG with 100000 empty chunks", OK, sound_png(*[chunk(b"teSt", b"")] * 100_000))
     yield Case("PNG in 100000 empty pieces", OK, sound_png(*[chunk(b"IDAT", b"")] * 100_000))

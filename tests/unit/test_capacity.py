@@ -71,7 +71,7 @@ def test_a_few_of_many_workers_answer_in_the_services_own_time() -> None:
     assert Queue(8, 1000, 1).p99_ms == pytest.approx(8 * math.log(100))
 
 
-@pytest.mark.parametrize(("workers", "load"), [(1, 0.5), (4, 0.7), (10, 0.5), (10, 0.8)])
+@pytest.mark.parametrize(("workers", "load"), [(1, 0.5), (10, 0.8)])
 def test_times_are_those_of_a_simulated_queue(workers: int, load: float) -> None:
     queue = Queue(service_ms=40, workers=workers, rate=25 * workers * load)
     random = np.random.default_rng(0)

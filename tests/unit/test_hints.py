@@ -53,7 +53,7 @@ def test_sharpness_is_that_of_scipy_at_any_contrast() -> None:
 def test_motion_along_any_line_blurs() -> None:
     """Averages of 25 neighbours, as a moving camera takes them, by SciPy."""
     with Image.open(photos.packaged()[2]) as image:
-        pixels = np.asarray(image.convert("RGB"), float)
+        pixels = np.asarray(image.convert("RGB").crop((150, 50, 450, 350)), float)
     for turned in (0, 30, 90, 135):
         upright = np.eye(25)[12][:, None] * np.ones(25)
         kernel = np.clip(ndimage.rotate(upright, turned, reshape=False, order=1), 0, None)[
@@ -98,7 +98,7 @@ def test_a_plain_surface_and_a_thumbnail_are_not_blurred() -> None:
 
 def test_few_sound_photographs_and_most_damaged_ones_have_hints(samples: list[Path]) -> None:
     """Whatever the model says of them: few of those that look blurred are a guess."""
-    chosen = samples[1::20]
+    chosen = samples[1::40]
     counts = dict.fromkeys(["sound", "dark", "blurred", "small", "poor_jpeg"], 0)
     for path in chosen:
         with Image.open(path) as opened:

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from collections import defaultdict
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -30,6 +31,7 @@ def encoded() -> str:
     return json.dumps(describe(), indent=1, ensure_ascii=False) + "\n"
 
 
+@cache
 def codes() -> dict[int, list[str]]:
     """Return each status's codes, as the handler's source and nginx's configuration name them."""
     found = defaultdict[int, set[str]](set)
