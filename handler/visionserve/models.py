@@ -9,6 +9,11 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from visionserve.workarounds import torchvision_compiler  # noqa: F401
+
+# isort: split
+
 from torchvision import models as tv
 from torchvision.models import WeightsEnum
 

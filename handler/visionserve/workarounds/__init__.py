@@ -16,6 +16,7 @@ and requests that TorchServe misreads (`config/nginx/gate.lua`, `form.lua`, `tur
 - `server_folder` finds the folder that the server was started in.
 - `torch_stand_in` saves OpenVINO's workers the import of PyTorch. The builder puts it into the
   root of such archives as `torch.py`.
+- `torchvision_compiler` saves those of PyTorch the import of its compiler.
 """
 
 from visionserve.workarounds import form_parts, logs, openvino_converter
