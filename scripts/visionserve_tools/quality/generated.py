@@ -3,6 +3,7 @@
 import io
 import math
 import string
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,7 +33,8 @@ def pictures(each: int = EACH, seed: int = SEED) -> Iterator[tuple[str, bytes]]:
         random = np.random.default_rng([seed, *kind.encode()])
         for _ in range(each):
             file = io.BytesIO()
-            draw(random, SIZES[random.integers(len(SIZES))]).save(file, "PNG")
+            # More compression would take longer than the drawing.
+            draw(random, SIZES[random.integers(len(SIZES))]).save(file, "PNG", compress_level=1)
             yield kind, file.getvalue()
 
 
@@ -173,10 +175,13 @@ def _line(
 ) -> None:
     """Write words from left to right, as many as there is room for."""
     left, top, right = place
-    words = _words(random, 40)
-    while words and left + draw.textlength(words, font) > right:
-        words = words.rpartition(" ")[0]
-    draw.text((left, top), words, ink, font)
+    words = _words(random, 40).split()
+    count = bisect_right(
+        range(1, len(words) + 1),
+        right - left,
+        key=lambda count: draw.textlength(" ".join(words[:count]), font),
+    )
+    draw.text((left, top), " ".join(words[:count]), ink, font)
 
 
 def _words(random: Random, count: int) -> str:
