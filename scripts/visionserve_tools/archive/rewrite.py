@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from visionserve_tools.archive.hashes import HashError, Record, read_record, record, sha256_of
+from visionserve_tools.archive.package import LEVEL
 from visionserve_tools.kept import check_file
 
 
@@ -53,9 +54,9 @@ def rewrite(
         with zipfile.ZipFile(archive) as old, zipfile.ZipFile(part, "w") as new:
             for entry in old.infolist():
                 if entry.filename not in content and entry.filename not in left_out:
-                    new.writestr(entry, old.read(entry), entry.compress_type)
+                    new.writestr(entry, old.read(entry), entry.compress_type, LEVEL)
             for name, data in content.items():
-                new.writestr(name, data, zipfile.ZIP_DEFLATED)
+                new.writestr(name, data, zipfile.ZIP_DEFLATED, LEVEL)
         shutil.copymode(archive, part)
         record(archive, ingredients, own=True, built=part, made_of=made_of)
     finally:

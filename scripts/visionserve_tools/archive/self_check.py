@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn.functional import pad
 
 from visionserve.metadata import SelfCheck
 from visionserve.preprocessing import to_views
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
     from visionserve.metadata import Metadata, Transforms
     from visionserve.runtimes import Runtime
 
-PICTURES = 6
+# Of so many pictures PyTorch is asked, and so many are kept.
+SURE, PICTURES = 8, 6
 # A picture is larger than the resized one, so that the resize is checked as well.
 LARGER = 1.25
 QUALITY = 90
@@ -43,8 +43,8 @@ def write(
 ) -> SelfCheck:
     """Write `visionserve.self_check.FILE`, and return what the metadata says of it.
 
-    The pictures are parts of scikit-image's photographs, as JPEG: of those that PyTorch is surest
-    of, those on which the converted model is closest to it. So only another processor, or another
+    The pictures are parts of scikit-image's photographs, as JPEG: of those that the converted model
+    is surest of, those on which it is closest to PyTorch. So only another processor, or another
     model, makes them differ. A user's own photographs never get into an archive.
 
     Args:
@@ -58,23 +58,23 @@ def write(
     parts = [part for path in photos.free() for part in _parts(photos.read(path))]
     jpegs = [_jpeg(part, transforms) for part in parts]
     images = [Image.open(io.BytesIO(jpeg)) for jpeg in jpegs]
-    with torch.inference_mode():
-        inputs = torch.stack([plain.centre(image, transforms) for image in images])
-        probabilities = plain.classify(network, inputs, metadata.activation)
-    # A multi-label model may have one class, so that there is no second one.
-    ordered = pad(probabilities.sort(1, descending=True).values, (0, 1))
-    surest = (ordered[:, 0] - ordered[:, 1]).argsort(descending=True)[: len(parts) // 2].numpy()
     views = [to_views(image, transforms, "exact", "none") for image in images]
-    found = np.concatenate([runtime.averaged([view]).probabilities for view in views])
-    differences = np.abs(found - probabilities.numpy()).max(axis=1)
-    closest = surest[differences[surest].argsort(kind="stable")[:PICTURES]].tolist()
+    answers = np.concatenate([runtime.averaged([view]).probabilities for view in views])
+    # A multi-label model may have one class, so that there is no second one.
+    ordered = np.sort(np.pad(answers, ((0, 0), (0, 1))))
+    surest = (ordered[:, -2] - ordered[:, -1]).argsort(kind="stable")[:SURE]
+    with torch.inference_mode():
+        inputs = torch.stack([plain.centre(images[index], transforms) for index in surest])
+        probabilities = plain.classify(network, inputs, metadata.activation).numpy()
+    found = answers[surest]
+    closest = np.abs(found - probabilities).max(axis=1).argsort(kind="stable")[:PICTURES]
     arrays: dict[str, Any] = {
         f"picture_{number}": np.frombuffer(jpegs[index], np.uint8)
-        for number, index in enumerate(closest)
+        for number, index in enumerate(surest[closest])
     }
-    np.savez(directory / FILE, **arrays, probabilities=probabilities[closest].numpy())
+    np.savez(directory / FILE, **arrays, probabilities=probabilities[closest])
     limits = limits_of(precision, metadata.activation)
-    mean, agreement = compare(found[closest], probabilities[closest].numpy(), metadata)
+    mean, agreement = compare(found[closest], probabilities[closest], metadata)
     # A model that was calibrated on pictures of another kind may be further off on these.
     return SelfCheck(
         sha256=sha256_of(model_files(directory, metadata.artifact)),
