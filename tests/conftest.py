@@ -5,9 +5,13 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-import openvino  # noqa: F401
 import psutil
 import pytest
+
+import visionserve  # noqa: F401
+
+# isort: split
+import openvino  # noqa: F401
 
 from visionserve_tools import paths
 
@@ -17,7 +21,9 @@ from visionserve_tools import paths
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # OpenVINO is imported whole above: the handler, which some tests run in a process that also builds,
-# would leave out its converter (`visionserve.workarounds.openvino_converter`).
+# would leave out its converter (`visionserve.workarounds.openvino_converter`). `visionserve` comes
+# before it, as that keeps OpenVINO's telemetry from forking a process for each of its events, which
+# takes more than a second of each conversion.
 
 # A shell that starts the tests in the background lets them ignore SIGINT, and so would commands
 # that a test starts and interrupts.
