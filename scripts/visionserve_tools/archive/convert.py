@@ -385,7 +385,9 @@ def to_openvino(module: FullyConvolutional, crop: int) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
         module.requires_grad_(False)
-        traced = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+            lambda pixels: module(pixels), example, check_trace=False
+        )
         return openvino.convert_model(
             traced,
             input=openvino.PartialShape([-1, *([-1, -1] if module.dense else [crop, crop]), 3]),
