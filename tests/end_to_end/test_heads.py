@@ -29,8 +29,8 @@ from tests.end_to_end.browser import Browser
 from tests.end_to_end.test_own_model import (
     IMAGENET,
     LABELS,
-    OWNERS,
     PICTURES,
+    STEPS,
     TRAINED,
     Small,
     figures,
@@ -295,7 +295,7 @@ def test_a_head_that_does_not_fit_is_told_in_one_line(
 def test_the_activation_that_would_fit_the_owners_figures_is_said(
     owner: str, activation: Any, advice: str, tmp_path: Path
 ) -> None:
-    net, transform = Small().eval(), OWNERS[owner][0]
+    net, transform = Small().eval(), STEPS[owner]
     found = predict(net, transform)
     if advice != "--activation softmax":
         found = np.stack([sigmoid(net, transform, path) for path in PICTURES])

@@ -93,16 +93,29 @@ def levels(image: Image.Image) -> Tensor:
 
 CAFFE = T.Compose([T.Resize(256), T.CenterCrop(224), levels, T.Lambda(lambda t: t.flip(0) - MEAN)])
 SQUASHED = T.Compose([T.Resize((224, 224)), T.ToTensor(), IMAGENET])
-SMOOTH = T.Compose([T.Resize((232, 264), BICUBIC), T.CenterCrop(192), T.ToTensor(), IMAGENET])
+SMOOTH = T.Compose(
+    [T.Grayscale(3), T.Resize((232, 264), BICUBIC), T.CenterCrop(192), T.ToTensor(), IMAGENET]
+)
 HALF = T.Normalize(0.5, 0.5)
 
+STEPS: dict[str, Callable[[Image.Image], Tensor]] = {
+    "imagenet": steps(),
+    "half": steps(end=HALF),
+    "0 to 1": steps(end=T.Lambda(lambda t: t)),
+    "grey": steps(T.Grayscale(3)),
+    "BGR": steps(end=BlueFirst()),
+}
+# Each of what can be declared, some of it together, and what each owner declares.
 OWNERS: dict[str, tuple[Callable[[Image.Image], Tensor], dict[str, Any]]] = {
-    "imagenet": (steps(), {}),
-    "half": (steps(end=HALF), {"mean": (0.5,), "std": (0.5,)}),
-    "0 to 1": (steps(end=T.Lambda(lambda t: t)), {"mean": (0.0,), "std": (1.0,)}),
-    "grey": (steps(T.Grayscale(3)), {"channels": "grey"}),
-    "BGR": (steps(end=BlueFirst()), {"channels": "bgr"}),
-    "squashed": (SQUASHED, {"resize": (224, 224)}),
+    "imagenet": (STEPS["imagenet"], {}),
+    "squashed, 0 to 1": (
+        T.Compose([T.Resize((224, 224)), T.ToTensor()]),
+        {"resize": (224, 224), "mean": (0.0,), "std": (1.0,)},
+    ),
+    "bicubic, grey": (
+        SMOOTH,
+        {"resize": (232, 264), "crop": 192, "interpolation": "bicubic", "channels": "grey"},
+    ),
     "one grey channel": (
         steps(T.Grayscale(), end=HALF),
         {"channels": "grey", "mean": (0.5,), "std": (0.5,)},
@@ -114,9 +127,8 @@ OWNERS: dict[str, tuple[Callable[[Image.Image], Tensor], dict[str, Any]]] = {
             **{"std": (1.0,)},
         },
     ),
-    "bicubic": (SMOOTH, {"resize": (232, 264), "crop": 192, "interpolation": "bicubic"}),
 }
-FAST = "BGR"
+FAST = "Caffe"
 
 
 def own(name: str, weights: Path) -> tuple[nn.Module, Callable[[Image.Image], Tensor], Declared]:
@@ -148,6 +160,10 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def model_of(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-")
+
+
 @dataclass(frozen=True)
 class Owners:
     """A server of all owners' networks, exact in FP32, and of one that decodes fast.
@@ -162,8 +178,9 @@ class Owners:
 
     def answer(self, name: str, path: Path, **options: Any) -> tuple[NDArray[np.float64], Any]:
         """The probabilities that the bytes of a picture get, by class, and the whole answer."""
-        model = name.replace(" ", "-")
-        response = self.client.predict(model, path.read_bytes(), top_k=len(LABELS), **options)
+        response = self.client.predict(
+            model_of(name), path.read_bytes(), top_k=len(LABELS), **options
+        )
         found = np.full(len(LABELS), np.nan)
         for one in response.json()["predictions"]:
             found[LABELS.index(one["label"])] = one["probability"]
@@ -178,14 +195,20 @@ def owners(tmp_path_factory: pytest.TempPathFactory, labels: Path) -> Iterator[O
         (root / decode).mkdir()
         configs[decode] = write_config(root / decode, workers=1, decode=decode)
     networks, archives = {}, []
-    for name in [*OWNERS, "fast"]:
-        weights, model = root / f"{name}.pt", name.replace(" ", "-")
-        networks[name], _, declared = own(FAST if name == "fast" else name, weights)
-        config = configs["fast" if name == "fast" else "exact"]
-        recipe = Recipe("resnet18", model, "1.0", config, weights, labels, declared=declared)
-        # The tests below prove more than the builder on one photograph.
-        recipe = replace(recipe, calibration=photos.greeting().parent)
-        archives.append(f"{model}={build(recipe, root / 'store').name}")
+    for name in OWNERS:
+        weights = root / f"{model_of(name)}.pt"
+        networks[name], _, declared = own(name, weights)
+        recipe = Recipe(
+            *("resnet18", model_of(name), "1.0", configs["exact"], weights, labels),
+            declared=declared,
+            # The tests below prove more than the builder on one photograph.
+            calibration=photos.greeting().parent,
+        )
+        recipes = [recipe]
+        if name == FAST:
+            recipes.append(replace(recipe, name="fast", config=configs["fast"]))
+        for one in recipes:
+            archives.append(f"{one.name}={build(one, root / 'store').name}")
     server = TorchServe("server", root / "state", root / "store", free_ports())
     server.start(archives)
     try:
@@ -246,8 +269,8 @@ def test_an_archive_answers_as_its_owners_pytorch_does(name: str, owners: Owners
 def test_an_explanation_is_of_the_squashed_picture(owners: Owners) -> None:
     """Its box is in pixels of the picture, of other proportions than the view."""
     for name, (height, width), crop in (
-        ("squashed", (224, 224), 224),
-        ("bicubic", (232, 264), 192),
+        ("squashed, 0 to 1", (224, 224), 224),
+        ("bicubic, grey", (232, 264), 192),
     ):
         for path in PICTURES[:2]:
             across, down = Image.open(path).size
@@ -271,7 +294,7 @@ def test_an_explanation_is_of_the_squashed_picture(owners: Owners) -> None:
 
 
 def test_a_network_is_served_fast_as_it_was_trained(owners: Owners) -> None:
-    wanted = predict(owners.networks["fast"], OWNERS[FAST][0], MORE)
+    wanted = predict(owners.networks[FAST], OWNERS[FAST][0], MORE)
     found = np.stack([owners.answer("fast", path, tta="none")[0] for path in MORE])
     assert np.abs(found - wanted).mean() < 0.01 and np.abs(found - wanted).max() < 0.1
     assert not np.array_equal(found, wanted)
@@ -279,12 +302,16 @@ def test_a_network_is_served_fast_as_it_was_trained(owners: Owners) -> None:
 
 @pytest.mark.parametrize("name", ["one grey channel", "Caffe"])
 def test_a_worker_of_pytorch_answers_as_its_owners_does(name: str, tmp_path: Path) -> None:
+    """From the owner's own file, which an archive of PyTorch holds as it is."""
     net, transform, declared = own(name, tmp_path / "own.pt")
     config = ModelConfig.load(write_config(tmp_path, runtime="pytorch"))
-    transforms = resolve_preprocessing(declared, "resnet18").transforms
-    source = Weights(tmp_path / "own.pt", "own.pt", "")
-    metadata = convert(
-        "resnet18", source, LABELS, config.handler, PICTURES[:1], tmp_path, transforms=transforms
+    metadata = Metadata(
+        architecture="resnet18",
+        weights="own.pt",
+        weights_sha256="",
+        artifact="own.pt",
+        transforms=resolve_preprocessing(declared, "resnet18").transforms,
+        categories=LABELS,
     )
     (tmp_path / FILE).write_text(metadata.model_dump_json())
     classifier = Classifier.from_archive(tmp_path, config, None, "1.0")
@@ -342,10 +369,10 @@ def figures(
 
 BOTH = steps(T.Grayscale(3), size=(224, 224), end=HALF)
 FIT = {
-    "half": (OWNERS["half"][0], "mean = std = 0.5: --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5"),
-    "0 to 1": (OWNERS["0 to 1"][0], "0-1 without normalization: --mean 0 0 0 --std 1 1 1"),
-    "grey": (OWNERS["grey"][0], "grey: --channels grey"),
-    "BGR": (OWNERS["BGR"][0], "BGR: --channels bgr"),
+    "half": (STEPS["half"], "mean = std = 0.5: --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5"),
+    "0 to 1": (STEPS["0 to 1"], "0-1 without normalization: --mean 0 0 0 --std 1 1 1"),
+    "grey": (STEPS["grey"], "grey: --channels grey"),
+    "BGR": (STEPS["BGR"], "BGR: --channels bgr"),
     "squashed": (SQUASHED, "squashed to 224 × 224: --resize 224x224 --crop 224"),
     "232": (steps(size=232), "resize 232: --resize 232 --crop 224"),
     "bicubic": (
@@ -385,7 +412,7 @@ def test_another_order_of_labels_is_found(
     order: Sequence[str], advice: str, name: str, tmp_path: Path
 ) -> None:
     net = Small().eval()
-    found = predict(net, OWNERS[name][0])
+    found = predict(net, STEPS[name])
     wanted = expected.read(figures(tmp_path / "own.csv", found, order))
     with pytest.raises(ExpectationError, match="fit the labels in another order, ") as raised:
         alternatives.check(net, Transforms(), LABELS, wanted, HandlerConfig())
@@ -456,6 +483,7 @@ def test_groups_of_an_own_model_answer_as_its_owner_says(tmp_path: Path) -> None
         label_map=tmp_path / "names.json",
         expect=figures(tmp_path / "own.csv", sums, (*members,)),
         groups=tmp_path / "groups.json",
+        calibration=photos.greeting().parent,
     )
     with zipfile.ZipFile(build(recipe, tmp_path / "store")) as archive:
         metadata = Metadata.model_validate_json(archive.read(FILE))
@@ -512,7 +540,8 @@ def test_an_archive_is_built_when_it_answers_as_its_owner_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The README's script, then the command: refused, told what would fit, built, and described."""
-    net, transform, _ = own("half", tmp_path / "own.pt")
+    net, transform = network(), STEPS["half"]
+    torch.save(net.state_dict(), tmp_path / "own.pt")
     (tmp_path / "labels.txt").write_text("\n".join(LABELS))
     monkeypatch.chdir(tmp_path)
     assert SNIPPET is not None
@@ -542,7 +571,3 @@ def test_an_archive_is_built_when_it_answers_as_its_owner_says(
     assert described["comparison"]["largest_difference"] < (0.05 if multiplies_bf16() else 1e-4)
     assert described["compared"].startswith("compared with its owner's figures on 3 photographs")
     assert described["transforms"] == Transforms(mean=(0.5,) * 3, std=(0.5,) * 3).model_dump()
-
-    undeclared = called("build", *command, "--name", "undeclared")
-    assert undeclared.returncode == 0
-    assert "that of ResNet18_Weights.IMAGENET1K_V1 is assumed" in undeclared.stderr

@@ -93,7 +93,8 @@ def test_a_fault_of_our_own_preprocessing_is_found(
             lambda image, *rest: to_views(ImageOps.flip(image), *rest),
         )
     with pytest.raises(ProofError, match="in the mean"):
-        recipe = Recipe(REAL, REAL, "1.0", write_config(tmp_path))
+        few = photos.greeting().parent
+        recipe = Recipe(REAL, REAL, "1.0", write_config(tmp_path), calibration=few)
         build(recipe, tmp_path / "store", force=True)
     assert not any((tmp_path / "store").glob("*"))
 
@@ -194,7 +195,9 @@ def test_a_calibration_image_is_validated_as_a_clients(
     with pytest.raises(ValueError, match=rf"bad\.jpg: .*{message}"):
         build(recipe, tmp_path / "store")
     assert not any((tmp_path / "store").glob("*"))
-    assert f"{folder}: 1 photographs; " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{folder}: 1 photographs; " in told
+    assert "that of ResNet18_Weights.IMAGENET1K_V1 is assumed" in told
     assert photos.folder(folder) == [folder / "bad.jpg"]
 
 

@@ -1,6 +1,7 @@
 """Every figure of an answer, over HTTP, against torchvision's own transforms and PyTorch."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -101,6 +102,7 @@ def network() -> Any:
 def expected(network: Any) -> Callable[[Path, TTA], Figures]:
     """Probabilities of all classes by PyTorch in FP32, and what its last layer gets."""
 
+    @cache
     @torch.inference_mode()
     def figures(path: Path, mode: TTA) -> Figures:
         image = Image.open(path).convert("RGB")
@@ -275,18 +277,21 @@ def test_as_many_answers_are_confident_as_in_fp32(
 
 @pytest.fixture(scope="module")
 def grouped(
-    client: Client, server: TorchServe, store: Path, exact_config: Path, tmp_path_factory: Any
+    client: Client, server: TorchServe, store: Path, tmp_path_factory: Any
 ) -> Iterator[dict[str, str]]:
     """A plain model of INT8 and FP32 to one of everyday groups, in the session's server.
 
     Those of INT8 are quantized on a few samples alone, which are the same for both.
     """
-    int8 = write_config(tmp_path_factory.mktemp("int8"), precision="int8")
+    exact, int8 = (
+        write_config(tmp_path_factory.mktemp(precision), workers=1, precision=precision)
+        for precision in ("fp32", "int8")
+    )
     everyday, few = find_groups("everyday"), photos.greeting().parent
     recipes = [
         Recipe(REAL, "few", "1.0", int8, calibration=few),
         Recipe(REAL, "few_grouped", "1.0", int8, calibration=few, groups=everyday),
-        Recipe(REAL, "grouped", "1.0", exact_config, groups=everyday),
+        Recipe(REAL, "grouped", "1.0", exact, calibration=few, groups=everyday),
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convert, "SAMPLES", 4)

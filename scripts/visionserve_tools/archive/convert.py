@@ -377,7 +377,9 @@ def save(model: Any, path: Path) -> None:
 def to_openvino(module: FullyConvolutional, crop: int) -> Any:
     """Convert a module to an OpenVINO model for any batch size, and for any image size if dense.
 
-    Torch does not check the trace by tracing twice, because `_prove` compares the probabilities.
+    A function is traced, with the weights as constants, because PyTorch makes a script of each part
+    of a traced module, which takes longer than the pass. It does not check the trace by tracing
+    twice, because `_prove` compares the probabilities.
     """
     import openvino
 
