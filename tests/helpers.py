@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from visionserve_tools.server.torchserve import TorchServe
 
 REAL = "efficientnet_lite0"
 RANDOM = "random_weights_resnet18"
+SMALLEST = "squeezenet1_1"
 SERVER_CONFIG = paths.CONFIG / "server" / "model-config.yaml"
 # How an upright picture is turned to lie in its file by an EXIF orientation.
 TURNS = {
@@ -61,14 +63,22 @@ def copy_sources(root: Path) -> None:
 
 
 def called(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a command in this process, where PyTorch and OpenVINO are loaded."""
+    """Run a command in this process, where all that it imports is loaded."""
     main = import_module(f"visionserve_tools.commands.{name}").main
     words = [f"visionserve {name}", *map(str, arguments)]
-    out, error = io.StringIO(), io.StringIO()
+    out, error = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    terminated = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error):
         patch.setattr(sys, "argv", words)
-        code = main()
-    return subprocess.CompletedProcess(words, code or 0, out.getvalue(), error.getvalue())
+        try:
+            code = main()
+        except SystemExit as end:
+            code = end.code
+        finally:
+            signal.signal(signal.SIGTERM, terminated)
+    for stream in (out, error):
+        stream.seek(0)
+    return subprocess.CompletedProcess(words, code or 0, out.read(), error.read())
 
 
 @contextmanager

@@ -202,7 +202,10 @@ class Browser:
 
     def axe(self) -> list[str]:
         """What axe-core finds on the page as it is."""
+        if not self.run("return Boolean(window.axe)"):
+            self.run(AXE)
         found = self.driver.execute_async_script(
-            AXE + "; axe.run().then(({ violations }) => arguments[0](violations));"
+            """axe.run({ resultTypes: ["violations"] })
+                  .then(({ violations }) => arguments[0](violations))"""
         )
         return [f"{fault['id']}: {node['html']}" for fault in found for node in fault["nodes"]]

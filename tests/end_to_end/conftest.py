@@ -4,12 +4,13 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.helpers import RANDOM, REAL, write_config
+from tests.helpers import RANDOM, REAL, SMALLEST, write_config
 from visionserve.models import MODELS
 from visionserve_tools import paths
 from visionserve_tools.archive import converted
@@ -85,14 +86,33 @@ def int8_archive(common: Path, store: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def newer(common: Path, store: Path, exact_config: Path) -> Path:
+def single_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One worker, which classifies exactly."""
+    return write_config(tmp_path_factory.mktemp("single"), workers=1)
+
+
+@pytest.fixture(scope="session")
+def newer(common: Path, store: Path, single_config: Path) -> Path:
     """Version 2.0 of the random ResNet-18, with other weights, in the same store."""
     weights = common / "newer.pt"
-    recipe = Recipe("resnet18", RANDOM, "2.0", exact_config, weights)
+    recipe = Recipe("resnet18", RANDOM, "2.0", single_config, weights)
     with alone(common, "newer"):
         torch.manual_seed(1)
         torch.save(MODELS["resnet18"].build(1000).state_dict(), weights)
         return build(recipe, store)
+
+
+@pytest.fixture(scope="session")
+def fixed(common: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest network, with a cache, taken for a transformer: it has no dense form."""
+    cache = {"size_mb": 8, "directory": "fixed"}
+    config = write_config(tmp_path_factory.mktemp("fixed"), workers=1, cache=cache)
+    weights = common / "fixed.pt"
+    with pytest.MonkeyPatch.context() as patched, alone(common, "fixed"):
+        patched.setitem(MODELS, SMALLEST, replace(MODELS[SMALLEST], any_size=False))
+        torch.manual_seed(0)
+        torch.save(MODELS[SMALLEST].build(1000).state_dict(), weights)
+        return build(Recipe(SMALLEST, "fixed", "1.0", config, weights), store)
 
 
 @pytest.fixture(scope="session")

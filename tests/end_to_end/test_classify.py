@@ -1,4 +1,4 @@
-"""The batch command against the real server, each run a process of its own."""
+"""The batch command against the real server."""
 
 import argparse
 import ast
@@ -30,7 +30,7 @@ import pytest
 from tqdm.utils import disp_len
 
 from tests.end_to_end.test_readmes import blocks
-from tests.helpers import RANDOM, REAL
+from tests.helpers import RANDOM, REAL, called
 from visionserve_tools import paths, photos
 from visionserve_tools.batch import listing, server_engine
 from visionserve_tools.batch.classify import connect
@@ -77,7 +77,12 @@ def target(server: TorchServe) -> list[str]:
     return ["--server", server.client.inference, "--model", REAL, "--key-file", key_file]
 
 
-def run(*arguments: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return called("classify", *arguments)
+
+
+def run_alone(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
         cwd=paths.ROOT,
@@ -93,7 +98,7 @@ def read_csv(text: str) -> list[dict[str, str]]:
 
 
 def test_folder_to_csv(folder: Path, target: list[str], client: Client) -> None:
-    done = run(folder, *target, "--tta", "none", "--top-k", "2")
+    done = run_alone(folder, *target, "--tta", "none", "--top-k", "2")
     assert done.returncode == 1
     assert done.stderr.endswith("4 images, errors: 1.\n")
     rows = read_csv(done.stdout)
@@ -132,7 +137,7 @@ def test_files_glob_and_list_in_the_order_given(
 
 
 def test_list_on_standard_input(folder: Path, target: list[str]) -> None:
-    done = run("--list", "-", *target, "--threshold", "1", stdin=f"{folder}/z.png\n")
+    done = run_alone("--list", "-", *target, "--threshold", "1", stdin=f"{folder}/z.png\n")
     assert done.returncode == 0
     assert [row["confident"] for row in read_csv(done.stdout)] == ["false"]
 
