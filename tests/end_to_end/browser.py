@@ -4,17 +4,18 @@ import base64
 import importlib.resources
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.wait import WebDriverWait
 
 AXE = (importlib.resources.files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
 WAIT = 40
@@ -136,7 +137,16 @@ class Browser:
         return "".join(self.texts(selector))
 
     def until(self, condition: Callable[[], object]) -> None:
-        WebDriverWait(self.driver, WAIT, 0.05).until(lambda _: condition())
+        """Wait for a condition. It is asked ever more seldom, as each time costs 5 ms."""
+        deadline, pause = time.monotonic() + WAIT, 0.02
+        while True:
+            with suppress(NoSuchElementException):
+                if condition():
+                    return
+            if time.monotonic() > deadline:
+                pytest.fail(f"The page is not as it should be after {WAIT} s.")
+            time.sleep(pause)
+            pause = min(1.5 * pause, 0.2)
 
     def settle(self, count: int = 1) -> None:
         """Wait until the page shows so many images, each with an answer or an error.

@@ -286,7 +286,7 @@ def test_an_ipv6_network_is_one_client(proxy: Proxy, server: TorchServe) -> None
 def test_a_client_that_retries_waits_as_long_as_it_is_told(
     proxy: Proxy, server: TorchServe, cat: bytes
 ) -> None:
-    site = site_of(server, rate="12r/m")
+    site = site_of(server, rate="30r/m")
     proxy.start(site)
     spend(site)
     response = Client(f"http://{site.listen}", "", retries=6).predict(REAL, cat)

@@ -136,7 +136,8 @@ def refused(format: str) -> bytes:
     if format == "TIFF":
         Image.new("F", (6000, 4000)).save(buffer, format, compression="tiff_lzw")
         return buffer.getvalue()
-    Image.new("RGB", (6000, 4000), (90, 120, 60)).save(buffer, format)
+    mode, colour = ("P", 90) if format == "GIF" else ("RGB", (90, 120, 60))
+    Image.new(mode, (6000, 4000), colour).save(buffer, format)
     return buffer.getvalue()[: int(0.7 * buffer.tell())]
 
 
