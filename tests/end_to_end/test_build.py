@@ -40,7 +40,6 @@ from visionserve_tools.archive.weights import WeightsError, WeightsUnavailableEr
 from visionserve_tools.server.plan import of_names
 from visionserve_tools.server.torchserve import TorchServe
 
-
 # A network that is converted in a third of the time of a ResNet-18.
 SMALL = "squeezenet1_1"
 

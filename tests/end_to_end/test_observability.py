@@ -410,7 +410,7 @@ def alerts() -> dict[str, str]:
 def test_alerts_fire_when_they_should_and_not_otherwise(tmp_path: Path) -> None:
     """Tests of days are evaluated every 5 minutes, as often as drift is, in place of each."""
     whole = yaml.safe_load((PROMETHEUS / "alerts.test.yml").read_text())
-    tests = {False: [], True: []}
+    tests: dict[bool, list[Any]] = {False: [], True: []}
     for test in whole["tests"]:
         tests[any("d" in check["eval_time"] for check in test["alert_rule_test"])].append(test)
     for are_days, some in tests.items():

@@ -63,7 +63,9 @@ def int8(folder: Path, int8_archive: Path) -> tuple[Runtime, Metadata]:
 @pytest.fixture(scope="module")
 def classifier() -> FullyConvolutional:
     classifier = FullyConvolutional(REAL, 1000, MODELS[REAL].transforms).eval()
-    classifier.network.load_state_dict(load_state_dict(resolve(REAL), classifier.network.state_dict()))
+    classifier.network.load_state_dict(
+        load_state_dict(resolve(REAL), classifier.network.state_dict())
+    )
     return classifier
 
 

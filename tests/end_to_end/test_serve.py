@@ -107,9 +107,7 @@ def mountains(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = {f"module.{name}": of for name, of in MODELS[SMALL].build(2).state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3}, store / "tuned.pt")
     (store / "labels.txt").write_bytes("\ufeffalp\r\nvalley\r\n".encode())
-    recipe = Recipe(
-        *(SMALL, "mountains", "1.0", config, store / "tuned.pt"), store / "labels.txt"
-    )
+    recipe = Recipe(*(SMALL, "mountains", "1.0", config, store / "tuned.pt"), store / "labels.txt")
     build(recipe, store)
     return store
 

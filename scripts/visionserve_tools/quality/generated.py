@@ -178,7 +178,7 @@ def _line(
     words = _words(random, 40).split()
     count = bisect_right(
         range(1, len(words) + 1),
-        right - left,
+        float(right - left),
         key=lambda count: draw.textlength(" ".join(words[:count]), font),
     )
     draw.text((left, top), " ".join(words[:count]), ink, font)
