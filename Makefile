@@ -39,10 +39,12 @@ help:
 	@echo 'make release   check tag, version, CHANGELOG and the wheel, which is left in dist/'
 	@echo 'make clean     stop every server; remove .venv, logs, tokens, caches and samples, but no archive'
 
-# A word that is not read would be ignored in silence.
-ifeq ($(origin MODEL),command line)
-$(error MODEL=$(MODEL): give MODELS="NAME ...", in the plural)
-endif
+# A word that is not read would be ignored in silence. Those with `_` are the environment's, as PIP_CERT.
+comma := ,
+WORDS := PROFILE MODELS ARCHIVE GROUPS ARCH IMAGE DEVICE QUICK FAULTS HOME TMPDIR PATH
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+$(foreach name,$(filter-out $(WORDS),$(GIVEN)),$(if $(findstring _,$(name)),,$(error \
+	make reads no $(name)$(addprefix $(comma) but ,$(filter $(name)S $(name:%S=%),$(WORDS))); make help names what it reads)))
 
 serve: $(SERVES)
 	$(VISIONSERVE) serve start --profile $(PROFILE) $(if $(ARCHIVE),--archive "$(ARCHIVE)",$(if $(MODELS),--models $(MODELS))) $(if $(GROUPS),--groups "$(GROUPS)")

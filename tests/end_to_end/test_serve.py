@@ -349,11 +349,18 @@ def test_a_property_that_cannot_be_leaves_the_server_alone(given: str, told: str
     assert done.stderr.count("\n") == 1 and told in done.stderr
 
 
-def test_make_serve_refuses_a_word_that_it_does_not_read() -> None:
-    made = subprocess.run(
-        ["make", "serve", "MODEL=resnet18"], cwd=paths.ROOT, capture_output=True, text=True
-    )
-    assert made.returncode == 2 and 'give MODELS="NAME ..."' in made.stderr
+def test_make_refuses_a_word_that_it_does_not_read() -> None:
+    for word, said in (
+        ("MODEL=resnet18", "reads no MODEL, but MODELS;"),
+        ("PROFILES=edge", "reads no PROFILES, but PROFILE;"),
+        ("profile=edge", "reads no profile;"),
+        ("MODELS=resnet18", ""),
+        ("PIP_NO_INDEX=1", ""),
+    ):
+        made = subprocess.run(
+            ["make", "help", word], cwd=paths.ROOT, capture_output=True, text=True
+        )
+        assert made.returncode == (2 if said else 0) and said in made.stderr
     told = run("visionserve_tools", "serve", "start", "--models", "resnet_18")
     assert told.returncode == 1 and "is it resnet18?" in told.stderr
 
@@ -623,6 +630,12 @@ def test_what_was_served_last_is_served_again_after_a_kill(
         most = "mountains.mar allows 1 worker (maxWorkers of its profile), not 99: "
         for typo in (["scale", "mountains", "99"], ["scale", "mountains", "1", "99"]):
             assert refused("manage", *typo) == f"{most}--force starts them all the same."
+        assert refused("manage", "describe", "mountain").endswith("(is it mountains?)")
+        asked = called("classify", "--model", "mountain", photos.greeting())
+        assert (asked.returncode, asked.stderr) == (
+            2,
+            "mountain is not served (is it mountains?).\n",
+        )
         assert refused("manage", "register", "mountains.mar", "--workers=99").startswith(most)
         assert "older" not in str(command("manage", "register", "mountains-2.0.mar"))
         command("manage", "set-default", "mountains", "2.0")

@@ -475,15 +475,13 @@ def check_architecture(name: str) -> None:
     """Refuse a name that is not a key of `visionserve.models.MODELS`.
 
     Raises:
-        UnknownModelError: the name is not a key; the message lists all keys.
+        UnknownModelError: the name is not a key; the message has the one most like it, or else all.
     """
     from visionserve.models import MODELS
 
     if name not in MODELS:
-        hint = closest(name, MODELS)
-        raise UnknownModelError(
-            f"{name} is no model that can be built{hint}: {', '.join(MODELS)} are."
-        )
+        hint = closest(name, MODELS) or f": {', '.join(MODELS)} are"
+        raise UnknownModelError(f"{name} is no model that can be built{hint}.")
 
 
 def fingerprint(recipe: Recipe, config: ModelConfig, special: bool | None = None) -> str:

@@ -19,7 +19,7 @@ from visionserve_tools.batch.provenance import WAYS_OUT, Provenance
 from visionserve_tools.batch.rows import Body, RunError, row
 from visionserve_tools.batch.sinks import open_sink
 from visionserve_tools.batch.truth import Given
-from visionserve_tools.errors import told
+from visionserve_tools.errors import closest, told
 from visionserve_tools.server.client import Client
 from visionserve_tools.server.torchserve import client_of
 
@@ -52,6 +52,9 @@ def connect(args: argparse.Namespace) -> tuple[Client, str]:
             client = client_of(paths.STATE / args.profile)
         client.token("inference")
         models = [args.model] if args.model else client.models()
+        if args.model and not args.server and args.model not in (served := client.models()):
+            hint = closest(args.model, served) or f": {', '.join(served) or 'none'} is"
+            raise RunError(f"{args.model} is not served{hint}.")
     except requests.RequestException:
         raise RunError(f"{client.management}: no server answers; start it by {start}.") from None
     except FileNotFoundError as error:

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from visionserve_tools import lock, paths
 from visionserve_tools.archive import handler
 from visionserve_tools.archive.hashes import HashError
 from visionserve_tools.archive.manifest import ArchiveError, read_config
-from visionserve_tools.errors import told
+from visionserve_tools.errors import closest, told
 from visionserve_tools.server import snapshots
 from visionserve_tools.server.client import Client
 from visionserve_tools.server.retire import retire
-from visionserve_tools.server.torchserve import NotRunningError, TorchServe
+from visionserve_tools.server.torchserve import NotRunningError, TorchServe, client_of
 
 NO_MODEL = "No model is registered."
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         with nullcontext() if reads else lock.alone(state):
             print(_operate(args, TorchServe.at(state)), flush=True)
     except requests.HTTPError as error:
-        print(_refusal(error, args.profile), file=sys.stderr)
+        print(_refusal(error, args, state), file=sys.stderr)
         return 1
     except (OSError, ValueError, ArchiveError, HashError, NotRunningError) as error:
         print(told(error), file=sys.stderr)
@@ -109,12 +109,17 @@ def _state(name: str, entry: dict[str, Any], is_default: bool = False) -> str:
     return f"{name}{' (default)' * is_default}: workers {ready} ready, {wanted} wanted"
 
 
-def _refusal(error: requests.HTTPError, profile: str) -> str:
+def _refusal(error: requests.HTTPError, args: argparse.Namespace, state: Path) -> str:
     """Turn TorchServe's error response into one line for the user."""
     try:
         message = error.response.json()["message"]
     except (ValueError, KeyError):
         message = error.response.text.strip()
     if error.response.status_code == 405:
-        message += f" Profile {profile} registers and unregisters no models (enable_model_api)."
+        message += (
+            f" Profile {args.profile} registers and unregisters no models (enable_model_api)."
+        )
+    if error.response.status_code == 404 and hasattr(args, "model"):
+        with suppress(requests.RequestException, OSError, ValueError, KeyError):
+            message += closest(args.model, client_of(state).models())
     return f"{error.response.status_code}: {message}"
