@@ -107,14 +107,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(made: Path, name: str, weights: str, labels: str, **others: Any) -> Recipe:
-    """A recipe of a folder of its own, so that configurations differ."""
+    """A recipe of a folder of its own, so that configurations differ, proved on one photograph."""
     folder = made / name
     folder.mkdir(exist_ok=True)
     handler = others.pop("handler", {})
     config = write_config(folder, workers=1, **handler)
     return Recipe(
         *("resnet18", name, "1.0", config, made / f"{weights}.pt", made / f"{labels}.txt"),
-        **{"activation": "sigmoid", **others},
+        **{"activation": "sigmoid", "calibration": photos.greeting().parent, **others},
     )
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from visionserve.processor import multiplies_bf16
 from visionserve_tools import paths, photos
 from visionserve_tools.archive import alternatives, expected
 from visionserve_tools.archive.convert import convert
-from visionserve_tools.archive.declared import Declared, resolve_preprocessing
+from visionserve_tools.archive.declared import Declared, one_channel, resolve_preprocessing
 from visionserve_tools.archive.expected import ExpectationError
 from visionserve_tools.archive.recipe import Recipe, build
 from visionserve_tools.archive.serving import answers
@@ -305,12 +306,15 @@ def test_a_worker_of_pytorch_answers_as_its_owners_does(name: str, tmp_path: Pat
     """From the owner's own file, which an archive of PyTorch holds as it is."""
     net, transform, declared = own(name, tmp_path / "own.pt")
     config = ModelConfig.load(write_config(tmp_path, runtime="pytorch"))
+    transforms = resolve_preprocessing(declared, "resnet18").transforms
+    if name == "one grey channel":
+        transforms = one_channel(transforms) or transforms
     metadata = Metadata(
         architecture="resnet18",
         weights="own.pt",
         weights_sha256="",
         artifact="own.pt",
-        transforms=resolve_preprocessing(declared, "resnet18").transforms,
+        transforms=transforms,
         categories=LABELS,
     )
     (tmp_path / FILE).write_text(metadata.model_dump_json())
@@ -549,7 +553,10 @@ def test_an_archive_is_built_when_it_answers_as_its_owner_says(
     exec(SNIPPET[1], given)
     files = ("--weights", tmp_path / "own.pt", "--labels", tmp_path / "labels.txt")
     command: list[str | Path] = ["resnet18", "--profile", "server", *files]
-    command += ["--store", tmp_path / "store"]
+    command += ["--store", tmp_path / "store", "--calibration", tmp_path / "few"]
+    (tmp_path / "few").mkdir()
+    for path in PICTURES[:3]:
+        shutil.copy(path, tmp_path / "few")
 
     silent = called("build", *command, "--expect", tmp_path / "expected.csv")
     assert silent.returncode == 1 and not any((tmp_path / "store").glob("*"))
