@@ -3,7 +3,9 @@
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,20 +208,25 @@ def test_int8_probabilities_are_those_of_fp32(
 ) -> None:
     """On crops that are larger than those of the calibration, one window and several."""
     for batch in (pixels(50, 224, 224), pixels(20, 320, 320)):
-        exact, quantized = fp32[0](batch), int8[0](batch)
-        assert np.abs(quantized.sum(axis=1) - 1).max() < 1e-3
+        exact, rounded = fp32[0](batch), int8[0](batch)
+        assert np.abs(rounded.sum(axis=1) - 1).max() < 1e-3
         best = exact.argmax(axis=1)[:, np.newaxis]
-        difference = np.take_along_axis(quantized - exact, best, axis=1)
+        difference = np.take_along_axis(rounded - exact, best, axis=1)
         assert np.abs(difference).mean() < 0.06
+
+
+@cache
+def quantized(name: str, half_range: bool) -> Any:
+    """An OpenVINO model in INT8, of an untrained network of ten classes."""
+    module = FullyConvolutional(name, 10, MODELS[name].transforms).eval()
+    samples = convert.calibration_samples(photos.packaged()[:1], 224, 2)
+    return convert.quantize(convert.to_openvino(module, 224), samples, [], half_range)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
 def test_nothing_behind_the_linear_layer_is_quantized(name: str) -> None:
     """EfficientNet-B0 has means of its own, in squeeze-and-excitation, which are quantized."""
-    module = FullyConvolutional(name, 10, MODELS[name].transforms).eval()
-    samples = convert.calibration_samples(photos.packaged()[:1], 224, 2)
-    quantized = convert.quantize(convert.to_openvino(module, 224), samples, [], half_range=False)
-    operations = quantized.get_ordered_ops()
+    operations = quantized(name, False).get_ordered_ops()
     kinds = [operation.get_type_name() for operation in operations]
     last = max(index for index, kind in enumerate(kinds) if kind == "MatMul")
     assert "FakeQuantize" in kinds[:last] and "FakeQuantize" not in kinds[last:]
@@ -231,12 +238,9 @@ def test_nothing_behind_the_linear_layer_is_quantized(name: str) -> None:
 
 @pytest.mark.parametrize("half_range", [False, True])
 def test_weights_of_half_the_range_fit_processors_without_vnni(half_range: bool) -> None:
-    module = FullyConvolutional("resnet18", 10, MODELS["resnet18"].transforms).eval()
-    samples = convert.calibration_samples(photos.packaged()[:1], 224, 2)
-    quantized = convert.quantize(convert.to_openvino(module, 224), samples, [], half_range)
     weights = [
         np.abs(operation.data.astype(int)).max()
-        for operation in quantized.get_ordered_ops()
+        for operation in quantized("resnet18", half_range).get_ordered_ops()
         if operation.get_type_name() == "Constant"
         and operation.get_element_type().get_type_name() == "i8"
     ]
@@ -251,17 +255,17 @@ def judged(
     """Of FP32, and of INT8 with fast decode, on all photographs, one crop each."""
     ways = {"fp32": Loaded(*fp32, FP32), "int8": Loaded(*int8, INT8)}
     photographs = [(path, label_of(path, 1000)) for path in samples]
-    exact, quantized = measure(ways, photographs, ["none"]).values()
-    return exact, quantized
+    exact, rounded = measure(ways, photographs, ["none"]).values()
+    return exact, rounded
 
 
 def test_int8_with_fast_decode_answers_as_fp32_does(judged: tuple[Judgements, Judgements]) -> None:
     """Calibrated with the packaged ten photographs, and judged on 500, 0.2 points each."""
-    exact, quantized = judged
+    exact, int8 = judged
     assert exact.right.mean() > 0.85
-    difference, width, _ = paired_difference(quantized.right, exact.right)
+    difference, width, _ = paired_difference(int8.right, exact.right)
     assert difference >= -0.006 and difference + width >= 0
-    assert np.abs(quantized.difference).mean() <= (0.03 if overflows() else 0.025)
+    assert np.abs(int8.difference).mean() <= (0.03 if overflows() else 0.025)
 
 
 def test_dense_tta_is_no_worse_than_one_crop(
