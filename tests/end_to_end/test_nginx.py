@@ -902,7 +902,7 @@ def test_a_canary_gets_its_share_of_the_clients_and_all_that_they_ask(
     assert counted(canary, "visionserve_gate_failures_total") == {"2.0": 0, "default": 0}
     assert all(value > 0 for value in counted(canary, "visionserve_gate_seconds_total").values())
 
-    found = versions_of(canary, cat, (f"2001:db8:0:{number:x}::1" for number in range(60)))
+    found = versions_of(canary, cat, (f"2001:db8:0:{number:x}::1" for number in range(24)))
     text = base64.b64encode(cat).decode()
     v1 = json.dumps({"instances": [{"b64": text}]}).encode()
     v2 = json.dumps(
@@ -966,7 +966,7 @@ def test_a_canary_is_changed_under_load_and_nothing_is_lost(
         if default:
             server.client.set_default(RANDOM, default)
         changed, count = time.monotonic(), len(done)
-        while len(done) < count + 18:
+        while len(done) < count + 12:
             assert not any(one.done() for one in asking)
             time.sleep(0.02)
         return changed, time.monotonic()
@@ -1012,7 +1012,7 @@ def test_a_broken_canary_costs_its_clients_alone(
         with ThreadPoolExecutor(6) as pool:
             asked = [
                 (address in lucky, pool.submit(ask_as, address, canary, cat))
-                for _ in range(6)
+                for _ in range(3)
                 for address in (*lucky, *unlucky)
             ]
             statuses = [(well, answer.result().status_code) for well, answer in asked]

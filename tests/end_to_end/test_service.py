@@ -392,6 +392,7 @@ def traffic(client: Client, model: str, clients: int = 3) -> Iterator[list[reque
         while not stop.is_set():
             sent += 1
             responses.append(client.predict(model, CAT, tta="none"))
+            stop.wait(0.03)
         return sent
 
     with ThreadPoolExecutor(clients) as pool:
