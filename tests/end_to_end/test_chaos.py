@@ -71,7 +71,8 @@ def test_a_killed_frontend_comes_back_from_its_last_whole_snapshot(testbed: chao
     for number, file in enumerate(sorted(snapshots.iterdir())):
         os.utime(file, (4e9 + number, 4e9 + number))
         file.rename(file.with_name(f"299912312359{number:05}-snapshot.cfg"))
-    testbed.client.scale(MODEL, chaos.WORKERS)
+    scaled = called("manage", "--state", testbed.server.state, "scale", MODEL, chaos.WORKERS)
+    assert scaled.returncode == 0
     empty = snapshots / "29991231235959999-snapshot.cfg"
     empty.touch()
     report = chaos.cause(chaos.kill_frontend, testbed)
