@@ -35,7 +35,7 @@ help:
 	@echo 'make image     build the container with buildah [IMAGE=name:tag] [DEVICE=cpu] [MODELS=resnet18] [ARCH=arm64]; make test-image runs it'
 	@echo 'make test-arm  install, serve and ask in an ARM64 Debian that qemu runs; needs Linux 6.7'
 	@echo 'make audit     ask for known advisories of what is installed, and of the libraries in TorchServe'
-	@echo 'make sbom      name all packages of the image with their hashes, in dist/ (CycloneDX)'
+	@echo 'make sbom      name all Python packages of the image with their hashes, in dist/ (CycloneDX)'
 	@echo 'make release   check tag, version, CHANGELOG and the wheel, which is left in dist/'
 	@echo 'make clean     stop every server; remove .venv, logs, tokens, caches and samples, but no archive'
 
@@ -94,8 +94,9 @@ test-arm: $(INSTALLED) /usr/bin/qemu-aarch64-static /usr/sbin/debootstrap
 	apt-get update -qq
 	apt-get install -qq --yes --no-install-recommends qemu-user-static debootstrap
 
-# The container, built from Debian's packages with buildah; MODELS is the one model in it.
-image: $(SERVES) /usr/bin/buildah sbom
+# The container, built from Debian's packages with buildah; MODELS is the one model in it. Another
+# architecture's programs are run by qemu in a user namespace.
+image: $(SERVES) /usr/bin/buildah $(if $(filter arm64,$(ARCH)),/usr/bin/qemu-aarch64-static) sbom
 	$(VISIONSERVE) image --tag $(IMAGE) --device $(DEVICE) $(if $(MODELS),--model $(MODELS)) $(if $(ARCH),--arch $(ARCH))
 
 # In a network of its own, as a container listens on all interfaces.
