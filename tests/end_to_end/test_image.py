@@ -6,6 +6,7 @@ With `ARCH=arm64` qemu runs it, whose times say nothing of a real processor.
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import threading
@@ -17,24 +18,28 @@ from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import psutil
 import pytest
 import requests
+import yaml
 from packaging.utils import canonicalize_name
 from PIL import Image
 
 from tests.corpus import CORRUPT, TRUNCATED
+from tests.end_to_end.test_arm import PATIENCE, PROCESSOR, START
 from visionserve import runtimes
 from visionserve.preprocessing import decode, to_views
 from visionserve_tools import emulation, paths, photos
+from visionserve_tools.archive.hashes import read_record, sha256_of, write_record
+from visionserve_tools.archive.package import CONFIG
 from visionserve_tools.archive.unpacked import unpacked
 
 IMAGE = os.environ.get("IMAGE")
 URL = "http://127.0.0.1:8000"
-# qemu is many times slower than any processor.
-TIMEOUT, EMULATED_TIMEOUT = 300, 1800
+TIMEOUT = 300
 CAT = photos.greeting().read_bytes()
 FORBIDDEN = ("torch", "torchvision", "nncf", "skimage", "sklearn", "scipy", "pip", "setuptools")
 
@@ -50,6 +55,7 @@ mount -t tmpfs -o uid=10001,gid=10001,mode=0700 tmpfs "$ROOT/opt/visionserve/.to
 mount -t proc proc "$ROOT/proc"
 mount --rbind /dev "$ROOT/dev"
 mount --rbind /sys "$ROOT/sys"
+test -z "$STORE" || mount --bind "$STORE" "$ROOT/opt/visionserve/model_store/server"
 exec chroot --userspec=10001:10001 "$ROOT" env --ignore-environment --chdir="$DIRECTORY" "$@"
 """
 
@@ -77,8 +83,12 @@ class Container:
         return self.architecture != emulation.own()
 
     @property
+    def archive(self) -> Path:
+        return self.seen / "opt/visionserve/model_store/server" / f"{self.model}.mar"
+
+    @property
     def timeout(self) -> int:
-        return EMULATED_TIMEOUT if self.emulated else TIMEOUT
+        return PATIENCE if self.emulated else TIMEOUT
 
     @property
     def model(self) -> str:
@@ -107,20 +117,27 @@ def container() -> Iterator[Container]:
 
 
 @contextmanager
-def running(container: Container, log: Path) -> Iterator[psutil.Process]:
-    """Start the container, its output in a file of root's, and wait until it answers."""
+def running(container: Container, log: Path, store: Path | None = None) -> Iterator[psutil.Process]:
+    """Start the container, its output in a file of root's, and wait until it answers.
+
+    `store` takes the place of the image's own archives.
+    """
     config = container.config
-    # Without it, qemu has all that any ARM processor can.
-    environment = [*config["Env"], *(["QEMU_CPU=cortex-a72"] if container.emulated else [])]
+    environment, command = config["Env"], config["Cmd"]
+    if container.emulated:
+        environment = [*environment, f"QEMU_CPU={PROCESSOR}"]
+        patient = f"python -c {shlex.quote(START)} start"
+        command = [word.replace("visionserve serve start", patient) for word in command]
     log.touch(mode=0o600)
     unshare = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "enter")
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [*container.entered, *unshare, *environment, *config["Cmd"]],
+            [*container.entered, *unshare, *environment, *command],
             env={
                 "PATH": os.environ["PATH"],
                 "ROOT": str(container.path),
                 "DIRECTORY": config["WorkingDir"],
+                "STORE": str(store or ""),
             },
             stdout=output,
             stderr=output,
@@ -160,8 +177,7 @@ def ask(container: Container, data: bytes = CAT, *options: tuple[str, str]) -> r
 
 def check_answers(container: Container, first: psutil.Process) -> None:
     """Compare the whole distribution with FP32's on this machine, and send what is no image."""
-    archive = Path("opt/visionserve/model_store/server", f"{container.model}.mar")
-    with unpacked(container.seen / archive) as one:
+    with unpacked(container.archive) as one:
         config = one.config.handler.model_copy(update={"precision": "fp32"})
         runtime = runtimes.load(one.directory, one.metadata, config, None, 1)
         decoded = decode(Image.open(io.BytesIO(CAT)), one.metadata.transforms, config.decode)
@@ -216,9 +232,37 @@ def test_its_bill_of_materials_has_each_package_with_hashes(container: Container
         assert hashes and {one["alg"] for one in hashes} == {"SHA-256"}, each["name"]
 
 
+def test_it_answers_as_x86_does_where_qemu_runs_it(container: Container, tmp_path: Path) -> None:
+    if not container.emulated:
+        pytest.skip("this machine runs it itself, as the next test does")
+    store, log = tmp_path / "store", tmp_path / "output"
+    store.mkdir()
+    patient = store / container.archive.name
+    limits = {"responseTimeout": PATIENCE, "startupTimeout": PATIENCE, "minWorkers": 1}
+    with ZipFile(container.archive) as packed, ZipFile(patient, "w") as written:
+        for name in packed.namelist():
+            data = packed.read(name)
+            if name == CONFIG:
+                config = yaml.safe_load(data) | limits
+                config["handler"]["deadline_seconds"] = PATIENCE
+                data = yaml.safe_dump(config).encode()
+            written.writestr(name, data)
+    record = read_record(container.archive)
+    assert record is not None
+    write_record(patient, {**record, "sha256": sha256_of(patient)})
+    for file in (tmp_path, store, *store.iterdir()):
+        file.chmod(0o755)
+    with running(container, log, store) as first:
+        family = [first, *first.children(recursive=True)]
+        assert {process.uids().real for process in family} == {10001}
+        check_answers(container, first)
+
+
 def test_it_runs_read_only_loses_no_request_when_it_stops_and_starts_again(
     container: Container, tmp_path: Path
 ) -> None:
+    if container.emulated:
+        pytest.skip("qemu is slower than the times that the image gives its answers")
     log = tmp_path / "output"
     stopping = threading.Event()
 
