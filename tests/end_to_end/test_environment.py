@@ -286,6 +286,12 @@ def test_what_takes_the_sources_says_so_without_them(clone: Path, command: str) 
     assert line.startswith(f"visionserve {command} ") and "checkout" in line
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_nothing_is_installed_for_a_folder_that_is_not_there(clone: Path, command: str) -> None:
+    done = run(clone, "visionserve_tools", command, "/absent")
+    assert (done.returncode, done.stderr) == (1, "/absent: no such file or directory.\n")
+
+
 def test_a_profile_of_the_home_is_taken_in_place_of_the_wheels(clone: Path, tmp_path: Path) -> None:
     for name in ("local", "mine"):
         own = shutil.copytree(paths.CONFIG / "local", tmp_path / "config" / name)

@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="a file (NAME-temperatures.json)")
     args = parser.parse_args()
     arguments.refuse_both(parser, args, ("model", "profile"))
-    if not arguments.ready("build"):
+    if not arguments.ready(args.folder, "build"):
         return 1
     args.model, args.profile = args.model or FALLBACK, args.profile or "local"
     from visionserve_tools.quality import calibrate

@@ -40,7 +40,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.unlabelled and (args.index_in_name or args.at_least is not None):
         parser.error("--unlabelled leaves nothing for --index-in-name and --at-least")
-    if not arguments.ready("build"):
+    if not arguments.ready(args.folder, "build"):
         return 1
     from visionserve_tools.quality import compare
 

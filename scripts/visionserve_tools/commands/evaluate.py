@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a hundred of the photographs")
     args = parser.parse_args()
     arguments.refuse_both(parser, args, ("model", "variants", "calibration", "enlarge"))
-    if not arguments.ready("build", "charts"):
+    if not arguments.ready(args.folder, "build", "charts"):
         return 1
     if args.archive:
         from visionserve_tools.quality import served

@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a quarter of the corruptions to each")
     args = parser.parse_args()
     arguments.refuse_both(parser, args, ("model", "profile"))
-    if not arguments.ready("build", "charts"):
+    if not arguments.ready(args.folder, "build", "charts"):
         return 1
     args.model, args.profile = args.model or FALLBACK, args.profile or "server"
     from visionserve_tools.quality import robustness

@@ -42,6 +42,9 @@ def main() -> int:
             parser.error(f"--{option.replace('_', '-')} goes with --fine-tune")
     args.epochs, args.batch = args.epochs or 30, args.batch or 32
     args.learning_rate = args.learning_rate or 0.01
+    if not args.folder.exists():  # Before packages of gigabytes are fetched in vain.
+        print(f"{args.folder}: no such file or directory.", file=sys.stderr)
+        return 1
     from visionserve_tools import environment
 
     try:

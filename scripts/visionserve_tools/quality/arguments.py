@@ -7,6 +7,7 @@ from pathlib import Path
 from visionserve_tools import environment, paths
 from visionserve_tools.archive.weights import FALLBACK
 from visionserve_tools.arguments import Parser
+from visionserve_tools.errors import told
 from visionserve_tools.quality.variants import MODES
 
 SOURCE = "class folders, FOLDER/class name/picture.jpg, or a CSV of path and label"
@@ -59,13 +60,17 @@ def archive_of(args: argparse.Namespace) -> Path:
     return given or store.obtain(args.model, args.profile, paths.MODEL_STORE / args.profile)
 
 
-def ready(*extras: str) -> bool:
-    """Install extras that are not installed; if pip fails, say so and return False."""
+def ready(folder: Path, *extras: str) -> bool:
+    """Install extras that are not installed; if pip fails, say so and return False.
+
+    So is a folder that is not there, before packages of gigabytes are fetched in vain.
+    """
     try:
+        folder.stat()
         for extra in extras:
             environment.require(extra, "Measuring needs more packages")
-    except environment.InstallError as error:
-        print(error, file=sys.stderr)
+    except (environment.InstallError, OSError) as error:
+        print(told(error), file=sys.stderr)
         return False
     return True
 
