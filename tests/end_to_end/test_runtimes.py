@@ -295,6 +295,14 @@ print(sorted({"torch", "torchvision", "nncf"} & set(sys.modules)))
     assert done.stdout == "[]\n"
 
 
+def test_openvinos_converter_sends_nothing() -> None:
+    """It has a stub in place of the package that forks a process for each event."""
+    from openvino.tools.ovc import convert_impl, telemetry_utils
+
+    assert convert_impl.tm is telemetry_utils.tm
+    assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+
+
 def test_a_plain_prediction_computes_no_map(fp32: tuple[Runtime, Metadata]) -> None:
     """The model of the map is another one, which an explanation compiles."""
     assert isinstance(fp32[0], OpenVINORuntime)
