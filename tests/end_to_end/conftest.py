@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import RANDOM, REAL, SMALLEST, write_config
+from tests.helpers import RANDOM, REAL, SMALL, write_config
 from visionserve.models import MODELS
 from visionserve_tools import paths
 from visionserve_tools.archive import converted
@@ -109,10 +109,10 @@ def fixed(common: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -
     config = write_config(tmp_path_factory.mktemp("fixed"), workers=1, cache=cache)
     weights = common / "fixed.pt"
     with pytest.MonkeyPatch.context() as patched, alone(common, "fixed"):
-        patched.setitem(MODELS, SMALLEST, replace(MODELS[SMALLEST], any_size=False))
+        patched.setitem(MODELS, SMALL, replace(MODELS[SMALL], any_size=False))
         torch.manual_seed(0)
-        torch.save(MODELS[SMALLEST].build(1000).state_dict(), weights)
-        return build(Recipe(SMALLEST, "fixed", "1.0", config, weights), store)
+        torch.save(MODELS[SMALL].build(1000).state_dict(), weights)
+        return build(Recipe(SMALL, "fixed", "1.0", config, weights), store)
 
 
 @pytest.fixture(scope="session")
@@ -129,6 +129,14 @@ def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[To
 @pytest.fixture(scope="session")
 def client(server: TorchServe) -> Client:
     return server.client
+
+
+@pytest.fixture(scope="module")
+def one_reader() -> Iterator[None]:
+    """Commands that a test calls read photographs in one process, which takes seconds to begin."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda _: {0})
+        yield
 
 
 @pytest.fixture

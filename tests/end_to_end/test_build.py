@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 
-from tests.helpers import RANDOM, REAL, SERVER_CONFIG, copy_sources, write_config
+from tests.helpers import RANDOM, REAL, SERVER_CONFIG, SMALL, copy_sources, write_config
 from visionserve.config import ModelConfig
 from visionserve.metadata import Metadata
 from visionserve.models import MODELS
@@ -39,9 +39,6 @@ from visionserve_tools.archive.store import adopt, choose
 from visionserve_tools.archive.weights import WeightsError, WeightsUnavailableError, resolve
 from visionserve_tools.server.plan import of_names
 from visionserve_tools.server.torchserve import TorchServe
-
-# A network that is converted in a third of the time of a ResNet-18.
-SMALL = "squeezenet1_1"
 
 
 def recipe(

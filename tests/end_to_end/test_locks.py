@@ -21,8 +21,10 @@ from threading import Event
 
 import pytest
 import requests
+import torch
 
-from tests.helpers import REAL, site_of
+from tests.helpers import REAL, SMALL, site_of
+from visionserve.models import MODELS
 from visionserve_tools import HOME, lock, paths, photos
 from visionserve_tools.archive import converted
 from visionserve_tools.archive.calibrated import Fitted, pack
@@ -87,14 +89,15 @@ def test_an_output_is_one_runs_alone(name: str, server: TorchServe, tmp_path: Pa
         return running
 
     (link := tmp_path / f"link{output.suffix}").symlink_to(name)
+    first = name == "rows.csv"  # Which tries all; what is locked is the same for all formats.
     with begun() as killed:
-        for same in (output, f"{tmp_path}/../{tmp_path.name}/{name}", link):
+        for same in (output, f"{tmp_path}/../{tmp_path.name}/{name}", link)[: 3 if first else 1]:
             _, error = visionserve(*command, same).communicate(timeout=TIMEOUT)
             (line,) = error.splitlines()
             assert str(killed.pid) in line and " classify " in line and "since 20" in line
         killed.kill()
     with begun(link) as running:
-        for more in ([], ["--overwrite"]):
+        for more in ([], ["--overwrite"])[: 2 if first else 1]:
             second = visionserve(*command, output, *more)
             _, error = second.communicate(timeout=TIMEOUT)
             assert second.returncode == 2
@@ -176,9 +179,10 @@ def test_a_second_build_waits_and_finds_the_archive(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A third one, of another archive of that store, waits as well."""
-    store = home / "store"
+    store, weights = home / "store", tmp_path / "small.pt"
     monkeypatch.setenv(converted.PLACE, str(tmp_path))
-    command = ["build", REAL, "--profile", "server", "--store", store]
+    torch.save(MODELS[SMALL].build(1000).state_dict(), weights)
+    command = ["build", SMALL, "--weights", weights, "--profile", "gpu-t4", "--store", store]
     with visionserve(*command) as first:
         until(lambda: f" {first.pid} " in Path("/proc/locks").read_text())
         with visionserve(*command) as second:
@@ -187,10 +191,10 @@ def test_a_second_build_waits_and_finds_the_archive(
     assert built[0] == again[0]
     assert f"waiting for the end of process {first.pid} (" in again[1]
     assert "same best class" in built[1] and "same best class" not in again[1], "no second proof"
-    record = read_record(store / f"{REAL}.mar")
-    digest = hashlib.sha256((store / f"{REAL}.mar").read_bytes()).hexdigest()
+    record = read_record(store / f"{SMALL}.mar")
+    digest = hashlib.sha256((store / f"{SMALL}.mar").read_bytes()).hexdigest()
     assert record is not None and record["sha256"] == digest
-    assert {path.name for path in store.iterdir()} == {f"{REAL}.mar", f"{REAL}.json"}
+    assert {path.name for path in store.iterdir()} == {f"{SMALL}.mar", f"{SMALL}.json"}
 
 
 def test_a_start_of_nginx_is_told_nothing_of_a_stop_meanwhile(

@@ -22,7 +22,7 @@ from visionserve_tools.archive.weights import Weights, load_state_dict
 
 FIXED = {"alexnet", "maxvit_t", "swin_t", "swin_v2_t", "vit_b_32"}
 LAYERS_BEHIND_POOL = {"convnext_tiny", "mobilenet_v3_small", "squeezenet1_1"}
-SMALLEST = sorted(
+SMALL = sorted(
     FIXED
     | LAYERS_BEHIND_POOL
     | {"densenet121", "efficientnet_b0", "googlenet", "inception_v3", "mnasnet0_5"}
@@ -40,7 +40,7 @@ def seeded(name: str) -> tuple[FullyConvolutional, torch.Tensor]:
     return families.seeded(name, pixels), pixels
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", SMALL)
 def test_a_family_answers_as_torchvisions_own_module(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

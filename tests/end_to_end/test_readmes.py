@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from tests.end_to_end.test_doors import grpc_port
-from tests.helpers import REAL, site_of
+from tests.helpers import REAL, SMALL, site_of
 from visionserve.classifier import Classifier
 from visionserve.models import MODELS
 from visionserve_tools import paths, photos
@@ -112,7 +112,7 @@ def mentions(readme: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> Path:
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository with an environment of its own, and the files that are named.
 
     INT8 of the `local` profile becomes FP32, whose archives are built in a tenth of the time.
@@ -140,7 +140,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> Pat
         (root / ".venv" / installed).touch()
 
     server = root / "config" / "server" / "model-config.yaml"
-    own = Recipe("resnet18", "resnet18", "1.0", server, random_weights)
+    torch.save(MODELS[SMALL].build(1000).state_dict(), root / "own.pt")
+    own = Recipe(SMALL, "resnet18", "1.0", server, root / "own.pt")
     build(own, root / "model_store" / "server")
     torch.manual_seed(1)
     torch.save(MODELS["resnet18"].build(2).state_dict(), root / "tuned.pt")

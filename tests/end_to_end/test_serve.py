@@ -26,7 +26,7 @@ import requests
 import torch
 import yaml
 
-from tests.helpers import called, write_config
+from tests.helpers import SMALL, called, write_config
 from visionserve.models import MODELS
 from visionserve_tools import paths, photos
 from visionserve_tools.archive import hashes
@@ -39,8 +39,6 @@ from visionserve_tools.server.private import ForeignFileError, make_private
 from visionserve_tools.server.torchserve import NotRunningError, StartError, TorchServe, connect
 
 CAT = photos.greeting().read_bytes()
-# A network that is converted in half the time of a ResNet-18.
-SMALL = "squeezenet1_1"
 # The status of each call of TorchServe's management.proto, with the model's name as field 1, for
 # another user where this one may become it.
 MANAGE_BY_GRPC = """
@@ -86,16 +84,6 @@ time.sleep(600)
 def local_ports() -> dict[str, str]:
     """Free ports, and the local profile's Unix socket."""
     return free_ports() | {"management_address": "unix:management.sock"}
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=paths.ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -279,9 +267,7 @@ def test_a_server_that_dies_does_not_answer_by_its_neighbour(
     assert second.pid is None and local.client.predict("mountains", CAT).ok
     with pytest.raises(NotRunningError, match="no server runs"):
         connect(second.state)
-    refused = run(
-        "visionserve_tools", "manage", "--state", str(second.state), "scale", "mountains", "2"
-    )
+    refused = called("manage", "--state", second.state, "scale", "mountains", "2")
     assert (refused.returncode, refused.stderr) == (1, f"{second.state}: no server runs.\n")
 
 
@@ -361,7 +347,7 @@ def test_make_refuses_a_word_that_it_does_not_read() -> None:
             ["make", "help", word], cwd=paths.ROOT, capture_output=True, text=True
         )
         assert made.returncode == (2 if said else 0) and said in made.stderr
-    told = run("visionserve_tools", "serve", "start", "--models", "resnet_18")
+    told = called("serve", "start", "--models", "resnet_18")
     assert told.returncode == 1 and "is it resnet18?" in told.stderr
 
 

@@ -26,7 +26,7 @@ import yaml
 from PIL import Image, ImageEnhance, ImageFilter
 from torchvision.transforms import functional
 
-from tests.helpers import RANDOM, REAL, SMALLEST, called, encode, written_later
+from tests.helpers import RANDOM, REAL, SMALL, called, encode, written_later
 from visionserve.metadata import Metadata
 from visionserve.models import MODELS
 from visionserve_tools import paths, photos
@@ -335,9 +335,9 @@ def test_a_model_of_a_fixed_size_refuses_what_it_cannot_do(
         asked: list[dict[str, Any]] = [{"tta": "dense"}, {"explain": 1}, {"features": 1}]
         dense, explained, features = (client.predict("fixed", CAT, **option) for option in asked)
         assert error(dense) == error(explained) == error(features) == (400, "invalid_option")
-        assert features.json()["error"]["message"].startswith(f"features: {SMALLEST} ")
-        assert dense.json()["error"]["message"] == f"tta: {SMALLEST} has no dense form."
-        message = f"{SMALLEST} cannot be explained."
+        assert features.json()["error"]["message"].startswith(f"features: {SMALL} ")
+        assert dense.json()["error"]["message"] == f"tta: {SMALL} has no dense form."
+        message = f"{SMALL} cannot be explained."
         assert explained.json()["error"]["message"] == message
         headers = {**client.token("inference"), "Content-Type": "image/png"}
         url = f"{client.inference}/explanations/fixed"

@@ -53,6 +53,7 @@ RANGES = {
 EACH = 8
 DECLARED = ("--preset", "imagenet", "--channels", "grey", "--resize", "224x224")
 VISIONSERVE = Path(sys.executable).with_name("visionserve")
+pytestmark = pytest.mark.usefixtures("one_reader")
 
 
 def painted(label: int, number: int) -> Image.Image:
@@ -110,15 +111,6 @@ class Trained:
         return list(csv.DictReader((self.output / "held-out.csv").read_text().splitlines()))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_core() -> Iterator[None]:
-    """One core, as each process that reads photographs takes a second to begin."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(before)})
-    yield
-    os.sched_setaffinity(0, before)
-
-
 @pytest.fixture
 def refused(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -136,7 +128,7 @@ def refused(
 
 
 @pytest.fixture(scope="module")
-def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(folder: Path, one_reader: None, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     output = tmp_path_factory.mktemp("trained") / "with space"
     options = ("--architecture", REAL, "--name", "eight", "--output", output, *DECLARED)
     done = called("train", folder, *options)
