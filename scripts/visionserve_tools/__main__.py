@@ -16,7 +16,8 @@ def main() -> int:
         print("Interrupted.", file=sys.stderr)
         return 130
     finally:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # As where the shell has closed it.
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

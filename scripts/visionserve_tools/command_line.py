@@ -9,11 +9,13 @@ import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TextIO
 
 from visionserve_tools import HOME, commands
 
 PROGRAM = "visionserve"
+OPTIONS = ("--help", "--home", "--version")
 STDOUT = 1
 
 
@@ -30,33 +32,38 @@ def overview() -> str:
 
 
 class _Stream(io.BufferedWriter):
-    """Standard output or error, whose reader may go early, as `head` does.
+    """Standard output or error, whose reader may go early, as `head` does, or whose disk be full.
 
-    What is written after that is dropped. Without a reader of its output, the command ends.
+    What is written after that is dropped. Where its output cannot be written, the command ends.
     """
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
             return len(data)
 
     def flush(self) -> None:
         try:
             super().flush()
-        except BrokenPipeError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
 
-    def _drop(self) -> None:
+    def _drop(self, error: OSError) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-        if self.fileno() == STDOUT:
+        if self.fileno() != STDOUT:
+            return
+        if isinstance(error, BrokenPipeError):
             sys.exit(0)
+        sys.exit(f"The output cannot be written: {str(error.strerror).lower()}.")
 
 
 def _stream(name: str) -> TextIO:
     """Return a stream in place of `sys.NAME`; a text that it cannot encode is escaped."""
-    earlier: io.TextIOWrapper = getattr(sys, name)
+    earlier: io.TextIOWrapper | None = getattr(sys, name)
+    if earlier is None:  # The shell has closed it.
+        return Path(os.devnull).open("w", encoding="utf-8")
     return io.TextIOWrapper(
         _Stream(io.FileIO(earlier.fileno(), "w", closefd=False)),
         earlier.encoding,
@@ -89,7 +96,7 @@ def run() -> int:
     if name not in commands.names():
         from visionserve_tools.errors import closest
 
-        hint = closest(name, commands.names())
+        hint = closest(name, [*commands.names(), *OPTIONS])
         print(f"{name} is no command{hint}; {PROGRAM} --help lists them.", file=sys.stderr)
         return 2
     sys.argv = [f"{PROGRAM} {name}", *arguments[1:]]

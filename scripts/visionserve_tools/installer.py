@@ -190,3 +190,6 @@ if __name__ == "__main__":
         install(sys.argv[2:], sys.argv[1])
     except InstallError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("Interrupted; give the command again to go on.", file=sys.stderr)
+        sys.exit(130)

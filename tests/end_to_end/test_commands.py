@@ -1,9 +1,11 @@
 """The one command, `visionserve`."""
 
 import argparse
+import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,6 +72,7 @@ def test_what_is_no_command_is_refused_in_a_line() -> None:
     assert done.returncode == 2
     assert done.stderr == "bench- is no command; visionserve --help lists them.\n"
     assert "manag is no command (is it manage?);" in visionserve("manag", "list").stderr
+    assert "version is no command (is it --version?);" in visionserve("version").stderr
 
 
 @pytest.mark.parametrize(
@@ -184,6 +187,24 @@ def test_a_reader_that_goes_early_is_no_error(arguments: list[str]) -> None:
     assert running.returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("ending", "code", "told"),
+    [
+        (">/dev/full", 1, "The output cannot be written: no space left on device.\n"),
+        ("2>/dev/full", 0, ""),
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_a_line(ending: str, code: int, told: str) -> None:
+    for command in ("--help", "capacity --service-time-ms 8"):
+        shell = ["sh", "-c", f"{VISIONSERVE} {command} {ending}"]
+        done = subprocess.run(shell, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (code, told)
+        assert bool(done.stdout) is ending.startswith("2")
+
+
 def test_a_log_whose_reader_has_gone_ends_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(
         [VISIONSERVE, "build", "none", "--store", tmp_path],
@@ -223,6 +244,23 @@ def test_ctrl_c_before_a_command_begins_is_a_line(name: str, tmp_path: Path) -> 
     command = [sys.executable, "-c", INTERRUPTED, *words]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
+
+
+def test_ctrl_c_ends_an_installation_in_a_line() -> None:
+    """As `make serve` begins with; here of an index that never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
+        given = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": index, "PIP_FIND_LINKS": ""}
+        command = [sys.executable, "-m", "visionserve_tools.installer", "Installing.", "absent==1"]
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env=os.environ | given
+        ) as running:
+            silent.accept()
+            running.send_signal(signal.SIGINT)
+            assert running.stderr
+            said = running.stderr.read()
+    assert said == "Installing.\nInterrupted; give the command again to go on.\n"
+    assert running.returncode == 130
 
 
 def test_ctrl_c_ends_a_command_in_a_line(tmp_path: Path) -> None:
