@@ -17,6 +17,7 @@ import pytest
 
 from tests.end_to_end.test_readmes import READMES
 from tests.end_to_end.test_readmes import commands as in_text
+from tests.helpers import called
 from visionserve_tools import commands, lock, paths
 from visionserve_tools.arguments import Parser
 
@@ -73,6 +74,23 @@ def test_what_is_no_command_is_refused_in_a_line() -> None:
     assert done.stderr == "bench- is no command; visionserve --help lists them.\n"
     assert "manag is no command (is it manage?);" in visionserve("manag", "list").stderr
     assert "version is no command (is it --version?);" in visionserve("version").stderr
+
+
+def test_what_nginx_cannot_take_is_told_by_an_example(tmp_path: Path) -> None:
+    for option, value, example in (
+        ("--upstream", "x key.json", "http://127.0.0.1:8080"),
+        ("--listen", "x", "127.0.0.1:8000"),
+        ("--probes", "http://127.0.0.1:8001", "127.0.0.1:8000"),
+        ("--model", "a/b", "resnet18"),
+        ("--rate", "fast", "20r/s"),
+        ("--trust", "10.0.0.0/33", "10.0.0.0/8"),
+        ("--allow-origin", "app.example", "https://app.example"),
+    ):
+        served = ("--upstream", "http://127.0.0.1:9", "key.json")
+        upstream = () if option == "--upstream" else served
+        done = called("proxy", "start", *upstream, option, *value.split(), "--state", tmp_path)
+        name, first = option.removeprefix("--"), value.split()[0]
+        assert done.stderr == f"{name}: {first!r} cannot be: give it as {example}.\n"
 
 
 @pytest.mark.parametrize(

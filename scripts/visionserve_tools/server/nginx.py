@@ -96,16 +96,16 @@ class Site:
         """Raise `ProxyError` for a value that nginx would refuse or misread."""
         address = r"(\d+\.\d+\.\d+\.\d+|\[[0-9a-f:]+\]):\d+"
         url = r"http://[\w.:\[\]-]+:\d+"
-        for name, value, pattern in (
-            ("listen", self.listen, address),
-            ("probes", self.probes, address),
-            ("model", self.model, r"[\w.-]+"),
-            ("rate", self.rate, r"[1-9]\d{0,6}r/[sm]"),
-            *(("upstream", upstream.url, url) for upstream in self.upstreams),
-            *(("allow-origin", origin, ORIGIN) for origin in self.origins),
+        for name, value, pattern, example in (
+            ("listen", self.listen, address, Site.listen),
+            ("probes", self.probes, address, Site.listen),
+            ("model", self.model, r"[\w.-]+", Site.model),
+            ("rate", self.rate, r"[1-9]\d{0,6}r/[sm]", Site.rate),
+            *(("upstream", one.url, url, "http://127.0.0.1:8080") for one in self.upstreams),
+            *(("allow-origin", one, ORIGIN, "https://app.example") for one in self.origins),
         ):
             if not re.fullmatch(pattern, value, re.ASCII):
-                raise ProxyError(f"{name}: {value!r} does not look like {pattern}")
+                raise ProxyError(f"{name}: {value!r} cannot be: give it as {example}.")
         for address in (
             self.listen,
             self.probes,
@@ -117,8 +117,9 @@ class Site:
         for network in self.trusted:
             try:
                 ipaddress.ip_network(network)
-            except ValueError as error:
-                raise ProxyError(f"trust: {error}.") from None
+            except ValueError:
+                told = f"trust: {network!r} cannot be: give it as 10.0.0.0/8."
+                raise ProxyError(told) from None
         models = [canary.model for canary in self.canaries]
         if doubled := {model for model in models if models.count(model) > 1}:
             raise ProxyError(f"canary: {min(doubled)} has several; a model has one.")
