@@ -25,7 +25,7 @@ from tests.end_to_end.test_doors import grpc_port
 from tests.helpers import REAL, SMALL, site_of
 from visionserve.classifier import Classifier
 from visionserve.models import MODELS
-from visionserve_tools import paths, photos
+from visionserve_tools import environment, paths, photos
 from visionserve_tools.archive.recipe import Recipe, build
 from visionserve_tools.server import openapi
 from visionserve_tools.server.client import Client
@@ -295,6 +295,15 @@ def test_links_lead_somewhere() -> None:
                 assert anchor in slugs, f"{page}: {link}"
 
 
+def test_the_walk_from_bytes_to_answer_names_each_room() -> None:
+    text = (paths.ROOT / "handler/README.md").read_text(encoding="utf-8")
+    walk = text.partition("| module |")[2].partition("**Batches.**")[0]
+    named = re.findall(r"`(\w+(?:\.py|/))`", walk)
+    rooms = [file for file in (paths.HANDLER / "visionserve").iterdir() if file.name[:2] != "__"]
+    there = [f"{file.name}/" if file.is_dir() else file.name for file in rooms]
+    assert sorted(named) == sorted([*there, "visionserve_handler.py"])
+
+
 def test_each_code_of_an_error_is_listed() -> None:
     text = (paths.ROOT / "handler/README.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"^## Errors\n(.*?)^## ", text, re.DOTALL | re.MULTILINE)
@@ -319,6 +328,8 @@ def test_commands_in_the_text_exist(readme: str) -> None:
         match program.rpartition("/")[2], words:
             case "make", _:
                 assert {word for word in words if "=" not in word} <= set(targets), code
+            case "visionserve", ["install", extra]:
+                assert extra in environment.extras(), code
             case "visionserve", [name, *options] if not name.startswith("--"):
                 source = (paths.TOOLS / "commands" / f"{name}.py").read_text()
                 for before, word in itertools.pairwise(["", *options]):
