@@ -32,6 +32,7 @@ from visionserve_tools.archive.calibrated import Fitted, pack
 from visionserve_tools.archive.classes import read_classes
 from visionserve_tools.archive.declared import Declared
 from visionserve_tools.archive.groups import find_groups
+from visionserve_tools.archive.handler import files
 from visionserve_tools.archive.hashes import HashError, read_record, record, sha256_of, write_record
 from visionserve_tools.archive.manifest import ArchiveError
 from visionserve_tools.archive.recipe import Recipe, build, fingerprint, made_of, served
@@ -469,6 +470,8 @@ def test_an_archive_is_what_torch_model_archiver_makes(
     manifests = [json.loads(of.pop("MAR-INF/MANIFEST.json")) for of in (wanted, found)]
     assert found == wanted and {*map(len, {of.pop("createdOn") for of in manifests})} == {19}
     assert manifests[0] == manifests[1]
+    today = {name: path.read_bytes() for name, path in files("pytorch").items()}
+    assert today.items() <= found.items() and {"model.pt", "model-config.yaml"} <= found.keys()
 
 
 def test_what_cannot_be_repacked_or_made_again_is_told(
