@@ -52,10 +52,10 @@ def views(count: int) -> list[NDArray[np.uint8]]:
 
 def test_evidence_painted_over_is_all_of_the_probability() -> None:
     """Of random cells a fifth is evidence, and so it is of any shape, so that the ratios are 5."""
-    found = deletion.measure(Counter(), views(60), GREY)
+    found = deletion.measure(Counter(), views(40), GREY)
     assert np.allclose(found.hottest, 1)
     for falls, name in ((found.cells, "random cells"), (found.shape, "same shape elsewhere")):
-        assert falls.shape == (60, deletion.DRAWS)
+        assert falls.shape == (40, deletion.DRAWS)
         assert falls.mean() == pytest.approx(0.2, abs=0.02)
         ratio = found.summary()[f"ratio to {name}"]
         assert ratio["low"] < 5 < ratio["high"] < 6
@@ -75,7 +75,7 @@ def test_a_shape_stays_itself_elsewhere() -> None:
     """Evidence that is one square: scattered cells or the square elsewhere hit a part of it."""
     view = np.zeros((1, CELLS * SIDE, CELLS * SIDE, 3), np.uint8)
     view[0, : 4 * SIDE, : 5 * SIDE] = 255
-    found = deletion.measure(Counter(), [view] * 60, GREY)
+    found = deletion.measure(Counter(), [view] * 30, GREY)
     assert np.allclose(found.hottest, 1)
     overlaps = {a * b / 20 for a in range(5) for b in range(6)}
     assert {round(fall, 3) for fall in found.shape.ravel()} <= overlaps

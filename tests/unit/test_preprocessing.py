@@ -72,7 +72,7 @@ def test_odd_sizes_equal_torchvisions_resize(size: tuple[int, int]) -> None:
 )
 @pytest.mark.parametrize("channels", ["rgb", "grey"])
 @pytest.mark.parametrize("resize", [256, (256, 256), (224, 320)])
-@pytest.mark.parametrize("size", [(640, 480), (90, 400), (3, 30), (200, 20)])
+@pytest.mark.parametrize("size", [(640, 480), (90, 400), (3, 30)])
 def test_squashed_and_grey_views_equal_torchvisions(
     size: tuple[int, int],
     resize: Any,
@@ -185,11 +185,11 @@ def _scrambled() -> bytes:
 
 
 SIZES = (
-    *((300, 400), (301, 457), (481, 640), (340, 700), (200, 333), (58, 139), (640, 481)),
+    *((300, 400), (301, 457), (481, 640), (340, 700), (58, 139)),
     *((204, 93), (21, 9), (1, 1), (3, 30)),
 )
-# The longest ones become pictures of 10,000 columns or rows.
-ELONGATED = [((3, 120), 256), ((900, 19), 224), ((900, 19), (256, 320))]
+# The longest ones become pictures of 5,000 columns or rows.
+ELONGATED = [((3, 60), 256), ((450, 19), 224), ((900, 19), (256, 320))]
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

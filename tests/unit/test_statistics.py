@@ -183,7 +183,7 @@ def test_a_summary_is_the_one_worked_out_by_hand() -> None:
 
 
 def test_a_temperature_is_the_one_that_scikit_learn_fits() -> None:
-    probabilities, labels = answers(3000, 6)
+    probabilities, labels = answers(1500, 6)
     found = fit(probabilities, labels)
     model = FrozenEstimator(Logits().fit(probabilities.astype(float), labels))
     reference = CalibratedClassifierCV(model, method="temperature")
