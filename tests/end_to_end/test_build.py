@@ -592,11 +592,15 @@ def test_a_second_build_does_nothing_and_a_changed_one_rebuilds(
 
 
 def test_the_archive_imports_as_one_package_of_its_own(store: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(store / f"{REAL}.mar") as archive:
+    """And one of PyTorch without its compiler, which is there for whoever asks for it."""
+    with zipfile.ZipFile(store / f"{RANDOM}.mar") as archive:
         archive.extractall(tmp_path)
     code = """
-import visionserve_handler, visionserve.classifier
-print(visionserve_handler.__file__, visionserve.classifier.__file__)
+import sys
+import visionserve_handler, visionserve.runtimes.pytorch
+assert "torchvision" in sys.modules and "torch._dynamo" not in sys.modules
+print(visionserve_handler.__file__, visionserve.runtimes.pytorch.__file__)
+from torch._dynamo.utils import counters
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
