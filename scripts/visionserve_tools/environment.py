@@ -84,9 +84,13 @@ def extras() -> list[str]:
     return metadata(PROJECT).get_all("Provides-Extra") or []
 
 
-def dependencies() -> list[str]:
-    """Return all requirements `NAME==RELEASE` of serving on this machine."""
-    return [_pin(requirement) for requirement in _required("")]
+def dependencies(machine: str | None = None) -> list[str]:
+    """Return all requirements `NAME==RELEASE` of serving.
+
+    Args:
+        machine: the processor to serve on, as `platform.machine` names it; this machine's if None.
+    """
+    return [_pin(requirement) for requirement in _required("", machine)]
 
 
 def pinned(extra: str) -> list[str]:
@@ -101,10 +105,11 @@ def pinned(extra: str) -> list[str]:
     return found
 
 
-def _required(extra: str) -> list[Requirement]:
-    """Return what this machine needs of the project with an extra, as its metadata has it."""
+def _required(extra: str, machine: str | None = None) -> list[Requirement]:
+    """Return what a machine needs of the project with an extra, as its metadata has it."""
     found = [Requirement(text) for text in requires(PROJECT) or []]
-    return [one for one in found if not one.marker or one.marker.evaluate({"extra": extra})]
+    here = {"extra": extra} | ({"platform_machine": machine} if machine else {})
+    return [one for one in found if not one.marker or one.marker.evaluate(here)]
 
 
 def _pin(requirement: Requirement) -> str:

@@ -1,10 +1,12 @@
 from pathlib import Path
 
 import pytest
+from packaging import markers
 
 from visionserve import processor
 from visionserve.config import Precision, Wanted
 from visionserve.processor import multiplies_bf16, overflows, precision, reason, suits_int8
+from visionserve_tools.archive.converted import packages
 
 AVX512 = "processor : 0\nflags\t\t: fpu avx2 avx512f avx512_vnni\nbugs : none\n"
 AMX = "processor : 0\nflags\t\t: fpu avx2 avx512f avx512_vnni amx_bf16 amx_tile amx_int8\n"
@@ -71,3 +73,14 @@ def test_what_a_model_computes_in(
 )
 def test_int8_is_for_x86(machine: str, expected: bool) -> None:
     assert suits_int8(machine) == expected
+
+
+def test_an_archive_made_on_one_machine_is_the_same_on_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its fingerprint holds these; for ARM64 there is no `cykooz-resizer`."""
+    here, known = packages(), markers.default_environment()
+    assert any(one.startswith("cykooz-resizer==") for one in here)
+    other = {**known, "platform_machine": "aarch64"}
+    monkeypatch.setattr(markers, "default_environment", lambda: dict(other))
+    assert packages() == here

@@ -92,8 +92,13 @@ def key_of(
 
 
 def packages() -> list[str]:
-    """Return the releases of the packages that a model is made and proved with."""
-    needed = (one for one in environment.dependencies() if one.partition("==")[0] in NUMERIC)
+    """Return the releases of the packages that a model is made and proved with.
+
+    They are those of x86-64 on every machine, as an archive is made on one and served on another,
+    and `cykooz-resizer` is not there for ARM64.
+    """
+    needed = environment.dependencies("x86_64")
+    needed = [one for one in needed if one.partition("==")[0] in NUMERIC]
     return [*environment.pinned("build"), *needed]
 
 
