@@ -8,8 +8,9 @@ import os
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,22 @@ class ClassCountError(WeightsError):
     def __init__(self, file: Path, classes: int) -> None:
         super().__init__(f"{file} has {classes} classes")
         self.classes = classes
+
+
+class MisfitError(WeightsError):
+    """Weights are not a network's; the message says why, and whose they may be.
+
+    The message is made when it is asked for: it takes seconds, as every network is built for it,
+    and the builder asks for none where it tries another network.
+    """
+
+    def __init__(self, file: Path, explain: Callable[[], str]) -> None:
+        super().__init__(file)
+        self._explain = explain
+
+    def __str__(self) -> str:
+        """Return the message, on several lines."""
+        return f"{self.args[0]}: {self._explain()}"
 
 
 @dataclass(frozen=True)
@@ -174,8 +191,8 @@ def load_state_dict(
 
     Raises:
         ClassCountError: only the number of classes differs.
-        WeightsError: the file is not a state dict, names or shapes differ, or a value is not
-            finite.
+        MisfitError: names or shapes differ.
+        WeightsError: the file is not a state dict, or a value is not finite.
     """
     path = weights.path
     try:
@@ -188,7 +205,7 @@ def load_state_dict(
     if not reading.fits:
         from visionserve_tools.archive.mismatch import explain
 
-        raise WeightsError(f"{path}: {explain(reading, found, network)}")
+        raise MisfitError(path, partial(explain, reading, found, network))
     if reading.ignored:
         print(f"{path}: leaves out {', '.join(reading.ignored)}.", file=sys.stderr)
     if odd := [
