@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
@@ -158,6 +158,10 @@ def running(container: Container, log: Path, store: Path | None = None) -> Itera
             first.send_signal(getattr(signal, stop))
         assert process.wait(timeout=60) == 0, log.read_text()
     finally:
+        # A change of the user keeps the kernel from ending them with `unshare`.
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children():
+                child.kill()
         process.kill()
         process.wait()
 
