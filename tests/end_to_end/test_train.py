@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -343,9 +344,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
 def ended(arguments: tuple[object, ...], file: Path, how: signal.Signals) -> tuple[int, str]:
     """Start the command, end it once a file is there, and return its code and its last line.
 
-    As by a terminal, the signal reaches all processes.
+    As by a terminal, the signal reaches all processes. It has one core, so that one process reads
+    photographs, as in this process: by their number they are augmented in other ways.
     """
-    whole = [str(VISIONSERVE), "train", *map(str, arguments)]
+    core = str(min(psutil.Process().cpu_affinity()))
+    whole = ["taskset", "--cpu-list", core, str(VISIONSERVE), "train", *map(str, arguments)]
     with subprocess.Popen(
         whole, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
