@@ -41,7 +41,7 @@ help:
 
 # A word that is not read would be ignored in silence. Those with `_` are the environment's, as PIP_CERT.
 comma := ,
-WORDS := PROFILE MODELS ARCHIVE GROUPS ARCH IMAGE DEVICE QUICK FAULTS HOME TMPDIR PATH
+WORDS := PROFILE MODELS ARCHIVE GROUPS ARCH IMAGE DEVICE QUICK FAULTS PYTHON VISIONSERVE INSTALL HOME TMPDIR PATH
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 $(foreach name,$(filter-out $(WORDS),$(GIVEN)),$(if $(findstring _,$(name)),,$(error \
 	make reads no $(name)$(addprefix $(comma) but ,$(filter $(name)S $(name:%S=%),$(WORDS))); make help names what it reads)))
