@@ -16,7 +16,7 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=whole(1, 3600), help=f"a load's time: {SECONDS}, or 1 if quick"
     )
-    parser.add_argument("--quick", action="store_true", help="once, in under five minutes")
+    parser.add_argument("--quick", action="store_true", help="once, in five minutes")
     parser.add_argument(
         "--images", type=Path, help=f"a folder of photographs ({paths.PHOTOGRAPHS})"
     )
