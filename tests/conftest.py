@@ -37,10 +37,10 @@ os.environ.setdefault(RUN, str(os.getpid()))
 
 # The files that take longest are begun first, so that no process works alone at the end.
 LONGEST = (
-    *("test_train", "test_own_model", "test_evaluate", "test_chaos", "test_page", "test_nginx"),
-    *("test_build", "test_heads", "test_truth", "test_serve", "test_readmes", "test_classify"),
-    *("test_properties", "test_runtimes", "test_models", "test_locks", "test_samples"),
-    *("test_observability", "test_service", "test_work", "test_proof", "test_damaged"),
+    *("test_page", "test_evaluate", "test_truth", "test_own_model", "test_nginx", "test_chaos"),
+    *("test_train", "test_readmes", "test_serve", "test_heads", "test_runtimes", "test_properties"),
+    *("test_models", "test_build", "test_checkpoints", "test_service", "test_device", "test_locks"),
+    *("test_attacks", "test_work", "test_samples", "test_bench", "test_self_check"),
 )
 
 
