@@ -73,7 +73,7 @@ test: lint $(DEBIAN)
 	$(PYTHON) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(INSTALLED)
-	$(PYTHON) -m pytest -p no:schemathesis -p no:hypothesispytest -p no:anyio --numprocesses 2 --dist loadfile tests/unit
+	$(PYTHON) -m pytest -p no:schemathesis -p no:hypothesispytest -p no:anyio --numprocesses 2 --dist worksteal tests/unit
 
 # What the tests drive that pip does not have: a browser, nginx and Prometheus.
 $(DEBIAN) /usr/bin/wrk:

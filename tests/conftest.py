@@ -10,22 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-import visionserve  # noqa: F401
-
-# isort: split
-import openvino  # noqa: F401
-
 from visionserve_tools import paths
 
 # OpenMP's threads spin while they wait, and take four times the processor time where other
 # processes, such as a TorchServe, want the cores. What a test starts has one thread, too. PyTorch
 # reads it when it is imported, which only the processes that run tests do.
 os.environ["OMP_NUM_THREADS"] = "1"
-
-# OpenVINO is imported whole above: the handler, which some tests run in a process that also builds,
-# would leave out its converter (`visionserve.workarounds.openvino_converter`). `visionserve` comes
-# before it, as that keeps OpenVINO's telemetry from forking a process for each of its events, which
-# takes more than a second of each conversion.
 
 # A shell that starts the tests in the background lets them ignore SIGINT, and so would commands
 # that a test starts and interrupts.

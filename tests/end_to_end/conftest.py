@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import visionserve  # noqa: F401
+
+# isort: split
+import openvino  # noqa: F401
+
 from tests.helpers import RANDOM, REAL, SMALL, write_config
 from visionserve.models import MODELS
 from visionserve_tools import paths
@@ -19,6 +24,11 @@ from visionserve_tools.server.client import Client
 from visionserve_tools.server.nginx import Proxy
 from visionserve_tools.server.ports import free_ports
 from visionserve_tools.server.torchserve import TorchServe
+
+# OpenVINO is imported whole above: the handler, which some tests run in a process that also builds,
+# would leave out its converter (`visionserve.workarounds.openvino_converter`). `visionserve` comes
+# before it, as that keeps OpenVINO's telemetry from forking a process for each of its events, which
+# takes more than a second of each conversion.
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-import visionserve.models  # noqa: F401
-
-# Imported above, as it leaves out PyTorch's compiler where it is the first to import torchvision.
-
 REFUSED = {"subprocess.Popen", "os.fork", "os.posix_spawn", "os.system", "socket.__new__"}
 
 _running = False
+
+
+def pytest_collectstart() -> None:
+    """Import torchvision without PyTorch's compiler, before a test does, where tests are run."""
+    import visionserve.models  # noqa: F401
 
 
 @pytest.hookimpl(wrapper=True)
