@@ -17,8 +17,8 @@ WARM_UP = 1 / 3
 MB_PER_10_000 = 1.0
 ONE_SHAPE = 300
 EVERY_KIND = 2000
-# What a worker may keep of all shapes beyond one shape: 1.3 times the 91 MB that it has in FP32 were
-# 27 MB more. A worker in BF16 has 78, and as many kernels, maps and activations to keep.
+# What a worker may keep of all shapes beyond one shape. In FP32 it has 91 MB before, in BF16 78,
+# and as many kernels, maps and activations to keep.
 MORE_MB = 30
 # What the `server` profile's BF16 may be off, where the processor has it.
 APART = 0.06
