@@ -341,16 +341,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
     return (root / "pictures", "--architecture", REAL, *options)
 
 
+def training(*arguments: object) -> list[str]:
+    """Return the command, on one core: one process reads photographs.
+
+    It runs in a process of its own, as PyTorch's DataLoader leaves a handler of SIGCHLD behind. On
+    the stack that pytest gives to handlers it ended some test, much later, by a SIGSEGV.
+    """
+    core = str(min(psutil.Process().cpu_affinity()))
+    return ["taskset", "--cpu-list", core, str(VISIONSERVE), "train", *map(str, arguments)]
+
+
 def ended(arguments: tuple[object, ...], file: Path, how: signal.Signals) -> tuple[int, str]:
     """Start the command, end it once a file is there, and return its code and its last line.
 
-    As by a terminal, the signal reaches all processes. It has one core, so that one process reads
-    photographs, as in this process: by their number they are augmented in other ways.
+    As by a terminal, the signal reaches all processes.
     """
-    core = str(min(psutil.Process().cpu_affinity()))
-    whole = ["taskset", "--cpu-list", core, str(VISIONSERVE), "train", *map(str, arguments)]
     with subprocess.Popen(
-        whole, stderr=subprocess.PIPE, text=True, start_new_session=True
+        training(*arguments), stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         while not file.exists() and process.poll() is None:
             time.sleep(0.02)
@@ -370,8 +377,7 @@ def test_fine_tuning_goes_on_after_a_kill_to_the_same_weights(
     tiny: tuple[object, ...], tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = called("train", *tiny, "--output", whole)
-    assert done.returncode == 0, done.stderr
+    subprocess.run(training(*tiny, "--output", whole), check=True, capture_output=True)
     code, _ = ended((*tiny, "--output", killed), killed / "checkpoint.pt", signal.SIGKILL)
     assert code == -signal.SIGKILL and not (killed / "report.json").exists()
     for other in (("--seed", "1"), ("--channels", "bgr")):
@@ -385,7 +391,7 @@ def test_fine_tuning_goes_on_after_a_kill_to_the_same_weights(
         130,
         "Interrupted; the same command goes on after its last whole epoch.",
     )
-    again = called("train", *tiny, "--output", killed)
+    again = subprocess.run(training(*tiny, "--output", killed), capture_output=True, text=True)
     assert again.returncode == 0 and "Going on after epoch 1 of 2." in again.stderr, again.stderr
     # If the first epoch is the best one, its weights say nothing of the second; its loss does.
     told = [json.loads((folder / "report.json").read_text()) for folder in (whole, killed)]
