@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from visionserve.metadata import Proportion
+
 BINS = 15
 EPSILON = float(np.finfo(np.float32).eps)
 
@@ -19,6 +21,10 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def recorded(self) -> Proportion:
+        """Return it as an archive's metadata holds it."""
+        return Proportion(value=self.value, low=self.low, high=self.high)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from visionserve.config import TTA
 from visionserve.familiarity import Energy, Features, Neighbours, Score
-from visionserve.metadata import Familiarity, Method, Numbers, Proportion, Threshold
+from visionserve.metadata import Familiarity, Method, Numbers, Threshold
 from visionserve.runtimes import Linear
 from visionserve_tools import photos
 from visionserve_tools.quality import generated
@@ -95,8 +95,8 @@ class Fitted:
         return Threshold(
             score=self.least,
             clip=self.score.clip if isinstance(self.score, Energy) else None,
-            false_alarms=_proportion(self.false_alarms),
-            caught=_proportion(proportion(self.caught)),
+            false_alarms=self.false_alarms.recorded(),
+            caught=proportion(self.caught).recorded(),
         )
 
 
@@ -216,7 +216,3 @@ def _fitted(fit: Fit, bank: Features, own: Features, unfamiliar: Features, rate:
 
 def _scores(score: Score, features: Features) -> NDArray[np.float32]:
     return np.array([score(row) for row in features], np.float32)
-
-
-def _proportion(interval: Interval) -> Proportion:
-    return Proportion(value=interval.value, low=interval.low, high=interval.high)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from visionserve.metadata import Proportion, Training, Transforms
+from visionserve.metadata import Training, Transforms
 from visionserve_tools.archive.hashes import sha256_of
 from visionserve_tools.archive.trained import FILE
 from visionserve_tools.quality.statistics import Interval
@@ -138,11 +138,6 @@ class Report:
         shares = [f"{right / count:.0%}" if count else "" for count in (labelled, answered)]
         numbers = [self.training.photographs[name], self.training.held_out[name]]
         return [name, *numbers, *shares, often]
-
-
-def proportion(interval: Interval) -> Proportion:
-    """Return an interval as the archive holds it."""
-    return Proportion(value=interval.value, low=interval.low, high=interval.high)
 
 
 def _percent(interval: Interval) -> str:
