@@ -312,7 +312,7 @@ class Classifier:
         with item.trace.stage("validate"):
             image = self._open(item)
         item.trace.pixels = image.width * image.height
-        item.budget.spend(work(image, item.data))
+        item.budget.spend(work(image))
         return image
 
     def _open(self, item: Item) -> Image:
@@ -347,7 +347,7 @@ class Classifier:
         """
         with ExitStack() as held:
             try:
-                held.enter_context(self._memory.holding(memory(image, item.data), deadline))
+                held.enter_context(self._memory.holding(memory(image), deadline))
             except TimeoutError:
                 raise too_slow() from None
             yield

@@ -80,7 +80,7 @@ def validate(
         )
     image = _open(data, max_pixels, max_jpeg_pixels, formats)
     if isinstance(image, JpegImageFile):
-        max_pixels = jpeg.most_pixels(image, jpeg.check_segments(data), max_pixels, max_jpeg_pixels)
+        max_pixels = jpeg.most_pixels(image, max_pixels, max_jpeg_pixels)
     elif isinstance(image, TiledImage):
         max_pixels = max_jpeg_pixels
     max_pixels = max_pixels * jpeg.PIXEL_BYTES // _pixel_bytes(image)
@@ -109,9 +109,8 @@ def _open(
     if heif.is_heif(data):
         return heif.open_heif(data, max_pixels, max_tiled_pixels, formats)
     if data.startswith(jpeg.SIGNATURE):
-        jpeg.check_segments(data)
-        data = jpeg.readable(data)
-    elif data.startswith(png.SIGNATURE):
+        return _open_jpeg(data, max_pixels, formats)
+    if data.startswith(png.SIGNATURE):
         data = png.pictorial(data)
     elif data.startswith(bmp.SIGNATURE):
         data = bmp.readable(data)
@@ -121,6 +120,18 @@ def _open(
         if error.status == 422 and data.startswith(bmp.SIGNATURE):
             raise (bmp.unsupported(data) or error) from None
         raise
+
+
+def _open_jpeg(data: bytes, max_pixels: int, formats: Sequence[Format]) -> Image.Image:
+    """Open a JPEG, with what its segments say beside Pillow's own `info`.
+
+    Raises:
+        RequestError: as `validate` does.
+    """
+    scans = jpeg.check_segments(data)
+    image = _by_pillow(jpeg.readable(data), max_pixels, formats)
+    image.info |= {jpeg.SCANS: scans, jpeg.ARITHMETIC: jpeg.is_arithmetic(data)}
+    return image
 
 
 def _open_tiff(data: bytes, max_pixels: int) -> Image.Image:
@@ -181,7 +192,7 @@ def _by_pillow(data: bytes, max_pixels: int, formats: Sequence[Format]) -> Image
         raise corrupt_header() from None
 
 
-def work(image: Image.Image, data: bytes) -> int:
+def work(image: Image.Image) -> int:
     """Estimate the work of decoding a validated image.
 
     Returns:
@@ -190,9 +201,8 @@ def work(image: Image.Image, data: bytes) -> int:
         Pillow decodes in Python, or the codecs of video in AVIF and HEIC.
     """
     passes = 1
-    if data.startswith(jpeg.SIGNATURE):
-        slow = jpeg.ARITHMETIC if jpeg.is_arithmetic(data) else 1
-        passes = max(1, jpeg.check_segments(data)) * slow
+    if isinstance(image, JpegImageFile):
+        passes = jpeg.passes(image)
     elif isinstance(image, BmpImageFile) and image.tile[0].codec_name == "bmp_rle":
         passes = bmp.RUNS
     elif image.format in heif.WORK:
@@ -200,12 +210,11 @@ def work(image: Image.Image, data: bytes) -> int:
     return image.width * image.height * passes
 
 
-def memory(image: Image.Image, data: bytes) -> int:
+def memory(image: Image.Image) -> int:
     """Estimate the memory that decoding a validated image takes.
 
     Args:
         image: an image that is not decoded yet, at the scale that `draft` has set.
-        data: the encoded image.
 
     Returns:
         The number of pixels of the most costly JPEG that takes as much. A TIFF counts as the
@@ -213,7 +222,7 @@ def memory(image: Image.Image, data: bytes) -> int:
     """
     pixels = image.width * image.height
     if isinstance(image, JpegImageFile):
-        return jpeg.memory(image, jpeg.check_segments(data))
+        return jpeg.memory(image)
     if image.format == "TIFF":
         return max(pixels, Image.MAX_IMAGE_PIXELS or pixels)
     return pixels * _pixel_bytes(image) // jpeg.PIXEL_BYTES

@@ -49,7 +49,7 @@ def outcome(data: bytes, mode: TTA = "none", how: Decode = "exact") -> tuple[int
     transforms = Transforms()
     try:
         image = validation.open_image(data, CONFIG)
-        Budget(CONFIG.max_work).spend(validation.work(image, data))
+        Budget(CONFIG.max_work).spend(validation.work(image))
         rgb = preprocessing.decode(image, transforms, how, CONFIG.max_image_pixels)
         views = preprocessing.to_views(rgb, transforms, how, mode).stacked()
     except RequestError as error:

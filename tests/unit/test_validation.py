@@ -92,4 +92,4 @@ def test_work_counts_what_takes_time() -> None:
         (encode(image, "JPEG", progressive=True).replace(b"\xff\xc2", b"\xff\xca"), 100),
         (runs((40, 30)), 50),
     ):
-        assert work(validate(data, *LIMITS), data) == 1200 * passes
+        assert work(validate(data, *LIMITS)) == 1200 * passes

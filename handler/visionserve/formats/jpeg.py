@@ -15,7 +15,10 @@ LEAST_LINES = 16
 MAX_EXIF_SEGMENTS = 16
 # How many Huffman scans take as long as an arithmetic one: of 24 megapixels, it takes 0.25 s of a
 # core.
-ARITHMETIC = 10
+SLOWER = 10
+# Keys of an opened image's `info`, beside Pillow's own: its number of scans, and whether they are
+# coded arithmetically.
+SCANS, ARITHMETIC = "scans", "arithmetic"
 # Bytes of memory that the most costly JPEG takes for a pixel, which is what limits are counted in:
 # four components of a progressive one, 2 bytes each, and 4 of the decoded image.
 PIXEL_BYTES = 12
@@ -103,7 +106,13 @@ def is_arithmetic(data: bytes) -> bool:
     return frame is not None and 0xC9 <= frame.marker <= 0xCF
 
 
-def memory(image: JpegImageFile, scans: int) -> int:
+def passes(image: JpegImageFile) -> int:
+    """Return how many Huffman scans take as long as a JPEG's scans."""
+    scans: int = image.info[SCANS]
+    return max(1, scans) * (SLOWER if image.info[ARITHMETIC] else 1)
+
+
+def memory(image: JpegImageFile) -> int:
     """Estimate the memory that decoding takes, at the scale that `draft` has set.
 
     Pillow keeps 4 bytes of a decoded pixel, and twice that while it turns an image or converts
@@ -111,36 +120,34 @@ def memory(image: JpegImageFile, scans: int) -> int:
 
     Args:
         image: a JPEG that is not decoded yet.
-        scans: its number of scans.
 
     Returns:
         The memory in pixels of `PIXEL_BYTES`.
     """
     decoded = image.width * image.height
     scale = image.decoderconfig[0] if image.decoderconfig else 1
-    return max(decoded, round(decoded * (_coefficients(image, scans) * scale**2 + 4) / PIXEL_BYTES))
+    return max(decoded, round(decoded * (_coefficients(image) * scale**2 + 4) / PIXEL_BYTES))
 
 
-def most_pixels(image: JpegImageFile, scans: int, whole: int, reduced: int) -> int:
+def most_pixels(image: JpegImageFile, whole: int, reduced: int) -> int:
     """Return how many pixels a JPEG may have.
 
     Args:
         image: a JPEG that is not decoded yet.
-        scans: its number of scans.
         whole: the most pixels of an image that is decoded at its full size.
         reduced: the most pixels of a JPEG that is decoded at half its size, at least, within the
             same memory.
     """
-    fit = whole * PIXEL_BYTES // (_coefficients(image, scans) + 1)
+    fit = whole * PIXEL_BYTES // (_coefficients(image) + 1)
     return max(whole, min(reduced, int(fit)))
 
 
-def _coefficients(image: JpegImageFile, scans: int) -> float:
+def _coefficients(image: JpegImageFile) -> float:
     """Return how many bytes of coefficients libjpeg keeps for a pixel of the full size.
 
     It keeps those of a JPEG of several scans, in 2 bytes, whatever the scale is.
     """
-    if scans < 2 and not image.info.get("progressive"):
+    if image.info[SCANS] < 2 and not image.info.get("progressive"):
         return 0
     widest, highest = (max(1, *(layer[axis] for layer in image.layer)) for axis in (1, 2))
     return 2 * sum(layer[1] * layer[2] for layer in image.layer) / (widest * highest)
