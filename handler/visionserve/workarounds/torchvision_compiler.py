@@ -3,16 +3,21 @@
 import sys
 from types import ModuleType
 
-# `torchvision/ops/roi_align.py` (0.29.1), which any part of torchvision imports, takes one function
-# from the compiler: whether it can compile for a device. Its import takes 80 MB in each worker, and
-# as long as PyTorch's own. Where one asks for it later, the compiler itself is imported.
+import torch
+
+# Two places of torchvision 0.29.1 import the compiler, which takes 80 MB in each worker, and as
+# long as PyTorch itself: `ops/roi_align.py`, which any part of torchvision imports, asks it whether
+# it can compile for a device; and `tv_tensors`, which `transforms.v2` imports, has it leave a
+# function alone. Where one asks for the compiler later, it is imported itself.
 ASKED = "torch._dynamo.utils"
 
 if "torchvision" not in sys.modules and ASKED not in sys.modules:
     stand_in = ModuleType(ASKED)
     stand_in.__dict__["is_compile_supported"] = lambda device: False
     sys.modules[ASKED] = stand_in
+    disable, torch.compiler.disable = torch.compiler.disable, lambda function: function
     try:
-        import torchvision  # noqa: F401
+        import torchvision.tv_tensors  # noqa: F401
     finally:
+        torch.compiler.disable = disable
         del sys.modules[ASKED]

@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+from visionserve.workarounds import torchvision_compiler  # noqa: F401
+
+# isort: split
+
 from torchvision.transforms import InterpolationMode, functional
 
 if TYPE_CHECKING:

@@ -11,6 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+
+from visionserve.workarounds import torchvision_compiler  # noqa: F401
+
+# isort: split
+
 from torchvision.transforms import functional
 
 from visionserve import tta

@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
+
+from visionserve.workarounds import torchvision_compiler  # noqa: F401
+
+# isort: split
+
 from torchvision.transforms import functional
 
 from visionserve.geometry import resized_size

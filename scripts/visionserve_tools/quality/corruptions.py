@@ -10,6 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from visionserve.workarounds import torchvision_compiler  # noqa: F401
+
+# isort: split
+
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 

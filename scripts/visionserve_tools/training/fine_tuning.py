@@ -18,6 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
+
+from visionserve.workarounds import torchvision_compiler  # noqa: F401
+
+# isort: split
+
 from torchvision.transforms import InterpolationMode, v2
 from tqdm import tqdm
 
