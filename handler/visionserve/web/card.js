@@ -18,6 +18,10 @@ export class Card {
     this.placed = new Promise((done) => {
       this.onPlaced = done;
     });
+    /** Resolved once each setup has its answer or failure, which make the card higher. */
+    this.settled = new Promise((done) => {
+      this.onSettled = done;
+    });
     this.element = clone("card");
     this.element.dataset.id = picture.id;
     this.part("name").textContent = picture.name;
@@ -47,6 +51,7 @@ export class Card {
     this.button("copy-json", isAnswered);
     this.button("copy-curl", isAnswered);
     this.button("remove", true);
+    if (isDone) this.onSettled();
   }
 
   /** The setups that can explain their answers; none if the image is gone or cannot be shown. */

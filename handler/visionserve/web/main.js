@@ -302,11 +302,15 @@ async function copyLink() {
   }, 2000);
 }
 
-/** Bring a new card into view, once its picture has its place. */
+/** Bring a new card into view once its picture has its place, and again with its answer. */
 async function reveal(card) {
   const isAlone = cards.size === 1;
   if (isAlone) await Promise.race([card.placed, new Promise((go) => setTimeout(go, PLACED))]);
   card.element.scrollIntoView({ block: "nearest" });
+  const before = scrollY;
+  await card.settled;
+  // Not if the person has gone elsewhere meanwhile.
+  if (scrollY === before) card.element.scrollIntoView({ block: "nearest" });
 }
 
 /** Give kept results their files again; return the images that have none. */
