@@ -22,7 +22,7 @@ $(info This folder was moved: its .venv is made anew.)
 $(shell rm -f .venv/pyvenv.cfg .venv/.serves .venv/.installed)
 endif
 
-.PHONY: help audit clean status serve stop test test-fast test-arm test-ray image test-image sbom release fuzz chaos overload soak evaluate robustness bench bench-families bench-page lint format lock
+.PHONY: help audit clean status serve stop test test-fast unit unit-pytorch test-arm test-ray image test-image sbom release fuzz chaos overload soak evaluate robustness bench bench-families bench-page lint format lock
 
 help:
 	@echo 'make serve     build, start and ask [PROFILE=local] [MODELS="resnet18 my_archive"] [GROUPS=everyday] [ARCHIVE=file.mar]'
@@ -72,8 +72,14 @@ audit: $(INSTALLED)
 test: lint $(DEBIAN)
 	$(PYTHON) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
+# The unit tests in two processes, of which one imports PyTorch.
 test-fast: $(INSTALLED)
-	$(PYTHON) -m pytest -p no:schemathesis -p no:hypothesispytest -p no:anyio --numprocesses 2 --dist worksteal tests/unit
+	$(MAKE) --no-print-directory --jobs 2 --output-sync unit unit-pytorch
+
+unit: FOLDERS = tests/unit --ignore tests/unit/pytorch
+unit-pytorch: FOLDERS = tests/unit/pytorch
+unit unit-pytorch:
+	$(PYTHON) -m pytest -p no:schemathesis -p no:hypothesispytest -p no:anyio $(FOLDERS)
 
 # What the tests drive that pip does not have: a browser, nginx and Prometheus.
 $(DEBIAN) /usr/bin/wrk:

@@ -11,11 +11,6 @@ REFUSED = {"subprocess.Popen", "os.fork", "os.posix_spawn", "os.system", "socket
 _running = False
 
 
-def pytest_collectstart() -> None:
-    """Import torchvision without PyTorch's compiler, before a test does, where tests are run."""
-    import visionserve.models  # noqa: F401
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Watch a test of this folder and the fixtures that are set up for it."""
