@@ -2,6 +2,7 @@
 
 import sys
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -11,13 +12,19 @@ import torch
 # function alone. Where one asks for the compiler later, it is imported itself.
 ASKED = "torch._dynamo.utils"
 
+
+def _as_it_is(function: Any) -> Any:
+    return function
+
+
 if "torchvision" not in sys.modules and ASKED not in sys.modules:
     stand_in = ModuleType(ASKED)
     stand_in.__dict__["is_compile_supported"] = lambda device: False
     sys.modules[ASKED] = stand_in
-    disable, torch.compiler.disable = torch.compiler.disable, lambda function: function
+    compiler: Any = torch.compiler
+    disable, compiler.disable = compiler.disable, _as_it_is
     try:
         import torchvision.tv_tensors  # noqa: F401
     finally:
-        torch.compiler.disable = disable
+        compiler.disable = disable
         del sys.modules[ASKED]
