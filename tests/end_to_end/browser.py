@@ -25,6 +25,9 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--lang=en-US"),
     "--host-resolver-rules=MAP elsewhere.test 127.0.0.1",
+    # A page that is loaded keeps its process, and none is begun for the next one, which takes half
+    # of the processor time of a page.
+    "--disable-features=SpareRendererForSitePerProcess,ProactivelySwapBrowsingInstance,BackForwardCache",
 )
 
 
