@@ -88,9 +88,9 @@ def local_ports() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def mountains(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with a fine-tuned model of two classes."""
+    """A store with a fine-tuned model of two classes and one worker."""
     store = tmp_path_factory.mktemp("own")
-    config = write_config(store, cache={"size_mb": 8})
+    config = write_config(store, workers=1, cache={"size_mb": 8})
     torch.manual_seed(3)
     state = {f"module.{name}": of for name, of in MODELS[SMALL].build(2).state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3}, store / "tuned.pt")
@@ -139,12 +139,7 @@ def test_two_classes_are_classified_into_rows_of_three(local: TorchServe, tmp_pa
     image.write_bytes(CAT)
     (answered,) = local.client.predict("mountains", CAT).json()["predictions"][:1]
     arguments = ["--server", local.client.inference, "--model", "mountains"]
-    done = subprocess.run(
-        [sys.executable, "-m", "visionserve_tools", "classify", str(image), *arguments],
-        cwd=paths.ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = called("classify", image, *arguments)
     assert done.returncode == 0, done.stderr
     (row,) = csv.DictReader(io.StringIO(done.stdout))
     assert (row["label_1"], row["probability_1"]) == (
@@ -275,7 +270,7 @@ def test_a_server_that_dies_does_not_answer_by_its_neighbour(
 def test_what_stops_a_start_is_told_at_once(tmp_path: Path, mountains: Path, cause: str) -> None:
     """TorchServe goes on without an archive that it cannot read, or has no room to unpack.
 
-    A worker ends whose model is another than was built, which is said once.
+    Workers end whose model is another than was built, which is said once.
     """
     server = TorchServe("local", tmp_path / "state", tmp_path, local_ports())
     for name in ("mountains", "other"):
@@ -290,8 +285,10 @@ def test_what_stops_a_start_is_told_at_once(tmp_path: Path, mountains: Path, cau
             files = {entry.filename: old.read(entry) for entry in old.infolist()}
         metadata = json.loads(files["metadata.json"])
         metadata["self_check"]["sha256"] = "0" * 64
+        two = yaml.safe_load(files["model-config.yaml"]) | {"minWorkers": 2}
+        changed = {"metadata.json": json.dumps(metadata), "model-config.yaml": yaml.safe_dump(two)}
         with zipfile.ZipFile(tmp_path / "other.mar", "w") as new:
-            for name, data in (files | {"metadata.json": json.dumps(metadata)}).items():
+            for name, data in (files | changed).items():
                 new.writestr(name, data)
     else:
         server.state.mkdir()
