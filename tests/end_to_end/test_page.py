@@ -26,7 +26,7 @@ from selenium.webdriver.support.select import Select
 from tests.corpus import chunk, encode
 from tests.end_to_end.browser import Browser
 from tests.end_to_end.test_readmes import blocks
-from tests.helpers import RANDOM, REAL, site_of, spend
+from tests.helpers import RANDOM, REAL, TURNS, site_of, spend
 from visionserve.models import MODELS
 from visionserve.page import WEB, Page, bundle
 from visionserve.postprocessing import HINTS, NO_LABEL, UNFAMILIAR, WARNINGS
@@ -281,12 +281,12 @@ def test_only_a_guess_carries_the_warning(page: Browser, client: Client) -> None
     assert ["Low confidence" in card for card in cards] == [True, False]
 
 
-@pytest.mark.parametrize("event", ["drop", "paste"])
-def test_drop_and_paste(page: Browser, event: str) -> None:
-    page.transfer(CAT, event)
-    page.settle()
-    assert page.texts(".name") == ["chelsea.png"]
-    assert page.texts(".label")[0] == "Egyptian cat"
+def test_drop_and_paste(page: Browser) -> None:
+    for count, event in enumerate(("drop", "paste"), 1):
+        page.transfer(CAT, event)
+        page.settle(count)
+        assert page.texts(".name") == ["chelsea.png"] * count
+        assert page.texts(".label")[::3] == ["Egyptian cat"] * count
 
 
 def test_camera(page: Browser) -> None:
@@ -297,15 +297,6 @@ def test_camera(page: Browser) -> None:
     page.settle()
     assert page.texts(".name") == ["camera.jpg"]
     assert len(page.texts(".label")) == 3
-
-
-def test_low_confidence_warns(page: Browser, client: Client) -> None:
-    show(page, client, RANDOM)
-    page.pick(CAT)
-    page.settle()
-    warning = "Low confidence: the best match is under 50%. Take it as a guess."
-    assert page.text(".warning") == warning
-    assert page.faults() == []
 
 
 def test_a_warning_says_what_is_wrong_with_the_picture(
@@ -368,17 +359,8 @@ def test_an_unfamiliar_picture_has_a_stronger_warning(page: Browser, client: Cli
     assert page.text(".warning") == "可能不属于模型的任何类别，或图片已损坏。"
 
 
-def test_error_in_plain_words(page: Browser, notes: Path) -> None:
-    page.pick(notes)
-    page.settle()
-    reason = "The server does not read this format. Export the image as JPEG."
-    assert page.text(".failure") == reason
-    assert page.texts(".actions button") == ["Remove"], "Nothing could be better at a second try."
-    page.until(lambda: page.console() == ["415"])
-    assert page.faults() == []
-
-
-def test_too_large_is_never_sent(page: Browser, tmp_path: Path) -> None:
+def test_error_in_plain_words(page: Browser, notes: Path, tmp_path: Path) -> None:
+    """What is too large is never sent, and what the server refuses is told."""
     large = tmp_path / "large.bmp"
     large.write_bytes(bytes(LIMIT + 1))
     page.pick(large)
@@ -386,6 +368,14 @@ def test_too_large_is_never_sent(page: Browser, tmp_path: Path) -> None:
     reason = "This browser cannot read the image. Make it smaller with another program."
     assert page.text(".failure") == reason
     assert page.run("return performance.getEntriesByType('resource').length") == 0
+    page.one("#clear").click()
+    page.pick(notes)
+    page.settle()
+    reason = "The server does not read this format. Export the image as JPEG."
+    assert page.text(".failure") == reason
+    assert page.texts(".actions button") == ["Remove"], "Nothing could be better at a second try."
+    page.until(lambda: page.console() == ["415"])
+    assert page.faults() == []
 
 
 def test_unreachable_server_is_asked_again(page: Browser, notes: Path, tmp_path: Path) -> None:
@@ -571,9 +561,9 @@ def test_clear_while_a_jpeg_is_made(page: Browser, large: dict[str, Path], kind:
 
 
 def test_clear_while_kept_results_come_back(page: Browser) -> None:
-    page.pick(*[CAT] * 12)
-    page.settle(12)
-    page.until(lambda: records(page) == 12)
+    page.pick(*[CAT] * 6)
+    page.settle(6)
+    page.until(lambda: records(page) == 6)
     with page.at_load(A_CARD_A_FRAME):
         page.driver.refresh()
     page.one("#clear").click()
@@ -880,17 +870,13 @@ def test_the_map_lies_on_the_picture_that_the_model_saw(
     """However a format says how it lies, and whether the browser turns it or not."""
     with Image.open(CAT) as cat:
         whole = cat.convert("RGB")
-    turns = {
-        **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"},
-        **{6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"},
-    }
     paths = []
-    for orientation, turn in turns.items():
-        stored = whole.transpose(Image.Transpose[turn])
+    for orientation, turn in TURNS.items():
+        stored = whole.transpose(turn)
         exif = Image.Exif()
         exif[0x0112] = orientation
         for format in ("JPEG", "WEBP", "PNG", "AVIF"):
-            if format in ("PNG", "AVIF") and orientation not in (5, 8):
+            if format != "JPEG" and orientation not in (5, 8):
                 continue
             told = exif.tobytes() if format == "AVIF" else exif
             data = encode(stored, format, exif=told, quality=95)
@@ -985,7 +971,7 @@ def canvas(page: Browser) -> Image.Image:
 
 
 def test_two_classes_with_long_names_of_their_own(
-    page: Browser, server: TorchServe, client: Client, single_config: Path, tmp_path: Path
+    page: Browser, server: TorchServe, client: Client, pytorch_config: Path, tmp_path: Path
 ) -> None:
     """Names are shown and saved, in both languages; labels stay, in answers and tensors."""
     weights, labels, named = (tmp_path / name for name in ("weights.pt", "labels.txt", "map.json"))
@@ -997,7 +983,7 @@ def test_two_classes_with_long_names_of_their_own(
     fitted = json.dumps({**of_these, "temperatures": {}, "plausible": {"dense": 0.5}})
     (tmp_path / "fitted.json").write_text(fitted)
     recipe = Recipe(
-        *("resnet18", "land", "1.0", single_config, weights, labels, named),
+        *("resnet18", "land", "1.0", pytorch_config, weights, labels, named),
         temperatures=tmp_path / "fitted.json",
     )
     build(recipe, server.store)
@@ -1566,16 +1552,16 @@ def test_the_focus_stays_where_it_is(page: Browser) -> None:
 def test_long_runs_are_spoken_now_and_then(page: Browser) -> None:
     page.run(LISTEN)
     begun = page.run("return performance.now()")
-    page.pick(*[CAT] * 60)
-    page.settle(60)
+    page.pick(*[CAT] * 40)
+    page.settle(40)
     *passing, (_, last) = page.run("return heard")
     told = page.run("return [...lines]")
-    assert any(re.fullmatch(r"\d+ of 60 done About \d+ seconds left\.", line) for line in told)
+    assert any(re.fullmatch(r"\d+ of 40 done About \d+ seconds left\.", line) for line in told)
     assert page.run("return railed") and not page.texts("#progress-bar")
-    assert last == "60 of 60 done"
+    assert last == "40 of 40 done"
     assert passing[-1][0] - begun >= 4990 * (len(passing) - 1)
     titles = page.run("return [...titles]")
-    assert any(re.fullmatch(r"\d+/60 – visionserve", title) for title in titles)
+    assert any(re.fullmatch(r"\d+/40 – visionserve", title) for title in titles)
     assert page.driver.title == "visionserve"
 
 
@@ -1586,15 +1572,15 @@ def test_a_run_is_done_only_when_its_last_image_is(page: Browser) -> None:
     page.one("#clear").click()
     page.run(LISTEN)
     page.run(A_CARD_A_FRAME)
-    page.pick(*[CAT] * 10)
-    page.settle(10)
+    page.pick(*[CAT] * 5)
+    page.settle(5)
     heard = [text for _, text in page.run("return heard")]
-    assert {text.split(" ", 1)[1] for text in heard} == {"of 10 done"}
+    assert {text.split(" ", 1)[1] for text in heard} == {"of 5 done"}
     with page.at_load(LISTEN + A_CARD_A_FRAME):
         page.driver.refresh()
-    page.settle(10)
+    page.settle(5)
     heard = [text for _, text in page.run("return heard")]
-    assert {text.split(" ", 1)[1] for text in heard} == {"of 10 done"}
+    assert {text.split(" ", 1)[1] for text in heard} == {"of 5 done"}
 
 
 def test_print_and_forced_colours(page: Browser) -> None:
@@ -1631,19 +1617,22 @@ def test_print_and_forced_colours(page: Browser) -> None:
     assert page.axe() == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_bars_stand_out(page: Browser, scheme: str) -> None:
-    page.prefer(scheme)
+def test_all_bars_stand_out(page: Browser) -> None:
     page.pick(CAT)
     page.settle()
-    track, *bars = page.run(
-        """const color = (part) =>
-             getComputedStyle(part).backgroundColor.match(/\\d+/g).map(Number);
-           return [document.querySelector(".bar"), ...document.querySelectorAll(".bar > span")]
-             .map(color)"""
-    )
-    assert len(bars) == 3
-    assert all(contrast(bar, track) >= 3 for bar in bars)
+    tracks = set()
+    for scheme in ("light", "dark"):
+        page.prefer(scheme)
+        track, *bars = page.run(
+            """const color = (part) =>
+                 getComputedStyle(part).backgroundColor.match(/\\d+/g).map(Number);
+               return [document.querySelector(".bar"), ...document.querySelectorAll(".bar > span")]
+                 .map(color)"""
+        )
+        tracks.add(tuple(track))
+        assert len(bars) == 3
+        assert all(contrast(bar, track) >= 3 for bar in bars), scheme
+    assert len(tracks) == 2
 
 
 def contrast(one: list[int], other: list[int]) -> float:
@@ -1669,9 +1658,9 @@ def cached(server: TorchServe, client: Client, fixed: Path) -> Iterator[str]:
 def test_cached_images_travel_together_behind_nginx(
     chromium: Browser, server: TorchServe, proxy: Proxy, cached: str, tmp_path: Path
 ) -> None:
-    """300 of them stay below the rate that nginx allows by default, 20 in a second.
+    """150 of them stay below the rate that nginx allows by default, 20 in a second.
 
-    How many wait when a request is begun is a matter of time: 19 to 27 requests were seen.
+    How many wait when a request is begun is a matter of time: 10 to 14 requests were seen.
     """
     small = tmp_path / "small.jpg"
     with Image.open(CAT) as cat:
@@ -1679,10 +1668,10 @@ def test_cached_images_travel_together_behind_nginx(
     proxy.start(site := site_of(server, rate="20r/s"))
     chromium.forget()
     chromium.driver.get(f"http://{site.listen}/predictions/{cached}")
-    chromium.pick(*[small] * 300)
-    chromium.settle(300)
+    chromium.pick(*[small] * 150)
+    chromium.settle(150)
     asked = chromium.run("return performance.getEntriesByType('resource').length")
-    assert asked <= 60
+    assert asked <= 40
     assert chromium.console() == []
 
 
