@@ -5,6 +5,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import socket
 import socketserver
 import threading
@@ -21,7 +22,7 @@ import requests
 from PIL import Image
 
 from tests.helpers import REAL, encode, site_of
-from visionserve_tools import photos
+from visionserve_tools import paths, photos
 from visionserve_tools.server.nginx import Proxy, Site, Upstream
 from visionserve_tools.server.torchserve import TorchServe
 
@@ -410,13 +411,32 @@ def test_a_request_that_gets_no_answer_is_not_its_servers_failure(
     assert len(asked) > 5
 
 
-def test_one_clients_lists_keep_nobody_waiting(site: Site) -> None:
+@pytest.fixture
+def hasty(server: TorchServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """nginx where a request waits for its turn for 3 s, with one server as two upstreams."""
+    config = tmp_path / "config"
+    shutil.copytree(paths.CONFIG / "nginx", config / "nginx")
+    shutil.copy(paths.CONFIG / "openapi.json", config)
+    turns = config / "nginx" / "turns.lua"
+    patient, hasty = "local PATIENCE = 10 ", "local PATIENCE = 3 "
+    assert patient in turns.read_text()
+    turns.write_text(turns.read_text().replace(patient, hasty))
+    monkeypatch.setattr(paths, "CONFIG", config)
+    site = site_of(server, server)
+    nginx = Proxy(tmp_path / "nginx")
+    nginx.start(site)
+    yield site
+    nginx.stop()
+
+
+def test_one_clients_lists_keep_nobody_waiting(hasty: Site) -> None:
     """Twelve lists at a time, each of 32 images of 24 megapixels, all from one address.
 
     Another client's photographs find their turn, and nginx is ready again and again. A list takes a
     worker 8 s, and longer where other tests take the cores; `chaos` bounds the time where it is
     alone, and there nginx is ready throughout.
     """
+    site = hasty
     large = encode(Image.new("RGBA", (6000, 4000), (90, 120, 60, 200)))
 
     def attack(_: int) -> int:

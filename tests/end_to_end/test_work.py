@@ -16,7 +16,8 @@ import torch
 
 from tests.corpus import chunk, png, scans
 from tests.end_to_end.test_hostile import workers
-from tests.helpers import RANDOM, REAL
+from tests.end_to_end.test_samples import packed
+from tests.helpers import RANDOM, REAL, write_config
 from tests.stress.clients import REFUSED_FORMATS, refused
 from visionserve.config import HandlerConfig
 from visionserve_tools import photos
@@ -26,6 +27,7 @@ from visionserve_tools.server.torchserve import TorchServe
 
 CAT = photos.greeting().read_bytes()
 COUNT = HandlerConfig().max_images
+BRIEF = "brief"
 
 
 def post(
@@ -50,13 +52,20 @@ def large_pngs() -> list[bytes]:
     ]
 
 
-def test_slow_requests_end_in_time_and_hold_up_nobody(client: Client) -> None:
-    before = workers(client)
+def test_slow_requests_end_in_time_and_hold_up_nobody(
+    client: Client, server: TorchServe, store: Path, tmp_path: Path
+) -> None:
+    """Of a model whose time for a request is 3 s."""
+    config = write_config(tmp_path, workers=2, deadline_seconds=3)
+    packed(store / f"{REAL}.mar", config, BRIEF, server.admitted / f"{BRIEF}.mar")
+    client.register(f"{BRIEF}.mar", workers=2)
+    before = workers(client, BRIEF)
+    path = f"predictions/{BRIEF}"
     with ThreadPoolExecutor(3) as pool:
-        decoded = pool.submit(post, client, large_pngs())
-        scanned = pool.submit(post, client, [scans(10, arithmetic=True)] * COUNT)
+        decoded = pool.submit(post, client, large_pngs(), path)
+        scanned = pool.submit(post, client, [scans(10, arithmetic=True)] * COUNT, path)
         time.sleep(1)
-        bystander = pool.submit(client.predict, REAL, CAT)
+        bystander = pool.submit(client.predict, BRIEF, CAT)
         assert bystander.result().status_code == 200
     for response, codes in (
         (decoded.result(), {"", "request_too_slow"}),
@@ -67,7 +76,8 @@ def test_slow_requests_end_in_time_and_hold_up_nobody(client: Client) -> None:
         assert {answer.get("error", {}).get("code", "") for answer in answers} <= codes
         assert "predictions" in answers[0]
     assert answers[-1]["error"]["code"] == "too_much_work"
-    assert workers(client) == before
+    assert workers(client, BRIEF) == before
+    client.unregister(BRIEF)
 
 
 def peak(pid: int) -> int:
@@ -80,16 +90,19 @@ def peak(pid: int) -> int:
 
 
 def test_refused_images_cost_what_one_costs(client: Client) -> None:
-    """Images of 24 MP that are refused once decoded, and sound ones, in lists for both workers."""
+    """Images of 24 MP that are refused once decoded, and sound ones, in lists for both workers.
+
+    The refused ones alone would take 260 MB if they were kept.
+    """
     before = workers(client)
     for pid in before:
         peak(pid)
     at_rest = {pid: peak(pid) for pid in before}
     images = [refused(format) for format in REFUSED_FORMATS] + [CAT, large_pngs()[0]]
     with ThreadPoolExecutor(2) as pool:
-        for response in pool.map(lambda _: post(client, images * 2), range(2)):
+        for response in pool.map(lambda _: post(client, images), range(2)):
             answers = response.json()
-            assert response.status_code == 207 and len(answers) == 2 * len(images)
+            assert response.status_code == 207 and len(answers) == len(images)
             codes = {answer.get("error", {}).get("code", "ok") for answer in answers}
             assert codes - {"request_too_slow"} == {"ok", "truncated_image", "unsupported_pixels"}
     assert workers(client) == before
