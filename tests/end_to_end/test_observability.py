@@ -308,7 +308,7 @@ def lacking(observed: Client, server: TorchServe) -> tuple[Samples, Samples]:
     try:
         assert observed.predict(OBSERVED, CAT).status_code == 503
     finally:
-        observed.scale(OBSERVED, 2)
+        observed.scale(OBSERVED, 1)
     return before, scrape(server)
 
 
