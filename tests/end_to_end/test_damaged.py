@@ -108,8 +108,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def test_the_state_of_a_server_that_runs(
     name: str, server: TorchServe, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """How long a key is waited for is told by `test_service`; here it is a tenth of a second."""
     (tmp_path / "server").symlink_to(server.state)
     monkeypatch.setattr(paths, "STATE", tmp_path)
+    monkeypatch.setattr("visionserve_tools.server.client.KEY_PAUSE", 0.005)
     file = server.state / name
     image = photos.greeting()
     files = {model: f"{model}.mar" for model in (REAL, RANDOM)}
@@ -126,7 +128,7 @@ def test_the_state_of_a_server_that_runs(
             assert code == 1 and len(error.splitlines()) == 1, (damage, error)
             assert name in error, (damage, error)
             if damage not in (nuls, folder):
-                continue  # A key is waited for a second, each time.
+                continue
             assert not server.runs(models, hashes), "so that a start starts it anew"
             code, out, error = run("serve", "status")
             (line,) = (line for line in out.splitlines() if "server:" in line)
@@ -178,26 +180,26 @@ def test_what_is_only_remembered_is_forgotten(
 
 @pytest.mark.parametrize("suffix", [".json", ".mar"])
 def test_an_archive_and_its_record(
-    suffix: str, int8_archive: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    suffix: str, fixed: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     store = tmp_path / "store" / "local"
     store.mkdir(parents=True)
-    for path in (int8_archive, int8_archive.with_suffix(".json")):
+    for path in (fixed, fixed.with_suffix(".json")):
         shutil.copy(path, store)
     monkeypatch.setattr(paths, "MODEL_STORE", tmp_path / "store")
     monkeypatch.setattr(paths, "STATE", tmp_path / "state")
-    file = store / f"int8{suffix}"
+    file = store / f"fixed{suffix}"
     ports = [part for pair in free_ports().items() for part in ("--set", "=".join(pair))]
     for damage in OF_STATE:
         with damaged(file, damage):
-            for named in (("--models", "int8"), ("--archive", store / "int8.mar")):
+            for named in (("--models", "fixed"), ("--archive", store / "fixed.mar")):
                 code, _, error = run("serve", "start", *named, *ports)
                 assert code == 1 and len(error.splitlines()) == 1, (damage, error)
                 assert file.name in error, (damage, error)
     (logs := tmp_path / "state" / "local" / "logs").mkdir()
     for log in (logs.with_name("console.log"), logs / "ts_log.log"):
         os.mkfifo(log)
-        code, _, error = run("serve", "start", "--models", "int8", *ports)
+        code, _, error = run("serve", "start", "--models", "fixed", *ports)
         assert code == 1 and len(error.splitlines()) == 1 and str(log) in error, error
         log.unlink()
 
