@@ -53,6 +53,7 @@ RESPONSE_TIMEOUT = 3
 LATE = 10
 QUICK = 3
 DISK = "32m"
+CONFIG = "model-config.yaml"
 ATTEMPTS = 5
 
 
@@ -92,12 +93,14 @@ class Testbed:
             return archive.read(name)
 
     def register(self, version: str, files: Mapping[str, bytes]) -> None:
-        """Register the archive as another version, with some of its files replaced.
+        """Register the archive as another version of one worker, with some of its files replaced.
 
         Raises:
             requests.HTTPError: the worker cannot load the version.
         """
         target = self.archive.with_name(f"{version}.mar")
+        config = yaml.safe_load(files.get(CONFIG) or self.file(CONFIG)) | {"minWorkers": 1}
+        files = {**files, CONFIG: yaml.safe_dump(config).encode()}
         with zipfile.ZipFile(self.archive) as source, zipfile.ZipFile(target, "w") as copy:
             for name in source.namelist():
                 content = source.read(name)
@@ -250,9 +253,9 @@ def corrupt_version(testbed: Testbed) -> None:
 def replace_model(testbed: Testbed) -> None:
     """the model is unregistered and registered again; meanwhile a version serves whose cache \
 cannot be written"""
-    config = yaml.safe_load(testbed.file("model-config.yaml"))
+    config = yaml.safe_load(testbed.file(CONFIG))
     config["handler"]["cache"]["directory"] = str(testbed.archive / "cache")
-    testbed.register("2.0", {"model-config.yaml": yaml.safe_dump(config).encode()})
+    testbed.register("2.0", {CONFIG: yaml.safe_dump(config).encode()})
     testbed.replace("1.0", successor="2.0")
     testbed.server.register(testbed.archive.name, WORKERS)
     testbed.replace("2.0", successor="1.0")
