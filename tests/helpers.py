@@ -1,11 +1,13 @@
 """Functions and names that many tests share."""
 
 import io
+import json
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
@@ -17,6 +19,7 @@ import yaml
 from PIL import Image
 
 from visionserve_tools import paths
+from visionserve_tools.archive.manifest import MANIFEST
 from visionserve_tools.server.nginx import Site, Upstream
 from visionserve_tools.server.ports import free_port
 from visionserve_tools.server.torchserve import TorchServe
@@ -50,6 +53,19 @@ def write_config(directory: Path, workers: int = 2, **handler: object) -> Path:
     path = directory / "model-config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def packed(archive: Path, config: Path, name: str, path: Path) -> None:
+    """Write an archive again with another name and configuration."""
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(path, "w") as new:
+        manifest = json.loads(old.read(MANIFEST))
+        manifest["model"]["modelName"] = name
+        content = {
+            MANIFEST: json.dumps(manifest),
+            manifest["model"]["configFile"]: config.read_text(),
+        }
+        for entry in old.namelist():
+            new.writestr(entry, content.get(entry) or old.read(entry))
 
 
 def copy_sources(root: Path) -> None:

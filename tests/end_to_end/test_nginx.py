@@ -29,7 +29,7 @@ import pytest
 import requests
 from PIL import Image
 
-from tests.helpers import RANDOM, REAL, called, encode, site_of, spend, upstream_of
+from tests.helpers import RANDOM, REAL, called, encode, packed, site_of, spend, upstream_of
 from visionserve.config import Options
 from visionserve_tools import paths, photos
 from visionserve_tools.archive.hashes import read_record, sha256_of, write_record
@@ -50,9 +50,13 @@ Start = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def other(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
-    """A second TorchServe, with keys of its own; it may run or not."""
-    other = TorchServe("server", tmp_path_factory.mktemp("other"), store, free_ports())
+def other(
+    store: Path, single_config: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TorchServe]:
+    """A second TorchServe, of one worker, with keys of its own; it may run or not."""
+    folder, archive = tmp_path_factory.mktemp("other"), f"{REAL}.mar"
+    packed(store / archive, single_config, REAL, folder / archive)
+    other = TorchServe("server", folder / "state", folder, free_ports(), unrecorded=True)
     yield other
     other.stop()
 

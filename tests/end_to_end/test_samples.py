@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -26,12 +25,11 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.end_to_end.browser import Browser
 from tests.end_to_end.test_observability import metrics_address
-from tests.helpers import REAL, TURNS, encode, site_of, write_config
+from tests.helpers import REAL, TURNS, encode, packed, site_of, write_config
 from visionserve import sample_store
 from visionserve.sample_store import Sample
 from visionserve.sampling import PAUSE
 from visionserve_tools import photos
-from visionserve_tools.archive.manifest import MANIFEST
 from visionserve_tools.commands import samples
 from visionserve_tools.server.nginx import Proxy
 from visionserve_tools.server.torchserve import TorchServe
@@ -95,19 +93,6 @@ def until(look: Callable[[], T | None], seconds: float = 15) -> T:
 
 def id_of(data: bytes) -> str:
     return sha256(data).hexdigest()[:16]
-
-
-def packed(archive: Path, config: Path, name: str, path: Path) -> None:
-    """Write an archive again with another name and configuration."""
-    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(path, "w") as new:
-        manifest = json.loads(old.read(MANIFEST))
-        manifest["model"]["modelName"] = name
-        content = {
-            MANIFEST: json.dumps(manifest),
-            manifest["model"]["configFile"]: config.read_text(),
-        }
-        for entry in old.namelist():
-            new.writestr(entry, content.get(entry) or old.read(entry))
 
 
 @pytest.fixture(scope="module")

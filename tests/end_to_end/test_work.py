@@ -16,8 +16,7 @@ import torch
 
 from tests.corpus import chunk, png, scans
 from tests.end_to_end.test_hostile import workers
-from tests.end_to_end.test_samples import packed
-from tests.helpers import RANDOM, REAL, write_config
+from tests.helpers import RANDOM, REAL, packed, write_config
 from tests.stress.clients import REFUSED_FORMATS, refused
 from visionserve.config import HandlerConfig
 from visionserve_tools import photos
