@@ -82,7 +82,7 @@ def peak(pid: int) -> int:
 def test_refused_images_cost_what_one_costs(client: Client) -> None:
     """Images of 24 MP that are refused once decoded, and sound ones, in lists for both workers.
 
-    The refused ones alone would take 260 MB if they were kept.
+    All of a list would take more than the bound if they were kept until its end.
     """
     before = workers(client)
     for pid in before:
