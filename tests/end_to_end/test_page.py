@@ -536,9 +536,15 @@ def test_what_is_removed_can_come_back_until_the_next_choice(page: Browser) -> N
 
 def test_clear_while_images_are_added(page: Browser) -> None:
     page.pick(*[CAT] * 600)
-    press = "document.getElementById('clear').click()"
-    count = f"const {{ length }} = document.querySelectorAll('.card'); {press}; return length"
-    assert 0 < page.run(count) < 600
+    press = """const [done] = arguments;
+               const look = () => {
+                 const { length } = document.querySelectorAll(".card");
+                 if (length === 0) return setTimeout(look);
+                 document.getElementById("clear").click();
+                 done(length);
+               };
+               look();"""
+    assert 0 < page.driver.execute_async_script(press) < 600
     page.driver.execute_async_script("setTimeout(arguments[0], 500)")
     assert page.all(".card") == []
     assert not page.one("#results").is_displayed()
