@@ -133,6 +133,20 @@ def _logits(
     return torch.cat(answers)
 
 
+def _once(resize: plain.Resize) -> plain.Resize:
+    """Resize each picture once for all preprocessings that differ in their colours alone."""
+    known: dict[tuple[object, ...], Image.Image] = {}
+
+    def resized(image: Image.Image, transforms: Transforms) -> Image.Image:
+        grey = len(transforms.mean) if transforms.channels == "grey" else 0
+        key = id(image), transforms.resize, transforms.crop, transforms.interpolation, grey
+        if key not in known:
+            known[key] = resize(image, transforms)
+        return known[key]
+
+    return resized
+
+
 def _activated(logits: Tensor, activation: Activation) -> Probabilities:
     return plain.activate(logits, activation).numpy().astype(np.float64)
 
@@ -215,6 +229,7 @@ class Search:
     activation: Activation = "softmax"
     thresholds: Sequence[float] = ()
     _known: dict[Transforms, Tensor] = field(default_factory=dict)
+    _resized: plain.Resize = field(default_factory=lambda: _once(plain.resized))
 
     def advice(self, categories: Sequence[str]) -> str:
         """Say what would fit; nothing if nothing does."""
@@ -289,9 +304,11 @@ class Search:
         kept = ("mean", "std", "range", "channels")
         best = {key: getattr(closest, key) for key in kept}
         bases = dict.fromkeys((self.declared, self.declared.model_copy(update=best)))
-        for (words, resize), base in itertools.product(unserved.RESIZES.items(), bases):
-            for other in sizes(base)[: len(sizes(base)) // 2]:
-                found = classify(self.network, other, self.images, self.activation, resize)
+        for words, resize in unserved.RESIZES.items():
+            once, half = _once(resize), len(sizes(self.declared)) // 2
+            for base, index in itertools.product(bases, range(half)):
+                other = sizes(base)[index]
+                found = classify(self.network, other, self.images, self.activation, once)
                 compared = compare(found, self.figures, self.thresholds)
                 if compared.mean_difference <= min(CLOSE_ENOUGH, off / 3):
                     return (
@@ -303,7 +320,7 @@ class Search:
 
     def _found(self, transforms: Transforms) -> Probabilities:
         if transforms not in self._known:
-            self._known[transforms] = _logits(self.network, transforms, self.images)
+            self._known[transforms] = _logits(self.network, transforms, self.images, self._resized)
         return _activated(self._known[transforms], self.activation)
 
     def _fits(self, found: Probabilities) -> bool:
