@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from visionserve.config import Precision
-    from visionserve.metadata import Metadata, Transforms
+    from visionserve.metadata import Metadata
     from visionserve.runtimes import Runtime
 
 # Of so many pictures PyTorch is asked, and so many are kept.
@@ -55,8 +56,7 @@ def write(
         directory: where the model's files are.
     """
     transforms = metadata.transforms
-    parts = [part for path in photos.free() for part in _parts(photos.read(path))]
-    jpegs = [_jpeg(part, transforms) for part in parts]
+    jpegs = _jpegs(transforms.resize)
     images = [Image.open(io.BytesIO(jpeg)) for jpeg in jpegs]
     views = [to_views(image, transforms, "exact", "none") for image in images]
     answers = np.concatenate([runtime.averaged([view]).probabilities for view in views])
@@ -83,6 +83,13 @@ def write(
     )
 
 
+@cache
+def _jpegs(resize: int | tuple[int, int]) -> list[bytes]:
+    """Return scikit-image's photographs and their halves as JPEGs, for a preprocessing's resize."""
+    parts = (part for path in photos.free() for part in _parts(photos.read(path)))
+    return [_jpeg(part, resize) for part in parts]
+
+
 def _parts(photograph: Image.Image) -> list[Image.Image]:
     """Return a photograph, and its halves."""
     (width, height), middle = photograph.size, photograph.width // 2
@@ -90,10 +97,9 @@ def _parts(photograph: Image.Image) -> list[Image.Image]:
     return [photograph, *(photograph.crop(box) for box in boxes)]
 
 
-def _jpeg(photograph: Image.Image, transforms: Transforms) -> bytes:
+def _jpeg(photograph: Image.Image, resize: int | tuple[int, int]) -> bytes:
     """Return a photograph as a small JPEG."""
-    size = transforms.resize
-    shortest = round(LARGER * (size if isinstance(size, int) else max(size)))
+    shortest = round(LARGER * (resize if isinstance(resize, int) else max(resize)))
     scale = shortest / min(photograph.size)
     width, height = (round(scale * side) for side in photograph.size)
     written = io.BytesIO()
