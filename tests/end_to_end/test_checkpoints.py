@@ -620,10 +620,12 @@ def changed(**tensors: Tensor | None) -> Callable[[State], Any]:
         ),
         (
             changed(
-                fc__weight=torch.full((3, 512), torch.nan), fc__bias=torch.full((3,), torch.inf)
+                bn1__bias=torch.arange(64).sub(1).log(),
+                fc__weight=torch.eye(3, 512).log(),
+                fc__bias=torch.tensor([0, torch.inf, 0]),
             ),
-            "values are not finite, in fc.weight, fc.bias: the training diverged, or its type was "
-            "too small. Take an earlier checkpoint.",
+            "values are not finite, in bn1.bias, fc.weight, fc.bias: the training diverged, or its "
+            "type was too small. Take an earlier checkpoint.",
         ),
     ],
 )
