@@ -17,7 +17,7 @@ import openvino  # noqa: F401
 
 from tests.helpers import RANDOM, REAL, SMALL, write_config
 from visionserve.models import MODELS
-from visionserve_tools import paths
+from visionserve_tools import paths, photos
 from visionserve_tools.archive import converted
 from visionserve_tools.archive.recipe import Recipe, build
 from visionserve_tools.server.client import Client
@@ -29,6 +29,10 @@ from visionserve_tools.server.torchserve import TorchServe
 # would leave out its converter (`visionserve.workarounds.openvino_converter`). `visionserve` comes
 # before it, as that keeps OpenVINO's telemetry from forking a process for each of its events, which
 # takes more than a second of each conversion.
+
+
+# A folder of one photograph, on which networks of drawn weights are proved.
+CAT = photos.greeting().parent
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +73,8 @@ def random_weights(common: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def exact_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_config(tmp_path_factory.mktemp("exact"))
+    """One worker, as a second one proves something to few tests, which start it."""
+    return write_config(tmp_path_factory.mktemp("exact"), workers=1)
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +88,8 @@ def store(common: Path, exact_config: Path, random_weights: Path, pytorch_config
     store = common / "store"
     with alone(common, "store"):
         build(Recipe(REAL, REAL, "1.0", exact_config), store)
-        build(Recipe("resnet18", RANDOM, "1.0", pytorch_config, random_weights), store)
+        recipe = Recipe("resnet18", RANDOM, "1.0", pytorch_config, random_weights, calibration=CAT)
+        build(recipe, store)
     return store
 
 
@@ -105,7 +111,7 @@ def single_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def newer(common: Path, store: Path, single_config: Path) -> Path:
     """Version 2.0 of the random ResNet-18, with other weights, in the same store."""
     weights = common / "newer.pt"
-    recipe = Recipe("resnet18", RANDOM, "2.0", single_config, weights)
+    recipe = Recipe("resnet18", RANDOM, "2.0", single_config, weights, calibration=CAT)
     with alone(common, "newer"):
         torch.manual_seed(1)
         torch.save(MODELS["resnet18"].build(1000).state_dict(), weights)
@@ -122,7 +128,7 @@ def fixed(common: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -
         patched.setitem(MODELS, SMALL, replace(MODELS[SMALL], any_size=False))
         torch.manual_seed(0)
         torch.save(MODELS[SMALL].build(1000).state_dict(), weights)
-        return build(Recipe(SMALL, "fixed", "1.0", config, weights), store)
+        return build(Recipe(SMALL, "fixed", "1.0", config, weights, calibration=CAT), store)
 
 
 @pytest.fixture(scope="session")

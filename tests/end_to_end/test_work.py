@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import requests
 import torch
 
@@ -26,6 +27,12 @@ from visionserve_tools.server.torchserve import TorchServe
 
 CAT = photos.greeting().read_bytes()
 COUNT = HandlerConfig().max_images
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two(client: Client) -> None:
+    """Two workers, as in the server profile."""
+    client.scale(REAL, 2)
 
 
 def post(
