@@ -114,14 +114,15 @@ def seeded(name: str, pixels: Tensor) -> FullyConvolutional:
     torch.manual_seed(0)
     module = FullyConvolutional(name, 1000, MODELS[name].transforms)
     layers = list(module.network.modules())
-    for layer in layers:
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = 1.0
+    norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
     last = [layer for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
     seen: list[Tensor] = []
     with torch.inference_mode():
         images = module.normalize(pixels)
-        module.network.train()(images)
+        if norms:
+            module.network.train()(images)
         hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         module.eval().network(images)
         hook.remove()

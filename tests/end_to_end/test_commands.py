@@ -225,7 +225,7 @@ def test_an_output_that_cannot_be_written_is_a_line(ending: str, code: int, told
 
 def test_a_log_whose_reader_has_gone_ends_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(
-        [VISIONSERVE, "build", "none", "--store", tmp_path],
+        [VISIONSERVE, "repack", "none", "--store", tmp_path],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -139,7 +139,7 @@ def test_an_archive_with_quantized_probabilities_is_not_written(
     """The fault itself: NNCF's default also quantizes the mean behind the softmax."""
     monkeypatch.setattr(convert, "behind_linear", lambda model: [])
     monkeypatch.setattr(convert, "CLOSE", 1)
-    monkeypatch.setattr(convert, "SAMPLES", 20)
+    monkeypatch.setattr(convert, "SAMPLES", 4)
     config, cat = write_config(tmp_path, precision="int8"), photos.greeting()
     recipe = Recipe(REAL, REAL, "1.0", config, calibration=cat.parent)
     with pytest.raises(ProofError, match=r"0\.\d+ in the mean, .* sums off 1 by at most 0\.\d+"):

@@ -195,7 +195,7 @@ def test_an_int8_resnet18_archive_has_at_most_12_mb(
     tmp_path: Path, random_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its size depends neither on the samples nor on how close it comes."""
-    monkeypatch.setattr(convert, "SAMPLES", 10)
+    monkeypatch.setattr(convert, "SAMPLES", 2)
     monkeypatch.setattr(convert, "CLOSE", 1)
     config, cat = write_config(tmp_path, precision="int8"), photos.greeting()
     recipe = Recipe("resnet18", "small", "1.0", config, random_weights, calibration=cat.parent)

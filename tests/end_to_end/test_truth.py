@@ -8,6 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -120,14 +121,19 @@ def expected(network: Any) -> Callable[[Path, TTA], Figures]:
 
 @pytest.fixture(scope="module")
 def served(
-    client: Client, server: TorchServe, store: Path, int8_archive: Path
+    client: Client, server: TorchServe, store: Path, int8_archive: Path, tmp_path_factory: Any
 ) -> Iterator[dict[str, str]]:
-    """Each profile's archive in the session's server; the server profile's in FP32 is there."""
+    """Each profile's archive in the session's server; the server profile's in FP32 is there.
+
+    Each has one worker, as it answers one request after the other.
+    """
     names = {"server in FP32": REAL, "local": int8_archive.stem}
     archives = [int8_archive]
     for profile in ("server", "gpu-t4"):
         name = names[profile] = f"of_{profile}"
-        config = paths.CONFIG / profile / "model-config.yaml"
+        config = tmp_path_factory.mktemp(profile) / "model-config.yaml"
+        settings = yaml.safe_load((paths.CONFIG / profile / config.name).read_text())
+        config.write_text(yaml.safe_dump(settings | {"minWorkers": 1}))
         archives.append(build(Recipe(REAL, name, "1.0", config), store))
     for archive in archives:
         server.admit(archive.name)
