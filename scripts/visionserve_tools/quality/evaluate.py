@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from visionserve.config import TTA, Options
-from visionserve.models import IMAGENET_CATEGORIES
 from visionserve_tools import paths, photos
 from visionserve_tools.archive.recipe import check_architecture
 from visionserve_tools.quality import deletion, labelled, output
@@ -138,6 +137,8 @@ def evaluated(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], l
         ProofError, RequestError, WeightsError, ValueError, OSError: the model cannot be built, or
             a photograph cannot be used.
     """
+    from visionserve.models import IMAGENET_CATEGORIES
+
     with tempfile.TemporaryDirectory() as scratch:
         check_architecture(args.model)
         count = QUICK if args.quick else None

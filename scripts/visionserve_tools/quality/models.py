@@ -21,15 +21,12 @@ from visionserve.config import TTA, CacheConfig, Engine, HandlerConfig, Wanted
 from visionserve.errors import RequestError
 from visionserve.item import Item
 from visionserve.metadata import Metadata, Transforms
-from visionserve.models import IMAGENET_CATEGORIES
 from visionserve.postprocessing import temper
 from visionserve.preprocessing import decode, to_views
 from visionserve.runtimes import Passed, Runtime
 from visionserve.validation import open_image
-from visionserve_tools.archive import convert
 from visionserve_tools.archive.hashes import HashError
 from visionserve_tools.archive.manifest import ArchiveError
-from visionserve_tools.archive.proof import ProofError
 from visionserve_tools.archive.unpacked import unpacked
 from visionserve_tools.archive.weights import WeightsError, resolve
 from visionserve_tools.batch.rows import read_image, unreadable
@@ -38,8 +35,8 @@ from visionserve_tools.quality.variants import VARIANTS
 
 THREADS = 2
 Truth = TypeVar("Truth")
-# What commands that measure a model tell in one line.
-CANNOT = (ArchiveError, HashError, ProofError, RequestError, WeightsError, ValueError, OSError)
+# What commands that measure a model tell in one line. A `ProofError` is a ValueError.
+CANNOT = (ArchiveError, HashError, RequestError, WeightsError, ValueError, OSError)
 
 
 @dataclass(frozen=True)
@@ -274,6 +271,10 @@ def prepare(
     name: str, config: HandlerConfig, calibration: Sequence[Path], directory: Path
 ) -> tuple[Runtime, Metadata]:
     """Convert and load one variant of a model with its pretrained weights."""
+    # They import PyTorch, which those that measure an archive do without.
+    from visionserve.models import IMAGENET_CATEGORIES
+    from visionserve_tools.archive import convert
+
     directory.mkdir()
     metadata = convert.convert(
         name, resolve(name), IMAGENET_CATEGORIES, config, calibration, directory
