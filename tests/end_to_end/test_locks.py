@@ -23,7 +23,7 @@ import pytest
 import requests
 import torch
 
-from tests.helpers import REAL, SMALL, site_of
+from tests.helpers import REAL, SMALL, called, site_of
 from visionserve.models import MODELS
 from visionserve_tools import HOME, lock, paths, photos
 from visionserve_tools.archive import converted
@@ -92,17 +92,14 @@ def test_an_output_is_one_runs_alone(name: str, server: TorchServe, tmp_path: Pa
     first = name == "rows.csv"  # Which tries all; what is locked is the same for all formats.
     with begun() as killed:
         for same in (output, f"{tmp_path}/../{tmp_path.name}/{name}", link)[: 3 if first else 1]:
-            _, error = visionserve(*command, same).communicate(timeout=TIMEOUT)
-            (line,) = error.splitlines()
+            (line,) = called(*command, same).stderr.splitlines()
             assert str(killed.pid) in line and " classify " in line and "since 20" in line
         killed.kill()
     with begun(link) as running:
         for more in ([], ["--overwrite"])[: 2 if first else 1]:
-            second = visionserve(*command, output, *more)
-            _, error = second.communicate(timeout=TIMEOUT)
-            assert second.returncode == 2
-            (line,) = error.splitlines()
-            assert str(running.pid) in line
+            second = called(*command, output, *more)
+            (line,) = second.stderr.splitlines()
+            assert second.returncode == 2 and str(running.pid) in line
         _, error = running.communicate(timeout=TIMEOUT)
         assert error.splitlines()[-1] == "9 images, errors: 0."
     assert rows_of(output) == images * 3
@@ -214,7 +211,7 @@ def test_a_start_of_nginx_is_told_nothing_of_a_stop_meanwhile(
             assert (process.returncode, out) == (0, f"nginx answers at http://{site.listen}.\n")
         stopping.communicate(timeout=TIMEOUT)
         assert stopping.returncode == 0
-        visionserve("proxy", "stop", *state).communicate(timeout=TIMEOUT)
+        called("proxy", "stop", *state)
 
 
 @contextmanager
