@@ -7,6 +7,7 @@ brought to a shorter side of 384 pixels: as they are, with mild damages of
 """
 
 import json
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,7 +139,9 @@ def promtool(
     rules = {"rule_files": [str(ALERTS)], "evaluation_interval": f"{step}m", "tests": [test]}
     file = folder / "drift.test.yml"
     file.write_text(json.dumps(rules))
-    done = subprocess.run(["promtool", "test", "rules", file], capture_output=True, text=True)
+    command = ["promtool", "test", "rules", file]
+    collected = os.environ | {"GOGC": "400"}  # Go's garbage, seldom: that takes a fifth less time.
+    done = subprocess.run(command, env=collected, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
