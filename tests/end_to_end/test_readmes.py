@@ -16,15 +16,14 @@ import venv
 import zipfile
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from tests.end_to_end.test_doors import grpc_port
-from tests.helpers import REAL, SMALL, site_of
+from tests.helpers import REAL, site_of
 from visionserve.classifier import Classifier
-from visionserve.models import MODELS
 from visionserve_tools import environment, paths, photos
 from visionserve_tools.archive.recipe import Recipe, build
 from visionserve_tools.server import openapi
@@ -86,9 +85,12 @@ NOT_RUN = {
         "needs Ray, which listens on every interface: `make test-ray`"
     ),
 }
-BEFORE = {"scripts/README.md": [f"make serve MODELS={REAL}"], "config/README.md": ["make stop"]}
 HOST = "127.0.0.1:8000"
 VISIONSERVE = ".venv/bin/visionserve"
+BEFORE = {
+    "scripts/README.md": [f"{VISIONSERVE} manage unregister mountains"],
+    "config/README.md": ["make stop"],
+}
 Printed = dict[str, dict[str, str]]
 
 
@@ -112,10 +114,10 @@ def mentions(readme: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clone(tmp_path_factory: pytest.TempPathFactory, common: Path, newer: Path) -> Path:
     """A copy of the repository with an environment of its own, and the files that are named.
 
-    INT8 of the `local` profile becomes FP32, whose archives are built in a tenth of the time.
+    The profiles become those of the models that the run has converted, which are in FP32.
     """
     root = tmp_path_factory.mktemp("readmes")
     for folder in ("handler", "config", "scripts"):
@@ -123,8 +125,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(paths.ROOT / folder, root / folder, ignore=ignored)
     for file in ("Makefile", "pyproject.toml", "README.md"):
         shutil.copy(paths.ROOT / file, root)
-    local = root / "config" / "local" / "model-config.yaml"
+    local, server = (root / "config" / name / "model-config.yaml" for name in ("local", "server"))
     local.write_text(local.read_text().replace("precision: int8", "precision: fp32"))
+    one = server.read_text().replace("minWorkers: 2", "minWorkers: 1")
+    server.write_text(one.replace("precision: auto", "precision: fp32"))
 
     venv.create(root / ".venv", symlinks=True)
     (site,) = (root / ".venv" / "lib").glob("python*/site-packages")
@@ -139,13 +143,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for installed in (".serves", ".installed"):
         (root / ".venv" / installed).touch()
 
-    server = root / "config" / "server" / "model-config.yaml"
-    torch.save(MODELS[SMALL].build(1000).state_dict(), root / "own.pt")
-    own = Recipe(SMALL, "resnet18", "1.0", server, root / "own.pt")
-    build(own, root / "model_store" / "server")
-    torch.manual_seed(1)
-    torch.save(MODELS["resnet18"].build(2).state_dict(), root / "tuned.pt")
-    (root / "labels.txt").write_text("alp\nvalley\n")
+    build(Recipe(REAL, "resnet18", "1.0", server), root / "model_store" / "server")
+    shutil.copy(common / "newer.pt", root / "tuned.pt")
+    (root / "labels.txt").write_text("".join(f"mountain {number}\n" for number in range(1000)))
     (root / "names.json").write_text(json.dumps({"names": {"zh": {"alp": "高山雪景"}}}))
     (root / "home").mkdir()
     for folder in ("photos", "photographs/Egyptian cat"):
@@ -173,10 +173,11 @@ def printed(clone: Path) -> Printed:
     script = """
         set -e -o pipefail
         ip link set lo up
-        export TORCH_HOME="$PWD/hub" HOME="$PWD/home"
+        export TORCH_HOME="$PWD/hub" HOME="$PWD/home" MPLCONFIGDIR=FONTS
         curl() { command curl -sS --fail-with-body "$@"; }
         trap 'make stop; make stop PROFILE=server; .venv/bin/visionserve proxy stop' EXIT
     """
+    script = script.replace("FONTS", shlex.quote(matplotlib.get_cachedir()))
     files: dict[str, dict[str, Path]] = {readme: {} for readme in READMES}
     for at, (readme, of_readme) in enumerate(files.items(), 1):
         again = {command for later in READMES[at:] for command in commands(later)}
