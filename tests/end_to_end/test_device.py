@@ -145,7 +145,7 @@ def test_groups_are_summed_up_on_the_device(
             assert np.abs(of_groups[..., group] - mean).max() < 1e-4
 
 
-@pytest.mark.parametrize("count", [1, 7, 32, 33])
+@pytest.mark.parametrize("count", [1, 7, 33])
 def test_a_batch_is_answered_as_by_torchvision(
     count: int,
     runtime: PyTorchRuntime,
