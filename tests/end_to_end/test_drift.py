@@ -139,7 +139,7 @@ def promtool(
     rules = {"rule_files": [str(ALERTS)], "evaluation_interval": f"{step}m", "tests": [test]}
     file = folder / "drift.test.yml"
     file.write_text(json.dumps(rules))
-    command = ["promtool", "test", "rules", file]
+    command = ["promtool", "test", "rules", str(file)]
     collected = os.environ | {"GOGC": "400"}  # Go's garbage, seldom: that takes a fifth less time.
     done = subprocess.run(command, env=collected, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

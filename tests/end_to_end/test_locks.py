@@ -77,11 +77,11 @@ def test_an_output_is_one_runs_alone(name: str, server: TorchServe, tmp_path: Pa
     output = tmp_path / name
     key_file = server.state / "key_file.json"
     asked = ["--server", server.client.inference, "--model", REAL, "--key-file", key_file]
-    command = ["classify", *asked, "--tta", "none", "--concurrency", 1, "--list", "-", "--output"]
+    command = [*asked, "--tta", "none", "--concurrency", 1, "--list", "-", "--output"]
 
     def begun(output: Path = output) -> subprocess.Popen[str]:
         """A run that has its first nine images, and waits for the rest."""
-        running = visionserve(*command, output)
+        running = visionserve("classify", *command, output)
         assert running.stdin
         running.stdin.write("\n".join(images * 3) + "\n")
         running.stdin.flush()
@@ -92,12 +92,12 @@ def test_an_output_is_one_runs_alone(name: str, server: TorchServe, tmp_path: Pa
     first = name == "rows.csv"  # Which tries all; what is locked is the same for all formats.
     with begun() as killed:
         for same in (output, f"{tmp_path}/../{tmp_path.name}/{name}", link)[: 3 if first else 1]:
-            (line,) = called(*command, same).stderr.splitlines()
+            (line,) = called("classify", *command, same).stderr.splitlines()
             assert str(killed.pid) in line and " classify " in line and "since 20" in line
         killed.kill()
     with begun(link) as running:
         for more in ([], ["--overwrite"])[: 2 if first else 1]:
-            second = called(*command, output, *more)
+            second = called("classify", *command, output, *more)
             (line,) = second.stderr.splitlines()
             assert second.returncode == 2 and str(running.pid) in line
         _, error = running.communicate(timeout=TIMEOUT)
