@@ -197,7 +197,8 @@ def _load_head(
     The one output's sigmoid is the second label's probability, as in Keras and scikit-learn, and
     the first label is the complement. Halves of the logit with opposite signs have the same
     softmax: sigmoid(z) = softmax(-z/2, z/2). So such a network is served like any other of two
-    classes, and a map of either label shows what speaks for it.
+    classes, and a map of either label shows what speaks for it. A network whose last layer is
+    followed by another, as SqueezeNet's by a ReLU, has no maps, and gets softmax(0, z).
 
     Raises:
         WeightsError, ValueError: as `_load`; or the network has one output, which is no softmax.
@@ -222,9 +223,9 @@ def _load_head(
             raise
     one, transforms = _load(architecture, weights, 1, transforms, (), activation)
     two = FullyConvolutional(architecture, 2, transforms).eval()
-    expected = two.network.state_dict()
+    expected, share = two.network.state_dict(), 0 if two.linear is None else 0.5
     state = {
-        name: of if of.shape == expected[name].shape else torch.cat([-of / 2, of / 2])
+        name: of if of.shape == expected[name].shape else torch.cat([-share * of, of - share * of])
         for name, of in one.network.state_dict().items()
     }
     two.network.load_state_dict(state)
