@@ -22,7 +22,7 @@ $(info This folder was moved: its .venv is made anew.)
 $(shell rm -f .venv/pyvenv.cfg .venv/.serves .venv/.installed)
 endif
 
-.PHONY: help audit clean status serve stop test test-fast unit unit-pytorch test-arm test-ray image test-image sbom release fuzz chaos overload soak evaluate robustness bench bench-families bench-page lint format lock
+.PHONY: help audit clean status serve stop test test-fast unit unit-heavy test-arm test-ray image test-image sbom release fuzz chaos overload soak evaluate robustness bench bench-families bench-page lint format lock
 
 help:
 	@echo 'make serve     build, start and ask [PROFILE=local] [MODELS="resnet18 my_archive"] [GROUPS=everyday] [ARCHIVE=file.mar]'
@@ -72,13 +72,13 @@ audit: $(INSTALLED)
 test: lint $(DEBIAN)
 	$(PYTHON) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-# The unit tests in two processes, of which one imports PyTorch.
+# The unit tests in two processes, of which one imports PyTorch, SciPy and scikit-learn.
 test-fast: $(INSTALLED)
-	$(MAKE) --no-print-directory --jobs 2 --output-sync unit unit-pytorch
+	$(MAKE) --no-print-directory --jobs 2 --output-sync unit unit-heavy
 
-unit: FOLDERS = tests/unit --ignore tests/unit/pytorch
-unit-pytorch: FOLDERS = tests/unit/pytorch
-unit unit-pytorch:
+unit: FOLDERS = tests/unit --ignore tests/unit/heavy
+unit-heavy: FOLDERS = tests/unit/heavy
+unit unit-heavy:
 	$(PYTHON) -m pytest -p no:schemathesis -p no:hypothesispytest -p no:anyio $(FOLDERS)
 
 # What the tests drive that pip does not have: a browser, nginx and Prometheus.

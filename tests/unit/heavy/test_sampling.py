@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers import encode
-from tests.unit.test_multi_label import Fixed, described
+from tests.unit.heavy.test_multi_label import Fixed, described
 from visionserve import sample_store
 from visionserve.classifier import Classifier
 from visionserve.config import HandlerConfig, Options, SamplesConfig
