@@ -304,10 +304,10 @@ class Search:
         kept = ("mean", "std", "range", "channels")
         best = {key: getattr(closest, key) for key in kept}
         bases = dict.fromkeys((self.declared, self.declared.model_copy(update=best)))
+        others = [(base, one) for base in bases for one in sizes(base)[: len(sizes(base)) // 2]]
         for words, resize in unserved.RESIZES.items():
-            once, half = _once(resize), len(sizes(self.declared)) // 2
-            for base, index in itertools.product(bases, range(half)):
-                other = sizes(base)[index]
+            once = _once(resize)
+            for base, other in others:
                 found = classify(self.network, other, self.images, self.activation, once)
                 compared = compare(found, self.figures, self.thresholds)
                 if compared.mean_difference <= min(CLOSE_ENOUGH, off / 3):
