@@ -16,6 +16,7 @@ import visionserve  # noqa: F401
 import openvino  # noqa: F401
 
 from tests.helpers import RANDOM, REAL, SMALL, write_config
+from visionserve import heap
 from visionserve.models import MODELS
 from visionserve_tools import paths, photos
 from visionserve_tools.archive import converted
@@ -30,6 +31,10 @@ from visionserve_tools.server.torchserve import TorchServe
 # before it, as that keeps OpenVINO's telemetry from forking a process for each of its events, which
 # takes more than a second of each conversion.
 
+
+# A worker has each large buffer from the kernel. A process that computes with PyTorch as well would
+# then have each layer's output from there, page by page, which takes a quarter of its time.
+heap.keep_small_buffers = lambda: None
 
 # A folder of one photograph, on which networks of drawn weights are proved.
 CAT = photos.greeting().parent
