@@ -154,7 +154,7 @@ def client(server: TorchServe) -> Client:
 
 @pytest.fixture(scope="module")
 def one_reader() -> Iterator[None]:
-    """Commands that a test calls read photographs in one process, which takes seconds to begin."""
+    """Commands that a test calls read photographs in this process, and begin no other ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "sched_getaffinity", lambda _: {0})
         yield

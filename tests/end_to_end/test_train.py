@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import re
 import shlex
@@ -13,13 +14,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ from visionserve_tools.archive.weights import load_state_dict, resolve
 from visionserve_tools.commands import train
 from visionserve_tools.server.ports import free_ports
 from visionserve_tools.server.torchserve import TorchServe
-from visionserve_tools.training import folds, linear_probe, near_duplicates, network
+from visionserve_tools.training import folds, linear_probe, near_duplicates, network, run
 
 # Class indices of ImageNet, first and last.
 RANGES = {
@@ -341,27 +342,45 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
     return (root / "pictures", "--architecture", REAL, *options)
 
 
-def training(*arguments: object) -> list[str]:
-    """Return the command, on one core: one process reads photographs.
+def _train(words: Sequence[str], errors: Path) -> None:
+    """Be the command, on one core: one process decodes photographs."""
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+    multiprocessing.set_start_method("fork", force=True)  # That of a process begun by a shell.
+    with errors.open("w") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    sys.argv = ["visionserve train", *words]
+    sys.exit(train.main())
 
-    It runs in a process of its own, as PyTorch's DataLoader leaves a handler of SIGCHLD behind. On
-    the stack that pytest gives to handlers it ended some test, much later, by a SIGSEGV.
+
+def training(errors: Path, *arguments: object) -> ForkServerProcess:
+    """Start the command in a process that has imported all already.
+
+    And not in this one, as PyTorch's DataLoader leaves a handler of SIGCHLD behind. On the stack
+    that pytest gives to handlers it ended some test, much later, by a SIGSEGV.
     """
-    core = str(min(psutil.Process().cpu_affinity()))
-    return ["taskset", "--cpu-list", core, str(VISIONSERVE), "train", *map(str, arguments)]
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload([__name__, run.__name__, "torch._dynamo"])
+    process = forks.Process(target=_train, args=([*map(str, arguments)], errors))
+    process.start()
+    return process
 
 
-def ended(arguments: tuple[object, ...], file: Path, how: signal.Signals) -> tuple[int, str]:
-    """Start the command, end it once a file is there, and return its code and its last line.
+def until(file: Path, running: Callable[[], bool]) -> None:
+    while not file.exists() and running():
+        time.sleep(0.02)
+
+
+def interrupted(file: Path, *arguments: object) -> tuple[int, str]:
+    """Start the program, end it once a file is there, and return its code and its last line.
 
     As by a terminal, the signal reaches all processes.
     """
+    command = [str(VISIONSERVE), "train", *map(str, arguments)]
     with subprocess.Popen(
-        training(*arguments), stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        while not file.exists() and process.poll() is None:
-            time.sleep(0.02)
-        os.killpg(process.pid, how)
+        until(file, lambda: process.poll() is None)
+        os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate()
         assert "Traceback" not in errors
         return process.returncode, (errors.splitlines() or [""])[-1]
@@ -376,23 +395,29 @@ def test_every_pool_of_processes_starts_where_no_ctrl_c_comes_through() -> None:
 def test_fine_tuning_goes_on_after_a_kill_to_the_same_weights(
     tiny: tuple[object, ...], tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(training(*tiny, "--output", whole), check=True, capture_output=True)
-    code, _ = ended((*tiny, "--output", killed), killed / "checkpoint.pt", signal.SIGKILL)
-    assert code == -signal.SIGKILL and not (killed / "report.json").exists()
+    whole, killed, errors = (tmp_path / name for name in ("whole", "killed", "errors"))
+    process = training(errors, *tiny, "--output", whole)
+    process.join()
+    assert process.exitcode == 0, errors.read_text()
+    process = training(errors, *tiny, "--output", killed)
+    until(killed / "checkpoint.pt", process.is_alive)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not (killed / "report.json").exists()
     for other in (("--seed", "1"), ("--channels", "bgr")):
         line = refused(*tiny, "--output", killed, *other)
         assert "is of a training on other photographs or with other options" in line
     line = refused(*tiny, "--output", killed, "--crop", 300)
     assert "a crop of 300 is larger than the resized image" in line
     (killed / "labels.txt").unlink()
-    code, line = ended((*tiny, "--output", killed), killed / "labels.txt", signal.SIGINT)
+    code, line = interrupted(killed / "labels.txt", *tiny, "--output", killed)
     assert (code, line) == (
         130,
         "Interrupted; the same command goes on after its last whole epoch.",
     )
-    again = subprocess.run(training(*tiny, "--output", killed), capture_output=True, text=True)
-    assert again.returncode == 0 and "Going on after epoch 1 of 2." in again.stderr, again.stderr
+    process = training(errors, *tiny, "--output", killed)
+    process.join()
+    assert process.exitcode == 0 and "Going on after epoch 1 of 2." in errors.read_text()
     # If the first epoch is the best one, its weights say nothing of the second; its loss does.
     told = [json.loads((folder / "report.json").read_text()) for folder in (whole, killed)]
     losses = [report["details"]["losses"] for report in told]

@@ -1,9 +1,10 @@
-"""Read photographs as the server does, in a process for each core."""
+"""Read photographs as the server does, in a process for each of several cores."""
 
 import hashlib
 import multiprocessing
 import os
 from collections.abc import Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,8 +114,12 @@ def read(
     Returns:
         What is seen in each, in order, or why it cannot be read.
     """
+    cores = len(os.sched_getaffinity(0))
+    if cores == 1:  # Another process would only import all of this again.
+        seen = starmap(Reader(transforms, network).read, tasks)
+        return list(tqdm(seen, about, len(tasks), smoothing=0))
     spawn = multiprocessing.get_context("spawn")
     with held_back():
-        pool = spawn.Pool(len(os.sched_getaffinity(0)), _start, (transforms, network))
+        pool = spawn.Pool(cores, _start, (transforms, network))
     with pool:
         return list(tqdm(pool.imap(_read, tasks), about, len(tasks), smoothing=0))
