@@ -21,6 +21,7 @@ from visionserve_tools import paths
 ALERTS = paths.CONFIG / "prometheus" / "alerts.yml"
 A_DAY = 1000
 DAY = 1440  # minutes
+LEARNED = 10 * 60  # minutes in which the reference's requests come
 
 Shares = dict[str, NDArray[np.float64]]
 Counts = dict[tuple[str, int], NDArray[np.int64]]
@@ -147,15 +148,15 @@ def promtool(
 
 def test_each_shift_shows_within_so_many_requests_and_none_before(tmp_path: Path) -> None:
     """The reference's 5,000 requests come faster than the others, which saves promtool time."""
-    random, step = np.random.default_rng(1), 10
-    a_step, learned = A_DAY * step / DAY, 10 * 60
-    shift = learned + DAY
+    random, step = np.random.default_rng(1), 20
+    a_step = A_DAY * step / DAY
+    shift = LEARNED + DAY
     streams, asked = [], [fired([*SHIFTED], shift, shift, [])]
     for model, (requests, shifted) in SHIFTED.items():
         clean = {name: CLEAN[name] for name in shifted}
         steps = int(requests / a_step)
         parts = (
-            drawn(random, clean, learned // step, 5000 * step / learned),
+            drawn(random, clean, LEARNED // step, 5000 * step / LEARNED),
             drawn(random, clean, DAY // step, a_step),
             drawn(random, shifted, steps, a_step),
         )
@@ -167,7 +168,12 @@ def test_each_shift_shows_within_so_many_requests_and_none_before(tmp_path: Path
 
 
 def test_a_stream_that_stays_has_no_alarm_in_a_month(tmp_path: Path) -> None:
-    step, minutes = 60, 38 * DAY
-    counts = drawn(np.random.default_rng(0), CLEAN, minutes // step, A_DAY * step / DAY)
-    asked = fired(["steady"], 30 * DAY, minutes, [])
+    """A week's requests for the reference come in hours, as above."""
+    random, step, days = np.random.default_rng(0), 60, 31
+    parts = (
+        drawn(random, CLEAN, LEARNED // step, 7 * A_DAY * step / LEARNED),
+        drawn(random, CLEAN, days * DAY // step, A_DAY * step / DAY),
+    )
+    counts = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
+    asked = fired(["steady"], 30 * DAY, LEARNED + days * DAY, [])
     promtool(tmp_path, step, pictures("steady", counts), [asked])
