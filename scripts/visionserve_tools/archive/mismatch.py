@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_SUGGESTED = 3
-# The methods by which modules fill their parameters.
+# The methods by which modules fill their parameters, and functions of `torch.nn.init`, which give
+# what they fill by the name of `tensor`.
 DRAWN = {"normal_", "uniform_", "fill_", "zero_", "mul_", "add_", "erfinv_", "clamp_", "copy_"}
+DRAWN |= {"constant_", "kaiming_uniform_"}
 
 
 def explain(reading: Fitted, found: Mapping[str, dict[str, Tensor]], network: str) -> str:
@@ -92,7 +94,7 @@ class _NoMemory(TorchFunctionMode):
         """Make `torch.empty` return a tensor without memory, and leave it as it is."""
         if func is torch.empty:
             return func(*args, **{**(kwargs or {}), "device": "meta"})
-        is_new = bool(args) and isinstance(args[0], torch.Tensor) and args[0].is_meta
-        if is_new and func.__name__ in DRAWN:
-            return args[0]
+        filled = args[0] if args else (kwargs or {}).get("tensor")
+        if isinstance(filled, torch.Tensor) and filled.is_meta and func.__name__ in DRAWN:
+            return filled
         return func(*args, **kwargs or {})
