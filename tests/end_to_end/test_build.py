@@ -584,15 +584,19 @@ def test_a_second_build_does_nothing_and_a_changed_one_rebuilds(
 
 
 def test_the_archive_imports_as_one_package_of_its_own(store: Path, tmp_path: Path) -> None:
-    """And one of PyTorch without its compiler, which is there for whoever asks for it."""
+    """And one of PyTorch without its compiler, which is there for whoever asks for it.
+
+    `test_checkpoints` does, with `torch.export`, by what is checked here.
+    """
     with zipfile.ZipFile(store / f"{RANDOM}.mar") as archive:
         archive.extractall(tmp_path)
     code = """
 import sys
 import visionserve_handler, visionserve.runtimes.pytorch
-assert "torchvision" in sys.modules and "torch._dynamo" not in sys.modules
+assert "torchvision" in sys.modules
+assert not [name for name in sys.modules if name.startswith("torch._dynamo")]
+assert sys.modules["torch"].compiler.disable.__module__ == "torch.compiler"
 print(visionserve_handler.__file__, visionserve.runtimes.pytorch.__file__)
-from torch._dynamo.utils import counters
 """
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -21,12 +22,9 @@ from threading import Event
 
 import pytest
 import requests
-import torch
 
-from tests.helpers import REAL, SMALL, called, site_of
-from visionserve.models import MODELS
+from tests.helpers import REAL, called, site_of
 from visionserve_tools import HOME, lock, paths, photos
-from visionserve_tools.archive import converted
 from visionserve_tools.archive.calibrated import Fitted, pack
 from visionserve_tools.archive.download import download
 from visionserve_tools.archive.hashes import is_recorded, read_record, record
@@ -172,26 +170,26 @@ def test_a_second_start_waits_and_finds_the_server_running(
     assert stopped.startswith("Stopped the server of profile local")
 
 
-def test_a_second_build_waits_and_finds_the_archive(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A third one, of another archive of that store, waits as well."""
-    store, weights = home / "store", tmp_path / "small.pt"
-    monkeypatch.setenv(converted.PLACE, str(tmp_path))
-    torch.save(MODELS[SMALL].build(1000).state_dict(), weights)
-    command = ["build", SMALL, "--weights", weights, "--profile", "gpu-t4", "--store", store]
+def test_a_second_build_waits_and_finds_the_archive(home: Path, store: Path) -> None:
+    """The first one is halted until the second one waits; the session's store has its model."""
+    own = home / "store"
+    command = ["build", REAL, "--profile", "server", "--precision", "fp32", "--store", own]
     with visionserve(*command) as first:
         until(lambda: f" {first.pid} " in Path("/proc/locks").read_text())
+        first.send_signal(signal.SIGSTOP)
         with visionserve(*command) as second:
+            assert second.stderr is not None
+            waited = second.stderr.readline()
+            first.send_signal(signal.SIGCONT)
             built, again = (each.communicate(timeout=4 * TIMEOUT) for each in (first, second))
     assert (first.returncode, second.returncode) == (0, 0), (built, again)
     assert built[0] == again[0]
-    assert f"waiting for the end of process {first.pid} (" in again[1]
-    assert "same best class" in built[1] and "same best class" not in again[1], "no second proof"
-    record = read_record(store / f"{SMALL}.mar")
-    digest = hashlib.sha256((store / f"{SMALL}.mar").read_bytes()).hexdigest()
+    assert f"waiting for the end of process {first.pid} (" in waited
+    assert "packed around" in built[1] and again[1] == "", "no second build"
+    record = read_record(own / f"{REAL}.mar")
+    digest = hashlib.sha256((own / f"{REAL}.mar").read_bytes()).hexdigest()
     assert record is not None and record["sha256"] == digest
-    assert {path.name for path in store.iterdir()} == {f"{SMALL}.mar", f"{SMALL}.json"}
+    assert {path.name for path in own.iterdir()} == {f"{REAL}.mar", f"{REAL}.json"}
 
 
 def test_a_start_of_nginx_is_told_nothing_of_a_stop_meanwhile(
