@@ -59,7 +59,8 @@ class Evil:
 def narrow(network: nn.Module) -> nn.Module:
     """Leave an eighth of each layer's channels: the file has 0.7 MB, and all names as before."""
     for module in network.modules():
-        for tensors in (module._parameters, module._buffers):
+        parts: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in parts:
             for name, of in tensors.items():
                 if of is not None and of.dim():
                     sides = tuple(slice(side if side < 8 else side // 8) for side in of.shape)

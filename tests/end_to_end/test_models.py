@@ -48,14 +48,15 @@ def test_a_family_answers_as_torchvisions_own_module(
     """Torchvision's builder reads the same weights from the hub's cache, by their official name."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     model = MODELS[name]
-    assert isinstance(model.weights, WeightsEnum)
+    weights = model.weights
+    assert isinstance(weights, WeightsEnum)
     # What takes any size takes one that is computed in a third of the time. Inception's auxiliary
     # classifier, which sees the training that `seeded` does, takes no less than its own.
     if name not in FIXED | {"inception_v3"}:
         small = model.transforms.model_copy(update={"crop": 128, "resize": 128})
         monkeypatch.setitem(MODELS, name, model := replace(model, transforms=small))
     module, pixels = seeded(name)
-    file = tmp_path / "hub" / "checkpoints" / model.weights.url.rpartition("/")[2]
+    file = tmp_path / "hub" / "checkpoints" / weights.url.rpartition("/")[2]
     file.parent.mkdir(parents=True)
     state = module.network.state_dict()
     if name == "densenet121":  # Its official file is older than the counters and the names.
@@ -64,14 +65,14 @@ def test_a_family_answers_as_torchvisions_own_module(
     torch.save(state, file)
     for draw in DRAWS:  # What is read from the file needs no draw, which takes half of the time.
         monkeypatch.setattr(nn.init, draw, lambda tensor, *_, **__: tensor)
-    official = tv.get_model(name, weights=model.weights).eval()
+    official = tv.get_model(name, weights=weights).eval()
     for tensor in module.network.state_dict().values():
         tensor.zero_()
     module.network.load_state_dict(
         load_state_dict(Weights(file, "", ""), module.network.state_dict())
     )
     file.unlink()  # 2 GB of all of them would be written to the disk.
-    preset = model.weights.transforms()
+    preset = weights.transforms()
     preset.resize_size = preset.crop_size = [model.transforms.crop]
     images = torch.stack([preset(Image.fromarray(image)) for image in pixels.numpy()])
     with torch.inference_mode():

@@ -486,7 +486,15 @@ def test_an_interrupted_build_is_built_anew(mountains: Path, tmp_path: Path) -> 
     exact = ["--precision", "fp32"]
     build_it = [sys.executable, "-m", "visionserve_tools", "build", SMALL, *own, *where, *exact]
     nothing = os.environ | {converted.PLACE: str(tmp_path / "converted")}
-    for reached in ("is built", "Every picture"):  # It imports PyTorch, and then it converts.
+
+    def imports(process: subprocess.Popen[str]) -> bool:
+        return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
+
+    def builds(process: subprocess.Popen[str]) -> bool:
+        assert process.stderr is not None
+        return "Every picture" in process.stderr.readline()
+
+    for is_reached in (imports, builds):
         process = subprocess.Popen(
             build_it,
             cwd=paths.ROOT,
@@ -495,9 +503,9 @@ def test_an_interrupted_build_is_built_anew(mountains: Path, tmp_path: Path) -> 
             text=True,
             start_new_session=True,
         )
-        assert process.stderr is not None
-        while reached not in (line := process.stderr.readline()):
-            assert line, "it ended before"
+        while not is_reached(process):
+            assert process.poll() is None, "it ended before"
+            time.sleep(0.01)
         os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=60)
         assert process.returncode != 0 and not any((tmp_path / "store").glob("*.mar"))
