@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 
-from tests.helpers import RANDOM, REAL, SERVER_CONFIG, SMALL, copy_sources, write_config
+from tests.helpers import RANDOM, REAL, SERVER_CONFIG, SMALL, called, copy_sources, write_config
 from visionserve.config import ModelConfig
 from visionserve.metadata import Metadata
 from visionserve.models import MODELS
@@ -42,10 +42,16 @@ from visionserve_tools.server.plan import of_names
 from visionserve_tools.server.torchserve import TorchServe
 
 
-def recipe(
-    config: Path, weights: Path | None, architecture: str = "resnet18", **more: object
-) -> Recipe:
+def recipe(config: Path, weights: Path | None, architecture: str = SMALL, **more: object) -> Recipe:
     return Recipe(architecture, "random", "1.0", config, weights, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state dict of the smallest network, untrained."""
+    path = tmp_path_factory.mktemp("weights") / "small.pt"
+    torch.save(MODELS[SMALL].build(1000).state_dict(), path)
+    return path
 
 
 @pytest.mark.parametrize("profile", paths.profiles())
@@ -68,12 +74,12 @@ def test_every_profile_is_valid(profile: str) -> None:
     ],
 )
 def test_an_unknown_key_or_bad_value_is_named_and_nothing_is_built(
-    tmp_path: Path, random_weights: Path, key: str, value: object
+    tmp_path: Path, small_weights: Path, key: str, value: object
 ) -> None:
     config = tmp_path / "model-config.yaml"
     config.write_text(yaml.safe_dump({key: value}))
     with pytest.raises(ValueError, match=key):
-        build(recipe(config, random_weights), tmp_path / "store")
+        build(recipe(config, small_weights), tmp_path / "store")
     assert not any((tmp_path / "store").glob("*"))
 
 
@@ -120,7 +126,7 @@ def test_weights_of_another_number_of_classes_are_refused(
     file = tmp_path / "seven.pt"
     torch.save(MODELS["resnet18"].build(7).state_dict(), file)
     with pytest.raises(WeightsError, match=r"seven\.pt has 7 classes, but ImageNet .* 1000"):
-        build(recipe(pytorch_config, file), tmp_path / "store")
+        build(recipe(pytorch_config, file, "resnet18"), tmp_path / "store")
     assert not any((tmp_path / "store").glob("*"))
 
 
@@ -176,8 +182,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, pytorch_config: Path) -> tup
     for label in ("valley", "alp"):
         (folders / label).mkdir(parents=True)
     names.write_text(json.dumps({"names": {"zh": {"alp": "高山雪景"}}}, ensure_ascii=False))
-    more = {"labels": folders, "label_map": names, "averaged": True}
-    wanted = recipe(pytorch_config, weights, architecture=SMALL, **more)
+    more: dict[str, Any] = {"labels": folders, "label_map": names, "averaged": True}
+    wanted = recipe(pytorch_config, weights, **more)
     return wanted, build(wanted, root / "store")
 
 
@@ -509,7 +515,7 @@ def test_what_cannot_be_repacked_or_made_again_is_told(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weights_sha256": "0" * 64}, r"fitted for resnet18 with weights 00000000\.\.\., not for"),
+        ({"weights_sha256": "0" * 64}, rf"fitted for {SMALL} with weights 00000000\.\.\., not for"),
         ({"groups_sha256": "0" * 64}, r"fitted for other groups of classes, or for none; run"),
         ({"temperatures": {"none": 0}}, r"no file of temperatures: temperatures\.none"),
         ({"temperatures": {"six_crop": 1}}, r"no file of temperatures: temperatures\.six_crop"),
@@ -518,29 +524,29 @@ def test_what_cannot_be_repacked_or_made_again_is_told(
 def test_temperatures_of_other_weights_or_out_of_range_are_refused(
     tmp_path: Path,
     pytorch_config: Path,
-    random_weights: Path,
+    small_weights: Path,
     change: dict[str, object],
     message: str,
 ) -> None:
     file = tmp_path / "temperatures.json"
-    found = {"architecture": "resnet18", "weights_sha256": sha256_of(random_weights), "about": ""}
+    found = {"architecture": SMALL, "weights_sha256": sha256_of(small_weights), "about": ""}
     file.write_text(json.dumps({**found, "temperatures": {"none": 0.7}, **change}))
-    wanted = recipe(pytorch_config, random_weights, temperatures=file)
+    wanted = recipe(pytorch_config, small_weights, temperatures=file)
     with pytest.raises(ValueError, match=message):
         build(wanted, tmp_path / "store")
     assert not any((tmp_path / "store").glob("*"))
-    plain = recipe(pytorch_config, random_weights)
+    plain = recipe(pytorch_config, small_weights)
     config = ModelConfig.load(pytorch_config)
     assert fingerprint(wanted, config) != fingerprint(plain, config)
 
 
 def test_a_label_map_with_an_unknown_label_is_refused(
-    tmp_path: Path, pytorch_config: Path, random_weights: Path
+    tmp_path: Path, pytorch_config: Path, small_weights: Path
 ) -> None:
     names = tmp_path / "map.json"
     names.write_text('{"alps": "x"}')
     with pytest.raises(ValueError, match="no such label: alps"):
-        build(recipe(pytorch_config, random_weights, label_map=names), tmp_path / "store")
+        build(recipe(pytorch_config, small_weights, label_map=names), tmp_path / "store")
 
 
 def test_a_second_build_does_nothing_and_a_changed_one_rebuilds(
@@ -642,12 +648,7 @@ def test_only_an_openvino_archive_stands_in_for_torch(store: Path) -> None:
 def test_the_builder_command_reports_an_error_without_a_traceback(
     tmp_path: Path, options: list[str], code: int, said: str
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "visionserve_tools", "build", *options, "--store", tmp_path],
-        cwd=paths.ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = called("build", *options, "--store", tmp_path)
     assert done.returncode == code
     assert done.stderr.endswith(f"{said}\n") and "Traceback" not in done.stderr
 
@@ -723,7 +724,7 @@ def packed(
 def test_a_build_overwrites_no_other_version_or_model(
     tmp_path: Path,
     pytorch_config: Path,
-    random_weights: Path,
+    small_weights: Path,
     change: dict[str, str],
     there: tuple[str, str, str],
 ) -> None:
@@ -731,7 +732,7 @@ def test_a_build_overwrites_no_other_version_or_model(
     file, model, version = there
     archive = packed(tmp_path / file, model, version)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    wanted = replace(recipe(pytorch_config, random_weights), **change)  # type: ignore[arg-type]
+    wanted = replace(recipe(pytorch_config, small_weights), **change)  # type: ignore[arg-type]
     said = (
         f"{archive} is {model} {version}, and is not overwritten: "
         f"give {wanted.name} {wanted.version} another name by --file."
