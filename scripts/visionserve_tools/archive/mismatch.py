@@ -74,11 +74,11 @@ def _cause(found: Mapping[str, dict[str, Tensor]], network: str) -> str:
 @cache
 def _networks() -> dict[str, dict[str, Tensor]]:
     """Return the state dicts of all models by name, without memory."""
-    with _NoMemory():
+    with NoMemory():
         return {name: model.build(1000).state_dict() for name, model in MODELS.items()}
 
 
-class _NoMemory(TorchFunctionMode):
+class NoMemory(TorchFunctionMode):
     """Gives new modules parameters without memory, and draws no numbers for them.
 
     Unlike `torch.device("meta")`, it leaves alone what a network computes with as it is built.

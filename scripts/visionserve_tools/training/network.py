@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from visionserve.metadata import Transforms
 from visionserve.models import MODELS, FullyConvolutional
+from visionserve_tools.archive.mismatch import NoMemory
 from visionserve_tools.archive.weights import ClassCountError, Weights, load_state_dict
 
 
@@ -42,7 +43,8 @@ def start(architecture: str, classes: int, weights: Weights, seed: int) -> nn.Mo
 
 def heads(network: nn.Module, architecture: str, classes: int) -> list[str]:
     """Return the names of the weights whose shapes depend on the number of classes, in order."""
-    other = MODELS[architecture].build(classes + 1).state_dict()
+    with NoMemory():
+        other = MODELS[architecture].build(classes + 1).state_dict()
     return [name for name, own in network.state_dict().items() if own.shape != other[name].shape]
 
 
