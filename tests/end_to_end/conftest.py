@@ -154,7 +154,7 @@ def client(server: TorchServe) -> Client:
 
 @pytest.fixture(scope="module")
 def one_reader() -> Iterator[None]:
-    """Commands that a test calls read photographs in this process, and begin no other ones."""
+    """Commands that a test calls read photographs in this process, or in a single other one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "sched_getaffinity", lambda _: {0})
         yield

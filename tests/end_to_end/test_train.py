@@ -39,7 +39,7 @@ from visionserve_tools.archive.weights import load_state_dict, resolve
 from visionserve_tools.commands import train
 from visionserve_tools.server.ports import free_ports
 from visionserve_tools.server.torchserve import TorchServe
-from visionserve_tools.training import folds, linear_probe, near_duplicates, network, run
+from visionserve_tools.training import folds, linear_probe, near_duplicates, network, reading, run
 
 # Class indices of ImageNet, first and last.
 RANGES = {
@@ -390,6 +390,19 @@ def test_every_pool_of_processes_starts_where_no_ctrl_c_comes_through() -> None:
     sources = (path.read_text() for path in paths.TOOLS.rglob("*.py"))
     before = [line for text in sources for line in re.findall(r"(\S.*)\n.*\.Pool\(", text)]
     assert before == ["with held_back():"] * 2
+
+
+def test_processes_of_several_cores_see_what_one_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other tests read photographs on one core, in this process."""
+    names = ("bird/again.jpg", "dog/broken.jpg", "bird/mirrored.png")
+    tasks: list[reading.Task] = [(folder / name, None) for name in names]
+    transforms = MODELS[REAL].transforms
+    expected = reading.read(tasks, transforms, None, "here")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    assert reading.read(tasks, transforms, None, "there") == expected
+    assert [isinstance(one, str) for one in expected] == [False, True, False]
 
 
 def test_fine_tuning_goes_on_after_a_kill_to_the_same_weights(

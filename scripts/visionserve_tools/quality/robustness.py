@@ -7,10 +7,8 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +143,7 @@ def measure(
     photographs: Sequence[tuple[Path, int]],
     every: int,
 ) -> dict[TTA, Measured]:
-    """Classify photographs on one thread of each core, until an interrupt.
+    """Classify photographs in a process of one thread for each core, until an interrupt.
 
     Args:
         directory: holds the converted model and its metadata.
@@ -163,16 +161,11 @@ def measure(
     tasks = [(path, label, seed, every) for seed, (path, label) in enumerate(photographs)]
     random.Random(0).shuffle(tasks)
     found: list[Found] = []
-    cores = len(os.sched_getaffinity(0))
-    with ExitStack() as stack:
-        if cores == 1:  # Another process would only import all of this again.
-            measured: Iterable[Found] = starmap(Bench(directory, config, modes).measure, tasks)
-        else:
-            spawn = multiprocessing.get_context("spawn")
-            with held_back():
-                pool = spawn.Pool(cores, _start, (directory, config, modes))
-            measured = stack.enter_context(pool).imap_unordered(_measure, tasks)
-        bar = tqdm(measured, "photographs", len(tasks), smoothing=0)
+    spawn = multiprocessing.get_context("spawn")
+    with held_back():
+        pool = spawn.Pool(len(os.sched_getaffinity(0)), _start, (directory, config, modes))
+    with pool:
+        bar = tqdm(pool.imap_unordered(_measure, tasks), "photographs", len(tasks), smoothing=0)
         try:
             found.extend(bar)
         except KeyboardInterrupt:
