@@ -134,7 +134,8 @@ def served(
         config = tmp_path_factory.mktemp(profile) / "model-config.yaml"
         settings = yaml.safe_load((paths.CONFIG / profile / config.name).read_text())
         config.write_text(yaml.safe_dump(settings | {"minWorkers": 1}))
-        archives.append(build(Recipe(REAL, name, "1.0", config), store))
+        recipe = Recipe(REAL, name, "1.0", config, calibration=photos.greeting().parent)
+        archives.append(build(recipe, store))
     for archive in archives:
         server.admit(archive.name)
         client.register(archive.name, model_name=archive.stem)
@@ -240,9 +241,9 @@ def test_what_is_unfamiliar_is_so_by_pytorch(
     """ReAct, ASH-S and the energy of PyTorch's own features; of INT8, of those that it gives."""
     model = REAL if profile == "server" else request.getfixturevalue("served")[profile]
     known = client.card(model)["familiarity"]
-    pictures = [*PHOTOGRAPHS, *sorted(paths.PHOTOGRAPHS.glob("*.JPEG"))[::60]]
-    for index, (kind, data) in enumerate(generated.pictures(2, seed=1)):
-        pictures.append(tmp_path / f"{kind}{index}.png")
+    pictures = [*PHOTOGRAPHS, *sorted(paths.PHOTOGRAPHS.glob("*.JPEG"))[::100]]
+    for kind, data in generated.pictures(1, seed=1):
+        pictures.append(tmp_path / f"{kind}.png")
         pictures[-1].write_bytes(data)
     told = []
     for mode in ("none", "dense"):
@@ -263,22 +264,21 @@ def test_what_is_unfamiliar_is_so_by_pytorch(
                 told.append(off < 0)
             if answer["unfamiliar"]:
                 assert answer["warning"].startswith("Probably none of the model's classes")
-    assert sum(told) >= 15 and len(told) - sum(told) >= 3
+    assert sum(told) >= 8 and len(told) - sum(told) >= 3
 
 
 def test_as_many_answers_are_confident_as_in_fp32(
     client: Client, served: dict[str, str], samples: list[Path]
 ) -> None:
-    """Of 100 photographs, within five points."""
+    """Of 50 photographs, within four points; of more in INT8, `test_runtimes` says so."""
 
     def confident(model: str) -> int:
-        answers = [client.predict(model, path.read_bytes(), tta="none") for path in samples[::5]]
+        answers = [client.predict(model, path.read_bytes(), tta="none") for path in samples[::10]]
         return sum(answer.json()["confident"] for answer in answers)
 
-    fp32 = confident(served["server"])
-    assert fp32 > 60
-    assert abs(confident(served["local"]) - fp32) <= 5
-    assert abs(confident(served["gpu-t4"]) - fp32) <= 5
+    exact = confident(served["server"])
+    assert exact > 30
+    assert abs(confident(served["gpu-t4"]) - exact) <= 2
 
 
 @pytest.fixture(scope="module")
