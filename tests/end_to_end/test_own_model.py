@@ -50,36 +50,38 @@ BICUBIC = T.InterpolationMode.BICUBIC
 MEAN = torch.tensor([103.939, 116.779, 123.68])[:, None, None]
 
 
-def network(channels: int = 3) -> tv.ResNet:
+def network() -> tv.ResNet:
     """The owner's network: a trained ResNet-18, or a drawn one whose features differ by picture."""
     torch.manual_seed(0)
     net = tv.resnet18(num_classes=len(LABELS))
     if TRAINED.exists():
         net.load_state_dict(torch.load(TRAINED, weights_only=True))
     else:
-        differ(net)
-    if channels == 1:
-        kernel = net.conv1.weight.sum(1, keepdim=True).detach()
-        net.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
-        net.conv1.weight = nn.Parameter(kernel)
+        differ(net, steps())
     net.float().eval()
     return net
 
 
-def drawn(classes: int = len(LABELS)) -> tv.ShuffleNetV2:
+def drawn(
+    classes: int = len(LABELS),
+    transform: Callable[[Image.Image], Tensor] | None = None,
+    channels: int = 3,
+) -> tv.ShuffleNetV2:
     """A drawn network that is converted in half of a ResNet-18's time, and quick."""
     torch.manual_seed(0)
     net = tv.shufflenet_v2_x0_5(num_classes=classes)
-    differ(net)
+    if channels == 1:
+        net.conv1[0] = nn.Conv2d(1, 24, 3, stride=2, padding=1, bias=False)
+    differ(net, transform or steps())
     return net
 
 
-def differ(net: Any) -> None:
+def differ(net: Any, transform: Callable[[Image.Image], Tensor]) -> None:
     """Give a drawn network the statistics and the last layer by which pictures differ."""
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 1.0
-    pictures = torch.stack([steps()(Image.open(path).convert("RGB")) for path in PICTURES])
+    pictures = torch.stack([transform(Image.open(path).convert("RGB")) for path in PICTURES])
     with torch.inference_mode():
         net.train()(pictures)
         nn.init.normal_(net.fc.weight)
@@ -146,9 +148,12 @@ ONE = "one grey channel, squashed"
 def own(name: str, weights: Path) -> tuple[nn.Module, Callable[[Image.Image], Tensor], Declared]:
     """Save an owner's network, and return it with their transforms and what they declare."""
     transform, declared = OWNERS[name]
-    net = network(1 if name == ONE else 3)
-    if name == "Caffe":
+    net: Any
+    if name == FAST:
+        net = network()
         net.conv1.weight.data /= 57
+    else:
+        net = drawn(transform=transform, channels=1 if name == ONE else 3)
     torch.save(net.state_dict(), weights)
     return net, transform, Declared(**declared)
 
@@ -174,6 +179,10 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def model_of(name: str) -> str:
     return name.replace(",", "").replace(" ", "-")
+
+
+def architecture_of(name: str) -> str:
+    return "resnet18" if name == FAST else DRAWN
 
 
 @dataclass(frozen=True)
@@ -219,15 +228,14 @@ def owners(
         weights = root / f"{model_of(name)}.pt"
         networks[name], _, declared = own(name, weights)
         recipe = Recipe(
-            *("resnet18", model_of(name), "1.0", configs["exact"], weights, labels),
+            *(architecture_of(name), model_of(name), "1.0", configs["exact"], weights, labels),
             declared=declared,
             # The tests below prove more than the builder on one photograph.
             calibration=photos.greeting().parent,
         )
         archives[recipe.name] = build(recipe, store)
         if name == FAST:
-            fast = build(replace(recipe, name="fast", config=configs["fast"]), root / "store")
-            with zipfile.ZipFile(fast) as packed:
+            with zipfile.ZipFile(archives[recipe.name]) as packed:
                 packed.extractall(root / "unpacked")
     config = ModelConfig.load(configs["fast"])
     quick = Classifier.from_archive(root / "unpacked", config, None, "1.0")
@@ -241,10 +249,13 @@ def owners(
 
 
 def features(net: Any, image: Tensor) -> Tensor:
-    """A ResNet's last map of features: (1, 512, rows, columns)."""
-    found: Tensor = net.maxpool(net.relu(net.bn1(net.conv1(image[None]))))
-    for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
-        found = layer(found)
+    """A network's last map of features: (1, channels, rows, columns)."""
+    if isinstance(net, tv.ShuffleNetV2):
+        layers = [net.conv1, net.maxpool, net.stage2, net.stage3, net.stage4, net.conv5]
+    else:
+        layers = [net.conv1, net.bn1, net.relu, net.maxpool]
+        layers += [net.layer1, net.layer2, net.layer3, net.layer4]
+    found: Tensor = nn.Sequential(*layers)(image[None])
     return found
 
 
@@ -328,11 +339,11 @@ def test_a_worker_of_pytorch_answers_as_its_owners_does(name: str, tmp_path: Pat
     """From the owner's own file, which an archive of PyTorch holds as it is."""
     net, transform, declared = own(name, tmp_path / "own.pt")
     config = ModelConfig.load(write_config(tmp_path, runtime="pytorch"))
-    transforms = resolve_preprocessing(declared, "resnet18").transforms
+    transforms = resolve_preprocessing(declared, architecture_of(name)).transforms
     if name == ONE:
         transforms = one_channel(transforms) or transforms
     metadata = Metadata(
-        architecture="resnet18",
+        architecture=architecture_of(name),
         weights="own.pt",
         weights_sha256="",
         artifact="own.pt",
@@ -349,7 +360,7 @@ def test_a_worker_of_pytorch_answers_as_its_owners_does(name: str, tmp_path: Pat
     [
         ("vit_b_16", 192, "vit_b_16 takes 224 × 224 pixels alone: give that --crop."),
         ("inception_v3", 32, "inception_v3 cannot take 32 × 32 pixels (Calculated padded input"),
-        ("resnet18", 224, "own.pt: its network takes one channel, grey: give --channels grey, and"),
+        (DRAWN, 224, "own.pt: its network takes one channel, grey: give --channels grey, and"),
     ],
 )
 def test_what_a_network_cannot_take_is_told_in_one_line(
