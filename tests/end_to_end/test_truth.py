@@ -1,6 +1,8 @@
 """Every figure of an answer, over HTTP, against torchvision's own transforms and PyTorch."""
 
+import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -11,11 +13,14 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, functional
 
+from tests.end_to_end.test_own_model import DRAWN, drawn
 from tests.helpers import REAL, write_config
-from visionserve.config import TTA, ModelConfig
+from visionserve.classifier import Classifier
+from visionserve.config import TTA, ModelConfig, Options
+from visionserve.item import Item
 from visionserve.models import IMAGENET_CATEGORIES, MODELS
 from visionserve.processor import multiplies_bf16, overflows
 from visionserve_tools import paths, photos
@@ -281,54 +286,72 @@ def test_as_many_answers_are_confident_as_in_fp32(
     assert abs(confident(served["gpu-t4"]) - exact) <= 2
 
 
-@pytest.fixture(scope="module")
-def grouped(
-    client: Client, server: TorchServe, store: Path, tmp_path_factory: Any
-) -> Iterator[dict[str, str]]:
-    """A plain model of INT8 and FP32 to one of everyday groups, in the session's server.
+# A plain model, and one of everyday groups of its classes.
+PAIRS = {REAL: "grouped", "few": "few_grouped"}
 
-    Those of INT8 are quantized on a few samples alone, which are the same for both.
+
+@pytest.fixture(scope="module")
+def ask(
+    client: Client, server: TorchServe, store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Any]]:
+    """Ask one of `PAIRS`: in FP32 the session's server, and in INT8 what its worker would ask.
+
+    Those of INT8 are quantized on a few samples alone, which are the same for both. Their network
+    is a small one, whose classes differ by a bias.
     """
-    exact, int8 = (
-        write_config(tmp_path_factory.mktemp(precision), workers=1, precision=precision)
-        for precision in ("fp32", "int8")
+    root = tmp_path_factory.mktemp("grouped")
+    net = drawn(CLASSES)
+    net.fc = nn.Linear(net.fc.in_features, CLASSES)
+    nn.init.normal_(net.fc.weight, std=0.02)
+    nn.init.normal_(net.fc.bias, std=2)
+    torch.save(net.state_dict(), root / "few.pt")
+    everyday, cat = find_groups("everyday"), photos.greeting().parent
+    int8 = Recipe(
+        *(DRAWN, "few", "1.0", write_config(root, precision="int8")),
+        *(root / "few.pt",),
+        calibration=cat,
     )
-    everyday, few = find_groups("everyday"), photos.greeting().parent
-    recipes = [
-        Recipe(REAL, "few", "1.0", int8, calibration=few),
-        Recipe(REAL, "few_grouped", "1.0", int8, calibration=few, groups=everyday),
-        Recipe(REAL, "grouped", "1.0", exact, calibration=few, groups=everyday),
-    ]
+    few: dict[str, Classifier] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convert, "SAMPLES", 4)
         patch.setattr(convert, "CLOSE", 1)
-        archives = [build(recipe, store) for recipe in recipes]
-    for archive in archives:
-        server.admit(archive.name)
-        client.register(archive.name, model_name=archive.stem)
+        for recipe in (int8, replace(int8, name="few_grouped", groups=everyday)):
+            with zipfile.ZipFile(build(recipe, root / "store")) as packed:
+                packed.extractall(root / recipe.name)
+            config = ModelConfig.load(recipe.config)
+            few[recipe.name] = Classifier.from_archive(root / recipe.name, config, None, "1.0")
+    exact = write_config(root, workers=1)
+    build(Recipe(REAL, "grouped", "1.0", exact, calibration=cat, groups=everyday), store)
+    server.register("grouped.mar")
+
+    def ask(model: str, path: Path, **options: Any) -> Any:
+        if model not in few:
+            return client.predict(model, path.read_bytes(), **options).json()
+        (answer,) = few[model].classify([Item(path.read_bytes(), Options(**options))])
+        return answer
+
     try:
-        yield {"few": "few_grouped", REAL: "grouped"}
+        yield ask
     finally:
-        for archive in archives:
-            client.unregister(archive.stem)
+        client.unregister("grouped")
 
 
 @pytest.mark.parametrize("mode", ["five_crop", "dense"])
 def test_groups_are_sums_of_the_plain_models_classes(
     client: Client,
-    grouped: dict[str, str],
+    ask: Callable[..., Any],
     expected: Callable[[Path, TTA], Figures],
     mode: TTA,
 ) -> None:
     """Of all groups, by the same precision and by PyTorch; in Chinese, and told by the card."""
     groups = read_groups(find_groups("everyday"), IMAGENET_CATEGORIES)
-    for plain, model in grouped.items():
-        described = client.card(model)["groups"]
-        assert {name: tuple(indices) for name, indices in described.items()} == groups.members
-        assert client.card(plain).get("groups") is None
+    described = client.card("grouped")["groups"]
+    assert {name: tuple(indices) for name, indices in described.items()} == groups.members
+    assert client.card(REAL).get("groups") is None
+    for plain, model in PAIRS.items():
         for path in PHOTOGRAPHS:
             classes, answer = (
-                client.predict(name, path.read_bytes(), top_k=top_k, tta=mode, language="zh").json()
+                ask(name, path, top_k=top_k, tta=mode, language="zh")
                 for name, top_k in ((plain, CLASSES), (model, len(groups.members)))
             )
             shown = {one["class_id"]: one["probability"] for one in classes["predictions"]}
@@ -348,7 +371,7 @@ def test_groups_are_sums_of_the_plain_models_classes(
 
 
 def test_the_map_of_a_group_is_its_probabilitys_gradient_times_the_features(
-    client: Client, grouped: dict[str, str], network: Any
+    ask: Callable[..., Any], network: Any
 ) -> None:
     """By PyTorch's autograd, of the logarithm of the group's summed exponentials.
 
@@ -363,15 +386,15 @@ def test_the_map_of_a_group_is_its_probabilitys_gradient_times_the_features(
             features = network.extract_features(tensor_of(functional.center_crop(resized, [224])))
         features = features.clone().requires_grad_()
         logits = network._fc(features.mean((2, 3)))[0]
-        asked = {model: len(groups) for model in grouped.values()} | {"few": CLASSES}
+        asked = {model: len(groups) for model in PAIRS.values()} | {"few": CLASSES}
         explained = {
-            model: client.predict(model, path.read_bytes(), tta="none", top_k=top_k, explain=True)
+            model: ask(model, path, tta="none", top_k=top_k, explain=True)
             for model, top_k in asked.items()
         }
         maps = {
             model: {
                 one["label"]: (one["probability"], np.array(one["explanation"]["grid"]))
-                for one in answer.json()["predictions"]
+                for one in answer["predictions"]
             }
             for model, answer in explained.items()
         }
@@ -391,8 +414,7 @@ def test_the_map_of_a_group_is_its_probabilitys_gradient_times_the_features(
 
 
 def test_the_map_of_a_dense_view_weighs_classes_by_its_windows_mean(
-    client: Client,
-    grouped: dict[str, str],
+    ask: Callable[..., Any],
     expected: Callable[[Path, TTA], Figures],
     network: Any,
 ) -> None:
@@ -409,7 +431,7 @@ def test_the_map_of_a_dense_view_weighs_classes_by_its_windows_mean(
         )
         maps = torch.einsum("kc,crs->rsk", network._fc.weight, features[0]).numpy()
     probabilities, _ = expected(path, "dense")
-    answer = client.predict("grouped", path.read_bytes(), tta="dense", explain="true").json()
+    answer = ask("grouped", path, tta="dense", explain=True)
     for one in answer["predictions"]:
         members = list(groups[one["label"]])
         reference = np.average(maps[..., members], axis=-1, weights=probabilities[members])
