@@ -122,7 +122,7 @@ def test_bf16_is_as_close_to_fp32_as_pytorchs_own(fp32: tuple[Runtime, Metadata]
     network = FullyConvolutional(REAL, 1000, metadata.transforms).eval()
     network.network.load_state_dict(load_state_dict(resolve(REAL), network.network.state_dict()))
     network.freeze(torch.bfloat16)
-    for batch in (pixels(30, 224, 224), pixels(8, 256, 320)):
+    for batch in (pixels(15, 224, 224), pixels(4, 256, 320)):
         expected, found = exact.passed(batch), runtime.passed(batch)
         with torch.inference_mode():
             theirs = network(torch.from_numpy(batch)).numpy()
@@ -262,7 +262,7 @@ def test_int8_probabilities_are_those_of_fp32(
     fp32: tuple[Runtime, Metadata], int8: tuple[Runtime, Metadata]
 ) -> None:
     """On crops that are larger than those of the calibration, one window and several."""
-    for batch in (pixels(50, 224, 224), pixels(20, 320, 320)):
+    for batch in (pixels(20, 224, 224), pixels(8, 320, 320)):
         exact, rounded = fp32[0](batch), int8[0](batch)
         assert np.abs(rounded.sum(axis=1) - 1).max() < 1e-3
         best = exact.argmax(axis=1)[:, np.newaxis]
