@@ -389,7 +389,7 @@ def label_at(path: Path) -> int:
 
 
 def last_layer(features: Tensor, labels: list[int]) -> nn.Linear:
-    """One of ridge regression: right about most centres, and wrong about some of the crops."""
+    """One of ridge regression: right about these pictures' centres, and wrong about some others."""
     mean, std = features.mean(0), features.std(0) + 1e-6
     scaled, wanted = (features - mean) / std, torch.eye(len(OWN_LABELS))[labels]
     shares = wanted.mean(0)
@@ -413,9 +413,10 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Own:
     }
     network, weights = drawn(len(OWN_LABELS)), root / "own.pt"
     network.fc = nn.Identity()
+    some = [path for turn, path in enumerate(pixels) if turn % 4 != 3 and path.name != HOSTILE]
     with torch.inference_mode():
-        centres = torch.stack([v2.CenterCrop(CROP)(one) for one in pixels.values()])
-        network.fc = last_layer(network(centres), [label_at(path) for path in pixels])
+        centres = torch.stack([v2.CenterCrop(CROP)(pixels[path]) for path in some])
+        network.fc = last_layer(network(centres), [label_at(path) for path in some])
     torch.save(network.state_dict(), weights)
     (root / "labels.txt").write_text("\n".join(OWN_LABELS) + "\n")
     config = write_config(root, workers=1, defaults={"tta": "five_crop", "threshold": 0.4})
@@ -643,6 +644,7 @@ def test_an_own_archive_is_measured_as_it_is_served(
     wrong.sort(key=lambda path: -answers[path].max())
     shown = [html.unescape(one) for one in re.findall("<b>(.*?)</b>", page)]
     assert shown == [str(path.relative_to(own.folder)) for path in wrong]
+    assert any(HOSTILE in one for one in shown)
     assert "<b onclick" not in page and page.count("data:image/jpeg;base64,") == len(wrong)
     assert not re.search("https?://|<script|<link", page)
 
@@ -796,6 +798,7 @@ def test_two_archives_are_compared_as_pytorch_compares_them(
     right = [found == labels for found in best]
     gained, lost = (int((right[a] & ~right[b]).sum()) for a, b in ((1, 0), (0, 1)))
     changes = gained + lost
+    assert gained and (lost or not paths.PHOTOGRAPHS.exists())
     p = min(1, 2 * sum(math.comb(changes, k) for k in range(min(gained, lost) + 1)) / 2**changes)
 
     other = another(own.archive, tmp_path / "other.mar", {})
