@@ -45,7 +45,7 @@ from visionserve_tools.quality.corruptions import CORRUPTIONS, SIDE, MotionBlur,
 from visionserve_tools.quality.models import opened
 from visionserve_tools.quality.robustness import CONDITIONS, QUICK, Bench, Measured, record
 from visionserve_tools.quality.unfamiliar import Pictures, Told
-from visionserve_tools.server.ports import free_ports
+from visionserve_tools.server.client import Client
 from visionserve_tools.server.torchserve import TorchServe
 
 
@@ -488,18 +488,20 @@ def neighbours(own: Own, calibrated: dict[str, float]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def replies(own: Own, neighbours: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Any]:
-    """What the calibrated archive answers over HTTP."""
-    state = tmp_path_factory.mktemp("own-server")
-    server = TorchServe("server", state, own.archive.parent, free_ports())
-    server.start(["own=own.mar"])
+def replies(
+    own: Own, neighbours: Any, server: TorchServe, client: Client, store: Path
+) -> dict[Path, Any]:
+    """What the calibrated archive answers over HTTP, in the session's server."""
+    for suffix in (".mar", ".json"):
+        shutil.copy(own.archive.with_suffix(suffix), store)
+    server.register("own.mar")
     try:
         return {
-            path: server.client.predict("own", path.read_bytes(), top_k=9, features=True).json()
+            path: client.predict("own", path.read_bytes(), top_k=9, features=True).json()
             for path in own.probabilities["five_crop"]
         }
     finally:
-        server.stop()
+        client.unregister("own")
 
 
 @pytest.fixture(scope="module")

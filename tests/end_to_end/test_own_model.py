@@ -23,7 +23,8 @@ from torchvision import transforms as T  # noqa: N812
 from tests.helpers import called, write_config
 from visionserve.card import card
 from visionserve.classifier import Classifier
-from visionserve.config import HandlerConfig, ModelConfig
+from visionserve.config import HandlerConfig, ModelConfig, Options
+from visionserve.item import Item
 from visionserve.metadata import FILE, Metadata, Transforms
 from visionserve.processor import multiplies_bf16
 from visionserve_tools import paths, photos
@@ -187,27 +188,32 @@ def architecture_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Owners:
-    """A server of the owners' networks, exact in FP32, and a worker of one that decodes fast.
+    """A server of FAST's network, exact in FP32, and what workers of all of them classify with.
 
     Attributes:
         client: of the server.
         networks: by the owners' names.
-        fast: what a worker classifies with, of FAST's network.
+        exact: of the networks that the server does not have, by the owners' names.
+        fast: of FAST's network, which decodes fast.
     """
 
     client: Client
     networks: dict[str, nn.Module]
+    exact: dict[str, Classifier]
     fast: Classifier
 
     def answer(self, name: str, path: Path, **options: Any) -> tuple[NDArray[np.float64], Any]:
         """The probabilities that the bytes of a picture get, by class, and the whole answer."""
-        response = self.client.predict(
-            model_of(name), path.read_bytes(), top_k=len(LABELS), **options
-        )
+        data, asked = path.read_bytes(), {"top_k": len(LABELS), **options}
+        answer: Any
+        if name == FAST:
+            answer = self.client.predict(model_of(name), data, **asked).json()
+        else:
+            (answer,) = self.exact[name].classify([Item(data, Options(**asked))])
         found = np.full(len(LABELS), np.nan)
-        for one in response.json()["predictions"]:
+        for one in answer["predictions"]:
             found[LABELS.index(one["label"])] = one["probability"]
-        return found, response.json()
+        return found, answer
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +229,9 @@ def owners(
     for decode in ("exact", "fast"):
         (root / decode).mkdir()
         configs[decode] = write_config(root / decode, workers=1, decode=decode)
-    networks, archives = {}, {}
+    networks, exact = {}, {}
     for name in OWNERS:
-        weights = root / f"{model_of(name)}.pt"
+        weights, folder = root / f"{model_of(name)}.pt", root / model_of(name)
         networks[name], _, declared = own(name, weights)
         recipe = Recipe(
             *(architecture_of(name), model_of(name), "1.0", configs["exact"], weights, labels),
@@ -233,19 +239,15 @@ def owners(
             # The tests below prove more than the builder on one photograph.
             calibration=photos.greeting().parent,
         )
-        archives[recipe.name] = build(recipe, store)
-        if name == FAST:
-            with zipfile.ZipFile(archives[recipe.name]) as packed:
-                packed.extractall(root / "unpacked")
-    config = ModelConfig.load(configs["fast"])
-    quick = Classifier.from_archive(root / "unpacked", config, None, "1.0")
-    for archive in archives.values():
-        server.register(archive.name)
+        with zipfile.ZipFile(build(recipe, store)) as packed:
+            packed.extractall(folder)
+        config = ModelConfig.load(configs["fast" if name == FAST else "exact"])
+        exact[name] = Classifier.from_archive(folder, config, None, "1.0")
+    server.register(f"{model_of(FAST)}.mar")
     try:
-        yield Owners(client, networks, quick)
+        yield Owners(client, networks, exact, exact.pop(FAST))
     finally:
-        for name in archives:
-            client.unregister(name)
+        client.unregister(model_of(FAST))
 
 
 def features(net: Any, image: Tensor) -> Tensor:
@@ -281,7 +283,7 @@ def views(net: Any, image: Tensor, mode: str, crop: int) -> Tensor:
 
 @pytest.mark.parametrize("name", OWNERS)
 def test_an_archive_answers_as_its_owners_pytorch_does(name: str, owners: Owners) -> None:
-    """From the bytes of a picture over HTTP, the probability of every class and in every view."""
+    """From the bytes of a picture, one over HTTP, each class's probability and in every view."""
     transform: Any = OWNERS[name][0]
     net = owners.networks[name]
     wanted = predict(net, transform, MORE)
