@@ -379,7 +379,7 @@ def pictures(folder: Path) -> None:
     (folder / "bird").rename(folder.parent / "elsewhere")
     (folder / "bird").symlink_to(folder.parent / "elsewhere")
     (folder / "vehicle").mkdir()
-    (folder / "dog" / "broken.jpg").write_bytes(first.read_bytes()[:1000])
+    (folder / "dog" / "broken.jpg").write_bytes(photos.packaged()[2].read_bytes()[:1000])
     (folder / "dog" / "gone.jpg").symlink_to("absent.jpg")
     (folder / "cat" / "large.png").write_bytes(bytes(6_000_000))
 

@@ -211,6 +211,9 @@ def test_images_are_classified(printed: Printed) -> None:
     (best, *_) = everyday.partition(f"{REAL}-everyday 1.0 on chelsea.png, ")[2].splitlines()[1:]
     assert best.split()[1:] == ["cat"]
     assert "mountains 1.0 on chelsea.png" in both and f"{REAL} 1.0 on chelsea.png" in both
+    assert re.search(r"mountain \d", both), (
+        "a user's labels around a model that was converted before"
+    )
 
 
 def test_each_door_answers(printed: Printed, clone: Path) -> None:
