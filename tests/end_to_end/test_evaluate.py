@@ -282,8 +282,8 @@ def expected(path: Path) -> Any:
 def test_evaluate_tells_what_pytorch_says(photographs: Path, tmp_path: Path) -> None:
     variants = ("openvino fp32", "openvino fp32, fast decode")
     options = ("--variants", *variants, "--modes", "none", "--output", tmp_path)
-    options += ("--calibration", photos.greeting().parent)
-    printed = command("evaluate", photographs, "--index-in-name", "--quick", *options)
+    cat = ("--calibration", photos.greeting().parent)
+    printed = command("evaluate", photographs, "--index-in-name", "--quick", *options, *cat)
     record = json.loads((tmp_path / "evaluation.json").read_text())
     figures, fast = record["figures"]
     deleted = record["deletion"]["openvino fp32"]
