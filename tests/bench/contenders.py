@@ -105,13 +105,13 @@ class Running:
         url: the address that takes an image by POST.
         seconds: the time from its start to its first answer.
         pid: the id of its first process, which is the frontend for TorchServe.
-        shrink: reduces the workers to one; None for servers other than TorchServe.
+        scale: sets the number of workers; None for servers other than TorchServe.
     """
 
     url: str
     seconds: float
     pid: int
-    shrink: Callable[[], None] | None = None
+    scale: Callable[[int], None] | None = None
 
     def pss(self) -> list[float]:
         """Return the proportional set sizes of the first process and its descendants, in MB."""
@@ -158,13 +158,13 @@ def _torchserve(contender: Contender, state: Path, store: Path, image: Path) -> 
         pid = server.pid
         assert pid is not None
 
-        def shrink() -> None:
-            client.scale(contender.model, 1)
-            while len(psutil.Process(pid).children()) > 1:
+        def scale(workers: int) -> None:
+            client.scale(contender.model, workers)
+            while len(psutil.Process(pid).children()) > workers:
                 time.sleep(0.1)
 
         url = f"{client.inference}/predictions/{contender.model}"
-        yield Running(url, seconds, pid, shrink)
+        yield Running(url, seconds, pid, scale)
     finally:
         server.stop()
 

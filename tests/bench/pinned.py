@@ -35,10 +35,10 @@ def on(cores: Set[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def move(pid: int, core: int) -> None:
-    """Move all threads of a process to a core."""
+def move(pid: int, cores: Set[int]) -> None:
+    """Move all threads of a process to some cores; those that it starts later inherit them."""
     for thread in psutil.Process(pid).threads():
-        os.sched_setaffinity(thread.id, {core})
+        os.sched_setaffinity(thread.id, cores)
 
 
 def measure(
@@ -58,10 +58,13 @@ def measure(
     os.environ[CORE] = str(core)
     try:
         with on({*others}), running(contender, store, images[0], 1) as server:
-            if server.shrink:
-                server.shrink()
-                (worker,) = psutil.Process(server.pid).children()
-                move(worker.pid, core)
+            if server.scale:
+                # A worker has to load its model on the core: OpenVINO keeps the cores that its
+                # process had then, and sets them again at each pass.
+                server.scale(0)
+                move(server.pid, {core})
+                server.scale(1)
+                move(server.pid, {*others})
             asked = (server.url, contender.field, "none", CLIENTS)
             send(*asked, max(2 * seconds, WARM_UP), images)
             before = server.spent()

@@ -75,8 +75,8 @@ def measure_server(
         processes = server.pss()
         for number, megabytes in enumerate(processes):
             add(f"process {number} MB", megabytes)
-        if server.shrink:
-            server.shrink()
+        if server.scale:
+            server.scale(1)
             one = sum(server.pss())
             add("one worker MB", one)
             add("further worker MB", (sum(processes) - one) / max(1, WORKERS - 1))
