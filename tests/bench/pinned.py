@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.bench.contenders import Contender, running
+from tests.bench.contenders import Contender, Running, running
 from tests.bench.load import send
 from tests.bench.results import Figure, Results
 
@@ -41,6 +41,19 @@ def move(pid: int, cores: Set[int]) -> None:
         os.sched_setaffinity(thread.id, cores)
 
 
+def settle(server: Running, core: int, others: Set[int]) -> None:
+    """Have TorchServe's one worker load its model on a core, and keep the frontend on others.
+
+    A worker that is moved later comes back: OpenVINO keeps the cores that its process had when it
+    loaded the model, and sets them again at each pass. A peer moves itself; see `CORE`.
+    """
+    if server.scale:
+        server.scale(0)
+        move(server.pid, {core})
+        server.scale(1)
+        move(server.pid, others)
+
+
 def measure(
     contender: Contender, store: Path, images: Sequence[Path], seconds: int, results: Results
 ) -> None:
@@ -58,13 +71,7 @@ def measure(
     os.environ[CORE] = str(core)
     try:
         with on({*others}), running(contender, store, images[0], 1) as server:
-            if server.scale:
-                # A worker has to load its model on the core: OpenVINO keeps the cores that its
-                # process had then, and sets them again at each pass.
-                server.scale(0)
-                move(server.pid, {core})
-                server.scale(1)
-                move(server.pid, {*others})
+            settle(server, core, {*others})
             asked = (server.url, contender.field, "none", CLIENTS)
             send(*asked, max(2 * seconds, WARM_UP), images)
             before = server.spent()

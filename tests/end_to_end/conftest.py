@@ -33,9 +33,20 @@ from visionserve_tools.server.torchserve import TorchServe
 # takes more than a second of each conversion.
 
 
-# A worker has each large buffer from the kernel. A process that computes with PyTorch as well would
-# then have each layer's output from there, page by page, which takes a quarter of its time.
-heap.keep_small_buffers = lambda: None
+keep_small_buffers = heap.keep_small_buffers
+
+
+def keep_all_buffers() -> None:
+    """Leave glibc as it is, but for unit tests, which run in these processes as well.
+
+    A worker has each large buffer from the kernel. A process that also computes with PyTorch would
+    have each layer's output from there, page by page, which takes a quarter of its time.
+    """
+    if "end_to_end" not in os.environ.get("PYTEST_CURRENT_TEST", ""):
+        keep_small_buffers()
+
+
+heap.keep_small_buffers = keep_all_buffers
 
 # A folder of one photograph, on which networks of drawn weights are proved.
 CAT = photos.greeting().parent
