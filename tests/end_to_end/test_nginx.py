@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, suppress
@@ -599,6 +600,30 @@ def test_what_cannot_answer_is_not_ready_and_says_so_at_once(
     until(lambda: ask().status_code == 415)
 
 
+def test_no_request_is_lost_as_nginx_reloads_while_a_server_is_absent(
+    server: TorchServe, proxy: Proxy
+) -> None:
+    """A new configuration, and a clock that is set back, have it reload."""
+    site = site_of(server)
+    absent = replace(site.upstreams[0], url=f"http://127.0.0.1:{free_port()}")
+    proxy.start(replace(site, upstreams=(*site.upstreams, absent)))
+    over = threading.Event()
+
+    def ask() -> Counter[int]:
+        url, found = f"http://{site.listen}{PREDICTIONS}", Counter[int]()
+        while not over.is_set():
+            found[requests.post(url, data=b"x", headers=PNG, timeout=TIMEOUT).status_code] += 1
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        for _ in range(30):
+            os.kill(proxy.pid or 0, signal.SIGHUP)
+            time.sleep(0.1)
+        over.set()
+    assert {status for one in asking for status in one.result()} == {415}
+
+
 def test_a_clock_that_is_set_back_keeps_no_server_away(
     server: TorchServe,
     proxy: Proxy,
@@ -726,7 +751,8 @@ def test_what_a_master_left_is_ended_and_the_site_answers(
     url = f"http://{site.listen}{PREDICTIONS}"
     assert requests.post(url, data=b"x", headers=PNG, timeout=TIMEOUT).status_code == 415
     assert left.isdisjoint(nginxes(state))
-    os.kill(proxy.pid, signal.SIGKILL)
+    (master := psutil.Process(proxy.pid)).kill()
+    psutil.wait_procs([master])
     for told in ("its master had died", "No nginx ran."):
         done = called("proxy", "stop", "--state", state)
         assert (done.returncode, done.stderr) == (0, "")
