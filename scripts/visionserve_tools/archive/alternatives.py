@@ -304,7 +304,8 @@ class Search:
         kept = ("mean", "std", "range", "channels")
         best = {key: getattr(closest, key) for key in kept}
         bases = dict.fromkeys((self.declared, self.declared.model_copy(update=best)))
-        others = [(base, one) for base in bases for one in sizes(base)[: len(sizes(base)) // 2]]
+        kind = self.declared.interpolation  # What an archive does not follow replaces the filter.
+        others = [(base, one) for base in bases for one in sizes(base) if one.interpolation == kind]
         for words, resize in unserved.RESIZES.items():
             once = _once(resize)
             for base, other in others:
