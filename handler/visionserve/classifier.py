@@ -45,6 +45,9 @@ from visionserve.tta import Views
 from visionserve.validation import memory, open_image, work
 
 VIEW_BYTES = 224 * 224 * 3
+# A batch of more forward passes than these gives the heap's free pages back, of which lists of
+# images leave 5 MB. It takes 0.4 ms, and 0.7 of the next image.
+FEW_PASSES = 4
 MAX_SUM_ERROR = 0.01
 ROUNDING = 1e-5
 MAX_AHEAD = 32
@@ -198,8 +201,12 @@ class Classifier:
             For each item, in order, its answer or the error in place of it.
         """
         outcomes: list[Outcome] = []
+        size = 0
         for group in self._prepare_all(items, deadline):
             outcomes += self._answer_all(group, deadline)
+            size += sum(image.views.size for image in group if isinstance(image, Prepared))
+        if size > FEW_PASSES * VIEW_BYTES * self._runtime.capacity:
+            heap.trim()
         return outcomes
 
     def passed(self, item: Item) -> Passed:

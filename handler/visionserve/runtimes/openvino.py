@@ -20,20 +20,23 @@ from visionserve.config import Precision
 from visionserve.metadata import LEAST
 from visionserve.runtimes.base import Linear, Passed, Runtime
 
-# How many kernels OpenVINO keeps; it makes one for each layer and shape. 64 hold those of a crop
-# and of one size of `dense`, and 256 those of the four sizes that `dense` views mostly have; see
-# `visionserve.tta.STRIDES`. Kernels of INT8 and BF16 take longest to make: of four sizes mixed, a
-# pass of efficientnet_lite0, which has 50 convolutions, takes in INT8 2.3 times what it takes where
-# one size follows itself with 64, 1.17 with 128, 1.10 with 256 and 1.12 with 512; in BF16 1.35,
-# 1.06 and 1.07. A kernel takes up to 0.1 MB, and the default of 5000 hundreds of megabytes where
-# shapes are many.
+# OpenVINO makes a kernel for each layer and size, and keeps those that it used last: as many as a
+# crop and the three sizes that `dense` views mostly have take, see `visionserve.tta.STRIDES`, where
+# these are not too many. A layer takes 1 to 3.6 for the four sizes, 3.6 in a ResNet-18 of INT8.
+SIZES = 4
+LAYERS = ("Convolution", "GroupConvolution", "MatMul")
+
+# The most that are kept, as one takes up to 0.12 MB, and OpenVINO's default of 5000 hundreds. Those
+# of INT8 and BF16 take longest to make: of four sizes mixed, a pass of efficientnet_lite0, with
+# 50 layers, takes in INT8 2.3 times what it takes where one size follows itself with 64, 1.17 with
+# 128 and 1.10 with 256; in BF16 1.35 with 64 and 1.06 with 128.
 KERNELS: dict[Precision, int] = {"fp32": 64, "bf16": 128, "int8": 256}
 
 # How OpenVINO names what a model computes in. A processor may not have what is asked for.
 PRECISIONS: dict[str, Precision] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 
-# A pass over more pixels than two crops gives its memory back; the `dense` view of a photograph of
-# 3:2 has 1.96. New memory for each pass would make it a tenth slower, because the kernel clears
+# A pass over more pixels than two crops gives its memory back; the `dense` view of most photographs
+# has 1.63. New memory for each pass would make it a tenth slower, because the kernel clears
 # each page that it gives.
 KEPT_CROPS = 2
 
@@ -127,10 +130,16 @@ class OpenVINORuntime(Runtime):
                 "INFERENCE_NUM_THREADS": self._threads,
                 "ENABLE_CPU_PINNING": False,
                 "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
-                "CPU_RUNTIME_CACHE_CAPACITY": KERNELS[arithmetic],
+                "CPU_RUNTIME_CACHE_CAPACITY": _kernels(model, arithmetic),
             },
         )
         return compiled.create_infer_request()
+
+
+def _kernels(model: openvino.Model, arithmetic: Precision) -> int:
+    """Return how many kernels are kept for a model."""
+    layers = sum(node.get_type_name() in LAYERS for node in model.get_ops())
+    return min(SIZES * layers, KERNELS[arithmetic])
 
 
 def _is_int8(model: openvino.Model) -> bool:
