@@ -133,9 +133,10 @@ def testbed() -> Iterator[Testbed]:
             "precision": "fp32",
             "cache": {"directory": str(disk / "cache"), "size_mb": 2},
         }
-        settings = {"minWorkers": WORKERS, "responseTimeout": RESPONSE_TIMEOUT}
         try:
-            with serving(folder, handler, **settings) as server:
+            with serving(
+                folder, handler, minWorkers=WORKERS, responseTimeout=RESPONSE_TIMEOUT
+            ) as server:
                 yield Testbed(folder, server)
         finally:
             if mounted:

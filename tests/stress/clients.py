@@ -188,6 +188,7 @@ class Load:
         model: the name of the model.
         top_k: the number of predictions in an answer; by default all of ImageNet's classes.
         apart: how far a probability may be from PyTorch's, which computes in FP32.
+        weights: the model's weights, as for `reference`.
 
     Raises:
         WrongAnswerError: a question gets no answer, the probabilities of all classes do not add up
@@ -201,6 +202,7 @@ class Load:
         model: str = MODEL,
         top_k: int = CLASSES,
         apart: float = TRUE,
+        weights: Path | None = None,
     ) -> None:
         self._state = state
         self._model = model
@@ -208,7 +210,7 @@ class Load:
         client = client_of(state)
         self._exam = [(question, self._first_answer(client, question)) for question in questions]
         if top_k == CLASSES:
-            self._check_exam(apart)
+            self._check_exam(apart, weights)
         self._turns = itertools.count()
 
     def _first_answer(self, client: Client, question: Question) -> NDArray[np.float64]:
@@ -219,7 +221,7 @@ class Load:
             time.sleep(1)
         raise WrongAnswerError(f"{response.status_code}: {response.text[:200]}")
 
-    def _check_exam(self, apart: float) -> None:
+    def _check_exam(self, apart: float, weights: Path | None) -> None:
         for _, answer in self._exam:
             sums = answer.sum(axis=1)
             if not np.allclose(sums[sums >= 0], 1, atol=1e-3):
@@ -227,7 +229,7 @@ class Load:
         for question, answer in self._exam:
             if question.tta == "none" and len(question.images) == 1:
                 found = answer[0].argmax(), answer[0].max()
-                expected = reference(question.images[0])
+                expected = reference(question.images[0], self._model, weights)
                 if not np.allclose(answer[0], expected, atol=apart):
                     raise WrongAnswerError(
                         f"The server says class {found[0]} with {found[1]:.3f}; PyTorch gives that "
@@ -316,18 +318,21 @@ class Load:
         return Sent(began, time.monotonic() - began, tuple(setbacks), verdict)
 
 
-def reference(image: bytes) -> NDArray[np.float32]:
-    """Classify the centre crop of an image with the packaged weights in PyTorch alone.
+def reference(image: bytes, name: str = MODEL, weights: Path | None = None) -> NDArray[np.float32]:
+    """Classify the centre crop of an image in PyTorch alone.
 
     Args:
         image: the encoded image.
+        name: the architecture.
+        weights: a state dict; None for the packaged one.
 
     Returns:
         The probabilities of the classes, float32 of shape (classes,).
     """
-    model = MODELS[MODEL]
-    network = FullyConvolutional(MODEL, CLASSES, model.transforms)
-    network.network.load_state_dict(load_state_dict(resolve(MODEL), network.network.state_dict()))
+    model = MODELS[name]
+    network = FullyConvolutional(name, CLASSES, model.transforms)
+    given = resolve(name, weights)
+    network.network.load_state_dict(load_state_dict(given, network.network.state_dict()))
     rgb = Image.open(io.BytesIO(image)).convert("RGB")
     interpolation = InterpolationMode(model.transforms.interpolation)
     resized = functional.resize(rgb, [model.transforms.resize], interpolation)
@@ -390,14 +395,33 @@ def _setbacks(response: requests.Response) -> list[str]:
     return found
 
 
+def drawn(folder: Path) -> Path:
+    """Write the weights of a ResNet-18 that are drawn with a fixed seed.
+
+    Its probabilities of two photographs differ by 0.001 and more.
+    """
+    torch.manual_seed(0)
+    path = folder / "drawn.pt"
+    torch.save(MODELS["resnet18"].build(CLASSES).state_dict(), path)
+    return path
+
+
 @contextmanager
-def serving(folder: Path, handler: dict[str, Any], **config: Any) -> Iterator[TorchServe]:
-    """Serve the packaged classifier with the profile `server`, on free ports.
+def serving(
+    folder: Path,
+    handler: dict[str, Any],
+    model: str = MODEL,
+    weights: Path | None = None,
+    **config: Any,
+) -> Iterator[TorchServe]:
+    """Serve a model with the profile `server`, on free ports.
 
     Args:
         folder: the folder in which `store/` and `state/` are made.
         handler: settings that replace the ones under `handler` in the profile's
             `model-config.yaml`.
+        model: the architecture, which is the model's name as well; the packaged classifier.
+        weights: a state dict; None for the packaged one.
         config: settings that replace the other ones in that file.
     """
     written = yaml.safe_load((paths.CONFIG / "server" / "model-config.yaml").read_text())
@@ -405,9 +429,9 @@ def serving(folder: Path, handler: dict[str, Any], **config: Any) -> Iterator[To
     written["handler"] |= handler
     path = folder / "model-config.yaml"
     path.write_text(yaml.safe_dump(written))
-    archive = build(Recipe(MODEL, MODEL, "1.0", path), folder / "store")
+    archive = build(Recipe(model, model, "1.0", path, weights), folder / "store")
     server = TorchServe("server", folder / "state", archive.parent, free_ports(), unrecorded=True)
-    server.start([f"{MODEL}={archive.name}"])
+    server.start([f"{model}={archive.name}"])
     try:
         yield server
     finally:

@@ -18,11 +18,11 @@ PATIENCE = 120
 
 
 @contextmanager
-def watched(cache: dict[str, Any], **config: Any) -> Iterator[TorchServe]:
-    """Serve the packaged classifier with two workers; see `serving`."""
+def watched(cache: dict[str, Any], **settings: Any) -> Iterator[TorchServe]:
+    """Serve a model with two workers, and other settings of `serving`."""
     with (
         tempfile.TemporaryDirectory(prefix="soak-") as folder,
-        serving(Path(folder), {"cache": cache}, minWorkers=WORKERS, **config) as server,
+        serving(Path(folder), {"cache": cache}, minWorkers=WORKERS, **settings) as server,
     ):
         yield server
 
@@ -45,9 +45,9 @@ class Reading:
 class Watch:
     """All readings of a server's frontend and workers."""
 
-    def __init__(self, server: TorchServe) -> None:
+    def __init__(self, server: TorchServe, model: str = MODEL) -> None:
         assert server.pid is not None
-        workers = server.client.describe(MODEL)[0]["workers"]
+        workers = server.client.describe(model)[0]["workers"]
         pids = {"frontend": server.pid} | {f"worker {w['id']}": w["pid"] for w in workers}
         self._processes = {name: psutil.Process(pid) for name, pid in pids.items()}
         self.readings: dict[str, list[Reading]] = {name: [] for name in pids}
