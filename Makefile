@@ -16,6 +16,9 @@ INSTALLED := .venv/.installed
 LUA := /usr/lib/nginx/modules/ngx_http_lua_module.so /usr/lib/nginx/modules/ngx_stream_module.so
 DEBIAN := /usr/bin/chromium /usr/bin/chromedriver /usr/sbin/nginx $(LUA) /usr/bin/prometheus /usr/bin/faketime
 
+# Containers keep Python from writing bytecode, and then each process compiles what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A virtual environment names the folder that it was made in, and works nowhere else.
 ifeq ($(shell grep -s '^command = ' .venv/pyvenv.cfg | grep -cvF "$$(pwd -P)/.venv"),1)
 $(info This folder was moved: its .venv is made anew.)
