@@ -25,7 +25,7 @@ $(info This folder was moved: its .venv is made anew.)
 $(shell rm -f .venv/pyvenv.cfg .venv/.serves .venv/.installed)
 endif
 
-.PHONY: help audit clean status serve stop test test-fast unit unit-heavy test-arm test-ray image test-image sbom release fuzz chaos overload soak evaluate robustness bench bench-families bench-page lint format lock
+.PHONY: help audit clean status serve stop test compiled test-fast unit unit-heavy test-arm test-ray image test-image sbom release fuzz chaos overload soak evaluate robustness bench bench-families bench-page lint format lock
 
 help:
 	@echo 'make serve     build, start and ask [PROFILE=local] [MODELS="resnet18 my_archive"] [GROUPS=everyday] [ARCHIVE=file.mar]'
@@ -71,9 +71,14 @@ audit: $(INSTALLED)
 	status=0; $(PYTHON) -m pip_audit --strict --no-deps --disable-pip -r config/constraints.txt || status=1; \
 		$(VISIONSERVE) audit || status=1; exit $$status
 
-# Three processes, as the tests often wait for servers; each test file is one process's.
-test: lint $(DEBIAN)
+# Three processes, as the tests often wait for servers; each test file is one process's. What these
+# would compile, each for itself, is compiled beside the lint, which takes one core.
+test: $(INSTALLED) $(DEBIAN)
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint compiled
 	$(PYTHON) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+compiled: $(INSTALLED)
+	@$(PYTHON) -m pytest --collect-only --quiet > .venv/collected || { cat .venv/collected; exit 1; }
 
 # The unit tests in two processes, of which one imports PyTorch, SciPy and scikit-learn.
 test-fast: $(INSTALLED)
