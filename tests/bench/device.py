@@ -22,11 +22,11 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "handler"))
 
+from tests.drawn import draw
 from visionserve.classifier import Classifier
 from visionserve.config import TTA, HandlerConfig, Options
 from visionserve.item import Item
 from visionserve.metadata import Metadata, Transforms
-from visionserve.models import MODELS
 from visionserve.preprocessing import decode, to_views
 from visionserve.runtimes import Passed, Runtime
 from visionserve.runtimes.pytorch import BUCKETS, PyTorchRuntime
@@ -122,9 +122,7 @@ def load(device: str, forward_ms: float, threads: int) -> Runtime:
     if device == "simulated":
         return Simulated(forward_ms / 1000)
     with tempfile.TemporaryDirectory() as folder:
-        artifact = Path(folder) / METADATA.artifact
-        torch.manual_seed(SEED)
-        torch.save(MODELS["resnet18"].build(1000).state_dict(), artifact)
+        artifact = draw(Path(folder) / METADATA.artifact, seed=SEED)
         gpu_id = None if device == "cpu" else int(device.removeprefix("cuda").lstrip(":") or 0)
         return PyTorchRuntime(artifact, METADATA, gpu_id, gpu_id is not None, threads)
 

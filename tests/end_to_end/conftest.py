@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import visionserve  # noqa: F401
 
 # isort: split
 import openvino  # noqa: F401
 
+from tests.drawn import draw
 from tests.helpers import RANDOM, REAL, SMALL, write_config
 from visionserve import heap
 from visionserve.models import MODELS
@@ -83,8 +83,7 @@ def random_weights(common: Path) -> Path:
     path = common / "random.pt"
     with alone(common, "weights"):
         if not path.exists():
-            torch.manual_seed(0)
-            torch.save(MODELS["resnet18"].build(1000).state_dict(), path)
+            draw(path)
     return path
 
 
@@ -143,8 +142,7 @@ def newer(common: Path, store: Path, single_config: Path) -> Path:
     weights = common / "newer.pt"
     recipe = Recipe("resnet18", RANDOM, "2.0", single_config, weights)
     with alone(common, "newer"):
-        torch.manual_seed(1)
-        torch.save(MODELS["resnet18"].build(1000).state_dict(), weights)
+        draw(weights, seed=1)
         return build(recipe, store)
 
 
@@ -156,8 +154,7 @@ def fixed(common: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -
     weights = common / "fixed.pt"
     with pytest.MonkeyPatch.context() as patched, alone(common, "fixed"):
         patched.setitem(MODELS, SMALL, replace(MODELS[SMALL], any_size=False))
-        torch.manual_seed(0)
-        torch.save(MODELS[SMALL].build(1000).state_dict(), weights)
+        draw(weights, SMALL)
         return build(Recipe(SMALL, "fixed", "1.0", config, weights, calibration=CAT), store)
 
 

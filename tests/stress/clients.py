@@ -395,17 +395,6 @@ def _setbacks(response: requests.Response) -> list[str]:
     return found
 
 
-def drawn(folder: Path) -> Path:
-    """Write the weights of a ResNet-18 that are drawn with a fixed seed.
-
-    Its probabilities of two photographs differ by 0.001 and more.
-    """
-    torch.manual_seed(0)
-    path = folder / "drawn.pt"
-    torch.save(MODELS["resnet18"].build(CLASSES).state_dict(), path)
-    return path
-
-
 @contextmanager
 def serving(
     folder: Path,

@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import linear_regression, median, median_low
 from typing import Any
 
-from tests.stress.clients import RETRIES, Load, Sent, drawn, large, mixed, plain
+from tests.drawn import draw
+from tests.stress.clients import RETRIES, Load, Sent, large, mixed, plain
 from tests.stress.watch import PATIENCE, WORKERS, Reading, Watch, exit_code, watched
 from visionserve_tools.arguments import Parser, real
 from visionserve_tools.report.tables import table
@@ -70,7 +71,11 @@ def soak(minutes: float, interval: float) -> bool:
     """
     with (
         tempfile.TemporaryDirectory() as folder,
-        watched({"size_mb": 16}, model=MODEL, weights=(weights := drawn(Path(folder)))) as server,
+        watched(
+            {"size_mb": 16},
+            model=MODEL,
+            weights=(weights := draw(Path(folder) / "drawn.pt", MODEL)),
+        ) as server,
     ):
         load_of = partial(Load, server.state, model=MODEL, apart=APART, weights=weights)
         kept, settled = Watch(server, MODEL), Watch(server, MODEL)
