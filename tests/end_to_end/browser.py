@@ -167,6 +167,18 @@ class Browser:
         """Choose files in the file dialog."""
         self.one("#picker").send_keys("\n".join(map(str, paths)))
 
+    def saved(self, kind: str) -> str:
+        """Download the results, and return the file's text.
+
+        Chromium reserves a download's name with an empty file, and moves the whole one over it.
+        """
+        file = self.downloads / f"classifications.{kind}"
+        file.unlink(missing_ok=True)
+        self.one("#download summary").click()
+        self.one(f"#download [value={kind}]").click()
+        self.until(lambda: file.exists() and file.stat().st_size)
+        return file.read_bytes().decode("utf-8-sig")
+
     def transfer(self, path: Path, event: str) -> None:
         """Drop or paste a file."""
         self.run(

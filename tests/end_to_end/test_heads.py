@@ -451,11 +451,7 @@ def test_the_page_shows_labels_and_bars_of_their_own(served: Client, tmp_path: P
         counted = sum(len(answer["labels"]) for answer in answers)
         assert sum(int(text.split()[-1]) for text in page.texts("#counts li")) == counted
         assert page.faults() == []
-        page.one("#download summary").click()
-        page.one("#download [value=csv]").click()
-        file = page.downloads / "classifications.csv"
-        page.until(file.exists)
-        rows = csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines())
+        rows = csv.DictReader(page.saved("csv").splitlines())
         assert [row["labels"] for row in rows] == [";".join(a["labels"]) for a in answers]
         page.one("#language").click()
         assert page.texts(".independent") == ["每个标签各有自己的概率，总和不必为 100%。"] * 2

@@ -114,18 +114,8 @@ def choose_model(page: Browser, name: str) -> None:
     page.driver.find_element("xpath", f"//*[@id='models']/button[.='{name}']").click()
 
 
-def saved(page: Browser, kind: str) -> str:
-    """Download the results, and return the file's text."""
-    file = page.downloads / f"classifications.{kind}"
-    file.unlink(missing_ok=True)
-    page.one("#download summary").click()
-    page.one(f"#download [value={kind}]").click()
-    page.until(file.exists)
-    return file.read_bytes().decode("utf-8-sig")
-
-
 def saved_csv(page: Browser) -> list[list[str]]:
-    return list(csv.reader(saved(page, "csv").splitlines()))
+    return list(csv.reader(page.saved("csv").splitlines()))
 
 
 def labels(client: Client, model: str, path: Path, tta: str) -> list[str]:
@@ -1485,12 +1475,12 @@ def test_a_report_and_data_for_a_team(page: Browser, tmp_path: Path) -> None:
     page.settle(2)
     page.until(lambda: pictures(page) == 2)
     labels = page.texts(".label")
-    first, second = json.loads(saved(page, "json"))
+    first, second = json.loads(page.saved("json"))
     assert (first["path"], second["path"]) == (hostile.name, packaged()[2].name)
     assert [entry["label"] for entry in second["predictions"]] == labels[3:]
     assert page.faults() == []
     report = tmp_path / "report.html"
-    report.write_text(saved(page, "html"), "utf-8")
+    report.write_text(page.saved("html"), "utf-8")
     page.driver.get(report.as_uri())
     assert page.texts("h2") == [hostile.name, packaged()[2].name]
     assert page.texts("p span:first-child") == labels
