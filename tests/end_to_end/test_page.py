@@ -166,7 +166,7 @@ def test_the_readmes_script(page: Browser, client: Client) -> None:
     assert found == client.predict(REAL, data, top_k=2).json()["predictions"]
     with pytest.raises(JavascriptException, match="format"):
         page.run(code + give, base64.b64encode(b"x").decode())
-    assert page.console() == ["415"]
+    page.until(lambda: page.console() == ["415"])
 
 
 @pytest.mark.parametrize("width, height", [(360, 640), (390, 844), (412, 740)])
@@ -487,7 +487,7 @@ def test_busy_and_stopped_nginx_are_asked_again(
     chromium.until(lambda: chromium.text("#trouble").startswith("The server is busy."))
     chromium.settle()
     assert chromium.texts(".label")[0] == "Egyptian cat"
-    assert set(chromium.console()) == {"429"}
+    chromium.until(lambda: set(chromium.console()) == {"429"})
     proxy.stop()
     chromium.pick(packaged()[2])
     down = "The server is not running, or cannot be reached."
@@ -561,6 +561,7 @@ def test_clear_while_kept_results_come_back(page: Browser) -> None:
     page.until(lambda: records(page) == 6)
     with page.at_load(A_CARD_A_FRAME):
         page.driver.refresh()
+    page.until(lambda: page.texts("#clear"))
     page.one("#clear").click()
     page.until(lambda: records(page) == 0)
     page.driver.execute_async_script("setTimeout(arguments[0], 500)")
@@ -1073,8 +1074,7 @@ def test_policy_is_sent_and_obeyed(page: Browser, client: Client) -> None:
         """
     )
     assert page.run("return window.injected") is None
-    (refusal,) = page.console()
-    assert "Content Security Policy" in refusal
+    page.until(lambda: ["Content Security Policy" in entry for entry in page.console()] == [True])
 
 
 def test_facts_cannot_end_their_block() -> None:
@@ -1700,4 +1700,4 @@ def test_busy_server_is_asked_again(page: Browser, client: Client, cached: str) 
     client.scale(cached, 1)
     page.settle()
     assert page.texts(".warning")
-    assert set(page.console()) == {"503"}
+    page.until(lambda: set(page.console()) == {"503"})
