@@ -23,9 +23,15 @@ from visionserve_tools.archive.rewrite import check_recorded
 from visionserve_tools.quality import output, plausible, thresholds, unfamiliar
 from visionserve_tools.quality.arguments import archive_of
 from visionserve_tools.quality.models import Loaded, gather, gather_multi_label, opened
-from visionserve_tools.quality.statistics import EPSILON, Interval, log_loss, reliability
+from visionserve_tools.quality.statistics import (
+    EPSILON,
+    Interval,
+    log_loss,
+    proportion,
+    reliability,
+)
 from visionserve_tools.report import circumstances
-from visionserve_tools.report.tables import table
+from visionserve_tools.report.tables import percent, table
 
 RESAMPLES = 1000
 GRID = np.geomspace(COLDEST, HOTTEST, 161)
@@ -285,7 +291,10 @@ def warnings(fitted: Mapping[TTA, Scaled]) -> str:
             confidence, right, _, _ = found.at(temperature)
             under = [confidence < threshold for threshold in THRESHOLDS]
             shares = [
-                f"{warned[~right].mean():.0%} / {warned[right].mean():.0%}" for warned in under
+                " / ".join(
+                    percent(proportion(warned[those]).value, digits=0) for those in (~right, right)
+                )
+                for warned in under
             ]
             rows.append([mode, name, *shares])
     columns = (f"threshold {threshold:.0%}" for threshold in THRESHOLDS)

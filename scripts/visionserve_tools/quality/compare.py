@@ -34,7 +34,7 @@ from visionserve_tools.quality.statistics import (
     reliability,
 )
 from visionserve_tools.report import circumstances
-from visionserve_tools.report.tables import table
+from visionserve_tools.report.tables import percent, table
 
 TABLE, SHEET = "answers.csv", "changed.html"
 SHOWN = 20
@@ -402,8 +402,8 @@ def figures(answers: Answers) -> str:
         rows += [
             [
                 "Top-1",
-                _interval(first["top1"]),
-                _interval(second["top1"]),
+                percent(**first["top1"]),
+                percent(**second["top1"]),
                 f"{100 * difference['value']:+.1f} points ({low:+.1f} to {high:+.1f})",
             ],
             [
@@ -425,7 +425,7 @@ def figures(answers: Answers) -> str:
             f"{second['milliseconds']:.1f}",
             f"{ratio['value']:.2f} times ({ratio['low']:.2f} to {ratio['high']:.2f})",
         ],
-        ["same answer", "", "", _interval(between["agreement"])],
+        ["same answer", "", "", percent(**between["agreement"])],
         [
             "mean Δp",
             "",
@@ -447,7 +447,7 @@ def changed(answers: Answers, source: Path) -> str:
         shown = path.relative_to(folder) if path.is_relative_to(folder) else path
         both = (f"{label} ({p:.1%})" for label, p in (answers.said(index, n) for n in (0, 1)))
         cells = [name(shown), answers.true_label(index) or "", *both]
-        rows.append([_cell(cell) for cell in cells])
+        rows.append(cells)
     told = f"{count} of {len(answers.paths)} answers changed"
     if not count:
         return f"{told}."
@@ -499,12 +499,3 @@ def _figure(answers: Answers, index: int, source: Path) -> str:
     if truth is not None:
         lines.append(f"is {truth}")
     return contact_sheet.figure(answers.paths[index], source, *lines)
-
-
-def _interval(found: dict[str, float]) -> str:
-    return f"{found['value']:.1%} ({found['low']:.1%} to {found['high']:.1%})"
-
-
-def _cell(text: str) -> str:
-    printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return printable.replace("|", "\\|")

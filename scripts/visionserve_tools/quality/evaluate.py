@@ -26,7 +26,7 @@ from visionserve_tools.quality.statistics import (
 )
 from visionserve_tools.quality.variants import VARIANTS
 from visionserve_tools.report import circumstances
-from visionserve_tools.report.tables import table
+from visionserve_tools.report.tables import percent, table
 
 THRESHOLD = Options().threshold or 0.0
 QUICK = 100
@@ -161,7 +161,8 @@ def evaluated(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], l
         for (variant, mode), judgements in judged.items()
     ]
     rows = [[variant, *found.row()] for variant, found in deletions.items()]
-    print(f"{table(['runtime', *deletion.COLUMNS], rows)}\n")
+    if rows:
+        print(f"{table(['runtime', *deletion.COLUMNS], rows)}\n")
     record = {
         "about": about,
         "figures": figures,
@@ -190,8 +191,9 @@ def accuracy(judged: Mapping[tuple[str, TTA], Judgements]) -> str:
     first = next(iter(judged.values()))
     for (variant, mode), found in judged.items():
         same = next(other for (_, other_mode), other in judged.items() if other_mode == mode)
-        cells = [variant, mode, _share(found.right), _share(found.among_five)]
-        rows.append([*cells, *(_difference(found.right, other.right) for other in (first, same))])
+        shares = [proportion(share).percent for share in (found.right, found.among_five)]
+        differences = [_difference(found.right, other.right) for other in (first, same)]
+        rows.append([variant, mode, *shares, *differences])
     columns = ("Top-1", "Top-5", "Top-1 to first row", "to first runtime, same TTA")
     return table(["runtime", "TTA", *columns], rows)
 
@@ -203,16 +205,11 @@ def confidence(judged: Mapping[tuple[str, TTA], Judgements]) -> str:
         figures = found.summary()
         shares = ("confident", "right where confident", "warned where wrong")
         cells = [variant, mode, f"{figures['nll']:.3f}", f"{figures['ece']:.3f}"]
-        cells += [f"{figures[name]['value']:.1%}" for name in shares]
+        cells += [percent(figures[name]["value"]) for name in shares]
         cells.append(f"{figures['mean difference']:.3f} / {figures['largest difference']:.3f}")
         rows.append([*cells, f"{figures['same top1']:.1%}"])
     columns = ("NLL", "ECE", "confident", "of those right", "errors that carry the warning")
     return table(["runtime", "TTA", *columns, "Δp mean / largest", "same Top-1"], rows)
-
-
-def _share(right: NDArray[np.bool_]) -> str:
-    found = proportion(right)
-    return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"
 
 
 def _difference(ours: NDArray[np.bool_], reference: NDArray[np.bool_]) -> str:

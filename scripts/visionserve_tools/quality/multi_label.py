@@ -18,7 +18,7 @@ from visionserve_tools.quality import thresholds
 from visionserve_tools.quality.models import Archived, gather_multi_label
 from visionserve_tools.quality.statistics import reliability
 from visionserve_tools.report import circumstances
-from visionserve_tools.report.tables import table
+from visionserve_tools.report.tables import percent, table
 
 FIGURES = ("precision", "recall", "f1")
 
@@ -145,7 +145,7 @@ def summary(answered: Mapping[TTA, Answers]) -> str:
     rows = []
     for mode, found in answered.items():
         figures = found.summary()
-        cells = [mode, *(_share(figures[share]) for share in shares)]
+        cells = [mode, *(percent(figures[share]) for share in shares)]
         rows.append([*cells, f"{figures['nll']:.3f}", f"{figures['ece']:.3f}"])
     columns = ("mAP:", "F1 micro:", "F1 macro:", "all labels right:", "NLL:", "ECE:")
     return table(["TTA", *columns], rows)
@@ -156,17 +156,13 @@ def by_class(rows: Sequence[Mapping[str, Any]]) -> str:
     shown = sorted(rows, key=lambda row: row["f1"] or 0)[:20]
     cells = [
         [
-            row["label"].replace("|", "\\|"),
+            row["label"],
             row["support"],
             f"{row['threshold']:g}",
-            *(_share(row[figure]) for figure in (*FIGURES, "average precision")),
+            *(percent(row[figure]) for figure in (*FIGURES, "average precision")),
         ]
         for row in shown
     ]
     more = f"\n\n{len(rows) - len(shown)} more in classes.csv" if len(rows) > len(shown) else ""
     columns = ("pictures:", "threshold:", "precision:", "recall:", "F1:", "AP:")
     return table(["label", *columns], cells) + more
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"

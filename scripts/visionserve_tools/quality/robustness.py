@@ -245,8 +245,8 @@ def summary(measured: Mapping[TTA, Measured]) -> str:
     reference = measured.get(REFERENCE)
     rows = []
     for mode, found in measured.items():
-        cells = [mode, f"{found.milliseconds:.1f}", _percent(found.clean)]
-        cells.append(_percent(found.corrupted))
+        cells = [mode, f"{found.milliseconds:.1f}", found.clean.percent]
+        cells.append(found.corrupted.percent)
         difference = found.over(reference) if reference and found is not reference else None
         rows.append([*cells, _points(difference) if difference else ""])
     heading = ["TTA", "ms", "Top-1, clean", "Top-1, corrupted", f"corrupted, to {REFERENCE}"]
@@ -260,10 +260,6 @@ def by_corruption(measured: Mapping[TTA, Measured]) -> str:
         means = [np.nanmean(found.under(name), axis=0) for found in measured.values()]
         rows.append([name, *(" / ".join(f"{mean:.1%}" for mean in pair) for pair in means)])
     return table(["Top-1, mild / severe", *measured], rows)
-
-
-def _percent(found: Interval) -> str:
-    return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"
 
 
 def _points(found: Interval) -> str:

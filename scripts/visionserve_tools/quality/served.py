@@ -1,7 +1,6 @@
 """Evaluate an archive as it is served, on its owner's photographs."""
 
 import argparse
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from visionserve_tools.quality.classes import Answers
 from visionserve_tools.quality.evaluate import QUICK, Judgements, draw, judge
 from visionserve_tools.quality.models import Archived, Gathered, gather, opened
 from visionserve_tools.report import circumstances
-from visionserve_tools.report.tables import table
+from visionserve_tools.report.tables import percent, table
 
 MANY = 5
 DIAGRAM = "reliability.png"
@@ -134,11 +133,10 @@ def summary(judged: Mapping[tuple[str, TTA], Judgements], count: int) -> str:
     rows = []
     for (_, mode), found in judged.items():
         figures = found.summary()
-        shares = [figures["top1"], *([figures[f"top{MANY}"]] if many else [])]
-        cells = [f"{one['value']:.1%} ({one['low']:.1%} to {one['high']:.1%})" for one in shares]
+        cells = [percent(**figures["top1"]), *([percent(**figures[f"top{MANY}"])] if many else [])]
         cells += [f"{figures['nll']:.3f}", f"{figures['ece']:.3f}"]
         names = ("confident", "right where confident", "warned where wrong")
-        rows.append([mode, *cells, *(_share(figures[name]["value"]) for name in names)])
+        rows.append([mode, *cells, *(percent(figures[name]["value"]) for name in names)])
     top = ["Top-1", *([f"Top-{MANY}"] if many else [])]
     columns = ("NLL", "ECE", "confident", "of those right", "errors that carry the warning")
     return table(["TTA", *top, *columns], rows)
@@ -150,16 +148,8 @@ def by_class(answers: Answers) -> str:
     seen.sort(key=lambda row: row["f1"] or 0)
     shown = seen[: labelled.SHOWN * 2]
     rows = [
-        [_cell(row["label"]), row["support"], *(_share(row[name]) for name in classes.FIGURES)]
+        [row["label"], row["support"], *(percent(row[name]) for name in classes.FIGURES)]
         for row in shown
     ]
     more = f"\n\n{len(seen) - len(shown)} more in classes.csv" if len(seen) > len(shown) else ""
     return table(["class", "pictures:", "precision:", "recall:", "F1:"], rows) + more
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.1%}"

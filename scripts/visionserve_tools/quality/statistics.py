@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from visionserve.metadata import Proportion
+from visionserve_tools.report.tables import percent
 
 BINS = 15
 EPSILON = float(np.finfo(np.float32).eps)
@@ -25,6 +26,11 @@ class Interval:
     def recorded(self) -> Proportion:
         """Return it as an archive's metadata holds it."""
         return Proportion(value=self.value, low=self.low, high=self.high)
+
+    @property
+    def percent(self) -> str:
+        """A share as tables show it."""
+        return percent(self.value, self.low, self.high)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def summary(
     for index, (category, old, new) in enumerate(zip(categories, before, after, strict=True)):
         shown = truth[:, index]
         scores = [f1(probabilities[:, index] >= threshold, shown) for threshold in (old, new)]
-        cells = [category.replace("|", "\\|"), int(shown.sum()), f"{old:g} → {new:g}"]
+        cells = [category, int(shown.sum()), f"{old:g} → {new:g}"]
         rows.append([*cells, f"{scores[0]:.1%} → {scores[1]:.1%}"])
     return table(["label", "pictures:", "threshold:", "F1:"], rows)
 

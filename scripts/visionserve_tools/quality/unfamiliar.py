@@ -123,7 +123,7 @@ class Told:
         rows = []
         for mode, found in self.fitted.items():
             figures = (found.false_alarms, proportion(found.caught))
-            cells = [f"{one.value:.1%} ({one.low:.1%} to {one.high:.1%})" for one in figures]
+            cells = [one.percent for one in figures]
             shares = [f"{found.caught[of_kind == kind].mean():.0%}" for kind in kinds]
             rows.append([mode, *cells, *shares])
         heading = (

@@ -3,6 +3,7 @@
 A column whose name ends in a colon is aligned right, as Markdown's own `---:` is.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 
@@ -18,5 +19,20 @@ def heading(columns: Sequence[str]) -> str:
 
 
 def row(cells: Sequence[object]) -> str:
-    """Return one line."""
-    return f"| {' | '.join(map(str, cells))} |"
+    """Return one line; what would end a cell or the line, as in a file's name, is replaced."""
+    return f"| {' | '.join(_cell(str(cell)) for cell in cells)} |"
+
+
+def percent(
+    value: float | None, low: float = math.nan, high: float = math.nan, *, digits: int = 1
+) -> str:
+    """Return a share as a percentage, with its interval if it has one; a dash if it is none's."""
+    if value is None or math.isnan(value):
+        return "–"
+    share = f"{value:.{digits}%}"
+    return share if math.isnan(low) else f"{share} ({low:.{digits}%} to {high:.{digits}%})"
+
+
+def _cell(text: str) -> str:
+    printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return printable.replace("|", "\\|")

@@ -12,7 +12,6 @@ import numpy as np
 from visionserve.metadata import Training, Transforms
 from visionserve_tools.archive.hashes import sha256_of
 from visionserve_tools.archive.trained import FILE
-from visionserve_tools.quality.statistics import Interval
 from visionserve_tools.report import circumstances
 from visionserve_tools.report.tables import table
 from visionserve_tools.training.data import Data
@@ -96,8 +95,8 @@ class Report:
             table(
                 ["photographs", "number:", "Top-1 (95 %)"],
                 [
-                    ["held out", held, _percent(self.measured.top1)],
-                    ["of them, severely damaged", damaged, _percent(self.measured.top1_damaged)],
+                    ["held out", held, self.measured.top1.percent],
+                    ["of them, severely damaged", damaged, self.measured.top1_damaged.percent],
                 ],
             ),
             table(
@@ -138,10 +137,6 @@ class Report:
         shares = [f"{right / count:.0%}" if count else "" for count in (labelled, answered)]
         numbers = [self.training.photographs[name], self.training.held_out[name]]
         return [name, *numbers, *shares, often]
-
-
-def _percent(interval: Interval) -> str:
-    return f"{interval.value:.1%} ({interval.low:.1%} to {interval.high:.1%})"
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:

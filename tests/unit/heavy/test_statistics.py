@@ -13,10 +13,11 @@ from sklearn.calibration import CalibratedClassifierCV, calibration_curve
 from sklearn.frozen import FrozenEstimator
 
 from visionserve.postprocessing import temper
-from visionserve_tools.quality import compare, plausible
+from visionserve_tools.quality import calibrate, compare, evaluate, plausible
 from visionserve_tools.quality.calibrate import fit
 from visionserve_tools.quality.evaluate import Judgements, judge
 from visionserve_tools.quality.statistics import (
+    Interval,
     clustered,
     log_loss,
     paired_difference,
@@ -180,6 +181,17 @@ def test_a_summary_is_the_one_worked_out_by_hand() -> None:
     assert found["mean difference"] == pytest.approx((0.2 + 0.1 + 0.3 + 0.25 + 0.4) / 5)
     assert found["largest difference"] == pytest.approx(0.4)
     assert found["same top1"] == pytest.approx(4 / 5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_model_that_is_never_wrong_has_no_share_of_its_errors() -> None:
+    """A share of nothing is a dash in the tables, and NumPy has nothing to warn of."""
+    probabilities = np.array([[0.4, 0.3, 0.3]] * 4, dtype=np.float32)
+    judged = [judge(row, 0, row) for row in probabilities]
+    assert " | 0.0% | – | – | " in evaluate.confidence({("openvino", "none"): Judgements(judged)})
+    labels = np.zeros(4, dtype=np.int64)
+    fitted = calibrate.Scaled(probabilities, labels, Interval(1, 1, 1), None)
+    assert "| – / 100% |" in calibrate.warnings({"none": fitted})
 
 
 def test_a_temperature_is_the_one_that_scikit_learn_fits() -> None:
