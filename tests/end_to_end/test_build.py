@@ -39,6 +39,7 @@ from visionserve_tools.archive.recipe import Recipe, build, fingerprint, made_of
 from visionserve_tools.archive.store import adopt, choose
 from visionserve_tools.archive.weights import WeightsError, WeightsUnavailableError, resolve
 from visionserve_tools.server.plan import of_names
+from visionserve_tools.server.ports import free_ports
 from visionserve_tools.server.torchserve import TorchServe
 
 
@@ -566,7 +567,7 @@ def test_a_second_build_does_nothing_and_a_changed_one_rebuilds(
     whole = archive.read_bytes()
     archive.unlink()
     archive.write_bytes(whole + b"x")
-    server = TorchServe("server", tmp_path / "state", tmp_path)
+    server = TorchServe("server", tmp_path / "state", tmp_path, free_ports())
     with pytest.raises(HashError, match=r"random\.mar: changed"):
         server.start(["random=random.mar"])
     snapshots = tmp_path / "state" / "logs" / "config"
