@@ -10,6 +10,7 @@ from typing import BinaryIO
 from tqdm.utils import disp_len
 
 from visionserve_tools.batch.rows import Row, Value, columns
+from visionserve_tools.report.tables import printable
 
 _FORMULA = re.compile(r"(^|[;\t\r\n])(?=[ \"]*[=+\-@\t\r\n＝＋－＠])")
 NAME_WIDTH = 40
@@ -41,11 +42,6 @@ class Table:
             text += f" ({doubt}{causes})" if row["unfamiliar"] or not row["confident"] else ""
         text += f"; is {row['truth']}" if row.get("truth") else ""
         return f"{_fitted(printable(str(row['path'])))}  {printable(text)}\n"
-
-
-def printable(text: str) -> str:
-    """Return a text that moves no cursor; what cannot be printed is replaced."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _fitted(path: str) -> str:

@@ -289,14 +289,12 @@ def warnings(fitted: Mapping[TTA, Scaled]) -> str:
     for mode, found in fitted.items():
         for name, temperature in (("1", 1.0), ("fitted", found.temperature.value)):
             confidence, right, _, _ = found.at(temperature)
-            under = [confidence < threshold for threshold in THRESHOLDS]
-            shares = [
-                " / ".join(
-                    percent(proportion(warned[those]).value, digits=0) for those in (~right, right)
-                )
-                for warned in under
-            ]
-            rows.append([mode, name, *shares])
+            row = [mode, name]
+            for threshold in THRESHOLDS:
+                warned = confidence < threshold
+                shares = (proportion(warned[those]).value for those in (~right, right))
+                row.append(" / ".join(percent(share, digits=0) for share in shares))
+            rows.append(row)
     columns = (f"threshold {threshold:.0%}" for threshold in THRESHOLDS)
     heading = "Answers that carry the warning: of the wrong ones / of the right ones"
     return f"{heading}\n\n{table(['TTA', 'temperature', *columns], rows)}"

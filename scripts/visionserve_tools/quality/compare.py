@@ -446,8 +446,7 @@ def changed(answers: Answers, source: Path) -> str:
         path = answers.paths[index]
         shown = path.relative_to(folder) if path.is_relative_to(folder) else path
         both = (f"{label} ({p:.1%})" for label, p in (answers.said(index, n) for n in (0, 1)))
-        cells = [name(shown), answers.true_label(index) or "", *both]
-        rows.append(cells)
+        rows.append([name(shown), answers.true_label(index) or "", *both])
     told = f"{count} of {len(answers.paths)} answers changed"
     if not count:
         return f"{told}."

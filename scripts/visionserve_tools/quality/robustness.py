@@ -245,8 +245,8 @@ def summary(measured: Mapping[TTA, Measured]) -> str:
     reference = measured.get(REFERENCE)
     rows = []
     for mode, found in measured.items():
-        cells = [mode, f"{found.milliseconds:.1f}", found.clean.percent]
-        cells.append(found.corrupted.percent)
+        milliseconds = f"{found.milliseconds:.1f}"
+        cells = [mode, milliseconds, found.clean.percent, found.corrupted.percent]
         difference = found.over(reference) if reference and found is not reference else None
         rows.append([*cells, _points(difference) if difference else ""])
     heading = ["TTA", "ms", "Top-1, clean", "Top-1, corrupted", f"corrupted, to {REFERENCE}"]

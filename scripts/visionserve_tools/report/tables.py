@@ -20,7 +20,13 @@ def heading(columns: Sequence[str]) -> str:
 
 def row(cells: Sequence[object]) -> str:
     """Return one line; what would end a cell or the line, as in a file's name, is replaced."""
-    return f"| {' | '.join(_cell(str(cell)) for cell in cells)} |"
+    texts = (printable(str(cell)).replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join(texts)} |"
+
+
+def printable(text: str) -> str:
+    """Return a text that moves no cursor; what cannot be printed is replaced."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def percent(
@@ -31,8 +37,3 @@ def percent(
         return "–"
     share = f"{value:.{digits}%}"
     return share if math.isnan(low) else f"{share} ({low:.{digits}%} to {high:.{digits}%})"
-
-
-def _cell(text: str) -> str:
-    printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return printable.replace("|", "\\|")

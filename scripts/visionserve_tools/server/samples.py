@@ -11,8 +11,9 @@ from visionserve import sample_store
 from visionserve.config import ModelConfig
 from visionserve.sample_store import LOCK, Sample
 from visionserve_tools import paths
-from visionserve_tools.batch.formats import MARK, defused, printable, record
+from visionserve_tools.batch.formats import MARK, defused, record
 from visionserve_tools.errors import told
+from visionserve_tools.report.tables import printable
 from visionserve_tools.server import label_studio
 
 INDEX = "index.csv"
